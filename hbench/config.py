@@ -1,0 +1,233 @@
+"""Experiments: one TOML file each, read into frozen, validated settings.
+
+A run is a named file of ``experiments/``, changed only by ``--set section.key=value``; the resolved configuration is
+saved with every run and inside every weights file, so that a run folder explains itself.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hbench.errors import HBenchError
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """A frozen table of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Where the images come from, and the shape they get."""
+
+    dataset: Literal["digits", "mnist", "folder"]
+    label: str = Field(min_length=1)
+    """Name of the data in the paper's notation, "MNIST" in MNIST32-400-20-32-5."""
+    size: int = Field(ge=8, le=1024)
+    """Height and width in pixels after resizing and centre crop."""
+    channels: Literal[1, 3] = 3
+    """1 = grey, 3 = RGB."""
+
+
+class Model(Section):
+    """The ADM UNet (Table 3), in guided-diffusion's terms; the discriminator has the same shape."""
+
+    model_channels: int = Field(ge=32)
+    channel_mult: tuple[int, ...] = Field(min_length=1)
+    num_res_blocks: int = Field(default=2, ge=1)
+    attention_resolutions: tuple[int, ...] = ()
+    """Feature-map sizes in pixels that get attention; the middle block always has it, as in ADM."""
+    num_heads: int = Field(default=1, ge=1)
+    num_head_channels: int = -1
+    """Channels per head; -1 = given by num_heads."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = False
+    conv_resample: bool = True
+    learn_sigma: bool = False
+    """Twice the output channels, for checkpoints of guided-diffusion; only eps is used."""
+    use_new_attention_order: bool = False
+    """Changes the output but no name or shape: must match the checkpoint."""
+
+
+class Diffusion(Section):
+    """The linear noise schedule of DDPM."""
+
+    T: int = Field(default=1000, ge=2)
+    beta_start: float = Field(default=1e-4, gt=0, lt=1)
+    beta_end: float = Field(default=0.02, gt=0, lt=1)
+
+
+class Pretrain(Section):
+    """Training of the diffusion model itself (``hbench pretrain``)."""
+
+    steps: int = Field(default=100_000, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    lr: float = Field(default=1e-4, gt=0)
+    """Adam's learning rate after warm-up."""
+    warmup_steps: int = Field(default=1000, ge=0)
+    """Linear rise of the learning rate."""
+    decay: bool = False
+    """Linear fall of the learning rate to zero, from the end of the warm-up to the last step."""
+    ema: float = Field(default=0.9999, ge=0, lt=1)
+    """Decay of the exponential moving average; the average is what is exported."""
+    grad_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    precision: Precision = "bfloat16"
+    """bfloat16 = autocast with float32 weights."""
+    weights: Literal["float32", "float16"] = "float32"
+    """Storage of the exported weights."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between resumable checkpoints and curve pictures."""
+    sample_every: int = Field(default=1000, ge=1)
+    """Steps between sample grids."""
+
+
+class Discovery(Section):
+    """Discovery of directions (``hbench train``, Table 4)."""
+
+    K: int = Field(ge=2)
+    """Number of directions."""
+    S: float = Field(gt=0)
+    """Largest magnitude: s is uniform in [-S, S]."""
+    M: int = Field(ge=1)
+    """Generation steps."""
+    t_shift: int = Field(ge=0)
+    """Shift h_t at timesteps t >= t_shift."""
+    spacing: Literal["trailing", "linspace", "leading"] = "trailing"
+    """How the M timesteps are spread over 0..T-1 [reconstructed]."""
+    min_magnitude: float = Field(default=0.5, ge=0)
+    """|s| below this is raised to it, as in GANLatentDiscovery [reconstructed]."""
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    """Adam's learning rate for shift block and reconstructor."""
+    lr_discriminator: float = Field(default=1e-3, gt=0)
+    decay: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps, at the end, over which both learning rates fall linearly to zero."""
+    lambda_reg: float = Field(default=0.1, ge=0)
+    """Weight of |s_hat - s| [reconstructed]."""
+    lambda_adv: float = Field(default=0.1, ge=0)
+    """Weight of the adversarial loss [reconstructed]."""
+    soft_clip: float | None = Field(default=1.5, gt=0)
+    """The reconstructor and the discriminator see values beyond +-soft_clip at a tenth of their excess, so that they
+    cannot win by values that no image has, while the gradient back into range stays; unset = they see everything."""
+    reconstructor: Literal["lenet", "resnet18"]
+    strategy: Literal["node", "vanilla", "torch-checkpoint"] = "node"
+    """How to back-propagate through the chain: all give the same gradients."""
+    pool: int = Field(default=0, ge=0)
+    """Draw (x_T, x_0) from this many pairs made once, instead of new ones in every step; 0 = always new."""
+    precision: Precision = "bfloat16"
+    checkpoint_every: int = Field(default=200, ge=1)
+
+
+class Experiment(Section):
+    """A whole experiment; ``name`` is its file's."""
+
+    name: str
+    data: Data
+    model: Model
+    diffusion: Diffusion = Diffusion()
+    pretrain: Pretrain = Pretrain()
+    discovery: Discovery
+
+    @property
+    def title(self) -> str:
+        """The paper's notation dataset+size-t_shift-M-K-S, as in ``MNIST32-400-20-32-5``."""
+        d = self.discovery
+        return f"{self.data.label}{self.data.size}-{d.t_shift}-{d.M}-{d.K}-{d.S:g}"
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        halvings = len(self.model.channel_mult) - 1
+        if self.data.size % 2**halvings:
+            raise ValueError(f"data.size {self.data.size} cannot be halved {halvings} times: shorten model.channel_mult")
+        for mult in self.model.channel_mult:
+            if self.model.model_channels * mult % 32:
+                raise ValueError(
+                    f"model.model_channels * {mult} is not a multiple of 32, the number of groups of ADM's group norm"
+                )
+        for size in self.model.attention_resolutions:
+            if size not in [self.data.size >> i for i in range(halvings + 1)]:
+                raise ValueError(f"model.attention_resolutions: no feature map is {size} pixels wide")
+        if self.diffusion.beta_start > self.diffusion.beta_end:
+            raise ValueError("diffusion.beta_start must not exceed diffusion.beta_end")
+        if self.discovery.M > self.diffusion.T:
+            raise ValueError(f"discovery.M must not exceed diffusion.T = {self.diffusion.T}")
+        if self.discovery.t_shift >= self.diffusion.T:
+            raise ValueError(f"discovery.t_shift must be below diffusion.T = {self.diffusion.T}, or nothing is shifted")
+        if self.discovery.min_magnitude > self.discovery.S:
+            raise ValueError("discovery.min_magnitude must not exceed discovery.S")
+        return self
+
+
+def experiments_folder() -> Path:
+    """The folder of the experiment files: inside an installed package, beside it in a checkout."""
+    installed = Path(__file__).parent / "experiments"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "experiments"
+
+
+def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment called ``name`` (or the TOML file at that path), with ``section.key=value`` overrides.
+
+    Raises:
+        HBenchError: no such experiment, unreadable TOML, unknown key, or a value out of range.
+    """
+    path = Path(name) if name.endswith(".toml") else experiments_folder() / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(p.stem for p in experiments_folder().glob("*.toml"))
+        raise HBenchError(f'no experiment "{name}": choose one of {", ".join(known)}, or give the path of a .toml file')
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HBenchError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_experiment({"name": path.stem, **values}, source=str(path))
+
+
+def parse_experiment(values: dict[str, Any], source: str) -> Experiment:
+    """Validated settings from plain values; ``source`` names their origin in error messages."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise HBenchError(f"{source}: {_first_problem(error)}") from error
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (separator and dot and section and name):
+        raise HBenchError(f'--set {override}: write "section.key=value", for example discovery.K=16')
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # an unquoted string
+    table = values.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise HBenchError(f"--set {override}: {section} is not a section")
+    table[name] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        section: type[BaseModel] = Experiment
+        for part in problem["loc"][:-1]:
+            annotation = section.model_fields[str(part)].annotation
+            section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
+        valid = list(section.model_fields)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
+        hint = f'did you mean "{near[0]}"?' if near else f"valid keys: {', '.join(valid)}"
+        return f'unknown key "{where}": {hint}'
+    if problem["type"] == "missing":
+        return f'missing key "{where}"'
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where} = {problem['input']!r}: {message[0].lower()}{message[1:]}" if where else message

@@ -1,0 +1,168 @@
+"""The diffusion recursion: schedule, timesteps, and the generation steps of Eq. (2).
+
+Pure functions: no hidden no_grad, and no clipping, since a clamp kills gradients. ``t`` is always the model's integer
+time, 0..T-1, and ``t_prev`` the next timestep that is *visited*. Beyond both ends of the schedule lie the image itself,
+t = -1 with alpha_bar = 1, and pure noise, t = T with alpha_bar = 0.
+
+| paper | here |
+|---|---|
+| α_t of DDIM, ᾱ_t | alpha_bar[t] |
+| P_t(ε) | predict_x_0 |
+| D_t(ε) | direction_to_x_t |
+| f_k(h_t, t) | shift_block(h, emb, k) |
+| s | magnitude |
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hbench.models.adm import UNetModel
+
+DeltaH = Callable[[Tensor, Tensor], Tensor]
+"""(h_t, emb) -> what is added to h_t, magnitude included."""
+
+
+def alpha_bar_schedule(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """Cumulative products of 1 - beta_t for linear betas: float64 [T] (DDPM, Ho et al. 2020, Sec. 4)."""
+    return torch.cumprod(1 - torch.linspace(beta_start, beta_end, T, dtype=torch.float64), dim=0)
+
+
+def timesteps(M: int, T: int = 1000, spacing: str = "trailing") -> list[int]:
+    """The M timesteps that a generation visits, descending.
+
+    ``trailing``: T(i+1)/M - 1 (999 … T/M - 1; starts at x_T and spends no step at t = 0); ``linspace``: linspace(0, T-1, M)
+    rounded down (Asyrp's); ``leading``: iT/M (guided-diffusion's "ddimM").
+
+    Raises:
+        ValueError: M outside 1..T, or an unknown spacing.
+    """
+    if not 1 <= M <= T:
+        raise ValueError(f"M must be in 1..{T}, got {M}")
+    if spacing == "trailing":
+        ascending = [T * (i + 1) // M - 1 for i in range(M)]
+    elif spacing == "linspace":
+        ascending = [int(t) for t in np.linspace(0, T - 1, M)]
+    elif spacing == "leading":
+        ascending = [T * i // M for i in range(M)]
+    else:
+        raise ValueError(f'spacing must be "trailing", "linspace" or "leading", got {spacing!r}')
+    return ascending[::-1]
+
+
+def transitions(descending: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs (t, t_prev) of a generation; the last goes to -1."""
+    return list(zip(descending, [*descending[1:], -1], strict=True))
+
+
+def predict_x_0(x_t: Tensor, eps: Tensor, alpha_bar_t: float) -> Tensor:
+    """P_t(eps), the predicted x_0 (DDIM, Song et al. 2021, Eq. 9)."""
+    return (x_t - math.sqrt(1 - alpha_bar_t) * eps) / math.sqrt(alpha_bar_t)
+
+
+def direction_to_x_t(eps: Tensor, alpha_bar_prev: float) -> Tensor:
+    """D_t(eps), the direction pointing to x_t, for eta = 0 (DDIM, Song et al. 2021, Eq. 12)."""
+    return math.sqrt(1 - alpha_bar_prev) * eps
+
+
+def regular_step(model: UNetModel, alpha_bar: Tensor, x_t: Tensor, t: int, t_prev: int) -> Tensor:
+    """x at ``t_prev`` by one deterministic DDIM step from x_t. Cost: one pass of the UNet.
+
+    With ``t_prev`` above ``t`` this is a step of the inversion.
+    """
+    eps = _eps(model(x_t, _times(x_t, t)), x_t)
+    return _combine(x_t, eps, eps, _at(alpha_bar, t), _at(alpha_bar, t_prev))
+
+
+def shifted_step(
+    model: UNetModel, alpha_bar: Tensor, delta_h: DeltaH, x_t: Tensor, t: int, t_prev: int
+) -> Tensor:
+    """x' at ``t_prev`` by one asymmetric step, first line of Eq. (2): only P_t sees the shifted h_t.
+
+    Cost: the encoder once, the decoder twice.
+    """
+    h, skips, emb = model.encode(x_t, _times(x_t, t))
+    eps = _eps(model.decode(h, skips, emb), x_t)
+    eps_shifted = _eps(model.decode(h + delta_h(h, emb), skips, emb), x_t)
+    return _combine(x_t, eps_shifted, eps, _at(alpha_bar, t), _at(alpha_bar, t_prev))
+
+
+def generation_steps(
+    model: UNetModel,
+    alpha_bar: Tensor,
+    descending: Sequence[int],
+    delta_h: DeltaH | None = None,
+    t_shift: int = 0,
+) -> list[Callable[[Tensor], Tensor]]:
+    """The reverse process x_T -> x_0 as a chain of M callables, one per timestep.
+
+    Without ``delta_h`` it is the regular process; with it, Eq. (2): asymmetric for t >= t_shift, regular below.
+    """
+
+    def step(t: int, t_prev: int) -> Callable[[Tensor], Tensor]:
+        if delta_h is not None and t >= t_shift:
+            return lambda x_t: shifted_step(model, alpha_bar, delta_h, x_t, t, t_prev)
+        return lambda x_t: regular_step(model, alpha_bar, x_t, t, t_prev)
+
+    return [step(t, t_prev) for t, t_prev in transitions(descending)]
+
+
+def inversion_steps(
+    model: UNetModel, alpha_bar: Tensor, descending: Sequence[int]
+) -> list[Callable[[Tensor], Tensor]]:
+    """DDIM inversion x_0 -> x_T as a chain of M callables: the same recursion and timesteps, run upwards.
+
+    Each step takes eps at the time of the image it starts from (Song et al. 2021, Eq. 13, as in guided-diffusion's
+    ``ddim_reverse_sample``); the clean image itself, which has no timestep, is shown to the model at t = 0.
+    """
+
+    def step(t: int, t_next: int) -> Callable[[Tensor], Tensor]:
+        return lambda x_t: regular_step(model, alpha_bar, x_t, t, t_next)
+
+    ascending = descending[::-1]
+    return [step(t, t_next) for t, t_next in zip([-1, *ascending[:-1]], ascending, strict=True)]
+
+
+def run(steps: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    """The last node of a chain."""
+    for step in steps:
+        x = step(x)
+    return x
+
+
+def draw_x_T(seed: int, first: int, count: int, shape: Sequence[int]) -> Tensor:
+    """Starting noise of images ``first`` .. ``first + count - 1``: float32 [count, *shape], on the CPU.
+
+    Each image has its own seed, so it does not depend on the batch size or on where a run was resumed.
+    """
+    x_T = torch.empty(count, *shape)
+    for i in range(count):
+        x_T[i].normal_(generator=torch.Generator().manual_seed(seed_of(seed, first + i)))
+    return x_T
+
+
+def seed_of(*entropy: int) -> int:
+    """A 63-bit seed that is a well-mixed function of the given non-negative numbers."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _times(x: Tensor, t: int) -> Tensor:
+    return torch.full((len(x),), max(t, 0), dtype=torch.long, device=x.device)
+
+
+def _eps(output: Tensor, x: Tensor) -> Tensor:
+    return output[:, : x.shape[1]].to(x.dtype)  # learned sigma: eps comes first
+
+
+def _at(alpha_bar: Tensor, t: int) -> float:
+    if t < 0:
+        return 1.0
+    return float(alpha_bar[t]) if t < len(alpha_bar) else 0.0
+
+
+def _combine(x_t: Tensor, eps_P: Tensor, eps_D: Tensor, alpha_bar_t: float, alpha_bar_prev: float) -> Tensor:
+    x_0 = predict_x_0(x_t, eps_P, alpha_bar_t)
+    return math.sqrt(alpha_bar_prev) * x_0 + direction_to_x_t(eps_D, alpha_bar_prev)

@@ -1,0 +1,30 @@
+"""The one place where images change form: float [-1, 1] inside hbench, uint8 [0, 255] at its borders."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float images in [-1, 1] as uint8 [0, 255], rounded; values outside are clamped first."""
+    return (images.detach().float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Images of uint8 [0, 255] as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_rgb(images: Tensor) -> Tensor:
+    """Images [B, 1 or 3, H, W] with three channels: grey is repeated."""
+    return images.expand(-1, 3, -1, -1)
+
+
+def save_grid(images: Tensor, path: Path, columns: int, scale: int = 1) -> None:
+    """Writes float images [B, C, H, W] as one PNG, row by row; each pixel becomes scale x scale."""
+    from torchvision.utils import make_grid, save_image
+
+    enlarged = to_uint8(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(make_grid(enlarged.float() / 255, nrow=columns, padding=2, pad_value=0.5), path)

@@ -1,0 +1,62 @@
+"""The shift block f: K directions in h-space that depend on the sample and on time (Sec. 4.2)."""
+
+import torch
+from torch import Tensor, nn
+
+from hbench.models.adm import GroupNorm32
+
+
+class ShiftBlock(nn.Module):
+    """Asyrp's DeltaBlock (Kwon et al. 2023) with K output convolutions of 1x1, which start at zero.
+
+    Zero outputs make x'_0 equal x_0 at the start of training, so that the adversarial game starts at its equilibrium.
+
+    Args:
+        channels: of h_t.
+        emb_channels: of the model's time embedding.
+        K: number of directions.
+    """
+
+    def __init__(self, channels: int, emb_channels: int, K: int) -> None:
+        super().__init__()
+        self.K = K
+        self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(), nn.Conv2d(channels, channels, 1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, channels))
+        self.out_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU())
+        self.out_weight = nn.Parameter(torch.zeros(K, channels, channels))
+        self.out_bias = nn.Parameter(torch.zeros(K, channels))
+
+    def forward(self, h: Tensor, emb: Tensor, k: Tensor) -> Tensor:
+        """f_k(h_t, t), of unit magnitude: multiply by s for delta_h.
+
+        Args:
+            h: h_t, [B, C, H, W].
+            emb: the model's time embedding, [B, emb_channels].
+            k: direction of each sample, [B], 0..K-1. Only these are computed: the cost does not grow with K.
+
+        Returns:
+            [B, C, H, W].
+        """
+        hidden = self.in_layers(h) + self.emb_layers(emb)[..., None, None]
+        hidden = self.out_layers(hidden).flatten(2)
+        weight, bias = self.out_weight[k], self.out_bias[k]
+        return torch.baddbmm(bias[..., None].to(hidden.dtype), weight.to(hidden.dtype), hidden).reshape(h.shape)
+
+
+def draw_shifts(
+    batch_size: int, K: int, S: float, min_magnitude: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Random directions k [B] and magnitudes s [B] as in training, on the CPU.
+
+    k is uniform in 0..K-1; s is uniform in [-S, S], and |s| below ``min_magnitude`` is raised to it (GANLatentDiscovery,
+    Voynov & Babenko 2020).
+    """
+    k = torch.randint(K, (batch_size,), generator=generator)
+    s = (2 * torch.rand(batch_size, generator=generator) - 1) * S
+    return k, torch.copysign(s.abs().clamp(min=min_magnitude), s)
+
+
+def magnitudes(S: float, count: int) -> list[float]:
+    """``count`` magnitudes evenly from -S to S; the middle of an odd count is exactly 0, the original."""
+    half = (count - 1) / 2
+    return [S * (i - half) / half if half else 0.0 for i in range(count)]

@@ -1,0 +1,160 @@
+"""Training of the diffusion model: the eps-MSE of DDPM (Ho et al. 2020, Eq. 14) with an exponential moving average."""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from hbench.config import Experiment, Pretrain
+from hbench.device import autocast
+from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
+from hbench.errors import HBenchError
+from hbench.figures import draw_curves
+from hbench.images import save_grid, to_float
+from hbench.models import build_model
+from hbench.models.adm import UNetModel
+from hbench.runs import (
+    Metrics,
+    load_checkpoint,
+    provenance,
+    save_checkpoint,
+    save_weights,
+    sha256,
+    stop_requests,
+    write_json,
+)
+
+GRID_SAMPLES, GRID_STEPS = 64, 20  # of the sample grids
+
+
+def pretrain(
+    experiment: Experiment,
+    images: Tensor,
+    out: Path,
+    *,
+    seed: int = 0,
+    device: torch.device,
+    resume: bool = False,
+    max_minutes: float | None = None,
+    quiet: bool = False,
+) -> bool:
+    """Whether training is complete; False when it was stopped early, with a checkpoint to resume from.
+
+    Writes to ``out``: ``model.safetensors`` (the average, when complete), sample grids, metrics, curves, checkpoint and
+    provenance. Everything random in a step follows from (seed, step), so a resumed run ends with the same bits.
+
+    Args:
+        experiment: what to train and how.
+        images: the training images, uint8 [N, C, H, W].
+        out: an existing folder, empty unless ``resume``.
+        seed: of initial weights, batches and noise.
+        device: where to train.
+        resume: go on from the checkpoint in ``out``.
+        max_minutes: stop cleanly after this time.
+        quiet: no progress bar.
+
+    Raises:
+        HBenchError: the loss is not finite (the last good checkpoint stays), or ``out`` cannot be written.
+    """
+    settings = experiment.pretrain
+    torch.manual_seed(seed_of(seed))
+    model = build_model(experiment).to(device).train()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
+    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
+
+    first = 0
+    if resume:
+        state = load_checkpoint(out, experiment, seed)
+        first = state["step"]
+        for name, part in (("model", model), ("average", average), ("optimizer", optimizer)):
+            part.load_state_dict(state[name])
+    metrics = Metrics(out, first)
+    write_json(out / "experiment.json", experiment.model_dump(mode="json"))
+
+    def checkpoint(step: int) -> None:
+        metrics.flush()
+        parts = {"model": model, "average": average, "optimizer": optimizer}
+        save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
+        draw_curves(out)
+
+    with (
+        stop_requests(max_minutes) as stop_reason,
+        tqdm(total=settings.steps, initial=first, desc="pretrain", unit="step", disable=quiet or None) as bar,
+    ):
+        for step in range(first, settings.steps):
+            torch.manual_seed(seed_of(seed, step))
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * lr_factor(settings, step)
+
+            x_0 = to_float(images[torch.randint(len(images), (settings.batch_size,))]).to(device)
+            loss = eps_mse(model, alpha_bar, x_0, settings)
+            if not math.isfinite(value := loss.item()):
+                raise HBenchError(
+                    f"step {step}: the loss is {value}: resume from {out} with a lower pretrain.lr, or in float32"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+            optimizer.step()
+            average.update_parameters(model)
+
+            done = step + 1
+            metrics.log(step, {"loss": value})
+            bar.set_postfix(loss=f"{value:.4f}", refresh=False)
+            bar.update()
+            if done % settings.sample_every == 0 or done == settings.steps:
+                draw_samples(experiment, average.module, out / "samples" / f"{done:06d}.png", device)
+            if done % settings.checkpoint_every == 0 or done == settings.steps:
+                checkpoint(done)
+            if done < settings.steps and (reason := stop_reason()):
+                checkpoint(done)
+                print(f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume", file=sys.stderr)
+                return False
+
+    weights = out / "model.safetensors"
+    save_weights(weights, average.module, experiment, "model", settings.weights)
+    write_json(
+        out / "provenance.json",
+        provenance(experiment, device, seed, n_images=len(images), weights_sha256=sha256(weights)),
+    )
+    return True
+
+
+def eps_mse(model: UNetModel, alpha_bar: Tensor, x_0: Tensor, settings: Pretrain) -> Tensor:
+    """Mean squared error of eps at random timesteps; scalar.
+
+    The timesteps are uniform over 0..T-1 but stratified over the batch, which lowers the variance of the loss.
+    """
+    batch = len(x_0)
+    t = ((torch.arange(batch) + torch.rand(batch)) / batch * len(alpha_bar)).long().clamp(max=len(alpha_bar) - 1)
+    alpha_bar_t = alpha_bar[t].float().to(x_0.device)[:, None, None, None]
+    eps = torch.randn(x_0.shape).to(x_0.device)
+    x_t = alpha_bar_t.sqrt() * x_0 + (1 - alpha_bar_t).sqrt() * eps
+    with autocast(x_0.device, settings.precision):
+        output = model(x_t, t.to(x_0.device))
+    return nn.functional.mse_loss(output[:, : x_0.shape[1]].float(), eps)
+
+
+def lr_factor(settings: Pretrain, step: int) -> float:
+    """The learning rate at a step, as a share of ``lr``: linear warm-up, then constant or falling linearly to 0."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if not settings.decay:
+        return 1.0
+    return (settings.steps - step) / max(1, settings.steps - settings.warmup_steps)
+
+
+@torch.no_grad()
+def draw_samples(experiment: Experiment, model: UNetModel, path: Path, device: torch.device) -> None:
+    """Writes a grid of samples, always from the same x_T."""
+    shape = (experiment.data.channels, experiment.data.size, experiment.data.size)
+    x_T = draw_x_T(0, 0, GRID_SAMPLES, shape).to(device)
+    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
+    steps = generation_steps(model.eval(), alpha_bar, timesteps(GRID_STEPS, len(alpha_bar)))
+    with autocast(device, experiment.pretrain.precision):
+        save_grid(run(steps, x_T).float(), path, columns=8, scale=max(1, 64 // experiment.data.size))

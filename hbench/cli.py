@@ -108,6 +108,53 @@ def pretrain(
         click.echo(folder / "model.safetensors")
 
 
+@main.command()
+@experiment_options
+@click.option("--model", type=click.Path(path_type=Path), help="Weights [default: runs/EXPERIMENT/pretrain].")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/train].")
+@training_options
+@run_options
+def train(
+    experiment: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    model: Path | None,
+    out: Path | None,
+    resume: bool,
+    max_minutes: float | None,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Discover directions in the h-space of EXPERIMENT's frozen diffusion model.
+
+    --model takes a folder or file of hbench (or the name of a shipped run), or a .pt state dict of guided-diffusion.
+
+    \b
+    Example:
+        hbench train mnist16 --model mnist16 --set discovery.K=8
+    """
+    from hbench.config import load_experiment
+
+    settings = load_experiment(experiment, overrides)
+    if dry_run:
+        print_experiment(settings)
+        return
+    from hbench.device import pick_device
+    from hbench.load import load_model
+    from hbench.runs import claim_folder
+    from hbench.train import train as discover
+
+    place = pick_device(device)
+    network = load_model(model or Path("runs") / settings.name / "pretrain", settings)
+    folder = out or Path("runs") / settings.name / "train"
+    claim_folder(folder, overwrite=resume)
+    if discover(
+        settings, network, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes, quiet=quiet
+    ):
+        click.echo(folder)
+
+
 def print_experiment(settings: Any) -> None:
     """Prints a resolved experiment as JSON, after its paper-style name."""
     click.echo(settings.title, err=True)

@@ -115,16 +115,20 @@ class Discovery(Section):
     """Weight of |s_hat - s| [reconstructed]."""
     lambda_adv: float = Field(default=0.1, ge=0)
     """Weight of the adversarial loss [reconstructed]."""
-    soft_clip: float | None = Field(default=1.5, gt=0)
-    """The reconstructor and the discriminator see values beyond +-soft_clip at a tenth of their excess, so that they
-    cannot win by values that no image has, while the gradient back into range stays; unset = they see everything."""
+    soft_clip: float = Field(default=1.1, gt=0)
+    """The reconstructor and the discriminator see values beyond +-soft_clip at a tenth of their excess: they cannot win
+    by values that no image has, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
     reconstructor: Literal["lenet", "resnet18"]
     strategy: Literal["node", "vanilla", "torch-checkpoint"] = "node"
     """How to back-propagate through the chain: all give the same gradients."""
     pool: int = Field(default=0, ge=0)
     """Draw (x_T, x_0) from this many pairs made once, instead of new ones in every step; 0 = always new."""
     precision: Precision = "bfloat16"
+    """bfloat16 = autocast of the networks; nodes, weights and losses stay float32."""
+    weights: Literal["float32", "float16"] = "float32"
+    """Storage of the exported weights."""
     checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between resumable checkpoints and curve pictures."""
 
 
 class Experiment(Section):
@@ -224,8 +228,9 @@ def _first_problem(error: ValidationError) -> str:
             annotation = section.model_fields[str(part)].annotation
             section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
         valid = list(section.model_fields)
-        near = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
-        hint = f'did you mean "{near[0]}"?' if near else f"valid keys: {', '.join(valid)}"
+        lower = {key.lower(): key for key in valid}
+        near = difflib.get_close_matches(str(problem["loc"][-1]).lower(), lower, n=1, cutoff=0.5)
+        hint = f'did you mean "{lower[near[0]]}"?' if near else f"valid keys: {', '.join(valid)}"
         return f'unknown key "{where}": {hint}'
     if problem["type"] == "missing":
         return f'missing key "{where}"'

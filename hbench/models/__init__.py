@@ -28,8 +28,9 @@ def build_shift_block(experiment: Experiment, model: UNetModel) -> ShiftBlock:
 
 def build_reconstructor(experiment: Experiment) -> LeNet | ResNet18:
     """R for pairs of the experiment's images."""
-    network = {"lenet": LeNet, "resnet18": ResNet18}[experiment.discovery.reconstructor]
-    return network(2 * experiment.data.channels, experiment.data.size, experiment.discovery.K)
+    if experiment.discovery.reconstructor == "lenet":
+        return LeNet(2 * experiment.data.channels, experiment.data.size, experiment.discovery.K)
+    return ResNet18(2 * experiment.data.channels, experiment.discovery.K)
 
 
 def _adm_arguments(experiment: Experiment) -> dict[str, Any]:

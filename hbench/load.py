@@ -1,0 +1,94 @@
+"""Runs and models read back from disk; a name such as "mnist16" stands for the run shipped with hbench."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hbench.config import Experiment
+from hbench.errors import HBenchError
+from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
+from hbench.models.adm import EncoderUNetModel, UNetModel
+from hbench.models.reconstructor import LeNet, ResNet18
+from hbench.models.shift import ShiftBlock
+from hbench.runs import load_pickled, load_tensors, load_weights, read_experiment
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished discovery, ready for evaluation: all networks frozen, in eval mode, on one device."""
+
+    experiment: Experiment
+    model: UNetModel
+    shift_block: ShiftBlock
+    reconstructor: LeNet | ResNet18
+    discriminator: EncoderUNetModel
+
+
+def locate(path: Path) -> Path:
+    """The path itself, or the shipped run of that name where nothing lies at the path."""
+    shipped = SHIPPED / path
+    if not path.exists() and len(path.parts) == 1 and shipped.is_dir():
+        return shipped
+    return path
+
+
+def load_run(path: Path, device: torch.device) -> Run:
+    """The run in a folder, or the shipped one of that name.
+
+    Raises:
+        HBenchError: not a run folder, unfinished, or damaged.
+    """
+    folder = locate(path)
+    if not folder.is_dir():
+        shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
+        raise HBenchError(f"{path}: no such run: give the folder of a run, or the name of a shipped one: {shipped}")
+    if not (folder / "shift_block.safetensors").is_file():
+        raise HBenchError(f'{folder}: no finished discovery there: run "hbench train", with --resume if it was stopped')
+    experiment = read_experiment(folder / "shift_block.safetensors")
+    model = build_model(experiment)
+    run = Run(
+        experiment=experiment,
+        model=model,
+        shift_block=build_shift_block(experiment, model),
+        reconstructor=build_reconstructor(experiment),
+        discriminator=build_discriminator(experiment),
+    )
+    for role in ("model", "shift_block", "reconstructor", "discriminator"):
+        module: torch.nn.Module = getattr(run, role)
+        load_weights(folder / f"{role}.safetensors", module, role)
+        module.to(device).eval().requires_grad_(False)
+    return run
+
+
+def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
+    """A diffusion model: from a folder with model.safetensors, such a file, a shipped run, or guided-diffusion's ``.pt``.
+
+    Args:
+        path: where it is.
+        experiment: whose model settings to use; default: those that the file carries (a ``.pt`` carries none).
+
+    Raises:
+        HBenchError: missing, damaged, foreign, or of other settings.
+    """
+    file = locate(path)
+    if file.is_dir() or not file.suffix:
+        file = file / "model.safetensors"
+    if not file.is_file():
+        raise HBenchError(f'{file}: no such model: make it with "hbench pretrain", or give another with --model')
+    if file.suffix == ".pt":
+        if experiment is None:
+            raise HBenchError(f"{file}: a .pt file does not know its settings: name the experiment that it belongs to")
+        model = build_model(experiment)
+        load_tensors(model, load_pickled(file), str(file))
+        return model.eval()
+    own = read_experiment(file)
+    if experiment is not None:
+        for section in ("model", "diffusion"):
+            if getattr(own, section) != getattr(experiment, section):
+                raise HBenchError(f"{file}: was trained with other [{section}] settings: use those of its experiment")
+    model = build_model(own)
+    load_weights(file, model, "model")
+    return model.eval()

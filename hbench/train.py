@@ -1,0 +1,259 @@
+"""Discovery of directions: shift block and reconstructor against a discriminator, through the whole frozen chain."""
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from hbench.chain import backpropagate
+from hbench.config import Discovery, Experiment
+from hbench.device import autocast
+from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
+from hbench.errors import HBenchError
+from hbench.figures import draw_curves
+from hbench.images import soft_clip
+from hbench.models import build_discriminator, build_reconstructor, build_shift_block
+from hbench.models.adm import EncoderUNetModel, UNetModel
+from hbench.models.reconstructor import LeNet, ResNet18
+from hbench.models.shift import ShiftBlock, draw_shifts
+from hbench.runs import (
+    Metrics,
+    load_checkpoint,
+    provenance,
+    save_checkpoint,
+    save_weights,
+    sha256,
+    stop_requests,
+    write_json,
+)
+
+Reconstructor = LeNet | ResNet18
+
+
+def train(
+    experiment: Experiment,
+    model: UNetModel,
+    out: Path,
+    *,
+    seed: int = 0,
+    device: torch.device,
+    resume: bool = False,
+    max_minutes: float | None = None,
+    quiet: bool = False,
+    on_checkpoint: Callable[[int, ShiftBlock, Reconstructor], None] | None = None,
+) -> bool:
+    """Whether discovery is complete; False when it was stopped early, with a checkpoint to resume from.
+
+    Writes to ``out``: the frozen model, shift block, reconstructor and discriminator as safetensors, metrics, curves,
+    checkpoint and provenance; the folder needs nothing but itself. Everything random in a step follows from (seed, step),
+    so a resumed run ends with the same bits.
+
+    Args:
+        experiment: what to train and how.
+        model: the diffusion model; it is frozen.
+        out: an existing folder, empty unless ``resume``.
+        seed: of initial weights, x_T, k and s.
+        device: where to train.
+        resume: go on from the checkpoint in ``out``.
+        max_minutes: stop cleanly after this time.
+        quiet: no progress bar.
+        on_checkpoint: called with the number of steps done, the shift block and the reconstructor.
+
+    Raises:
+        HBenchError: a loss is not finite (the last good checkpoint stays), or ``out`` cannot be written.
+    """
+    settings = experiment.discovery
+    model = model.to(device).eval().requires_grad_(False)
+    torch.manual_seed(seed_of(seed))
+    shift_block = build_shift_block(experiment, model).to(device)
+    reconstructor = build_reconstructor(experiment).to(device)
+    discriminator = build_discriminator(experiment).to(device).eval()  # its dropout stays off, as the model's
+    optimizer = torch.optim.Adam([*shift_block.parameters(), *reconstructor.parameters()], lr=settings.lr, fused=True)
+    optimizer_D = torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, fused=True)
+    parts: dict[str, nn.Module | torch.optim.Optimizer] = {
+        "shift_block": shift_block,
+        "reconstructor": reconstructor,
+        "discriminator": discriminator,
+        "optimizer": optimizer,
+        "optimizer_D": optimizer_D,
+    }
+
+    first = 0
+    if resume:
+        state = load_checkpoint(out, experiment, seed)
+        first = state["step"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    metrics = Metrics(out, first)
+    write_json(out / "experiment.json", experiment.model_dump(mode="json"))
+    save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
+
+    def checkpoint(step: int) -> None:
+        metrics.flush()
+        save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
+        draw_curves(out)
+
+    draw_raw = raw_pairs(experiment, model, seed, quiet)
+    with (
+        stop_requests(max_minutes) as stop_reason,
+        tqdm(total=settings.steps, initial=first, desc="train", unit="step", disable=quiet or None) as bar,
+    ):
+        for step in range(first, settings.steps):
+            torch.manual_seed(seed_of(seed, step))
+            factor = lr_factor(settings, step)
+            optimizer.param_groups[0]["lr"] = settings.lr * factor
+            optimizer_D.param_groups[0]["lr"] = settings.lr_discriminator * factor
+
+            x_T, x_0 = draw_raw()
+            k, s = (v.to(device) for v in draw_shifts(len(x_T), settings.K, settings.S, settings.min_magnitude))
+            row, x_0_shifted = train_shift(
+                experiment, model, shift_block, reconstructor, discriminator, optimizer, x_T, x_0, k, s
+            )
+            row |= train_discriminator(settings, discriminator, optimizer_D, x_0, x_0_shifted)
+            for name, value in row.items():
+                if not math.isfinite(value):
+                    raise HBenchError(
+                        f"step {step}: {name} is {value}: resume from {out} with a lower discovery.lr, or in float32"
+                    )
+
+            done = step + 1
+            metrics.log(step, row)
+            bar.set_postfix({n: f"{row[n]:.2f}" for n in ("loss", "accuracy", "D_raw", "D_shifted")}, refresh=False)
+            bar.update()
+            if done % settings.checkpoint_every == 0 or done == settings.steps:
+                checkpoint(done)
+                if on_checkpoint:
+                    on_checkpoint(done, shift_block, reconstructor)
+            if done < settings.steps and (reason := stop_reason()):
+                checkpoint(done)
+                print(f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume", file=sys.stderr)
+                return False
+
+    hashes = {"model": sha256(out / "model.safetensors")}
+    for role in ("shift_block", "reconstructor", "discriminator"):
+        module = parts[role]
+        assert isinstance(module, nn.Module)
+        save_weights(out / f"{role}.safetensors", module, experiment, role, settings.weights)
+        hashes[role] = sha256(out / f"{role}.safetensors")
+    write_json(out / "provenance.json", provenance(experiment, device, seed, weights_sha256=hashes))
+    return True
+
+
+def train_shift(
+    experiment: Experiment,
+    model: UNetModel,
+    shift_block: ShiftBlock,
+    reconstructor: Reconstructor,
+    discriminator: EncoderUNetModel,
+    optimizer: torch.optim.Optimizer,
+    x_T: Tensor,
+    x_0: Tensor,
+    k: Tensor,
+    s: Tensor,
+) -> tuple[dict[str, float], Tensor]:
+    """One optimiser step of shift block and reconstructor; returns the metrics and x'_0.
+
+    Loss: CE(k_hat, k) + lambda_reg |s_hat - s| + lambda_adv BCE(D(x'_0), real) (Sec. 4.1 and 4.3).
+    """
+    settings = experiment.discovery
+    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
+
+    def delta_h(h: Tensor, emb: Tensor) -> Tensor:
+        return s[:, None, None, None] * shift_block(h, emb, k)
+
+    chain = generation_steps(
+        model, alpha_bar, timesteps(settings.M, len(alpha_bar), settings.spacing), delta_h, settings.t_shift
+    )
+    row: dict[str, Tensor] = {}
+
+    def objective(x_0_shifted: Tensor) -> Tensor:
+        seen = soft_clip(x_0_shifted, settings.soft_clip)
+        logits, s_hat = reconstructor(soft_clip(x_0, settings.soft_clip), seen)
+        row["loss_k"] = F.cross_entropy(logits.float(), k)
+        row["loss_s"] = (s_hat.float() - s).abs().mean()
+        row["loss_adv"] = F.softplus(-judge(discriminator, seen)).mean()
+        row["accuracy"] = (logits.argmax(1) == k).float().mean()
+        return row["loss_k"] + settings.lambda_reg * row["loss_s"] + settings.lambda_adv * row["loss_adv"]
+
+    reconstructor.train()
+    discriminator.requires_grad_(False)
+    optimizer.zero_grad()
+    with autocast(x_T.device, settings.precision):
+        loss, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy)
+    optimizer.step()
+    discriminator.requires_grad_(True)
+    return {"loss": loss.item()} | {name: value.item() for name, value in row.items()}, x_0_shifted
+
+
+def train_discriminator(
+    settings: Discovery,
+    discriminator: EncoderUNetModel,
+    optimizer: torch.optim.Optimizer,
+    x_0: Tensor,
+    x_0_shifted: Tensor,
+) -> dict[str, float]:
+    """One optimiser step of D: raw samples are real, shifted ones fake (Sec. 4.3); returns the metrics."""
+    both = soft_clip(torch.cat([x_0, x_0_shifted]), settings.soft_clip)
+    with autocast(both.device, settings.precision):
+        raw, shifted = judge(discriminator, both).chunk(2)
+    loss = F.softplus(-raw).mean() + F.softplus(shifted).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return {
+        "loss_D": loss.item(),
+        "D_raw": raw.sigmoid().mean().item(),
+        "D_shifted": shifted.sigmoid().mean().item(),
+    }
+
+
+def judge(discriminator: EncoderUNetModel, images: Tensor) -> Tensor:
+    """D's logits [B], float32, on clean data: its timestep input is fixed at 0."""
+    t = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    logits: Tensor = discriminator(images, t)
+    return logits.squeeze(1).float()
+
+
+def raw_pairs(
+    experiment: Experiment, model: UNetModel, seed: int, quiet: bool = False
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A function that draws a batch of (x_T, x_0 of the regular process), from a pool made once or newly generated."""
+    settings = experiment.discovery
+    device = next(model.parameters()).device
+    shape = (experiment.data.channels, experiment.data.size, experiment.data.size)
+    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
+    steps = generation_steps(model, alpha_bar, timesteps(settings.M, len(alpha_bar), settings.spacing))
+
+    @torch.no_grad()
+    def generate(x_T: Tensor) -> Tensor:
+        with autocast(device, settings.precision):
+            return run(steps, x_T)
+
+    def draw_new() -> tuple[Tensor, Tensor]:
+        x_T = torch.randn(settings.batch_size, *shape).to(device)
+        return x_T, generate(x_T)
+
+    if not settings.pool:
+        return draw_new
+    noise = draw_x_T(seed_of(seed, 0, 0), 0, settings.pool, shape)
+    images = torch.empty_like(noise)
+    chunks = torch.arange(settings.pool).split(settings.batch_size)
+    for chunk in tqdm(chunks, desc="raw samples", unit="batch", disable=quiet or None):
+        images[chunk] = generate(noise[chunk].to(device)).cpu()
+
+    def draw_pooled() -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(settings.pool, (settings.batch_size,))
+        return noise[chosen].to(device), images[chosen].to(device)
+
+    return draw_pooled
+
+
+def lr_factor(settings: Discovery, step: int) -> float:
+    """The learning rates at a step, as a share of their full values: constant, then falling linearly to 0."""
+    falling = settings.decay * settings.steps
+    return min(1.0, (settings.steps - step) / falling) if falling else 1.0

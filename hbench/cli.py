@@ -4,6 +4,7 @@ Numbers go to stdout, everything else to stderr. torch is imported inside the co
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,9 +37,16 @@ def combined(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
+run_argument = click.argument("run", type=click.Path(path_type=Path))
+result_options = combined(
+    click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: inside the run's]."),
+    click.option("--overwrite", is_flag=True, help="Replace results that are already there."),
+)
 experiment_options = combined(
     click.argument("experiment"),
-    click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."),
+    click.option(
+        "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."
+    ),
     click.option("-n", "--dry-run", is_flag=True, help="Print the resolved configuration and stop."),
 )
 data_options = combined(
@@ -153,6 +161,272 @@ def train(
         settings, network, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes, quiet=quiet
     ):
         click.echo(folder)
+
+
+@main.command()
+@run_argument
+@click.option("--pairs", "count", type=click.IntRange(min=1), default=10_000, show_default=True, help="Fresh pairs.")
+@result_options
+@run_options
+def rca(run: Path, count: int, out: Path | None, overwrite: bool, device: str, seed: int, quiet: bool) -> None:
+    """Measure how well the reconstructor of RUN tells its directions apart, on fresh pairs.
+
+    \b
+    Example:
+        hbench rca mnist16 --pairs 2000
+    """
+    import pandas as pd
+
+    from hbench.device import pick_device
+    from hbench.evaluate import rca as measure
+    from hbench.figures import draw_confusion
+    from hbench.load import load_run
+
+    place = pick_device(device)
+    loaded = load_run(run, place)
+    folder = claim_results(run, "rca", out, overwrite)
+    result = measure(loaded, count, seed, quiet)
+    table = pd.DataFrame({"direction": range(len(result.per_direction)), "accuracy": result.per_direction})
+    write_results(folder, "rca", asdict(result), table, loaded, place, seed)
+    draw_confusion(result, loaded.experiment.title, folder / "rca.png")
+    low, high = result.interval
+    click.echo(f"RCA {result.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {result.n}  chance {result.chance:.4f}")
+    click.echo(
+        f"magnitude error {result.magnitude_error:.3f}  D raw {result.D_raw:.3f}  D shifted {result.D_shifted:.3f}"
+    )
+    click.echo(f"shifted samples outside the domain {result.outside:.2%}")
+    click.echo(f"see {folder / 'rca.png'}", err=True)
+
+
+@main.command()
+@run_argument
+@click.option("--examples", type=click.IntRange(min=1), default=6, show_default=True, help="Rows: random x_T.")
+@click.option("--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Columns: s from -S to S.")
+@click.option("--pairs", "count", type=click.IntRange(min=1), default=1000, show_default=True, help="To rank by.")
+@result_options
+@run_options
+def traverse(
+    run: Path,
+    examples: int,
+    samples: int,
+    count: int,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Draw the grid of every direction of RUN, most recognisable first.
+
+    Lines "index: name" of a names.txt in the run folder label the grids.
+
+    \b
+    Example:
+        hbench traverse mnist16 --examples 4
+    """
+    import pandas as pd
+
+    from hbench.device import pick_device
+    from hbench.evaluate import rca as measure
+    from hbench.evaluate import traverse as walk
+    from hbench.figures import draw_directions
+    from hbench.load import load_names, load_run
+
+    place = pick_device(device)
+    loaded = load_run(run, place)
+    names = load_names(run)
+    folder = claim_results(run, "traverse", out, overwrite)
+    ranked = measure(loaded, count, seed, quiet)
+    order = ranked.ranking()
+    images = walk(loaded, order, examples, samples, seed, quiet)
+    labels = [f"{k}: {names.get(k, '')} (accuracy {ranked.per_direction[k]:.2f})".replace(":  (", " (") for k in order]
+    draw_directions(images, labels, loaded.experiment.discovery.S, loaded.experiment.title, folder / "directions.png")
+    table = pd.DataFrame(
+        {
+            "direction": order,
+            "name": [names.get(k, "") for k in order],
+            "accuracy": [ranked.per_direction[k] for k in order],
+        }
+    )
+    details = {"examples": examples, "samples": samples, "pairs": count, "order": order}
+    write_results(folder, "traverse", details, table, loaded, place, seed)
+    click.echo(folder / "directions.png")
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--experiment", help="Whose settings to use, for a .pt file of guided-diffusion.")
+@click.option("--count", type=click.IntRange(min=1), default=64, show_default=True, help="Samples in the grid.")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Generation steps M.")
+@result_options
+@run_options
+def sample(
+    model: Path,
+    experiment: str | None,
+    count: int,
+    steps: int,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Draw a grid of samples of the diffusion model in MODEL.
+
+    MODEL is a folder with model.safetensors, such a file, a shipped run's name, or a .pt file of guided-diffusion.
+
+    \b
+    Example:
+        hbench sample mnist16 --count 36 --steps 50
+    """
+    from hbench.config import load_experiment
+    from hbench.device import pick_device
+    from hbench.evaluate import sample_model
+    from hbench.images import save_grid
+    from hbench.load import load_model, model_experiment
+    from hbench.runs import provenance, write_json
+
+    place = pick_device(device)
+    settings = load_experiment(experiment) if experiment else model_experiment(model)
+    if steps > settings.diffusion.T:
+        raise click.BadParameter(f"at most {settings.diffusion.T}, the number of timesteps", param_hint="--steps")
+    network = load_model(model, settings).to(place)
+    folder = claim_results(model if model.is_dir() else Path(model.stem), "samples", out, overwrite)
+    images = sample_model(settings, network, count, steps, seed, quiet)
+    save_grid(images, folder / "samples.png", columns=max(1, round(count**0.5)), scale=max(1, 64 // settings.data.size))
+    write_json(folder / "provenance.json", provenance(settings, place, seed, n=count, M=steps))
+    click.echo(folder / "samples.png")
+
+
+@main.command()
+@run_argument
+@click.option("--samples", "count", type=click.IntRange(min=2), default=10_000, show_default=True, help="Of each kind.")
+@click.option("--lenet", type=click.Path(path_type=Path), help='Made by "hbench lenet" [default: the shipped one].')
+@result_options
+@run_options
+def fid(
+    run: Path, count: int, lenet: Path | None, out: Path | None, overwrite: bool, device: str, seed: int, quiet: bool
+) -> None:
+    """Measure the Frechet distance of raw and shifted samples of RUN to real digits.
+
+    The features are those of a digit LeNet, through torch-fidelity, so the number is an FD, not comparable with any FID.
+
+    \b
+    Example:
+        hbench fid mnist16 --samples 2000
+    """
+    import pandas as pd
+
+    from hbench.device import pick_device
+    from hbench.features import FILE, fidelity
+    from hbench.load import SHIPPED, load_run
+
+    place = pick_device(device)
+    loaded = load_run(run, place)
+    folder = claim_results(run, "fid", out, overwrite)
+    result = fidelity(loaded, lenet or SHIPPED / "mnist16" / FILE, count, seed, quiet)
+    rows = [("raw", result.raw, *result.raw_interval), ("shifted", result.shifted, *result.shifted_interval)]
+    table = pd.DataFrame(rows, columns=["samples", "FD (LeNet digits)", "low", "high"]).assign(
+        n=result.n, n_real=result.n_real
+    )
+    write_results(folder, "fid", asdict(result) | {"ratio": result.ratio}, table, loaded, place, seed)
+    click.echo(table.to_string(index=False))
+    click.echo(f"shifted / raw {result.ratio:.3f}")
+
+
+@main.command()
+@experiment_options
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/lenet].")
+@data_options
+@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images.")
+@run_options
+def lenet(
+    experiment: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    out: Path | None,
+    data_root: Path | None,
+    download: bool,
+    epochs: int,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Train the digit LeNet whose features "hbench fid" uses, on the labelled images of EXPERIMENT.
+
+    \b
+    Example:
+        hbench lenet digits16 --epochs 20
+    """
+    from hbench.config import load_experiment
+
+    settings = load_experiment(experiment, overrides)
+    if dry_run:
+        print_experiment(settings)
+        return
+    from hbench.data import load_labelled
+    from hbench.device import pick_device
+    from hbench.features import FILE, train_lenet
+    from hbench.runs import claim_folder, provenance, sha256, write_json
+
+    pick_device(device)
+    (images, labels), (test_images, test_labels) = (
+        load_labelled(settings.data, data_root, split, download) for split in ("train", "test")
+    )
+    if labels is None or test_labels is None:
+        raise HBenchError(f"{settings.name}: its images carry no labels: use an experiment on mnist or digits")
+    folder = out or Path("runs") / settings.name / "lenet"
+    claim_folder(folder)
+    result = train_lenet(
+        settings, (images, labels), (test_images, test_labels), folder / FILE, epochs=epochs, seed=seed, quiet=quiet
+    )
+    details = {"n_train": len(images), "n_test": len(test_images), "weights_sha256": sha256(folder / FILE), **result}
+    write_json(folder / "provenance.json", provenance(settings, pick_device("cpu"), seed, **details))
+    click.echo(
+        f"test accuracy {result['accuracy']:.4f}  FD between two halves of the real test set {result['floor']:.3f}"
+    )
+    click.echo(folder / FILE)
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier demo.")
+@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Of the fresh discovery.")
+@run_options
+def demo(out: Path, overwrite: bool, steps: int, device: str, seed: int, quiet: bool) -> None:
+    """Show the shipped directions, then discover new ones on the shipped model; about ten minutes on a laptop.
+
+    \b
+    Example:
+        hbench demo
+    """
+    from hbench.demo import show
+    from hbench.device import pick_device
+    from hbench.runs import claim_folder
+
+    place = pick_device(device)
+    claim_folder(out, overwrite=overwrite)
+    show(out, steps=steps, seed=seed, device=place, quiet=quiet)
+
+
+def claim_results(run: Path, name: str, out: Path | None, overwrite: bool) -> Path:
+    """The output folder of a result: inside the run's folder, or under runs/ for a run shipped with hbench."""
+    from hbench.runs import claim_folder
+
+    folder = out or (run if run.is_dir() else Path("runs") / f"shipped-{run.name}") / name
+    claim_folder(folder, overwrite=overwrite)
+    return folder
+
+
+def write_results(
+    folder: Path, name: str, result: dict[str, Any], table: Any, run: Any, device: Any, seed: int
+) -> None:
+    """Writes a result as JSON and CSV, with its provenance beside it."""
+    from hbench.runs import provenance, write_json, write_text
+
+    write_json(folder / f"{name}.json", result)
+    write_text(folder / f"{name}.csv", table.to_csv(index=False))
+    write_json(folder / "provenance.json", provenance(run.experiment, device, seed, weights_sha256=run.hashes))
 
 
 def print_experiment(settings: Any) -> None:

@@ -151,7 +151,9 @@ class Experiment(Section):
     def _check_sizes(self) -> Self:
         halvings = len(self.model.channel_mult) - 1
         if self.data.size % 2**halvings:
-            raise ValueError(f"data.size {self.data.size} cannot be halved {halvings} times: shorten model.channel_mult")
+            raise ValueError(
+                f"data.size {self.data.size} cannot be halved {halvings} times: shorten model.channel_mult"
+            )
         for mult in self.model.channel_mult:
             if self.model.model_channels * mult % 32:
                 raise ValueError(

@@ -69,7 +69,7 @@ def direction_to_x_t(eps: Tensor, alpha_bar_prev: float) -> Tensor:
 
 
 def regular_step(model: UNetModel, alpha_bar: Tensor, x_t: Tensor, t: int, t_prev: int) -> Tensor:
-    """x at ``t_prev`` by one deterministic DDIM step from x_t. Cost: one pass of the UNet.
+    """X at ``t_prev`` by one deterministic DDIM step from x_t. Cost: one pass of the UNet.
 
     With ``t_prev`` above ``t`` this is a step of the inversion.
     """
@@ -77,10 +77,8 @@ def regular_step(model: UNetModel, alpha_bar: Tensor, x_t: Tensor, t: int, t_pre
     return _combine(x_t, eps, eps, _at(alpha_bar, t), _at(alpha_bar, t_prev))
 
 
-def shifted_step(
-    model: UNetModel, alpha_bar: Tensor, delta_h: DeltaH, x_t: Tensor, t: int, t_prev: int
-) -> Tensor:
-    """x' at ``t_prev`` by one asymmetric step, first line of Eq. (2): only P_t sees the shifted h_t.
+def shifted_step(model: UNetModel, alpha_bar: Tensor, delta_h: DeltaH, x_t: Tensor, t: int, t_prev: int) -> Tensor:
+    """X' at ``t_prev`` by one asymmetric step, first line of Eq. (2): only P_t sees the shifted h_t.
 
     Cost: the encoder once, the decoder twice.
     """
@@ -110,9 +108,7 @@ def generation_steps(
     return [step(t, t_prev) for t, t_prev in transitions(descending)]
 
 
-def inversion_steps(
-    model: UNetModel, alpha_bar: Tensor, descending: Sequence[int]
-) -> list[Callable[[Tensor], Tensor]]:
+def inversion_steps(model: UNetModel, alpha_bar: Tensor, descending: Sequence[int]) -> list[Callable[[Tensor], Tensor]]:
     """DDIM inversion x_0 -> x_T as a chain of M callables: the same recursion and timesteps, run upwards.
 
     Each step takes eps at the time of the image it starts from (Song et al. 2021, Eq. 13, as in guided-diffusion's

@@ -7,6 +7,9 @@ from hbench.runs import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from hbench.evaluate import RCA
 
 CURVES = {
     "loss": ["loss", "loss_k", "loss_s", "loss_adv", "loss_D"],
@@ -46,3 +49,85 @@ def draw_curves(folder: Path) -> None:
         axis.set(title=title, xlabel="step")
         axis.legend(fontsize=8)
     save_figure(figure, folder / "curves.png")
+
+
+def draw_confusion(result: "RCA", title: str, path: Path) -> None:
+    """Draws the confusion of directions and the accuracy of each, most accurate first."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    order = result.ranking()
+    counts = np.array(result.confusion, dtype=float)[np.ix_(order, order)]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    picture = left.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    left.set(title="share of predictions", xlabel="predicted direction", ylabel="true direction")
+    step = max(1, len(order) // 32)
+    ticks = range(0, len(order), step)
+    left.set_xticks(ticks, [order[i] for i in ticks], fontsize=7)
+    left.set_yticks(ticks, [order[i] for i in ticks], fontsize=7)
+    figure.colorbar(picture, ax=left)
+    right.bar(range(len(order)), [result.per_direction[k] for k in order])
+    right.axhline(result.chance, color="grey", linestyle=":", label=f"chance {result.chance:.3f}")
+    right.set_xticks(ticks, [order[i] for i in ticks], fontsize=7)
+    low, high = result.interval
+    right.set(
+        title=f"accuracy {result.accuracy:.3f} [{low:.3f}, {high:.3f}], n = {result.n}", xlabel="direction", ylim=(0, 1)
+    )
+    right.legend()
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, path: Path) -> None:
+    """Draws direction grids, one labelled panel each.
+
+    Args:
+        images: float in [-1, 1], [directions, examples, samples, C, H, W].
+        labels: one line above each panel.
+        S: largest magnitude, for the axis.
+        title: of the figure.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    from hbench.images import to_uint8
+
+    directions, examples, samples, channels, height, width = images.shape
+    gap = 1
+    panels = to_uint8(images)
+    columns = min(4, directions)
+    rows = -(-directions // columns)
+    figure = Figure(figsize=(0.55 * samples * columns + 1, (0.55 * examples + 0.45) * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, panel, label in zip(axes, panels, labels, strict=False):
+        canvas = panel.new_full((channels, examples * (height + gap), samples * (width + gap)), 128)
+        for row in range(examples):
+            for column in range(samples):
+                top, left = row * (height + gap), column * (width + gap)
+                canvas[:, top : top + height, left : left + width] = panel[row, column]
+        canvas = canvas[:, :-gap, :-gap].permute(1, 2, 0)
+        axis.imshow(canvas.squeeze(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(label, fontsize=9)
+    figure.suptitle(f"{title}: s from {-S:g} to {S:g}, the middle column is the original")
+    save_figure(figure, path)
+
+
+def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
+    """Draws the accuracy on fresh pairs over training steps, with its intervals and chance."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    steps = [step for step, _ in grown]
+    values = [result.accuracy for _, result in grown]
+    below = [result.accuracy - result.interval[0] for _, result in grown]
+    above = [result.interval[1] - result.accuracy for _, result in grown]
+    axis.errorbar(steps, values, yerr=[below, above], marker="o", capsize=3, label="RCA, 95 % interval")
+    axis.axhline(grown[0][1].chance, color="grey", linestyle=":", label="chance")
+    axis.set(xlabel="step", ylabel="accuracy on fresh pairs", ylim=(0, 1))
+    axis.legend()
+    save_figure(figure, path)

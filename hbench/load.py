@@ -1,6 +1,6 @@
 """Runs and models read back from disk; a name such as "mnist16" stands for the run shipped with hbench."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,8 +11,9 @@ from hbench.models import build_discriminator, build_model, build_reconstructor,
 from hbench.models.adm import EncoderUNetModel, UNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock
-from hbench.runs import load_pickled, load_tensors, load_weights, read_experiment
+from hbench.runs import load_pickled, load_tensors, load_weights, read_experiment, sha256
 
+ROLES = ("model", "shift_block", "reconstructor", "discriminator")
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -25,6 +26,8 @@ class Run:
     shift_block: ShiftBlock
     reconstructor: LeNet | ResNet18
     discriminator: EncoderUNetModel
+    hashes: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files that it was read from."""
 
 
 def locate(path: Path) -> Path:
@@ -45,8 +48,12 @@ def load_run(path: Path, device: torch.device) -> Run:
     if not folder.is_dir():
         shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
         raise HBenchError(f"{path}: no such run: give the folder of a run, or the name of a shipped one: {shipped}")
-    if not (folder / "shift_block.safetensors").is_file():
-        raise HBenchError(f'{folder}: no finished discovery there: run "hbench train", with --resume if it was stopped')
+    missing = [role for role in ROLES if not (folder / f"{role}.safetensors").is_file()]
+    if missing:
+        raise HBenchError(
+            f'{folder}: no finished discovery there ({missing[0]}.safetensors is missing): run "hbench train", '
+            "with --resume if it was stopped"
+        )
     experiment = read_experiment(folder / "shift_block.safetensors")
     model = build_model(experiment)
     run = Run(
@@ -55,8 +62,9 @@ def load_run(path: Path, device: torch.device) -> Run:
         shift_block=build_shift_block(experiment, model),
         reconstructor=build_reconstructor(experiment),
         discriminator=build_discriminator(experiment),
+        hashes={role: sha256(folder / f"{role}.safetensors") for role in ROLES},
     )
-    for role in ("model", "shift_block", "reconstructor", "discriminator"):
+    for role in ROLES:
         module: torch.nn.Module = getattr(run, role)
         load_weights(folder / f"{role}.safetensors", module, role)
         module.to(device).eval().requires_grad_(False)
@@ -73,15 +81,9 @@ def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
     Raises:
         HBenchError: missing, damaged, foreign, or of other settings.
     """
-    file = locate(path)
-    if file.is_dir() or not file.suffix:
-        file = file / "model.safetensors"
-    if not file.is_file():
-        raise HBenchError(f'{file}: no such model: make it with "hbench pretrain", or give another with --model')
+    file = _model_file(path)
     if file.suffix == ".pt":
-        if experiment is None:
-            raise HBenchError(f"{file}: a .pt file does not know its settings: name the experiment that it belongs to")
-        model = build_model(experiment)
+        model = build_model(experiment or model_experiment(path))
         load_tensors(model, load_pickled(file), str(file))
         return model.eval()
     own = read_experiment(file)
@@ -92,3 +94,34 @@ def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
     model = build_model(own)
     load_weights(file, model, "model")
     return model.eval()
+
+
+def model_experiment(path: Path) -> Experiment:
+    """The experiment that a model, given as for :func:`load_model`, carries; HBenchError for a ``.pt``."""
+    file = _model_file(path)
+    if file.suffix == ".pt":
+        raise HBenchError(f"{file}: a .pt file does not know its settings: name its experiment with --experiment")
+    return read_experiment(file)
+
+
+def load_names(path: Path) -> dict[int, str]:
+    """The names of directions in a run's ``names.txt``, lines of ``index: name``; empty without that file."""
+    file = locate(path) / "names.txt"
+    names = {}
+    if file.is_file():
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            index, colon, name = line.partition(":")
+            if line.strip() and not (colon and index.strip().isdigit()):
+                raise HBenchError(f'{file}, line {number}: write "index: name", for example "3: thickness"')
+            if line.strip():
+                names[int(index)] = name.strip()
+    return names
+
+
+def _model_file(path: Path) -> Path:
+    file = locate(path)
+    if file.is_dir() or not file.suffix:
+        file = file / "model.safetensors"
+    if not file.is_file():
+        raise HBenchError(f'{file}: no such model: make it with "hbench pretrain", or give the path of another')
+    return file

@@ -113,7 +113,9 @@ def pretrain(
                 checkpoint(done)
             if done < settings.steps and (reason := stop_reason()):
                 checkpoint(done)
-                print(f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume", file=sys.stderr)
+                print(
+                    f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume", file=sys.stderr
+                )
                 return False
 
     weights = out / "model.safetensors"

@@ -194,7 +194,9 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int) -> dict[str
     for section, settings in wanted.items():
         if saved.get(section) != settings:
             keys = [k for k in settings if saved[section].get(k) != settings[k]] if isinstance(settings, dict) else []
-            what = f"{section}.{keys[0]} = {saved[section].get(keys[0])!r}" if keys else f"{section} = {saved[section]!r}"
+            what = (
+                f"{section}.{keys[0]} = {saved[section].get(keys[0])!r}" if keys else f"{section} = {saved[section]!r}"
+            )
             raise HBenchError(f"{folder}: was started with {what}: resume with the same settings, or use another --out")
     return values
 
@@ -292,7 +294,7 @@ def _git_state() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     if not (root / ".git").exists():
         return None

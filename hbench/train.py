@@ -17,6 +17,7 @@ from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, run
 from hbench.errors import HBenchError
 from hbench.figures import draw_curves
 from hbench.images import soft_clip
+from hbench.load import Run
 from hbench.models import build_discriminator, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel, UNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
@@ -45,7 +46,7 @@ def train(
     resume: bool = False,
     max_minutes: float | None = None,
     quiet: bool = False,
-    on_checkpoint: Callable[[int, ShiftBlock, Reconstructor], None] | None = None,
+    on_checkpoint: Callable[[int, Run], None] | None = None,
 ) -> bool:
     """Whether discovery is complete; False when it was stopped early, with a checkpoint to resume from.
 
@@ -62,7 +63,7 @@ def train(
         resume: go on from the checkpoint in ``out``.
         max_minutes: stop cleanly after this time.
         quiet: no progress bar.
-        on_checkpoint: called with the number of steps done, the shift block and the reconstructor.
+        on_checkpoint: called with the number of steps done and the run as it stands, in eval mode.
 
     Raises:
         HBenchError: a loss is not finite (the last good checkpoint stays), or ``out`` cannot be written.
@@ -128,10 +129,12 @@ def train(
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 checkpoint(done)
                 if on_checkpoint:
-                    on_checkpoint(done, shift_block, reconstructor)
+                    on_checkpoint(done, Run(experiment, model, shift_block, reconstructor.eval(), discriminator))
             if done < settings.steps and (reason := stop_reason()):
                 checkpoint(done)
-                print(f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume", file=sys.stderr)
+                print(
+                    f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume", file=sys.stderr
+                )
                 return False
 
     hashes = {"model": sha256(out / "model.safetensors")}

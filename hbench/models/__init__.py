@@ -22,7 +22,7 @@ def build_discriminator(experiment: Experiment) -> EncoderUNetModel:
 
 
 def build_shift_block(experiment: Experiment, model: UNetModel) -> ShiftBlock:
-    """f with K directions, its sizes read from the model."""
+    """F with K directions, its sizes read from the model."""
     return ShiftBlock(model.h_shape[0], model.emb_channels, experiment.discovery.K)
 
 

@@ -38,9 +38,7 @@ class GroupNorm32(nn.GroupNorm):
 def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000) -> Tensor:
     """Sinusoidal embedding of integer timesteps: [B] -> [B, channels], cosines first, float32."""
     half = channels // 2
-    frequencies = torch.exp(
-        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
-    )
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None].float() * frequencies[None]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(embedding, (0, channels % 2))
@@ -102,9 +100,7 @@ class ResBlock(nn.Module):
             nn.Dropout(dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        self.skip_connection = (
-            nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
-        )
+        self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, activation, conv = self.in_layers
@@ -126,9 +122,7 @@ class AttentionBlock(nn.Module):
     The order changes the output but no name or shape, so a checkpoint cannot tell which one it needs.
     """
 
-    def __init__(
-        self, channels: int, num_heads: int, num_head_channels: int, use_new_attention_order: bool
-    ) -> None:
+    def __init__(self, channels: int, num_heads: int, num_head_channels: int, use_new_attention_order: bool) -> None:
         super().__init__()
         if num_head_channels != -1:
             num_heads = channels // num_head_channels
@@ -220,9 +214,7 @@ class EncoderHalf(nn.Module):
             self.label_emb = nn.Embedding(num_classes, self.emb_channels)
 
         def res_block(channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
-            return ResBlock(
-                channels, self.emb_channels, dropout, out_channels, use_scale_shift_norm, resample
-            )
+            return ResBlock(channels, self.emb_channels, dropout, out_channels, use_scale_shift_norm, resample)
 
         def attention(channels: int) -> AttentionBlock:
             return AttentionBlock(channels, num_heads, num_head_channels, use_new_attention_order)
@@ -240,11 +232,7 @@ class EncoderHalf(nn.Module):
                 blocks.append(TimestepEmbedSequential(*layers))
                 self.block_channels.append(channels)
             if level < len(channel_mult) - 1:
-                down = (
-                    res_block(channels, channels, "down")
-                    if resblock_updown
-                    else Downsample(channels, conv_resample)
-                )
+                down = res_block(channels, channels, "down") if resblock_updown else Downsample(channels, conv_resample)
                 blocks.append(TimestepEmbedSequential(down))
                 self.block_channels.append(channels)
                 downsampling *= 2
@@ -343,15 +331,11 @@ class UNetModel(EncoderHalf):
             for i in range(num_res_blocks + 1):
                 out = int(mult * model_channels)
                 layers: list[nn.Module] = [
-                    ResBlock(
-                        channels + skip_channels.pop(), self.emb_channels, dropout, out, use_scale_shift_norm
-                    )
+                    ResBlock(channels + skip_channels.pop(), self.emb_channels, dropout, out, use_scale_shift_norm)
                 ]
                 channels = out
                 if downsampling in attention_resolutions:
-                    layers.append(
-                        AttentionBlock(channels, upsample_heads, num_head_channels, use_new_attention_order)
-                    )
+                    layers.append(AttentionBlock(channels, upsample_heads, num_head_channels, use_new_attention_order))
                 if level and i == num_res_blocks:
                     layers.append(
                         ResBlock(channels, self.emb_channels, dropout, channels, use_scale_shift_norm, "up")

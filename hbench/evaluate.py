@@ -1,0 +1,174 @@
+"""What a run's directions are worth: reconstructor accuracy, fidelity, and the pictures of each direction."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hbench.config import Experiment
+from hbench.device import autocast
+from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
+from hbench.images import soft_clip
+from hbench.load import Run
+from hbench.models.adm import UNetModel
+from hbench.models.shift import draw_shifts, magnitudes
+from hbench.train import judge
+
+BATCH = 64  # of generated images; the numbers do not depend on it, up to kernel rounding
+
+
+class Pairs(NamedTuple):
+    """Raw samples and what one random shift makes of each, on the run's device."""
+
+    x_0: Tensor
+    x_0_shifted: Tensor
+    k: Tensor
+    s: Tensor
+
+
+@dataclass(frozen=True)
+class RCA:
+    """Reconstructor classification accuracy on fresh pairs (Sec. 5.5), with what must be read beside it."""
+
+    n: int
+    accuracy: float
+    interval: tuple[float, float]
+    """95 % Wilson interval of the accuracy."""
+    chance: float
+    """1/K."""
+    magnitude_error: float
+    """Mean absolute error of the predicted magnitude, in units of s."""
+    per_direction: list[float]
+    """Accuracy of each direction, nan where none was drawn."""
+    confusion: list[list[int]]
+    """Counts: true direction by predicted direction."""
+    D_raw: float
+    """The discriminator's mean output on raw samples; 0.5 is ideal."""
+    D_shifted: float
+    outside: float
+    """Share of shifted samples with a pixel beyond +-1.5; leaving the domain makes a high accuracy worthless."""
+
+    def ranking(self) -> list[int]:
+        """Directions, most accurate first."""
+        return [int(k) for k in np.argsort(-np.nan_to_num(np.array(self.per_direction)), kind="stable")]
+
+
+@torch.no_grad()
+def generate(run_: Run, x_T: Tensor, k: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+    """x_0 of the regular process from x_T [B, C, H, W], or x'_0 shifted along k [B] by s [B]; float32, unclamped."""
+    settings = run_.experiment.discovery
+    alpha_bar = alpha_bar_schedule(**run_.experiment.diffusion.model_dump())
+
+    def delta_h(h: Tensor, emb: Tensor) -> Tensor:
+        assert k is not None
+        assert s is not None
+        return s[:, None, None, None] * run_.shift_block(h, emb, k)
+
+    descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
+    shift = None if k is None else delta_h
+    steps = generation_steps(run_.model, alpha_bar, descending, shift, settings.t_shift)
+    with autocast(x_T.device, settings.precision):
+        return run(steps, x_T)
+
+
+@torch.no_grad()
+def sample_model(
+    experiment: Experiment, model: UNetModel, count: int, M: int, seed: int = 0, quiet: bool = False
+) -> Tensor:
+    """``count`` samples of a diffusion model in M steps: float32 [count, C, H, W], unclamped, on the CPU."""
+    device = next(model.parameters()).device
+    shape = (experiment.data.channels, experiment.data.size, experiment.data.size)
+    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
+    steps = generation_steps(model.eval(), alpha_bar, timesteps(M, len(alpha_bar), experiment.discovery.spacing))
+    images = []
+    with tqdm(total=count, desc="samples", unit="image", disable=quiet or None) as bar:
+        for first in range(0, count, BATCH):
+            x_T = draw_x_T(seed, first, min(BATCH, count - first), shape).to(device)
+            with autocast(device, experiment.pretrain.precision):
+                images.append(run(steps, x_T).cpu())
+            bar.update(len(x_T))
+    return torch.cat(images)
+
+
+def pairs(run_: Run, count: int, seed: int, quiet: bool = False, description: str = "pairs") -> Iterator[Pairs]:
+    """``count`` fresh pairs with random k and s, batch by batch; the same ones for the same seed."""
+    experiment = run_.experiment
+    settings = experiment.discovery
+    device = next(run_.model.parameters()).device
+    generator = torch.Generator().manual_seed(seed_of(seed, count))
+    all_k, all_s = draw_shifts(count, settings.K, settings.S, settings.min_magnitude, generator)
+    with tqdm(total=count, desc=description, unit="image", disable=quiet or None) as bar:
+        for first in range(0, count, BATCH):
+            x_T = noise(run_, seed, first, min(BATCH, count - first))
+            k, s = (v[first : first + BATCH].to(device) for v in (all_k, all_s))
+            yield Pairs(generate(run_, x_T), generate(run_, x_T, k, s), k, s)
+            bar.update(len(x_T))
+
+
+def noise(run_: Run, seed: int, first: int, count: int) -> Tensor:
+    """x_T of images ``first`` .. ``first + count - 1`` for this run, on its device."""
+    data = run_.experiment.data
+    x_T = draw_x_T(seed, first, count, (data.channels, data.size, data.size))
+    return x_T.to(next(run_.model.parameters()).device)
+
+
+@torch.no_grad()
+def rca(run_: Run, count: int, seed: int = 0, quiet: bool = False) -> RCA:
+    """Reconstructor classification accuracy on ``count`` fresh pairs. Cost: two chains a pair."""
+    from scipy.stats import binomtest
+
+    K, bound = run_.experiment.discovery.K, run_.experiment.discovery.soft_clip
+    confusion = np.zeros((K, K), dtype=int)
+    sums = np.zeros(4)
+    for x_0, x_0_shifted, k, s in pairs(run_, count, seed, quiet, "RCA"):
+        seen, seen_shifted = soft_clip(x_0, bound), soft_clip(x_0_shifted, bound)
+        logits, s_hat = run_.reconstructor(seen, seen_shifted)
+        np.add.at(confusion, (k.cpu().numpy(), logits.argmax(1).cpu().numpy()), 1)
+        sums += [
+            (s_hat - s).abs().sum().item(),
+            judge(run_.discriminator, seen).sigmoid().sum().item(),
+            judge(run_.discriminator, seen_shifted).sigmoid().sum().item(),
+            (x_0_shifted.abs().amax((1, 2, 3)) > 1.5).sum().item(),
+        ]
+    right = int(confusion.trace())
+    interval = binomtest(right, count).proportion_ci(method="wilson")
+    totals = confusion.sum(1)
+    magnitude_error, D_raw, D_shifted, outside = (sums / count).tolist()
+    return RCA(
+        n=count,
+        accuracy=right / count,
+        interval=(float(interval.low), float(interval.high)),
+        chance=1 / K,
+        magnitude_error=magnitude_error,
+        per_direction=[
+            float(c[i] / n) if n else float("nan") for i, (c, n) in enumerate(zip(confusion, totals, strict=True))
+        ],
+        confusion=confusion.tolist(),
+        D_raw=D_raw,
+        D_shifted=D_shifted,
+        outside=outside,
+    )
+
+
+def traverse(
+    run_: Run, directions: Sequence[int], examples: int, samples: int, seed: int = 0, quiet: bool = False
+) -> Tensor:
+    """Images along each direction: float32 [directions, examples, samples, C, H, W], on the CPU.
+
+    Row by row one x_T, the same for every direction; s runs evenly from -S to S, so the middle of an odd number of samples
+    is the original (Fig. 1).
+    """
+    x_T = noise(run_, seed, 0, examples)
+    device = x_T.device
+    values = torch.tensor(magnitudes(run_.experiment.discovery.S, samples))
+    grid = torch.cartesian_prod(torch.tensor(directions), torch.arange(examples), torch.arange(samples))
+    images = generate(run_, x_T).cpu()[grid[:, 1]]
+    shifted = values[grid[:, 2]].nonzero().squeeze(1)
+    for chosen in tqdm(shifted.split(BATCH), desc="grids", unit="batch", disable=quiet or None):
+        k, example, column = grid[chosen].to(device).unbind(1)
+        images[chosen] = generate(run_, x_T[example], k, values.to(device)[column]).cpu()
+    return images.unflatten(0, (len(directions), examples, samples))

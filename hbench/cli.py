@@ -20,6 +20,7 @@ class Group(click.Group):
     """The group that turns every HBenchError into one line and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
         try:
             return super().invoke(ctx)
         except HBenchError as error:
@@ -309,7 +310,7 @@ def fid(
 ) -> None:
     """Measure the Frechet distance of raw and shifted samples of RUN to real digits.
 
-    The features are those of a digit LeNet, through torch-fidelity, so the number is an FD, not comparable with any FID.
+    The features are those of a digit LeNet, through torch-fidelity, so no FID compares with the number.
 
     \b
     Example:

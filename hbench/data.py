@@ -25,8 +25,8 @@ def load_images(
 
     Args:
         data: which set, and the size and channels that the images get.
-        data_root: folder of the set: for "mnist", the one that holds ``MNIST/raw``; for "folder", the pictures, searched
-            recursively; unused by "digits". Default: the environment variable HBENCH_DATA.
+        data_root: folder of the set: for "mnist", the one that holds ``MNIST/raw``; for "folder", the pictures,
+            searched recursively; unused by "digits". Default: the environment variable HBENCH_DATA.
         split: "train" or "test". Only MNIST comes split; of the others every tenth image is "test".
         download: let torchvision download MNIST if it is missing.
         minimum: fewest images that are acceptable.
@@ -88,7 +88,8 @@ def _fit(images: Tensor, data: Data) -> Tensor:
     elif data.channels == 3 and channels == 1:
         images = images.repeat(1, 3, 1, 1)
     resized = F.resize(images, [data.size], antialias=True)
-    return F.center_crop(resized, [data.size, data.size])
+    cropped: Tensor = F.center_crop(resized, [data.size, data.size])
+    return cropped
 
 
 def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> tuple[Tensor, Tensor]:

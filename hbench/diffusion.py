@@ -34,8 +34,8 @@ def alpha_bar_schedule(T: int = 1000, beta_start: float = 1e-4, beta_end: float 
 def timesteps(M: int, T: int = 1000, spacing: str = "trailing") -> list[int]:
     """The M timesteps that a generation visits, descending.
 
-    ``trailing``: T(i+1)/M - 1 (999 … T/M - 1; starts at x_T and spends no step at t = 0); ``linspace``: linspace(0, T-1, M)
-    rounded down (Asyrp's); ``leading``: iT/M (guided-diffusion's "ddimM").
+    ``trailing``: T(i+1)/M - 1 (999 … T/M - 1; starts at x_T and spends no step at t = 0); ``linspace``:
+    linspace(0, T-1, M) rounded down (Asyrp's); ``leading``: iT/M (guided-diffusion's "ddimM").
 
     Raises:
         ValueError: M outside 1..T, or an unknown spacing.

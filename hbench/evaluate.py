@@ -66,13 +66,15 @@ def generate(run_: Run, x_T: Tensor, k: Tensor | None = None, s: Tensor | None =
     def delta_h(h: Tensor, emb: Tensor) -> Tensor:
         assert k is not None
         assert s is not None
-        return s[:, None, None, None] * run_.shift_block(h, emb, k)
+        shift: Tensor = s[:, None, None, None] * run_.shift_block(h, emb, k)
+        return shift
 
     descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
-    shift = None if k is None else delta_h
-    steps = generation_steps(run_.model, alpha_bar, descending, shift, settings.t_shift)
+    shifted = None if k is None else delta_h
+    steps = generation_steps(run_.model, alpha_bar, descending, shifted, settings.t_shift)
     with autocast(x_T.device, settings.precision):
-        return run(steps, x_T)
+        x_0: Tensor = run(steps, x_T)
+    return x_0
 
 
 @torch.no_grad()
@@ -159,8 +161,8 @@ def traverse(
 ) -> Tensor:
     """Images along each direction: float32 [directions, examples, samples, C, H, W], on the CPU.
 
-    Row by row one x_T, the same for every direction; s runs evenly from -S to S, so the middle of an odd number of samples
-    is the original (Fig. 1).
+    Row by row one x_T, the same for every direction; s runs evenly from -S to S, so the middle of an odd number of
+    samples is the original (Fig. 1).
     """
     x_T = noise(run_, seed, 0, examples)
     device = x_T.device
@@ -171,4 +173,4 @@ def traverse(
     for chosen in tqdm(shifted.split(BATCH), desc="grids", unit="batch", disable=quiet or None):
         k, example, column = grid[chosen].to(device).unbind(1)
         images[chosen] = generate(run_, x_T[example], k, values.to(device)[column]).cpu()
-    return images.unflatten(0, (len(directions), examples, samples))
+    return images.reshape(len(directions), examples, samples, *images.shape[1:])

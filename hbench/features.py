@@ -1,7 +1,7 @@
 """Frechet distance (FD) in the features of a digit LeNet, through torch-fidelity.
 
-Inception knows no digits, so plain FID says little about them: the distance here is the same formula on the 120 features of
-a LeNet that classifies these digits, and is never called FID.
+Inception knows no digits, so plain FID says little about them: the distance here is the same formula on the 120 features
+of a LeNet that classifies these digits, and is never called FID.
 """
 
 from dataclasses import dataclass
@@ -40,6 +40,9 @@ class DigitLeNet(nn.Module):
         super().__init__()
         self.backbone = lenet_backbone(channels, size)
         self.head = lenet_head(classes)
+        self.real_mu: Tensor
+        self.real_sigma: Tensor
+        self.real_n: Tensor
         self.register_buffer("real_mu", torch.zeros(LENET_FEATURES))
         self.register_buffer("real_sigma", torch.zeros(LENET_FEATURES, LENET_FEATURES))
         self.register_buffer("real_n", torch.tensor(0))
@@ -169,11 +172,15 @@ def fidelity(run_: Run, weights: Path, count: int, seed: int = 0, quiet: bool = 
         )
     made = [(to_uint8(p.x_0).cpu(), to_uint8(p.x_0_shifted).cpu()) for p in pairs(run_, count, seed, quiet, "samples")]
     real, n_real = real_statistics(weights)
-    results = []
-    for images in (torch.cat(kind) for kind in zip(*made, strict=True)):
-        found = features(images, weights)
-        results += [frechet_distance(statistics(found), real), _bootstrap(found, real, seed)]
-    return Fidelity(count, n_real, *results)
+    raw, shifted = (features(torch.cat(kind), weights) for kind in zip(*made, strict=True))
+    return Fidelity(
+        n=count,
+        n_real=n_real,
+        raw=frechet_distance(statistics(raw), real),
+        raw_interval=_bootstrap(raw, real, seed),
+        shifted=frechet_distance(statistics(shifted), real),
+        shifted_interval=_bootstrap(shifted, real, seed),
+    )
 
 
 def _bootstrap(found: Tensor, real: dict[str, np.ndarray], seed: int, resamples: int = 100) -> tuple[float, float]:

@@ -22,7 +22,7 @@ def to_rgb(images: Tensor) -> Tensor:
 
 
 def soft_clip(images: Tensor, bound: float) -> Tensor:
-    """Images with a tenth of what exceeds +-bound: values that no image has are nearly invisible, never gradient-free."""
+    """Images with a tenth of what exceeds +-bound: values that no image has barely count, yet keep a gradient."""
     return images + 0.9 * (images.clamp(-bound, bound) - images)
 
 

@@ -72,7 +72,7 @@ def load_run(path: Path, device: torch.device) -> Run:
 
 
 def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
-    """A diffusion model: from a folder with model.safetensors, such a file, a shipped run, or guided-diffusion's ``.pt``.
+    """A diffusion model: from a folder with model.safetensors, such a file, a shipped run, or a ``.pt`` state dict.
 
     Args:
         path: where it is.

@@ -64,21 +64,24 @@ def pretrain(
     torch.manual_seed(seed_of(seed))
     model = build_model(experiment).to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+    averaged_model = average.module
+    assert isinstance(averaged_model, UNetModel)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
+
+    parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "average": average, "optimizer": optimizer}
 
     first = 0
     if resume:
         state = load_checkpoint(out, experiment, seed)
         first = state["step"]
-        for name, part in (("model", model), ("average", average), ("optimizer", optimizer)):
+        for name, part in parts.items():
             part.load_state_dict(state[name])
     metrics = Metrics(out, first)
     write_json(out / "experiment.json", experiment.model_dump(mode="json"))
 
     def checkpoint(step: int) -> None:
         metrics.flush()
-        parts = {"model": model, "average": average, "optimizer": optimizer}
         save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
         draw_curves(out)
 
@@ -108,7 +111,7 @@ def pretrain(
             bar.set_postfix(loss=f"{value:.4f}", refresh=False)
             bar.update()
             if done % settings.sample_every == 0 or done == settings.steps:
-                draw_samples(experiment, average.module, out / "samples" / f"{done:06d}.png", device)
+                draw_samples(experiment, averaged_model, out / "samples" / f"{done:06d}.png", device)
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 checkpoint(done)
             if done < settings.steps and (reason := stop_reason()):

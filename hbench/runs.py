@@ -259,7 +259,7 @@ def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None
             reasons.append(f"--max-minutes {max_minutes:g}")
         return reasons[0] if reasons else None
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in previous:
         signal.signal(number, on_signal)
     try:

@@ -51,8 +51,8 @@ def train(
     """Whether discovery is complete; False when it was stopped early, with a checkpoint to resume from.
 
     Writes to ``out``: the frozen model, shift block, reconstructor and discriminator as safetensors, metrics, curves,
-    checkpoint and provenance; the folder needs nothing but itself. Everything random in a step follows from (seed, step),
-    so a resumed run ends with the same bits.
+    checkpoint and provenance; the folder needs nothing but itself. Everything random in a step follows from
+    (seed, step), so a resumed run ends with the same bits.
 
     Args:
         experiment: what to train and how.
@@ -167,7 +167,8 @@ def train_shift(
     alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
 
     def delta_h(h: Tensor, emb: Tensor) -> Tensor:
-        return s[:, None, None, None] * shift_block(h, emb, k)
+        shift: Tensor = s[:, None, None, None] * shift_block(h, emb, k)
+        return shift
 
     chain = generation_steps(
         model, alpha_bar, timesteps(settings.M, len(alpha_bar), settings.spacing), delta_h, settings.t_shift
@@ -235,7 +236,8 @@ def raw_pairs(
     @torch.no_grad()
     def generate(x_T: Tensor) -> Tensor:
         with autocast(device, settings.precision):
-            return run(steps, x_T)
+            x_0: Tensor = run(steps, x_T)
+        return x_0
 
     def draw_new() -> tuple[Tensor, Tensor]:
         x_T = torch.randn(settings.batch_size, *shape).to(device)

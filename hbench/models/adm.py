@@ -24,14 +24,15 @@ class GroupNorm32(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         if channels % GROUPS:
             raise ValueError(
-                f"group norm has {GROUPS} groups, so every channel count must be a multiple of {GROUPS}, got {channels}: "
+                f"group norm has {GROUPS} groups, so channel counts must be multiples of {GROUPS}, got {channels}: "
                 f"make model_channels * channel_mult a multiple of {GROUPS}"
             )
         super().__init__(GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Float32 parameters with bfloat16 input is a kernel of its own on the CPU, several times faster than casting the
-        # activations up and down; CUDA has none, but there autocast makes the input float32.
+        """[B, C, ...] -> the same shape."""
+        # Float32 parameters with bfloat16 input is a kernel of its own on the CPU, several times faster than casting
+        # the activations up and down; CUDA has none, but there autocast makes the input float32.
         return super().forward(x).to(x.dtype)
 
 
@@ -52,6 +53,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, 2H, 2W]."""
         x = F.interpolate(x, scale_factor=2, mode="nearest")
         out: Tensor = self.conv(x)
         return out
@@ -65,6 +67,7 @@ class Downsample(nn.Module):
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H/2, W/2]."""
         out: Tensor = self.op(x)
         return out
 
@@ -103,6 +106,7 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """[B, channels, H, W] -> [B, out_channels, H', W'], given the embedding [B, emb_channels]."""
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))
         emb_out = self.emb_layers(emb).to(h.dtype)[..., None, None]
@@ -138,6 +142,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same shape."""
         batch, channels, *spatial = x.shape
         flat = x.reshape(batch, channels, -1)
         qkv = self.qkv(self.norm(flat))
@@ -146,13 +151,15 @@ class AttentionBlock(nn.Module):
         else:  # [heads, 3, channels per head]
             q, k, v = qkv.reshape(batch, self.num_heads, 3, -1, flat.shape[-1]).unbind(2)
         h = F.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT.reshape(batch, channels, -1)
-        return (flat + self.proj_out(h)).reshape(batch, channels, *spatial)
+        out: Tensor = flat + self.proj_out(h)
+        return out.reshape(batch, channels, *spatial)
 
 
 class TimestepEmbedSequential(nn.Sequential):
     """A sequence whose residual blocks also receive the time embedding."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        """The output of the last layer."""
         for layer in self:
             x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x
@@ -261,8 +268,7 @@ class EncoderHalf(nn.Module):
             raise ValueError(f"x must be [B, {self.in_channels}, H, W], got {list(x.shape)}")
         if (y is None) != (self.num_classes is None):
             raise ValueError("pass y if and only if the model is class-conditional")
-        embedding = timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype)
-        emb = self.time_embed(embedding)
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(next(self.time_embed.parameters())))
         if y is not None:
             emb = emb + self.label_emb(y)
         h = x

@@ -10,8 +10,8 @@ def lenet_backbone(in_channels: int, size: int) -> nn.Sequential:
     """LeNet's convolutions: [B, in_channels, size, size] -> [B, 120].
 
     As in GANLatentDiscovery at width 2: 5x5 convolutions of 6, 16 and 120 channels, each with batch norm and ReLU, 2x2
-    max-pool after the first two, global average. Images below 32 pixels get padding 2 on the first two convolutions and a
-    3x3 third one [reconstructed].
+    max-pool after the first two, global average. Images below 32 pixels get padding 2 on the first two convolutions
+    and a 3x3 third one [reconstructed].
     """
     padding, last_kernel = (2, 3) if size < 32 else (0, 5)
 

@@ -48,8 +48,8 @@ def draw_shifts(
 ) -> tuple[Tensor, Tensor]:
     """Random directions k [B] and magnitudes s [B] as in training, on the CPU.
 
-    k is uniform in 0..K-1; s is uniform in [-S, S], and |s| below ``min_magnitude`` is raised to it (GANLatentDiscovery,
-    Voynov & Babenko 2020).
+    k is uniform in 0..K-1; s is uniform in [-S, S], and |s| below ``min_magnitude`` is raised to it
+    (GANLatentDiscovery, Voynov & Babenko 2020).
     """
     k = torch.randint(K, (batch_size,), generator=generator)
     s = (2 * torch.rand(batch_size, generator=generator) - 1) * S

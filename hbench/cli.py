@@ -434,3 +434,7 @@ def print_experiment(settings: Any) -> None:
     """Prints a resolved experiment as JSON, after its paper-style name."""
     click.echo(settings.title, err=True)
     click.echo(settings.model_dump_json(indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -216,7 +216,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text.strip()  # an unquoted string
     table = values.setdefault(section, {})
-    if not isinstance(table, dict):
+    if section == "name" or not isinstance(table, dict):
         raise HBenchError(f"--set {override}: {section} is not a section")
     table[name] = value
 

@@ -1,6 +1,6 @@
 """Frechet distance (FD) in the features of a digit LeNet, through torch-fidelity.
 
-Inception knows no digits, so plain FID says little about them: the distance here is the same formula on the 120 features
+Inception knows no digits, so plain FID says little of them: the distance here is the same formula on the 120 features
 of a LeNet that classifies these digits, and is never called FID.
 """
 

@@ -205,7 +205,7 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int) -> dict[str
 
 
 class Metrics:
-    """One row of numbers a step: ``metrics.jsonl`` as training goes, ``metrics.csv`` made from it.
+    """One row of numbers a step: ``metrics.jsonl``, brought up to date at each checkpoint, and ``metrics.csv`` from it.
 
     Opened again at a checkpoint's step, it drops the rows that came after that checkpoint.
     """
@@ -219,20 +219,22 @@ class Metrics:
                     break  # cut short by a kill, or made after the checkpoint
                 kept.append(line + "\n")
         write_text(self._path, "".join(kept))
-        self._file = self._path.open("a", encoding="utf-8")
+        self._pending: list[str] = []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a row."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Adds a row, in memory until the next flush."""
+        self._pending.append(json.dumps({"step": step, **values}) + "\n")
 
     def flush(self) -> None:
         """Brings both files up to date; call it before each checkpoint."""
         import pandas as pd
 
         try:
-            self._file.flush()
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(self._pending)
         except OSError as error:
             raise HBenchError(f"{self._path}: cannot write ({error.strerror}): free some space") from error
+        self._pending.clear()
         if self._path.stat().st_size:
             with replacing(self._path.with_suffix(".csv")) as temporary:
                 pd.read_json(self._path, lines=True).to_csv(temporary, index=False)

@@ -1,0 +1,62 @@
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+import torch
+
+from hbench.config import Experiment, load_experiment
+
+TINY = [
+    "model.channel_mult=[1,2]",
+    "pretrain.steps=4",
+    "pretrain.batch_size=4",
+    "pretrain.checkpoint_every=2",
+    "pretrain.sample_every=4",
+    "discovery.K=3",
+    "discovery.M=3",
+    "discovery.steps=4",
+    "discovery.batch_size=4",
+    "discovery.pool=8",
+    "discovery.checkpoint_every=2",
+]
+"""Overrides that make digits16 a matter of seconds."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Experiment:
+    return load_experiment("digits16", TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tiny):
+    """A folder with a diffusion model of a few steps, made by the command line itself."""
+    from click.testing import CliRunner
+
+    from hbench.cli import main
+
+    folder = tmp_path_factory.mktemp("tiny") / "pretrain"
+    options = [part for override in TINY for part in ("--set", override)]
+    result = CliRunner().invoke(main, ["pretrain", "digits16", *options, "--out", str(folder), "--quiet"])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_model):
+    """A run folder of a few steps, made by the command line itself."""
+    from click.testing import CliRunner
+
+    from hbench.cli import main
+
+    folder = tmp_path_factory.mktemp("tiny") / "train"
+    options = [part for override in TINY for part in ("--set", override)]
+    arguments = ["train", "digits16", *options, "--model", str(tiny_model), "--out", str(folder), "--quiet"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return folder

@@ -1,0 +1,218 @@
+import pytest
+import torch
+from torch import nn
+
+from hbench.chain import backpropagate
+from hbench.diffusion import alpha_bar_schedule, generation_steps, timesteps
+from hbench.models.adm import UNetModel
+from hbench.models.shift import ShiftBlock
+
+STRATEGIES = ["vanilla", "node", "torch-checkpoint"]
+
+
+class Toy(nn.Module):
+    def __init__(self, width=4, frozen=False):
+        super().__init__()
+        self.linear = nn.Linear(width, width).double().requires_grad_(not frozen)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x + torch.tanh(self.linear(x))
+
+
+def toy_chain(length=5, frozen=()):
+    torch.manual_seed(0)
+    return [Toy(frozen=i in frozen) for i in range(length)], torch.randn(3, 4, dtype=torch.float64)
+
+
+def cubic(x):
+    return (x**3).sum() + x.sin().mean()
+
+
+def gradients(steps):
+    return [p.grad for step in steps for p in step.parameters()]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("frozen", [(), (0, 1), (2,), (4,)])
+def test_equals_plain_backward(strategy, frozen):
+    steps, x_T = toy_chain(frozen=frozen)
+    x = x_T
+    for step in steps:
+        x = step(x)
+    expected_loss = cubic(x)
+    expected_loss.backward()
+    expected = [None if g is None else g.clone() for g in gradients(steps)]
+    for step in steps:
+        step.zero_grad()
+    loss, x_0 = backpropagate(steps, x_T, cubic, strategy)
+    assert loss.item() == pytest.approx(expected_loss.item(), abs=1e-12)
+    assert torch.equal(x_0, x.detach())
+    assert not loss.requires_grad
+    assert not x_0.requires_grad
+    for got, wanted in zip(gradients(steps), expected, strict=True):
+        assert (got is None) == (wanted is None)
+        if got is not None:
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_equals_finite_differences(strategy):
+    steps, x_T = toy_chain()
+    backpropagate(steps, x_T, cubic, strategy)
+
+    def loss_at(parameter, index, offset):
+        with torch.no_grad():
+            parameter.view(-1)[index] += offset
+            x = x_T
+            for step in steps:
+                x = step(x)
+            parameter.view(-1)[index] -= offset
+            return cubic(x).item()
+
+    h = 1e-5
+    for step in steps:
+        for index in (0, 7):
+            weight = step.linear.weight
+            slope = (loss_at(weight, index, h) - loss_at(weight, index, -h)) / (2 * h)
+            assert weight.grad.view(-1)[index].item() == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradients_accumulate_and_reach_the_objective(strategy):
+    steps, x_T = toy_chain()
+    scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    backpropagate(steps, x_T, lambda x: scale * cubic(x), strategy)
+    once = [g.clone() for g in [*gradients(steps), scale.grad]]
+    backpropagate(steps, x_T, lambda x: scale * cubic(x), strategy)
+    for g, first in zip([*gradients(steps), scale.grad], once, strict=True):
+        torch.testing.assert_close(g, 2 * first)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_reaches_x_T_only_if_it_requires_a_gradient(strategy):
+    steps, x_T = toy_chain()
+    reference = x_T.clone().requires_grad_()
+    backpropagate(steps, reference, cubic, "vanilla")
+    x_T.requires_grad_()
+    backpropagate(steps, x_T, cubic, strategy)
+    torch.testing.assert_close(x_T.grad, reference.grad, rtol=0, atol=1e-10)
+    plain = x_T.detach()
+    backpropagate(steps, plain, cubic, strategy)
+    assert plain.grad is None
+
+
+def test_node_makes_exactly_one_extra_forward_pass():
+    steps, x_T = toy_chain()
+    backpropagate(steps, x_T, cubic, "node")
+    assert [step.calls for step in steps] == [2] * 5
+
+
+def test_node_does_not_recompute_steps_before_the_first_trainable_one():
+    steps, x_T = toy_chain(frozen=(0, 1))
+    backpropagate(steps, x_T, cubic, "node")
+    assert [step.calls for step in steps] == [1, 1, 2, 2, 2]
+
+
+def test_node_never_differentiates_its_first_node():
+    wanted = []
+
+    class Spy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x, w)
+            return x * w
+
+        @staticmethod
+        def backward(ctx, g):
+            wanted.append(ctx.needs_input_grad)
+            x, w = ctx.saved_tensors
+            return g * w, (g * x).sum()
+
+    w = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+    _, x_T = toy_chain()
+    backpropagate([lambda x: Spy.apply(x, w)] * 3, x_T, cubic, "node")
+    assert wanted == [(True, True), (True, True), (False, True)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_nodes_may_change_shape(strategy):
+    torch.manual_seed(0)
+    up, down = nn.Linear(4, 9).double(), nn.Linear(9, 2).double()
+    _, x_0 = backpropagate([up, down], torch.randn(3, 4, dtype=torch.float64), cubic, strategy)
+    assert x_0.shape == (3, 2)
+    assert up.weight.grad.abs().sum() > 0
+
+
+def test_errors():
+    steps, x_T = toy_chain()
+    with pytest.raises(ValueError, match="strategy must be"):
+        backpropagate(steps, x_T, cubic, "fast")
+    with pytest.raises(ValueError, match=r"scalar, got shape \[3, 4\]"):
+        backpropagate(steps, x_T, lambda x: x)
+    frozen, x_T = toy_chain(frozen=range(5))
+    for strategy in STRATEGIES:
+        with pytest.raises(ValueError, match="nothing to train"):
+            backpropagate(frozen, x_T, cubic, strategy)
+
+
+def unet_chain(M, dtype=torch.float32):
+    torch.manual_seed(0)
+    model = UNetModel(16, 1, 32, 1, 1, [2], channel_mult=(1, 2), num_heads=2, use_scale_shift_norm=True)
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    model = model.to(dtype).eval().requires_grad_(False)
+    block = ShiftBlock(model.h_shape[0], model.emb_channels, K=3).to(dtype)
+    nn.init.normal_(block.out_weight, std=0.05)
+    k = torch.tensor([0, 2])
+    steps = generation_steps(
+        model, alpha_bar_schedule(), timesteps(M), lambda h, emb: 2 * block(h, emb, k), t_shift=400
+    )
+    return model, block, steps, torch.randn(2, 1, 16, 16, dtype=dtype)
+
+
+def test_strategies_agree_on_the_diffusion_chain():
+    found = []
+    for strategy in STRATEGIES:
+        model, block, steps, x_T = unet_chain(5, torch.float64)
+        loss, x_0 = backpropagate(steps, x_T, lambda x: x.square().mean(), strategy)
+        assert all(p.grad is None for p in model.parameters())
+        found.append([loss, x_0, *(p.grad for p in block.parameters())])
+        assert all(g.abs().sum() > 0 for g in found[-1][2:])
+        assert block.out_weight.grad[1].abs().sum() == 0  # direction 1 was not drawn
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def saved_bytes_peak(strategy, M):
+    """Largest total size of the tensors that autograd holds at one time, by storage."""
+    held, peak = {}, 0
+
+    class Saved:
+        def __init__(self, tensor):
+            nonlocal peak
+            self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
+            count, size = held.get(self.key, (0, tensor.untyped_storage().nbytes()))
+            held[self.key] = (count + 1, size)
+            peak = max(peak, sum(size for _, size in held.values()))
+
+        def __del__(self):
+            count, size = held[self.key]
+            if count == 1:
+                del held[self.key]
+            else:
+                held[self.key] = (count - 1, size)
+
+    _, _, steps, x_T = unet_chain(M)
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        backpropagate(steps, x_T, lambda x: x.square().mean(), strategy)
+    return peak
+
+
+def test_saved_bytes_are_flat_for_node_and_grow_for_vanilla():
+    node = {M: saved_bytes_peak("node", M) for M in (10, 20, 40)}
+    assert node[40] <= 1.05 * node[10]
+    assert saved_bytes_peak("vanilla", 20) >= 5 * node[20]

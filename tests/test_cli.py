@@ -1,0 +1,175 @@
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import TINY
+
+from hbench.cli import main
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def refused(*arguments):
+    """The one line that a mistake gives."""
+    result = invoke(*arguments)
+    assert result.exit_code in (1, 2), result.output
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+    return result.output.strip().splitlines()[-1]
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_has_help_with_an_example_and_is_in_the_readme(name):
+    result = invoke(name, "-h")
+    assert result.exit_code == 0
+    assert f"hbench {name}" in result.output.split("Example:")[1]
+    assert f"hbench {name}" in README.read_text()
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from hbench.cli import main\ntry: main(['-h'])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("False")
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "hbench.cli", "-h"], capture_output=True, check=True)
+    assert time.perf_counter() - started < 2  # 0.1 s on an idle machine
+
+
+def test_dry_run_prints_the_resolved_configuration(tmp_path):
+    result = invoke("train", "mnist32", "--set", "discovery.K=7", "--dry-run", "--out", tmp_path / "x")
+    assert result.exit_code == 0
+    assert "MNIST32-400-20-7-5" in result.output
+    assert '"K": 7' in result.output
+    assert not (tmp_path / "x").exists()
+
+
+def test_rca_traverse_and_fid_of_the_shipped_run(tmp_path):
+    result = invoke("rca", "mnist16", "--pairs", 32, "--out", tmp_path, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"RCA 0\.\d+  95% \[0\.\d+, 0\.\d+\]  n 32", result.output)
+    assert {p.name for p in (tmp_path / "rca").iterdir()} == {"rca.json", "rca.csv", "rca.png", "provenance.json"}
+    result = invoke("traverse", "mnist16", "--examples", 1, "--pairs", 16, "--out", tmp_path, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "traverse" / "directions.png").stat().st_size > 1000
+    result = invoke("fid", "mnist16", "--samples", 128, "--out", tmp_path, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "FD (LeNet digits)" in result.output
+    assert "shifted / raw" in result.output
+
+
+def test_sample_draws_a_grid(tmp_path, tiny_model):
+    result = invoke("sample", tiny_model, "--count", 4, "--steps", 2, "--out", tmp_path, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "samples" / "samples.png").is_file()
+
+
+def test_names_label_the_directions(tmp_path, tiny_run):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    (folder / "names.txt").write_text("1: thickness\n")
+    result = invoke("traverse", folder, "--examples", 1, "--pairs", 8, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "thickness" in (folder / "traverse" / "traverse.csv").read_text()
+    (folder / "names.txt").write_text("thickness\n")
+    line = refused("traverse", folder, "--overwrite", "--pairs", 8)
+    assert 'names.txt, line 1: write "index: name"' in line
+
+
+def test_wrong_input_is_one_line_that_names_the_fix(tmp_path, tiny_run, tiny_model):
+    assert "choose one of" in refused("train", "mnist64")
+    assert 'did you mean "K"?' in refused("train", "mnist16", "--set", "discovery.k=3")
+    assert "greater than or equal to 2" in refused("train", "mnist16", "--set", "discovery.K=0")
+    assert "greater than 0" in refused("train", "mnist16", "--set", "discovery.S=0")
+    assert "no such folder" in refused("pretrain", "anime64", "--data-root", tmp_path / "absent")
+    assert "hbench pretrain" in refused("train", "digits16", "--model", tmp_path / "absent")
+    assert "shipped one: mnist16" in refused("rca", tmp_path / "absent")
+    assert "no finished discovery there" in refused("rca", tiny_model)
+    assert "is not in the range" in refused("rca", tiny_run, "--pairs", 0)
+    assert "no such device" in refused("rca", tiny_run, "--device", "abacus")
+    assert "at most 1000" in refused("sample", tiny_model, "--steps", 1001)
+    if not torch.cuda.is_available():
+        assert "found 0 CUDA devices" in refused("rca", tiny_run, "--device", "cuda")
+
+
+def test_output_in_use_is_never_written_over(tmp_path, tiny_run, tiny_model):
+    before = snapshot(tiny_run)
+    options = [part for override in TINY for part in ("--set", override)]
+    line = refused("train", "digits16", *options, "--model", tiny_model, "--out", tiny_run)
+    assert "already holds results: choose another --out" in line
+    assert snapshot(tiny_run) == before
+    assert invoke("rca", tiny_run, "--pairs", 8, "--out", tmp_path, "--quiet").exit_code == 0
+    before = snapshot(tmp_path)
+    assert "add --overwrite" in refused("rca", tiny_run, "--pairs", 8, "--out", tmp_path)
+    assert snapshot(tmp_path) == before
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert "choose another --out" in refused("pretrain", "digits16", "--out", file)
+    assert file.read_text() == "mine"
+
+
+class Malicious:
+    def __reduce__(self):
+        return (Path.touch, (Path("owned"),))
+
+
+def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [part for override in TINY for part in ("--set", override)]
+
+    def train_on(path):
+        return refused("train", "digits16", *options, "--model", path, "--out", tmp_path / "out")
+
+    torch.save({"x": Malicious()}, tmp_path / "bad.pt")
+    assert "not a checkpoint of plain tensors" in train_on(tmp_path / "bad.pt")
+    assert not (tmp_path / "owned").exists()
+    (tmp_path / "page.pt").write_text("<html>404</html>")
+    assert "not a checkpoint of plain tensors" in train_on(tmp_path / "page.pt")
+    torch.save({"time_embed.0.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    assert "parameters do not fit the model" in train_on(tmp_path / "other.pt")
+    whole = (tiny_model / "model.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "not a safetensors file, or damaged" in train_on(tmp_path / "cut.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    assert "not made by hbench" in train_on(tmp_path / "foreign.safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_truncated_checkpoint_is_refused(tmp_path, tiny_model):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "checkpoint.pt").write_bytes((tiny_model / "checkpoint.pt").read_bytes()[:1000])
+    options = [part for override in TINY for part in ("--set", override)]
+    assert "damaged" in refused("pretrain", "digits16", *options, "--out", folder, "--resume")
+    empty = tmp_path / "empty"
+    assert "leave --resume out" in refused("pretrain", "digits16", *options, "--out", empty, "--resume")
+
+
+def test_demo_runs_through(tmp_path, monkeypatch):
+    from hbench import demo
+
+    monkeypatch.setattr(demo, "PAIRS", 32)
+    monkeypatch.setattr(demo, "GROWTH_PAIRS", 16)
+    monkeypatch.setattr(demo, "EXAMPLES", 1)
+    monkeypatch.setitem(demo.FRESH, "pool", 16)
+    result = invoke("demo", "--out", tmp_path, "--steps", 4, "--quiet")
+    assert result.exit_code == 0, result.output
+    named = [Path(line.strip()) for line in result.output.split("Open:")[1].splitlines() if line.strip()]
+    assert len(named) == 5
+    assert all(path.is_file() for path in named)

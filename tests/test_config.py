@@ -1,0 +1,70 @@
+import pytest
+
+from hbench.config import experiments_folder, load_experiment
+from hbench.errors import HBenchError
+
+TABLES = {  # Tables 3 and 4 of the paper
+    "mnist32": ("MNIST32-400-20-32-5", 64, (1, 2, 2, 4), (), 1, 0.0, 128, 3000),
+    "anime64": ("Anime64-400-40-128-2", 64, (1, 2, 4, 8), (16,), 4, 0.0, 128, 12000),
+    "celebahq128": ("CelebAHQ128-500-40-256-2", 128, (1, 1, 2, 3, 4), (16,), 4, 0.1, 64, 15000),
+    "afhq128": ("AFHQ128-400-40-256-2", 128, (1, 1, 2, 3, 4), (16,), 4, 0.1, 64, 15000),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_settings(name):
+    e = load_experiment(name)
+    m, d = e.model, e.discovery
+    row = (e.title, m.model_channels, m.channel_mult, m.attention_resolutions, m.num_heads, m.dropout, d.batch_size)
+    assert (*row, d.steps) == TABLES[name]
+    assert (m.num_res_blocks, d.lr, d.lambda_reg, d.lambda_adv) == (2, 1e-3, 0.1, 0.1)
+    assert d.reconstructor == ("lenet" if name in ("mnist32", "anime64") else "resnet18")
+
+
+def test_every_experiment_loads_and_says_its_name():
+    names = [path.stem for path in experiments_folder().glob("*.toml")]
+    assert {"mnist16", "digits16", *TABLES} <= set(names)
+    assert all(load_experiment(name).title for name in names)
+
+
+def test_overrides():
+    e = load_experiment("mnist16", ["discovery.K=8", "discovery.spacing=linspace", "model.channel_mult=[1, 2]"])
+    assert (e.discovery.K, e.discovery.spacing, e.model.channel_mult) == (8, "linspace", (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("discovery.k=3", 'unknown key "discovery.k": did you mean "K"?'),
+        ("discovery.lamda_adv=3", 'did you mean "lambda_adv"?'),
+        ("discovry.K=3", 'unknown key "discovry": did you mean "discovery"?'),
+        ("discovery.K=1", "discovery.K = 1: input should be greater than or equal to 2"),
+        ("discovery.S=-1", "discovery.S = -1: input should be greater than 0"),
+        ("discovery.S=0.1", "min_magnitude must not exceed discovery.S"),
+        ("discovery.K=many", "discovery.K = 'many'"),
+        ("discovery.M=1001", "must not exceed diffusion.T = 1000"),
+        ("discovery.t_shift=1000", "must be below diffusion.T"),
+        ("model.model_channels=40", "not a multiple of 32"),
+        ("model.attention_resolutions=[5]", "no feature map is 5 pixels wide"),
+        ("data.size=18", "cannot be halved"),
+        ("K=3", 'write "section.key=value"'),
+        ("name.x=3", "name is not a section"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_fix(override, message):
+    with pytest.raises(HBenchError) as error:
+        load_experiment("mnist16", [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_experiment_lists_the_known():
+    with pytest.raises(HBenchError, match="choose one of afhq128, anime64"):
+        load_experiment("mnist64")
+
+
+def test_broken_toml_names_the_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[data\n")
+    with pytest.raises(HBenchError, match=r"mine\.toml: not valid TOML"):
+        load_experiment(str(path))

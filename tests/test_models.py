@@ -1,0 +1,139 @@
+import random
+
+import pytest
+import torch
+
+from hbench.config import load_experiment
+from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
+from hbench.models.adm import EncoderUNetModel, UNetModel
+from hbench.models.shift import ShiftBlock, draw_shifts, magnitudes
+
+
+def test_mnist32_has_the_papers_size():
+    model = build_model(load_experiment("mnist32"))
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(17.8e6, rel=0.01)
+
+
+def test_mnist16_fits_the_calibration():
+    model = build_model(load_experiment("mnist16"))
+    assert sum(p.numel() for p in model.parameters()) == 1_140_929
+    assert model.h_shape == (64, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["digits16", "mnist32", "anime64"])
+@torch.no_grad()
+def test_every_network_of_an_experiment_fits_together(name):
+    experiment = load_experiment(name, ["discovery.K=5"])
+    model = build_model(experiment)
+    size, channels = experiment.data.size, experiment.data.channels
+    x = torch.randn(2, channels, size, size)
+    h, skips, emb = model.encode(x, torch.tensor([0, 999]))
+    delta_h = build_shift_block(experiment, model)(h, emb, torch.tensor([0, 4]))
+    assert delta_h.shape == h.shape
+    assert not delta_h.any()  # the output convolutions start at zero
+    assert model.decode(h + delta_h, skips, emb).shape == x.shape
+    logits, s = build_reconstructor(experiment).eval()(x, x)
+    assert logits.shape == (2, 5)
+    assert s.shape == (2,)
+    assert build_discriminator(experiment)(x, torch.zeros(2, dtype=torch.long)).shape == (2, 1)
+
+
+@torch.no_grad()
+def test_resnet18_takes_pairs():
+    experiment = load_experiment("celebahq128", ["discovery.K=5"])
+    logits, s = build_reconstructor(experiment).eval()(torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
+    assert logits.shape == (1, 5)
+    assert s.shape == (1,)
+
+
+def test_shift_block_computes_each_samples_own_direction():
+    torch.manual_seed(0)
+    block = ShiftBlock(64, 128, K=4)
+    torch.nn.init.normal_(block.out_weight)
+    torch.nn.init.normal_(block.out_bias)
+    h, emb = torch.randn(3, 64, 4, 4), torch.randn(3, 128)
+    together = block(h, emb, torch.tensor([3, 0, 3]))
+    for i, k in enumerate([3, 0, 3]):
+        alone = block(h[i : i + 1], emb[i : i + 1], torch.tensor([k]))
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
+    hidden = block.out_layers(block.in_layers(h) + block.emb_layers(emb)[..., None, None])
+    expected = torch.nn.functional.conv2d(hidden, block.out_weight[3][..., None, None], block.out_bias[3])
+    torch.testing.assert_close(together[0], expected[0], rtol=1e-4, atol=1e-4)
+
+
+def test_draw_shifts_covers_the_ranges():
+    k, s = draw_shifts(20_000, K=8, S=5.0, min_magnitude=0.5, generator=torch.Generator().manual_seed(0))
+    assert torch.bincount(k, minlength=8).min() > 2200
+    assert s.abs().min() == 0.5
+    assert 4.9 < s.abs().max() <= 5
+    assert abs(s.mean()) < 0.1
+    assert (s.abs() == 0.5).float().mean() == pytest.approx(0.1, abs=0.01)  # those raised to it
+
+
+def test_magnitudes_hold_the_original_in_the_middle():
+    assert magnitudes(5, 5) == [-5, -2.5, 0, 2.5, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model_channels": 40}, "multiples of 32"),
+        ({"image_size": 10, "channel_mult": (1, 1, 1)}, "cannot be halved"),
+        ({"num_heads": 3}, "cannot be split into heads"),
+        ({"dims": 3}, "dims=3"),
+        ({"use_checkpoint": True}, "use_checkpoint"),
+        ({"use_fp16": True}, "use_fp16"),
+    ],
+)
+def test_impossible_models_are_refused(arguments, message):
+    defaults = {"image_size": 16, "in_channels": 1, "model_channels": 32, "out_channels": 1, "num_res_blocks": 1}
+    with pytest.raises(ValueError, match=message):
+        UNetModel(**{**defaults, "attention_resolutions": [2], "channel_mult": (1, 2), **arguments})
+
+
+def test_class_labels_are_required_exactly_where_the_model_has_them():
+    model = UNetModel(16, 1, 32, 1, 1, [], channel_mult=(1, 2), num_classes=10)
+    x, t = torch.randn(1, 1, 16, 16), torch.tensor([3])
+    with pytest.raises(ValueError, match="if and only if"):
+        model(x, t)
+    assert model(x, t, torch.tensor([7])).shape == x.shape
+    plain = UNetModel(16, 1, 32, 1, 1, [], channel_mult=(1, 2))
+    with pytest.raises(ValueError, match="if and only if"):
+        plain(x, t, torch.tensor([7]))
+    with pytest.raises(ValueError, match=r"\[B, 1, H, W\]"):
+        plain(torch.randn(1, 3, 16, 16), t)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_guided_diffusion_for_random_configurations(seed):
+    unet = pytest.importorskip("guided_diffusion.unet", reason="guided-diffusion is not installed")
+    rng = random.Random(seed)
+    config = {
+        "image_size": 32,
+        "in_channels": rng.choice([1, 3]),
+        "model_channels": rng.choice([32, 64]),
+        "out_channels": rng.choice([1, 3, 6]),
+        "num_res_blocks": rng.choice([1, 2]),
+        "attention_resolutions": rng.choice([(), (2,), (2, 4)]),
+        "channel_mult": rng.choice([(1, 2), (1, 2, 2), (1, 1, 2)]),
+        "conv_resample": rng.random() < 0.5,
+        "num_heads": rng.choice([1, 2, 4]),
+        "num_head_channels": rng.choice([-1, 16, 32]),
+        "use_scale_shift_norm": rng.random() < 0.5,
+        "resblock_updown": rng.random() < 0.5,
+        "use_new_attention_order": rng.random() < 0.5,
+    }
+    for ours, theirs, extra in (
+        (UNetModel, unet.UNetModel, {"num_classes": rng.choice([None, 7])}),
+        (EncoderUNetModel, unet.EncoderUNetModel, {"pool": "adaptive"}),
+    ):
+        reference = theirs(**config, **extra).eval()
+        torch.manual_seed(seed)
+        for parameter in reference.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        model = ours(**config, **extra).eval()
+        model.load_state_dict(reference.state_dict())
+        x, t = torch.randn(2, config["in_channels"], 32, 32), torch.tensor([5, 900])
+        y = (torch.tensor([1, 3]),) if extra.get("num_classes") else ()
+        with torch.no_grad():
+            torch.testing.assert_close(model(x, t, *y), reference(x, t, *y), rtol=1e-4, atol=1e-4)

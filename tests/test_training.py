@@ -1,0 +1,147 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file
+
+from hbench.config import load_experiment
+from hbench.data import load_images
+from hbench.errors import HBenchError
+from hbench.load import load_model
+from hbench.pretrain import lr_factor, pretrain
+from hbench.train import train
+
+CPU = torch.device("cpu")
+KILL = [*TINY, "pretrain.steps=24", "discovery.steps=24"]
+OUTPUTS = {"pretrain": ["model"], "train": ["shift_block", "reconstructor", "discriminator"]}
+
+
+def command(name, out, model, *extra):
+    options = [part for override in KILL for part in ("--set", override)]
+    source = ["--model", str(model)] if name == "train" else []
+    return [
+        sys.executable,
+        "-m",
+        "hbench.cli",
+        name,
+        "digits16",
+        *options,
+        *source,
+        "--out",
+        str(out),
+        "--quiet",
+        *extra,
+    ]
+
+
+def weights(folder, name):
+    return {role: load_file(folder / f"{role}.safetensors") for role in OUTPUTS[name]}
+
+
+@pytest.mark.parametrize("name", ["pretrain", "train"])
+def test_killed_and_resumed_ends_with_the_same_bits(name, tmp_path, tiny_model):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(name, whole, tiny_model), check=True, env=environment, capture_output=True)
+
+    process = subprocess.Popen(command(name, broken, tiny_model), env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (broken / "checkpoint.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.random())
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert (broken / "checkpoint.pt").exists()
+
+    subprocess.run(command(name, broken, tiny_model, "--resume"), check=True, env=environment, capture_output=True)
+    expected, found = weights(whole, name), weights(broken, name)
+    for role, tensors in expected.items():
+        assert all(torch.equal(tensors[key], found[role][key]) for key in tensors), role
+    assert (whole / "metrics.csv").read_text() == (broken / "metrics.csv").read_text()
+
+
+def test_sigterm_stops_with_a_checkpoint_and_says_so(tmp_path, tiny_model):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command("train", out, tiny_model, "--set", "discovery.steps=100000"), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoint.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stopped by SIGTERM after step" in err
+    assert "--resume" in err
+    assert not (out / "shift_block.safetensors").exists()
+
+
+def test_max_minutes_then_resume(tmp_path, tiny):
+    images = load_images(tiny.data)
+    out = tmp_path / "run"
+    out.mkdir()
+    assert not pretrain(tiny, images, out, device=CPU, max_minutes=1e-6, quiet=True)
+    assert len(pd.read_csv(out / "metrics.csv")) == 1
+    assert pretrain(tiny, images, out, device=CPU, resume=True, quiet=True)
+    assert pd.read_csv(out / "metrics.csv")["step"].tolist() == [0, 1, 2, 3]
+
+
+def test_resume_refuses_other_settings_and_other_seeds(tmp_path, tiny):
+    images = load_images(tiny.data)
+    out = tmp_path / "run"
+    out.mkdir()
+    pretrain(tiny, images, out, device=CPU, max_minutes=1e-6, quiet=True)
+    other = load_experiment("digits16", [*TINY, "pretrain.lr=0.5"])
+    with pytest.raises(HBenchError, match=r"was started with pretrain\.lr = 0\.001"):
+        pretrain(other, images, out, device=CPU, resume=True, quiet=True)
+    with pytest.raises(HBenchError, match="was started with --seed 0, not 1"):
+        pretrain(tiny, images, out, device=CPU, resume=True, seed=1, quiet=True)
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    experiment = load_experiment("digits16", [*TINY, "pretrain.lr=1e30", "pretrain.warmup_steps=0"])
+    out = tmp_path / "run"
+    out.mkdir()
+    with pytest.raises(HBenchError, match=r"step \d+: the loss is (nan|inf)"):
+        pretrain(experiment, load_images(experiment.data), out, device=CPU, quiet=True)
+    assert not (out / "model.safetensors").exists()
+
+
+def test_training_moves_only_what_it_should(tmp_path, tiny, tiny_model):
+    model = load_model(tiny_model, tiny)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(tiny, model, tmp_path, device=CPU, quiet=True)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    shift_block = load_file(tmp_path / "shift_block.safetensors")
+    assert shift_block["out_weight"].abs().sum() > 0
+
+
+def test_a_run_folder_holds_its_whole_record(tiny_run):
+    for name in ("model", "shift_block", "reconstructor", "discriminator"):
+        assert (tiny_run / f"{name}.safetensors").is_file()
+    for name in ("curves.png", "metrics.csv", "metrics.jsonl", "experiment.json", "checkpoint.pt"):
+        assert (tiny_run / name).is_file()
+    record = json.loads((tiny_run / "provenance.json").read_text())
+    assert record["title"] == "Digits16-400-3-3-5"
+    assert record["seed"] == 0
+    assert record["experiment"]["discovery"]["K"] == 3
+    assert set(record["weights_sha256"]) == {"model", "shift_block", "reconstructor", "discriminator"}
+    rows = pd.read_csv(tiny_run / "metrics.csv")
+    assert {"loss", "accuracy", "D_raw", "D_shifted"} <= set(rows.columns)
+    assert rows["D_raw"][0] == pytest.approx(0.5, abs=1e-3)  # the game starts at its equilibrium
+    assert rows["D_shifted"][0] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_learning_rate_warms_up_and_decays():
+    settings = load_experiment("digits16").pretrain
+    assert lr_factor(settings, 0) == pytest.approx(1 / 100)
+    assert lr_factor(settings, 100) == 1
+    assert lr_factor(settings, settings.steps - 1) < 1e-3

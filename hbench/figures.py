@@ -110,7 +110,7 @@ def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, p
                 top, left = row * (height + gap), column * (width + gap)
                 canvas[:, top : top + height, left : left + width] = panel[row, column]
         canvas = canvas[:, :-gap, :-gap].permute(1, 2, 0)
-        axis.imshow(canvas.squeeze(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.imshow(canvas.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(label, fontsize=9)
     figure.suptitle(f"{title}: s from {-S:g} to {S:g}, the middle column is the original")
     save_figure(figure, path)

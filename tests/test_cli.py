@@ -57,14 +57,14 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
 
 
 def test_rca_traverse_and_fid_of_the_shipped_run(tmp_path):
-    result = invoke("rca", "mnist16", "--pairs", 32, "--out", tmp_path, "--quiet")
+    result = invoke("rca", "mnist16", "--pairs", 32, "--out", tmp_path / "rca", "--quiet")
     assert result.exit_code == 0, result.output
     assert re.search(r"RCA 0\.\d+  95% \[0\.\d+, 0\.\d+\]  n 32", result.output)
     assert {p.name for p in (tmp_path / "rca").iterdir()} == {"rca.json", "rca.csv", "rca.png", "provenance.json"}
-    result = invoke("traverse", "mnist16", "--examples", 1, "--pairs", 16, "--out", tmp_path, "--quiet")
+    result = invoke("traverse", "mnist16", "--examples", 1, "--pairs", 16, "--out", tmp_path / "traverse", "--quiet")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "traverse" / "directions.png").stat().st_size > 1000
-    result = invoke("fid", "mnist16", "--samples", 128, "--out", tmp_path, "--quiet")
+    result = invoke("fid", "mnist16", "--samples", 128, "--out", tmp_path / "fid", "--quiet")
     assert result.exit_code == 0, result.output
     assert "FD (LeNet digits)" in result.output
     assert "shifted / raw" in result.output
@@ -73,7 +73,7 @@ def test_rca_traverse_and_fid_of_the_shipped_run(tmp_path):
 def test_sample_draws_a_grid(tmp_path, tiny_model):
     result = invoke("sample", tiny_model, "--count", 4, "--steps", 2, "--out", tmp_path, "--quiet")
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "samples" / "samples.png").is_file()
+    assert (tmp_path / "samples.png").is_file()
 
 
 def test_names_label_the_directions(tmp_path, tiny_run):

@@ -25,6 +25,11 @@ class Group(click.Group):
             return super().invoke(ctx)
         except HBenchError as error:
             raise click.ClickException(str(error)) from error
+        except (MemoryError, RuntimeError) as error:  # PyTorch has an own class for CUDA, and none for the CPU
+            if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+                advice = "lower the batch size with --set, or choose another --device"
+                raise click.ClickException(f"out of memory: {advice} ({str(error).splitlines()[0]})") from error
+            raise
 
 
 def combined(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -155,8 +160,10 @@ def train(
     from hbench.train import train as discover
 
     place = pick_device(device)
-    network = load_model(model or Path("runs") / settings.name / "pretrain", settings)
     folder = out or Path("runs") / settings.name / "train"
+    if resume and model:
+        raise click.UsageError("--resume goes on with the model in the run's folder: leave --model out")
+    network = load_model(folder if resume else model or Path("runs") / settings.name / "pretrain", settings)
     claim_folder(folder, overwrite=resume)
     if discover(
         settings, network, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes, quiet=quiet

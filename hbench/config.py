@@ -44,7 +44,7 @@ class Model(Section):
     attention_resolutions: tuple[int, ...] = ()
     """Feature-map sizes in pixels that get attention; the middle block always has it, as in ADM."""
     num_heads: int = Field(default=1, ge=1)
-    num_head_channels: int = -1
+    num_head_channels: int = Field(default=-1, ge=-1)
     """Channels per head; -1 = given by num_heads."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     use_scale_shift_norm: bool = True
@@ -105,7 +105,8 @@ class Discovery(Section):
     min_magnitude: float = Field(default=0.5, ge=0)
     """|s| below this is raised to it, as in GANLatentDiscovery [reconstructed]."""
     steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    """At least 2, for the batch norm of the reconstructor."""
     lr: float = Field(default=1e-3, gt=0)
     """Adam's learning rate for shift block and reconstructor."""
     lr_discriminator: float = Field(default=1e-3, gt=0)
@@ -162,6 +163,17 @@ class Experiment(Section):
         for size in self.model.attention_resolutions:
             if size not in [self.data.size >> i for i in range(halvings + 1)]:
                 raise ValueError(f"model.attention_resolutions: no feature map is {size} pixels wide")
+        if self.model.num_head_channels == 0:
+            raise ValueError("model.num_head_channels must be positive, or -1 for as many as num_heads gives")
+        per_head = self.model.num_head_channels
+        divisor = self.model.num_heads if per_head == -1 else per_head
+        attended = [self.data.size >> halvings, *self.model.attention_resolutions]
+        for i, mult in enumerate(self.model.channel_mult):
+            channels = self.model.model_channels * mult
+            if self.data.size >> i in attended and channels % divisor:
+                raise ValueError(f"{channels} channels cannot be split into model.num_heads or model.num_head_channels")
+        if self.discovery.reconstructor == "lenet" and self.data.size < 12:
+            raise ValueError(f"data.size {self.data.size} is too small for the LeNet reconstructor: need at least 12")
         if self.diffusion.beta_start > self.diffusion.beta_end:
             raise ValueError("diffusion.beta_start must not exceed diffusion.beta_end")
         if self.discovery.M > self.diffusion.T:

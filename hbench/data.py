@@ -4,7 +4,6 @@ Everything fits in memory: the largest set of the paper, CelebAHQ at 128 pixels,
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -66,11 +65,6 @@ def load_labelled(
         return _load_mnist(data, root or Path.home() / ".cache" / "hbench", split, download)
     assert root is not None
     return _split(_load_folder(data, root), split), None
-
-
-def batches(count: int, batch_size: int) -> Iterator[Tensor]:
-    """Consecutive indices 0..count-1, batch by batch."""
-    return iter(torch.arange(count).split(batch_size))
 
 
 def _split(values: Tensor, split: Split) -> Tensor:

@@ -88,6 +88,10 @@ def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
         return model.eval()
     own = read_experiment(file)
     if experiment is not None:
+        if (own.data.size, own.data.channels) != (experiment.data.size, experiment.data.channels):
+            raise HBenchError(
+                f"{file}: was trained on images of another size: use the [data] settings of its experiment"
+            )
         for section in ("model", "diffusion"):
             if getattr(own, section) != getattr(experiment, section):
                 raise HBenchError(f"{file}: was trained with other [{section}] settings: use those of its experiment")

@@ -61,6 +61,7 @@ def pretrain(
         HBenchError: the loss is not finite (the last good checkpoint stays), or ``out`` cannot be written.
     """
     settings = experiment.pretrain
+    origin = provenance(experiment, device, seed, n_images=len(images))
     torch.manual_seed(seed_of(seed))
     model = build_model(experiment).to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
@@ -123,10 +124,7 @@ def pretrain(
 
     weights = out / "model.safetensors"
     save_weights(weights, average.module, experiment, "model", settings.weights)
-    write_json(
-        out / "provenance.json",
-        provenance(experiment, device, seed, n_images=len(images), weights_sha256=sha256(weights)),
-    )
+    write_json(out / "provenance.json", origin | {"weights_sha256": sha256(weights)})
     return True
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -277,7 +278,7 @@ def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None
 def provenance(experiment: Experiment, device: torch.device, seed: int, **details: Any) -> dict[str, Any]:
     """Where a result comes from: command, configuration, commit, versions, device, seed and the given details."""
     return {
-        "command": " ".join(["hbench", *sys.argv[1:]]),
+        "command": shlex.join(["hbench", *sys.argv[1:]]),
         "title": experiment.title,
         "experiment": experiment.model_dump(mode="json"),
         "git": _git_state(),
@@ -285,7 +286,7 @@ def provenance(experiment: Experiment, device: torch.device, seed: int, **detail
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
         "seed": seed,
-        "written_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         **details,
     }
 

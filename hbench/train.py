@@ -25,6 +25,7 @@ from hbench.models.shift import ShiftBlock, draw_shifts
 from hbench.runs import (
     Metrics,
     load_checkpoint,
+    load_weights,
     provenance,
     save_checkpoint,
     save_weights,
@@ -69,6 +70,7 @@ def train(
         HBenchError: a loss is not finite (the last good checkpoint stays), or ``out`` cannot be written.
     """
     settings = experiment.discovery
+    origin = provenance(experiment, device, seed)
     model = model.to(device).eval().requires_grad_(False)
     torch.manual_seed(seed_of(seed))
     shift_block = build_shift_block(experiment, model).to(device)
@@ -90,9 +92,11 @@ def train(
         first = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
+    else:
+        save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
+    load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit
     metrics = Metrics(out, first)
     write_json(out / "experiment.json", experiment.model_dump(mode="json"))
-    save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
 
     def checkpoint(step: int) -> None:
         metrics.flush()
@@ -143,7 +147,7 @@ def train(
         assert isinstance(module, nn.Module)
         save_weights(out / f"{role}.safetensors", module, experiment, role, settings.weights)
         hashes[role] = sha256(out / f"{role}.safetensors")
-    write_json(out / "provenance.json", provenance(experiment, device, seed, weights_sha256=hashes))
+    write_json(out / "provenance.json", origin | {"weights_sha256": hashes})
     return True
 
 

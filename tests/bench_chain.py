@@ -82,26 +82,24 @@ def test_node_and_whole_step_against_what_the_mathematics_needs(benchmark):
         )
         train_discriminator(experiment.discovery, discriminator, optimizer_D, x_0, x_0_shifted)
 
-    def passes(x, twice):
+    def passes(x, twice, pull):
+        """One generation step's UNet passes; with ``pull``, also the backward ones that reach x, or else the shift."""
         h, skips, emb = model.encode(x, torch.full((BATCH,), 500))
-        outputs = [model.decode(h, skips, emb)]
-        return torch.cat([*outputs, model.decode(h, skips, emb)]) if twice else outputs[0]
+        eps = model.decode(h, skips, emb)
+        if pull and not x.requires_grad:
+            h.requires_grad_()  # the first node needs no gradient, but the shift, before the second decoder pass, does
+        out = torch.cat([eps, model.decode(h, skips, emb)]) if twice else eps
+        if pull:
+            out.backward(torch.ones_like(out))
 
     def bare():
-        """The UNet passes of one step, and the discriminator's, and nothing else."""
+        """The network passes of one training step, and nothing else."""
         with autocast(x_T.device, "bfloat16"):
             with torch.no_grad():
                 for twice in shifted:
-                    passes(x_T, twice)
+                    passes(x_T, twice, pull=False)
             for i, twice in enumerate(shifted):
-                h_grad = i == 0  # the first node needs no gradient, but the decoder after the shift does
-                out = passes(x_T.clone().requires_grad_(not h_grad), twice)
-                if out.requires_grad:
-                    out.backward(torch.ones_like(out))
-                else:
-                    h, skips, emb = model.encode(x_T, torch.full((BATCH,), 500))
-                    out = model.decode(h.requires_grad_(), skips, emb)
-                    out.backward(torch.ones_like(out))
+                passes(x_T.clone().requires_grad_(i > 0), twice, pull=True)
             discriminator.requires_grad_(False)
             x = x_0.clone().requires_grad_()
             judge(discriminator, x).sum().backward()

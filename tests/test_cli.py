@@ -173,3 +173,18 @@ def test_demo_runs_through(tmp_path, monkeypatch):
     named = [Path(line.strip()) for line in result.output.split("Open:")[1].splitlines() if line.strip()]
     assert len(named) == 5
     assert all(path.is_file() for path in named)
+
+
+def test_out_of_memory_names_the_knob(tmp_path, tiny_run, monkeypatch):
+    from hbench import evaluate
+
+    def exhausted(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(evaluate, "rca", exhausted)
+    line = refused("rca", tiny_run, "--out", tmp_path / "rca")
+    assert "out of memory: lower the batch size" in line
+
+
+def test_resume_takes_the_model_of_the_run(tiny_run, tiny_model):
+    assert "leave --model out" in refused("train", "digits16", "--model", tiny_model, "--out", tiny_run, "--resume")

@@ -26,7 +26,7 @@ OUTPUTS = {"pretrain": ["model"], "train": ["shift_block", "reconstructor", "dis
 
 def command(name, out, model, *extra):
     options = [part for override in KILL for part in ("--set", override)]
-    source = ["--model", str(model)] if name == "train" else []
+    source = ["--model", str(model)] if name == "train" and "--resume" not in extra else []
     return [
         sys.executable,
         "-m",

@@ -122,7 +122,7 @@ class Discovery(Section):
     reconstructor: Literal["lenet", "resnet18"]
     replay: int = Field(default=0, ge=0)
     """Further updates of the reconstructor alone in each step, on pairs of the last 64 steps; 0 = none, as in the paper.
-    They cost little beside the chain, and a reconstructor that keeps up gives the shift block a sharper gradient."""
+    They cost little, and a reconstructor that keeps up gives the shift block a sharper gradient."""
     strategy: Literal["node", "vanilla", "torch-checkpoint"] = "node"
     """How to back-propagate through the chain: all give the same gradients."""
     pool: int = Field(default=0, ge=0)

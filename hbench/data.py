@@ -13,6 +13,7 @@ from torch import Tensor
 from hbench.config import Data
 from hbench.errors import HBenchError
 
+DOWNLOADS = Path.home() / ".cache" / "hbench"
 EXTENSIONS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 Split = Literal["train", "test"]
 
@@ -25,7 +26,7 @@ def load_images(
     Args:
         data: which set, and the size and channels that the images get.
         data_root: folder of the set: for "mnist", the one that holds ``MNIST/raw``; for "folder", the pictures,
-            searched recursively; unused by "digits". Default: the environment variable HBENCH_DATA.
+            searched recursively; unused by "digits". Default: the environment variable HBENCH_DATA, then earlier downloads.
         split: "train" or "test". Only MNIST comes split; of the others every tenth image is "test".
         download: let torchvision download MNIST if it is missing.
         minimum: fewest images that are acceptable.
@@ -56,14 +57,15 @@ def load_labelled(
         images = torch.from_numpy(digits.images)[:, None] * (255 / 16)
         return _split(_fit(images.round().to(torch.uint8), data), split), _split(torch.from_numpy(digits.target), split)
     root = data_root or (Path(os.environ["HBENCH_DATA"]) if "HBENCH_DATA" in os.environ else None)
-    if root is None and not (data.dataset == "mnist" and download):
+    if root is None and data.dataset == "mnist" and (download or DOWNLOADS.is_dir()):
+        root = DOWNLOADS
+    if root is None:
         raise HBenchError(
             f'data set "{data.dataset}" needs its folder: pass --data-root FOLDER or set HBENCH_DATA'
             + (", or add --download" if data.dataset == "mnist" else "")
         )
     if data.dataset == "mnist":
-        return _load_mnist(data, root or Path.home() / ".cache" / "hbench", split, download)
-    assert root is not None
+        return _load_mnist(data, root, split, download)
     return _split(_load_folder(data, root), split), None
 
 

@@ -98,7 +98,7 @@ def train(
         first = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        recent.extend(state["recent"])
+        recent.extend(tuple(value.to(device) for value in pair) for pair in state["recent"])
     else:
         save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
     load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit

@@ -61,6 +61,7 @@ def test_folder_errors_name_the_file(tmp_path):
 def test_mnist_is_never_downloaded_unasked(tmp_path, monkeypatch):
     data = Data(dataset="mnist", label="MNIST", size=16, channels=1)
     monkeypatch.delenv("HBENCH_DATA", raising=False)
+    monkeypatch.setattr("hbench.data.DOWNLOADS", tmp_path / "downloads")
     with pytest.raises(HBenchError, match=r"--data-root FOLDER or set HBENCH_DATA, or add --download"):
         load_images(data)
     with pytest.raises(HBenchError, match="cannot read MNIST"):

@@ -120,9 +120,6 @@ class Discovery(Section):
     """The reconstructor and the discriminator see values beyond +-soft_clip at a tenth of their excess: they cannot win
     by values that no image has, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
     reconstructor: Literal["lenet", "resnet18"]
-    replay: int = Field(default=0, ge=0)
-    """Further updates of the reconstructor alone in each step, on pairs of the last 64 steps; 0 = none, as in the paper.
-    They cost little, and a reconstructor that keeps up gives the shift block a sharper gradient."""
     strategy: Literal["node", "vanilla", "torch-checkpoint"] = "node"
     """How to back-propagate through the chain: all give the same gradients."""
     pool: int = Field(default=0, ge=0)

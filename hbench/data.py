@@ -26,7 +26,8 @@ def load_images(
     Args:
         data: which set, and the size and channels that the images get.
         data_root: folder of the set: for "mnist", the one that holds ``MNIST/raw``; for "folder", the pictures,
-            searched recursively; unused by "digits". Default: the environment variable HBENCH_DATA, then earlier downloads.
+            searched recursively; unused by "digits". Default: the environment variable HBENCH_DATA, then earlier
+            downloads.
         split: "train" or "test". Only MNIST comes split; of the others every tenth image is "test".
         download: let torchvision download MNIST if it is missing.
         minimum: fewest images that are acceptable.

@@ -2,8 +2,7 @@
 
 import math
 import sys
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,9 +35,6 @@ from hbench.runs import (
 )
 
 Reconstructor = LeNet | ResNet18
-Pair = tuple[Tensor, Tensor, Tensor, Tensor]  # x_0, x'_0, k, s of a batch
-
-RECENT, REPLAY_BATCH = 64, 128  # steps whose pairs are kept, and pairs of one further update of the reconstructor
 
 
 def train(
@@ -90,15 +86,12 @@ def train(
         "optimizer_D": optimizer_D,
     }
 
-    recent: deque[Pair] = deque(maxlen=RECENT)
-
     first = 0
     if resume:
         state = load_checkpoint(out, experiment, seed)
         first = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        recent.extend(tuple(value.to(device) for value in pair) for pair in state["recent"])
     else:
         save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
     load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit
@@ -107,8 +100,7 @@ def train(
 
     def checkpoint(step: int) -> None:
         metrics.flush()
-        state = {name: part.state_dict() for name, part in parts.items()}
-        save_checkpoint(out, experiment, seed, step, state | {"recent": list(recent)})
+        save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
         draw_curves(out)
 
     draw_raw = raw_pairs(experiment, model, seed, quiet)
@@ -127,9 +119,6 @@ def train(
             row, x_0_shifted = train_shift(
                 experiment, model, shift_block, reconstructor, discriminator, optimizer, x_T, x_0, k, s
             )
-            if settings.replay:
-                recent.append((x_0, x_0_shifted, k, s))
-                replay_pairs(settings, reconstructor, optimizer, list(recent))
             row |= train_discriminator(settings, discriminator, optimizer_D, x_0, x_0_shifted)
             for name, value in row.items():
                 if not math.isfinite(value):
@@ -207,20 +196,6 @@ def train_shift(
     optimizer.step()
     discriminator.requires_grad_(True)
     return {"loss": loss.item()} | {name: value.item() for name, value in row.items()}, x_0_shifted
-
-
-def replay_pairs(
-    settings: Discovery, reconstructor: Reconstructor, optimizer: torch.optim.Optimizer, recent: Sequence[Pair]
-) -> None:
-    """``settings.replay`` optimiser steps of the reconstructor alone, on random ones of recent pairs."""
-    x_0, x_0_shifted, k, s = (torch.cat(values) for values in zip(*recent, strict=True))
-    for chosen in torch.randint(len(k), (settings.replay, REPLAY_BATCH)).to(k.device):
-        seen, seen_shifted = (soft_clip(x[chosen], settings.soft_clip) for x in (x_0, x_0_shifted))
-        logits, s_hat = reconstructor(seen, seen_shifted)
-        loss = F.cross_entropy(logits, k[chosen]) + settings.lambda_reg * (s_hat - s[chosen]).abs().mean()
-        optimizer.zero_grad()  # the shift block has no gradient here, so Adam leaves it alone
-        loss.backward()
-        optimizer.step()
 
 
 def train_discriminator(

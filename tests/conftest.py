@@ -18,7 +18,6 @@ TINY = [
     "discovery.steps=4",
     "discovery.batch_size=4",
     "discovery.pool=8",
-    "discovery.replay=2",
     "discovery.checkpoint_every=2",
 ]
 """Overrides that make digits16 a matter of seconds."""

@@ -237,7 +237,7 @@ def traverse(
     from hbench.device import pick_device
     from hbench.evaluate import rca as measure
     from hbench.evaluate import traverse as walk
-    from hbench.figures import draw_directions
+    from hbench.figures import direction_label, draw_directions
     from hbench.load import load_names, load_run
 
     place = pick_device(device)
@@ -247,7 +247,7 @@ def traverse(
     ranked = measure(loaded, count, seed, quiet)
     order = ranked.ranking()
     images = walk(loaded, order, examples, samples, seed, quiet)
-    labels = [f"{k}: {names.get(k, '')} (accuracy {ranked.per_direction[k]:.2f})".replace(":  (", " (") for k in order]
+    labels = [direction_label(k, ranked, names) for k in order]
     draw_directions(images, labels, loaded.experiment.discovery.S, loaded.experiment.title, folder / "directions.png")
     table = pd.DataFrame(
         {

@@ -1,14 +1,16 @@
 """The demo: what hbench ships, and what it finds from scratch in a few minutes."""
 
+import sys
 import time
 from pathlib import Path
 
 import click
 import torch
+from tqdm import tqdm
 
 from hbench.config import parse_experiment
 from hbench.evaluate import RCA, rca, traverse
-from hbench.figures import draw_confusion, draw_directions, draw_growth
+from hbench.figures import direction_label, draw_confusion, draw_directions, draw_growth
 from hbench.load import Run, load_names, load_run
 from hbench.runs import provenance, write_json
 from hbench.train import train
@@ -31,7 +33,7 @@ def show(out: Path, *, steps: int, seed: int, device: torch.device, quiet: bool 
     shipped = rca(run, PAIRS, seed, quiet)
     draw_confusion(shipped, run.experiment.title, out / "shipped-rca.png")
     order = shipped.ranking()
-    labels = [f"{k}: {names.get(k, '?')} ({shipped.per_direction[k]:.2f})" for k in order]
+    labels = [direction_label(k, shipped, names) for k in order]
     images = traverse(run, order, EXAMPLES, SAMPLES, seed, quiet)
     draw_directions(images, labels, run.experiment.discovery.S, run.experiment.title, out / "shipped-directions.png")
     click.echo(f"   {summary(shipped)}")
@@ -50,10 +52,10 @@ def show(out: Path, *, steps: int, seed: int, device: torch.device, quiet: bool 
         grown.append((step, result))
         directions = result.ranking()
         images = traverse(fresh, directions, EXAMPLES, SAMPLES, seed, quiet=True)
-        labels = [f"{k} ({result.per_direction[k]:.2f})" for k in directions]
+        labels = [direction_label(k, result) for k in directions]
         title = f"after {step} steps, accuracy {result.accuracy:.2f}"
         draw_directions(images, labels, experiment.discovery.S, title, out / f"fresh-directions-{step:04d}.png")
-        click.echo(f"   step {step:4d}: {summary(result)}", err=True)
+        tqdm.write(f"   step {step:4d}: {summary(result)}", file=sys.stderr)
 
     finished = train(experiment, run.model, out / "fresh", seed=seed, device=device, quiet=quiet, on_checkpoint=look)
     if not finished:

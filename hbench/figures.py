@@ -1,5 +1,6 @@
 """Pictures of metrics and results. Reads only what a run has written, so that each can be drawn again."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,12 @@ def draw_confusion(result: "RCA", title: str, path: Path) -> None:
     right.legend()
     figure.suptitle(title)
     save_figure(figure, path)
+
+
+def direction_label(k: int, result: "RCA", names: Mapping[int, str] | None = None) -> str:
+    """A direction's index, its name where it has one, and its accuracy."""
+    name = (names or {}).get(k)
+    return f"{k}: {name} ({result.per_direction[k]:.2f})" if name else f"{k} ({result.per_direction[k]:.2f})"
 
 
 def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, path: Path) -> None:

@@ -194,11 +194,13 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int) -> dict[str
     saved, wanted = json.loads(values["experiment"]), json.loads(experiment.model_dump_json())
     for section, settings in wanted.items():
         if saved.get(section) != settings:
-            keys = [k for k in settings if saved[section].get(k) != settings[k]] if isinstance(settings, dict) else []
-            what = (
-                f"{section}.{keys[0]} = {saved[section].get(keys[0])!r}" if keys else f"{section} = {saved[section]!r}"
+            what, old = section, saved.get(section)
+            if isinstance(old, dict):
+                key = next(key for key in settings.keys() | old.keys() if old.get(key) != settings.get(key))
+                what, old = f"{section}.{key}", old.get(key)
+            raise HBenchError(
+                f"{folder}: was started with {what} = {old!r}: resume with the same settings, or use another --out"
             )
-            raise HBenchError(f"{folder}: was started with {what}: resume with the same settings, or use another --out")
     return values
 
 

@@ -170,7 +170,7 @@ def test_demo_runs_through(tmp_path, monkeypatch):
     monkeypatch.setitem(demo.FRESH, "pool", 16)
     result = invoke("demo", "--out", tmp_path, "--steps", 4, "--quiet")
     assert result.exit_code == 0, result.output
-    named = [Path(line.strip()) for line in result.output.split("Open:")[1].splitlines() if line.strip()]
+    named = [Path(line.strip()) for line in result.stdout.split("Open:")[1].splitlines() if line.strip()]
     assert len(named) == 5
     assert all(path.is_file() for path in named)
 

@@ -12,7 +12,7 @@ from hbench.config import parse_experiment
 from hbench.evaluate import RCA, rca, traverse
 from hbench.figures import direction_label, draw_confusion, draw_directions, draw_growth
 from hbench.load import Run, load_names, load_run
-from hbench.runs import provenance, write_json
+from hbench.runs import provenance, write_provenance
 from hbench.train import train
 
 SHIPPED = Path("mnist16")
@@ -43,6 +43,7 @@ def show(out: Path, *, steps: int, seed: int, device: torch.device, quiet: bool 
     every = max(1, steps // CHECKPOINTS)
     values["discovery"] |= FRESH | {"steps": steps, "checkpoint_every": every}
     experiment = parse_experiment(values, "demo")
+    origin = provenance(experiment, device, seed, shipped=run.hashes)
     click.echo(f"2. A fresh discovery, {experiment.title}, {steps} steps from scratch")
     started = time.monotonic()
     grown: list[tuple[int, RCA]] = []
@@ -62,7 +63,7 @@ def show(out: Path, *, steps: int, seed: int, device: torch.device, quiet: bool 
         return
     draw_growth(grown, out / "fresh-rca.png")
     details = {"rca": [{"step": step, "accuracy": r.accuracy, "n": r.n, "interval": r.interval} for step, r in grown]}
-    write_json(out / "provenance.json", provenance(experiment, device, seed, shipped=run.hashes, **details))
+    write_provenance(out, origin, **details)
 
     click.echo(f"   {(time.monotonic() - started) / 60:.1f} minutes; at the end: {summary(grown[-1][1])}")
     click.echo("Open:")

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from hbench.models.adm import UNetModel
 
-DeltaH = Callable[[Tensor, Tensor], Tensor]
-"""(h_t, emb) -> what is added to h_t, magnitude included."""
+DeltaH = Callable[[Tensor, Tensor, int], Tensor]
+"""(h_t, emb, t) -> what is added to h_t, magnitude included."""
 
 
 def alpha_bar_schedule(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
@@ -84,7 +84,7 @@ def shifted_step(model: UNetModel, alpha_bar: Tensor, delta_h: DeltaH, x_t: Tens
     """
     h, skips, emb = model.encode(x_t, _times(x_t, t))
     eps = _eps(model.decode(h, skips, emb), x_t)
-    eps_shifted = _eps(model.decode(h + delta_h(h, emb), skips, emb), x_t)
+    eps_shifted = _eps(model.decode(h + delta_h(h, emb, t), skips, emb), x_t)
     return _combine(x_t, eps_shifted, eps, _at(alpha_bar, t), _at(alpha_bar, t_prev))
 
 

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from hbench.config import Experiment
 from hbench.device import autocast
-from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
+from hbench.diffusion import DeltaH, alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
+from hbench.directions import own
 from hbench.images import soft_clip
 from hbench.load import Run
 from hbench.models.adm import UNetModel
@@ -58,20 +59,12 @@ class RCA:
 
 
 @torch.no_grad()
-def generate(run_: Run, x_T: Tensor, k: Tensor | None = None, s: Tensor | None = None) -> Tensor:
-    """x_0 of the regular process from x_T [B, C, H, W], or x'_0 shifted along k [B] by s [B]; float32, unclamped."""
+def generate(run_: Run, x_T: Tensor, delta_h: DeltaH | None = None) -> Tensor:
+    """x_0 of the regular process from x_T [B, C, H, W], or x'_0 with h_t shifted by delta_h; float32, unclamped."""
     settings = run_.experiment.discovery
     alpha_bar = alpha_bar_schedule(**run_.experiment.diffusion.model_dump())
-
-    def delta_h(h: Tensor, emb: Tensor) -> Tensor:
-        assert k is not None
-        assert s is not None
-        shift: Tensor = s[:, None, None, None] * run_.shift_block(h, emb, k)
-        return shift
-
     descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
-    shifted = None if k is None else delta_h
-    steps = generation_steps(run_.model, alpha_bar, descending, shifted, settings.t_shift)
+    steps = generation_steps(run_.model, alpha_bar, descending, delta_h, settings.t_shift)
     with autocast(x_T.device, settings.precision):
         x_0: Tensor = run(steps, x_T)
     return x_0
@@ -107,7 +100,7 @@ def pairs(run_: Run, count: int, seed: int, quiet: bool = False, description: st
         for first in range(0, count, BATCH):
             x_T = noise(run_, seed, first, min(BATCH, count - first))
             k, s = (v[first : first + BATCH].to(device) for v in (all_k, all_s))
-            yield Pairs(generate(run_, x_T), generate(run_, x_T, k, s), k, s)
+            yield Pairs(generate(run_, x_T), generate(run_, x_T, own(run_.shift_block, k, s)), k, s)
             bar.update(len(x_T))
 
 
@@ -172,5 +165,6 @@ def traverse(
     shifted = values[grid[:, 2]].nonzero().squeeze(1)
     for chosen in tqdm(shifted.split(BATCH), desc="grids", unit="batch", disable=quiet or None):
         k, example, column = grid[chosen].to(device).unbind(1)
-        images[chosen] = generate(run_, x_T[example], k, values.to(device)[column]).cpu()
+        delta_h = own(run_.shift_block, k, values.to(device)[column])
+        images[chosen] = generate(run_, x_T[example], delta_h).cpu()
     return images.reshape(len(directions), examples, samples, *images.shape[1:])

@@ -26,6 +26,7 @@ from hbench.runs import (
     sha256,
     stop_requests,
     write_json,
+    write_provenance,
 )
 
 GRID_SAMPLES, GRID_STEPS = 64, 20  # of the sample grids
@@ -124,7 +125,7 @@ def pretrain(
 
     weights = out / "model.safetensors"
     save_weights(weights, average.module, experiment, "model", settings.weights)
-    write_json(out / "provenance.json", origin | {"weights_sha256": sha256(weights)})
+    write_provenance(out, origin, weights_sha256=sha256(weights))
     return True
 
 

@@ -278,7 +278,10 @@ def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None
 
 
 def provenance(experiment: Experiment, device: torch.device, seed: int, **details: Any) -> dict[str, Any]:
-    """Where a result comes from: command, configuration, commit, versions, device, seed and the given details."""
+    """Where a result comes from: command, configuration, commit, versions, device, seed and the given details.
+
+    Ask for it at the start of a command, since it notes the time and the commit that the code was read at.
+    """
     return {
         "command": shlex.join(["hbench", *sys.argv[1:]]),
         "title": experiment.title,
@@ -286,11 +289,18 @@ def provenance(experiment: Experiment, device: torch.device, seed: int, **detail
         "git": _git_state(),
         "versions": {"hbench": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "driver": _driver_version() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "seed": seed,
-        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
         **details,
     }
+
+
+def write_provenance(folder: Path, origin: Mapping[str, Any], **details: Any) -> None:
+    """Writes ``provenance.json``: what :func:`provenance` said at the start, the wall time since, and more details."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(origin["started_utc"])).total_seconds()
+    write_json(folder / "provenance.json", {**origin, "wall_seconds": round(seconds, 1), **details})
 
 
 def _git_state() -> dict[str, Any] | None:
@@ -306,6 +316,16 @@ def _git_state() -> dict[str, Any] | None:
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _driver_version() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
         return None
 
 

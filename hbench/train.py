@@ -14,6 +14,7 @@ from hbench.chain import backpropagate
 from hbench.config import Discovery, Experiment
 from hbench.device import autocast
 from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
+from hbench.directions import own
 from hbench.errors import HBenchError
 from hbench.figures import draw_curves
 from hbench.images import soft_clip
@@ -32,6 +33,7 @@ from hbench.runs import (
     sha256,
     stop_requests,
     write_json,
+    write_provenance,
 )
 
 Reconstructor = LeNet | ResNet18
@@ -147,7 +149,7 @@ def train(
         assert isinstance(module, nn.Module)
         save_weights(out / f"{role}.safetensors", module, experiment, role, settings.weights)
         hashes[role] = sha256(out / f"{role}.safetensors")
-    write_json(out / "provenance.json", origin | {"weights_sha256": hashes})
+    write_provenance(out, origin, weights_sha256=hashes)
     return True
 
 
@@ -169,14 +171,8 @@ def train_shift(
     """
     settings = experiment.discovery
     alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
-
-    def delta_h(h: Tensor, emb: Tensor) -> Tensor:
-        shift: Tensor = s[:, None, None, None] * shift_block(h, emb, k)
-        return shift
-
-    chain = generation_steps(
-        model, alpha_bar, timesteps(settings.M, len(alpha_bar), settings.spacing), delta_h, settings.t_shift
-    )
+    descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
+    chain = generation_steps(model, alpha_bar, descending, own(shift_block, k, s), settings.t_shift)
     row: dict[str, Tensor] = {}
 
     def objective(x_0_shifted: Tensor) -> Tensor:

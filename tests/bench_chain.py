@@ -41,7 +41,7 @@ def chain(M):
         model,
         alpha_bar_schedule(),
         timesteps(M),
-        lambda h, emb: s[:, None, None, None] * shift_block(h, emb, k),
+        lambda h, emb, t: s[:, None, None, None] * shift_block(h, emb, k),
         experiment.discovery.t_shift,
     )
     return steps, x_T

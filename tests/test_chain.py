@@ -168,7 +168,7 @@ def unet_chain(M, dtype=torch.float32):
     nn.init.normal_(block.out_weight, std=0.05)
     k = torch.tensor([0, 2])
     steps = generation_steps(
-        model, alpha_bar_schedule(), timesteps(M), lambda h, emb: 2 * block(h, emb, k), t_shift=400
+        model, alpha_bar_schedule(), timesteps(M), lambda h, emb, t: 2 * block(h, emb, k), t_shift=400
     )
     return model, block, steps, torch.randn(2, 1, 16, 16, dtype=dtype)
 

@@ -44,7 +44,7 @@ def test_help_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip().endswith("False")
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "hbench.cli", "-h"], capture_output=True, check=True)
+    subprocess.run([sys.executable, "-m", "hbench", "-h"], capture_output=True, check=True)
     assert time.perf_counter() - started < 2  # 0.1 s on an idle machine
 
 

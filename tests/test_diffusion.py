@@ -87,7 +87,7 @@ def test_only_P_sees_the_shift_and_only_from_t_shift_on():
     eps = torch.full((1, 1, 4, 4), 0.3, dtype=torch.float64)
     shift = torch.full_like(eps, 0.1)
     x_T = torch.zeros_like(eps)
-    steps = generation_steps(ConstantEps(eps), A, [800, 300], lambda h, emb: shift, t_shift=500)
+    steps = generation_steps(ConstantEps(eps), A, [800, 300], lambda h, emb, t: shift, t_shift=500)
     a, a_prev = float(A[800]), float(A[300])
     expected = math.sqrt(a_prev) * predict_x_0(x_T, eps + shift, a) + direction_to_x_t(eps, a_prev)
     node = steps[0](x_T)
@@ -108,7 +108,7 @@ def test_shifted_step_runs_encoder_once_and_decoder_twice():
             return super().decode(h, skips, emb)
 
     x = torch.zeros(1, 1, 4, 4)
-    generation_steps(Counting(x), A, [999], lambda h, emb: h)[0](x)
+    generation_steps(Counting(x), A, [999], lambda h, emb, t: h)[0](x)
     assert calls == ["encode", "decode", "decode"]
 
 
@@ -119,7 +119,7 @@ def test_zero_shift_is_bit_identical_to_the_regular_process():
     x = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
         regular = run(generation_steps(model, A, timesteps(4)), x)
-        shifted = run(generation_steps(model, A, timesteps(4), lambda h, emb: torch.zeros_like(h)), x)
+        shifted = run(generation_steps(model, A, timesteps(4), lambda h, emb, t: torch.zeros_like(h)), x)
     assert torch.equal(regular, shifted)
 
 

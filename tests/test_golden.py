@@ -129,7 +129,7 @@ def test_asyrp_step(path):
     zeros = torch.zeros(len(x), dtype=torch.long)
     seen = {}
 
-    def delta_h(h, emb):
+    def delta_h(h, emb, t):
         seen["h"], seen["delta_h"] = h, block(h, emb, zeros)
         return 2.5 * seen["delta_h"]
 
@@ -149,7 +149,7 @@ def test_asyrp_step(path):
         assert_close(x_next, golden[f"{kind}.x_next"], 1e-4)
         times = torch.full((len(x),), t)
         h, skips, emb = model.encode(x, times)
-        eps = model.decode(h + (delta_h(h, emb) if shift else 0), skips, emb)
+        eps = model.decode(h + (delta_h(h, emb, t) if shift else 0), skips, emb)
         x_0 = predict_x_0(x, eps, float(alpha_bar[t]))
         assert_close(x_0, golden[f"{kind}.x0_pred"], 1e-4)
         if not shift:

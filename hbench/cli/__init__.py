@@ -1,0 +1,40 @@
+"""The command line: each command checks its options, calls one function, and prints the result.
+
+Numbers go to stdout, everything else to stderr. torch is imported inside the commands, so that help is instant.
+"""
+
+from typing import Any
+
+import click
+
+from hbench import __version__
+from hbench.cli.demonstration import demo
+from hbench.cli.evaluation import fid, rca, sample, traverse
+from hbench.cli.training import lenet, pretrain, train
+from hbench.errors import HBenchError
+
+
+class Group(click.Group):
+    """The group that turns every HBenchError into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except HBenchError as error:
+            raise click.ClickException(str(error)) from error
+        except (MemoryError, RuntimeError) as error:  # PyTorch has an own class for CUDA, and none for the CPU
+            if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+                advice = "lower the batch size with --set, or choose another --device"
+                raise click.ClickException(f"out of memory: {advice} ({str(error).splitlines()[0]})") from error
+            raise
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hbench")
+def main() -> None:
+    """Find interpretable directions in the h-space of frozen diffusion models, and measure them."""
+
+
+for command in (pretrain, train, rca, traverse, sample, fid, lenet, demo):
+    main.add_command(command)

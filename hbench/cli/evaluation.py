@@ -1,0 +1,170 @@
+"""The commands that measure and draw a finished run."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import claim_results, open_run, result_options, run_argument, run_options, write_results
+
+
+@click.command()
+@run_argument
+@click.option("--pairs", "count", type=click.IntRange(min=1), default=10_000, show_default=True, help="Fresh pairs.")
+@result_options
+@run_options
+def rca(run: Path, count: int, out: Path | None, overwrite: bool, device: str, seed: int, quiet: bool) -> None:
+    """Measure how well the reconstructor of RUN tells its directions apart, on fresh pairs.
+
+    \b
+    Example:
+        hbench rca mnist16 --pairs 2000
+    """
+    import pandas as pd
+
+    from hbench.evaluate import rca as measure
+    from hbench.figures import draw_confusion
+
+    loaded, folder, origin = open_run(run, "rca", out, overwrite, device, seed)
+    result = measure(loaded, count, seed, quiet)
+    table = pd.DataFrame({"direction": range(len(result.per_direction)), "accuracy": result.per_direction})
+    write_results(folder, "rca", asdict(result), table, origin, n=count)
+    draw_confusion(result, loaded.experiment.title, folder / "rca.png")
+    low, high = result.interval
+    click.echo(f"RCA {result.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {result.n}  chance {result.chance:.4f}")
+    click.echo(
+        f"magnitude error {result.magnitude_error:.3f}  D raw {result.D_raw:.3f}  D shifted {result.D_shifted:.3f}"
+    )
+    click.echo(f"shifted samples outside the domain {result.outside:.2%}")
+    click.echo(f"see {folder / 'rca.png'}", err=True)
+
+
+@click.command()
+@run_argument
+@click.option("--examples", type=click.IntRange(min=1), default=6, show_default=True, help="Rows: random x_T.")
+@click.option("--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Columns: s from -S to S.")
+@click.option("--pairs", "count", type=click.IntRange(min=1), default=1000, show_default=True, help="To rank by.")
+@result_options
+@run_options
+def traverse(
+    run: Path,
+    examples: int,
+    samples: int,
+    count: int,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Draw the grid of every direction of RUN, most recognisable first.
+
+    Lines "index: name" of a names.txt in the run folder label the grids.
+
+    \b
+    Example:
+        hbench traverse mnist16 --examples 4
+    """
+    import pandas as pd
+
+    from hbench.evaluate import rca as measure
+    from hbench.evaluate import traverse as walk
+    from hbench.figures import direction_label, draw_directions
+    from hbench.load import load_names
+
+    names = load_names(run)
+    loaded, folder, origin = open_run(run, "traverse", out, overwrite, device, seed)
+    ranked = measure(loaded, count, seed, quiet)
+    order = ranked.ranking()
+    images = walk(loaded, order, examples, samples, seed, quiet)
+    labels = [direction_label(k, ranked, names) for k in order]
+    draw_directions(images, labels, loaded.experiment.discovery.S, loaded.experiment.title, folder / "directions.png")
+    table = pd.DataFrame(
+        {
+            "direction": order,
+            "name": [names.get(k, "") for k in order],
+            "accuracy": [ranked.per_direction[k] for k in order],
+        }
+    )
+    details = {"examples": examples, "samples": samples, "pairs": count, "order": order}
+    write_results(folder, "traverse", details, table, origin, n=count)
+    click.echo(folder / "directions.png")
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--experiment", help="Whose settings to use, for a .pt file of guided-diffusion.")
+@click.option("--count", type=click.IntRange(min=1), default=64, show_default=True, help="Samples in the grid.")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Generation steps M.")
+@result_options
+@run_options
+def sample(
+    model: Path,
+    experiment: str | None,
+    count: int,
+    steps: int,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Draw a grid of samples of the diffusion model in MODEL.
+
+    MODEL is a folder with model.safetensors, such a file, a shipped run's name, or a .pt file of guided-diffusion.
+
+    \b
+    Example:
+        hbench sample mnist16 --count 36 --steps 50
+    """
+    from hbench.config import load_experiment
+    from hbench.device import pick_device
+    from hbench.evaluate import sample_model
+    from hbench.images import save_grid
+    from hbench.load import load_model, model_experiment
+    from hbench.runs import provenance, write_provenance
+
+    place = pick_device(device)
+    settings = load_experiment(experiment) if experiment else model_experiment(model)
+    if steps > settings.diffusion.T:
+        raise click.BadParameter(f"at most {settings.diffusion.T}, the number of timesteps", param_hint="--steps")
+    network = load_model(model, settings).to(place)
+    folder = claim_results(model if model.is_dir() else Path(model.stem), "samples", out, overwrite)
+    origin = provenance(settings, place, seed, n=count, M=steps)
+    images = sample_model(settings, network, count, steps, seed, quiet)
+    save_grid(images, folder / "samples.png", columns=max(1, round(count**0.5)), scale=max(1, 64 // settings.data.size))
+    write_provenance(folder, origin)
+    click.echo(folder / "samples.png")
+
+
+@click.command()
+@run_argument
+@click.option("--samples", "count", type=click.IntRange(min=2), default=10_000, show_default=True, help="Of each kind.")
+@click.option("--lenet", type=click.Path(path_type=Path), help='Made by "hbench lenet" [default: the shipped one].')
+@result_options
+@run_options
+def fid(
+    run: Path, count: int, lenet: Path | None, out: Path | None, overwrite: bool, device: str, seed: int, quiet: bool
+) -> None:
+    """Measure the Frechet distance of raw and shifted samples of RUN to real digits.
+
+    The features are those of a digit LeNet, through torch-fidelity, so no FID compares with the number.
+
+    \b
+    Example:
+        hbench fid mnist16 --samples 2000
+    """
+    import pandas as pd
+
+    from hbench.features import FILE, fidelity
+    from hbench.load import SHIPPED
+
+    loaded, folder, origin = open_run(run, "fid", out, overwrite, device, seed)
+    result = fidelity(loaded, lenet or SHIPPED / "mnist16" / FILE, count, seed, quiet)
+    rows = [("raw", result.raw, *result.raw_interval), ("shifted", result.shifted, *result.shifted_interval)]
+    table = pd.DataFrame(rows, columns=["samples", "FD (LeNet digits)", "low", "high"]).assign(
+        n=result.n, n_real=result.n_real
+    )
+    write_results(folder, "fid", asdict(result) | {"ratio": result.ratio}, table, origin, n=count)
+    click.echo(table.to_string(index=False))
+    click.echo(f"shifted / raw {result.ratio:.3f}")

@@ -1,0 +1,92 @@
+"""Options that several commands share, and how every command writes its results."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from hbench.load import Run
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def combined(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several click decorators as one."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+run_argument = click.argument("run", type=click.Path(path_type=Path))
+result_options = combined(
+    click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: inside the run's]."),
+    click.option("--overwrite", is_flag=True, help="Replace results that are already there."),
+)
+experiment_options = combined(
+    click.argument("experiment"),
+    click.option(
+        "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."
+    ),
+    click.option("-n", "--dry-run", is_flag=True, help="Print the resolved configuration and stop."),
+)
+data_options = combined(
+    click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set [env: HBENCH_DATA]."),
+    click.option("--download", is_flag=True, help="Let torchvision download MNIST if it is missing."),
+)
+training_options = combined(
+    click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out."),
+    click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after this time."),
+)
+run_options = combined(
+    click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:N".'),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
+    click.option("--quiet", is_flag=True, help="No progress bars."),
+)
+
+
+def claim_results(run: Path, name: str, out: Path | None, overwrite: bool) -> Path:
+    """The output folder of a result: inside the run's folder, or under runs/ for a run shipped with hbench."""
+    from hbench.runs import claim_folder
+
+    folder = out or (run if run.is_dir() else Path("runs") / f"shipped-{run.name}") / name
+    claim_folder(folder, overwrite=overwrite)
+    return folder
+
+
+def open_run(
+    run: Path, name: str, out: Path | None, overwrite: bool, device: str, seed: int
+) -> "tuple[Run, Path, dict[str, Any]]":
+    """The run loaded onto the device, the claimed folder of its result, and the provenance as of now."""
+    from hbench.device import pick_device
+    from hbench.load import load_run
+    from hbench.runs import provenance
+
+    place = pick_device(device)
+    loaded = load_run(run, place)
+    folder = claim_results(run, name, out, overwrite)
+    return loaded, folder, provenance(loaded.experiment, place, seed, weights_sha256=loaded.hashes)
+
+
+def write_results(
+    folder: Path, name: str, result: dict[str, Any], table: "DataFrame", origin: dict[str, Any], **details: Any
+) -> None:
+    """Writes a result as JSON and CSV, with its provenance and the given details of it beside them."""
+    from hbench.runs import write_json, write_provenance, write_text
+
+    write_json(folder / f"{name}.json", result)
+    write_text(folder / f"{name}.csv", table.to_csv(index=False))
+    write_provenance(folder, origin, **details)
+
+
+def print_experiment(settings: Any) -> None:
+    """Prints a resolved experiment as JSON, after its paper-style name."""
+    click.echo(settings.title, err=True)
+    click.echo(settings.model_dump_json(indent=2))

@@ -1,0 +1,158 @@
+"""The commands that train: the diffusion model, the directions, the feature extractor."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import data_options, experiment_options, print_experiment, run_options, training_options
+from hbench.errors import HBenchError
+
+
+@click.command()
+@experiment_options
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/pretrain].")
+@data_options
+@training_options
+@run_options
+def pretrain(
+    experiment: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    out: Path | None,
+    data_root: Path | None,
+    download: bool,
+    resume: bool,
+    max_minutes: float | None,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Train the diffusion model of EXPERIMENT on its images.
+
+    \b
+    Example:
+        hbench pretrain digits16 --max-minutes 10
+    """
+    from hbench.config import load_experiment
+
+    settings = load_experiment(experiment, overrides)
+    if dry_run:
+        print_experiment(settings)
+        return
+    from hbench.data import load_images
+    from hbench.device import pick_device
+    from hbench.pretrain import pretrain as train_model
+    from hbench.runs import claim_folder
+
+    place = pick_device(device)
+    images = load_images(settings.data, data_root, download=download)
+    folder = out or Path("runs") / settings.name / "pretrain"
+    claim_folder(folder, overwrite=resume)
+    if train_model(
+        settings, images, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes, quiet=quiet
+    ):
+        click.echo(folder / "model.safetensors")
+
+
+@click.command()
+@experiment_options
+@click.option("--model", type=click.Path(path_type=Path), help="Weights [default: runs/EXPERIMENT/pretrain].")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/train].")
+@training_options
+@run_options
+def train(
+    experiment: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    model: Path | None,
+    out: Path | None,
+    resume: bool,
+    max_minutes: float | None,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Discover directions in the h-space of EXPERIMENT's frozen diffusion model.
+
+    --model takes a folder or file of hbench (or the name of a shipped run), or a .pt state dict of guided-diffusion.
+
+    \b
+    Example:
+        hbench train mnist16 --model mnist16 --set discovery.K=8
+    """
+    from hbench.config import load_experiment
+
+    settings = load_experiment(experiment, overrides)
+    if dry_run:
+        print_experiment(settings)
+        return
+    from hbench.device import pick_device
+    from hbench.load import load_model
+    from hbench.runs import claim_folder
+    from hbench.train import train as discover
+
+    place = pick_device(device)
+    folder = out or Path("runs") / settings.name / "train"
+    if resume and model:
+        raise click.UsageError("--resume goes on with the model in the run's folder: leave --model out")
+    network = load_model(folder if resume else model or Path("runs") / settings.name / "pretrain", settings)
+    claim_folder(folder, overwrite=resume)
+    if discover(
+        settings, network, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes, quiet=quiet
+    ):
+        click.echo(folder)
+
+
+@click.command()
+@experiment_options
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/lenet].")
+@data_options
+@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images.")
+@run_options
+def lenet(
+    experiment: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    out: Path | None,
+    data_root: Path | None,
+    download: bool,
+    epochs: int,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Train the digit LeNet whose features "hbench fid" uses, on the labelled images of EXPERIMENT.
+
+    \b
+    Example:
+        hbench lenet digits16 --epochs 20
+    """
+    from hbench.config import load_experiment
+
+    settings = load_experiment(experiment, overrides)
+    if dry_run:
+        print_experiment(settings)
+        return
+    from hbench.data import load_labelled
+    from hbench.device import pick_device
+    from hbench.features import FILE, train_lenet
+    from hbench.runs import claim_folder, provenance, sha256, write_provenance
+
+    pick_device(device)
+    (images, labels), (test_images, test_labels) = (
+        load_labelled(settings.data, data_root, split, download) for split in ("train", "test")
+    )
+    if labels is None or test_labels is None:
+        raise HBenchError(f"{settings.name}: its images carry no labels: use an experiment on mnist or digits")
+    folder = out or Path("runs") / settings.name / "lenet"
+    claim_folder(folder)
+    origin = provenance(settings, pick_device("cpu"), seed)
+    result = train_lenet(
+        settings, (images, labels), (test_images, test_labels), folder / FILE, epochs=epochs, seed=seed, quiet=quiet
+    )
+    details = {"n_train": len(images), "n_test": len(test_images), "weights_sha256": sha256(folder / FILE), **result}
+    write_provenance(folder, origin, **details)
+    click.echo(
+        f"test accuracy {result['accuracy']:.4f}  FD between two halves of the real test set {result['floor']:.3f}"
+    )
+    click.echo(folder / FILE)

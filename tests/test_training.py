@@ -30,7 +30,7 @@ def command(name, out, model, *extra):
     return [
         sys.executable,
         "-m",
-        "hbench.cli",
+        "hbench",
         name,
         "digits16",
         *options,

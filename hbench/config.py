@@ -132,6 +132,26 @@ class Discovery(Section):
     """Steps between resumable checkpoints and curve pictures."""
 
 
+class Evaluation(Section):
+    """How much is generated to measure the result."""
+
+    fid_samples: int = Field(default=10_000, ge=2)
+    """Samples of each kind in ``hbench fid`` (Table 2)."""
+
+
+class Paper(Section):
+    """The paper's own numbers for this experiment, where it has them, to stand beside ours."""
+
+    rca: float | None = Field(default=None, ge=0, le=1)
+    """Table 1."""
+    mos: float | None = Field(default=None, ge=0, le=1)
+    """Table 1."""
+    fid_raw: float | None = None
+    """Table 2."""
+    fid_shifted: float | None = None
+    """Table 2."""
+
+
 class Experiment(Section):
     """A whole experiment; ``name`` is its file's."""
 
@@ -141,6 +161,8 @@ class Experiment(Section):
     diffusion: Diffusion = Diffusion()
     pretrain: Pretrain = Pretrain()
     discovery: Discovery
+    evaluation: Evaluation = Evaluation()
+    paper: Paper = Paper()
 
     @property
     def title(self) -> str:

@@ -57,6 +57,20 @@ def load_labelled(
         digits = load_digits()
         images = torch.from_numpy(digits.images)[:, None] * (255 / 16)
         return _split(_fit(images.round().to(torch.uint8), data), split), _split(torch.from_numpy(digits.target), split)
+    root = _find_root(data, data_root, download)
+    if data.dataset == "mnist":
+        return _load_mnist(data, root, split, download)
+    return _split(_load_folder(data, root), split), None
+
+
+def load_reference(data: Data, data_root: Path | None = None, download: bool = False) -> Tensor:
+    """The real images that samples are compared with: the test images of MNIST and the digits, all of a folder."""
+    if data.dataset == "folder":
+        return _load_folder(data, _find_root(data, data_root, download))
+    return load_labelled(data, data_root, "test", download)[0]
+
+
+def _find_root(data: Data, data_root: Path | None, download: bool) -> Path:
     root = data_root or (Path(os.environ["HBENCH_DATA"]) if "HBENCH_DATA" in os.environ else None)
     if root is None and data.dataset == "mnist" and (download or DOWNLOADS.is_dir()):
         root = DOWNLOADS
@@ -65,9 +79,7 @@ def load_labelled(
             f'data set "{data.dataset}" needs its folder: pass --data-root FOLDER or set HBENCH_DATA'
             + (", or add --download" if data.dataset == "mnist" else "")
         )
-    if data.dataset == "mnist":
-        return _load_mnist(data, root, split, download)
-    return _split(_load_folder(data, root), split), None
+    return root
 
 
 def _split(values: Tensor, split: Split) -> Tensor:

@@ -18,7 +18,7 @@ from hbench.train import train
 SHIPPED = Path("mnist16")
 PAIRS, GROWTH_PAIRS, EXAMPLES, SAMPLES = 1000, 256, 4, 5
 CHECKPOINTS = 4
-FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 0.5, "decay": 0.0}
+FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 1.0, "decay": 0.3}
 """A smaller discovery than the shipped one, that shows something in minutes."""
 
 

@@ -1,6 +1,6 @@
 """What a run's directions are worth: reconstructor accuracy, fidelity, and the pictures of each direction."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,19 +89,16 @@ def sample_model(
     return torch.cat(images)
 
 
-def pairs(run_: Run, count: int, seed: int, quiet: bool = False, description: str = "pairs") -> Iterator[Pairs]:
-    """``count`` fresh pairs with random k and s, batch by batch; the same ones for the same seed."""
-    experiment = run_.experiment
-    settings = experiment.discovery
-    device = next(run_.model.parameters()).device
-    generator = torch.Generator().manual_seed(seed_of(seed, count))
-    all_k, all_s = draw_shifts(count, settings.K, settings.S, settings.min_magnitude, generator)
-    with tqdm(total=count, desc=description, unit="image", disable=quiet or None) as bar:
-        for first in range(0, count, BATCH):
-            x_T = noise(run_, seed, first, min(BATCH, count - first))
-            k, s = (v[first : first + BATCH].to(device) for v in (all_k, all_s))
-            yield Pairs(generate(run_, x_T), generate(run_, x_T, own(run_.shift_block, k, s)), k, s)
-            bar.update(len(x_T))
+def draw_pairs(run_: Run, seed: int, first: int, count: int) -> Pairs:
+    """Fresh pairs ``first`` .. ``first + count - 1`` with random k and s; pair i depends only on (seed, i)."""
+    settings = run_.experiment.discovery
+    x_T = noise(run_, seed, first, count)
+    shifts = []
+    for i in range(first, first + count):
+        generator = torch.Generator().manual_seed(seed_of(seed, i, 1))
+        shifts.append(draw_shifts(1, settings.K, settings.S, settings.min_magnitude, generator))
+    k, s = (torch.cat(values).to(x_T.device) for values in zip(*shifts, strict=True))
+    return Pairs(generate(run_, x_T), generate(run_, x_T, own(run_.shift_block, k, s)), k, s)
 
 
 def noise(run_: Run, seed: int, first: int, count: int) -> Tensor:
@@ -119,7 +116,8 @@ def rca(run_: Run, count: int, seed: int = 0, quiet: bool = False) -> RCA:
     K, bound = run_.experiment.discovery.K, run_.experiment.discovery.soft_clip
     confusion = np.zeros((K, K), dtype=int)
     sums = np.zeros(4)
-    for x_0, x_0_shifted, k, s in pairs(run_, count, seed, quiet, "RCA"):
+    for first in tqdm(range(0, count, BATCH), desc="RCA", unit="batch", disable=quiet or None):
+        x_0, x_0_shifted, k, s = draw_pairs(run_, seed, first, min(BATCH, count - first))
         seen, seen_shifted = soft_clip(x_0, bound), soft_clip(x_0_shifted, bound)
         logits, s_hat = run_.reconstructor(seen, seen_shifted)
         np.add.at(confusion, (k.cpu().numpy(), logits.argmax(1).cpu().numpy()), 1)

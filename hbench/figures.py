@@ -1,6 +1,6 @@
 """Pictures of metrics and results. Reads only what a run has written, so that each can be drawn again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hbench.evaluate import RCA
+    from hbench.fid import Fidelity
 
 CURVES = {
     "loss": ["loss", "loss_k", "loss_s", "loss_adv", "loss_D"],
@@ -77,6 +78,33 @@ def draw_confusion(result: "RCA", title: str, path: Path) -> None:
         title=f"accuracy {result.accuracy:.3f} [{low:.3f}, {high:.3f}], n = {result.n}", xlabel="direction", ylim=(0, 1)
     )
     right.legend()
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def draw_fidelity(result: "Fidelity", kinds: "Sequence[Path]", title: str, path: Path) -> None:
+    """Draws the distances of raw and shifted samples with their intervals, and some samples of each kind."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    side = 8
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    bars, *grids = figure.subplots(1, 3)
+    values = [result.raw, result.shifted]
+    errors = [[d.fd - d.interval[0] for d in values], [d.interval[1] - d.fd for d in values]]
+    bars.bar(["raw", "shifted"], [d.fd for d in values], yerr=errors, capsize=6, width=0.6)
+    bars.axhline(result.halves, color="grey", linestyle=":", label=f"halves of the real images {result.halves:.3g}")
+    bars.set(title=f"shifted / raw = {result.ratio:.2f}", ylabel=result.metric)
+    bars.legend()
+    for axis, folder, name, d in zip(grids, kinds, ("raw", "shifted"), values, strict=True):
+        shown = [Image.open(file) for file in sorted(folder.glob("*.png"))[: min(side * side, d.n)]]
+        width, height = shown[0].size
+        canvas = Image.new(shown[0].mode, (side * (width + 1), side * (height + 1)), "grey")
+        for i, image in enumerate(shown):
+            canvas.paste(image, (i % side * (width + 1), i // side * (height + 1)))
+        axis.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_axis_off()
+        axis.set_title(f"{name}: {d.fd:.3f} [{d.interval[0]:.3f}, {d.interval[1]:.3f}], n = {d.n}", fontsize=10)
     figure.suptitle(title)
     save_figure(figure, path)
 

@@ -64,7 +64,19 @@ def test_rca_traverse_and_fid_of_the_shipped_run(tmp_path):
     result = invoke("traverse", "mnist16", "--examples", 1, "--pairs", 16, "--out", tmp_path / "traverse", "--quiet")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "traverse" / "directions.png").stat().st_size > 1000
-    result = invoke("fid", "mnist16", "--samples", 128, "--out", tmp_path / "fid", "--quiet")
+    result = invoke(
+        "fid",
+        "mnist16",
+        "--feature-extractor",
+        "lenet-digits",
+        "--samples",
+        128,
+        "--out",
+        tmp_path / "fid",
+        "--cache",
+        tmp_path / "cache",
+        "--quiet",
+    )
     assert result.exit_code == 0, result.output
     assert "FD (LeNet digits)" in result.output
     assert "shifted / raw" in result.output

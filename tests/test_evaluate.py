@@ -5,11 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from hbench import evaluate
-from hbench.data import load_labelled
-from hbench.errors import HBenchError
-from hbench.evaluate import generate, noise, pairs, rca, traverse
-from hbench.features import features, fidelity, frechet_distance, statistics, train_lenet
+from hbench.evaluate import draw_pairs, generate, noise, rca, traverse
 from hbench.load import load_model, load_run
 
 CPU = torch.device("cpu")
@@ -25,8 +21,8 @@ class Oracle(nn.Module):
 
     def __init__(self, run, count, seed):
         super().__init__()
-        batches = list(pairs(run, count, seed, quiet=True))
-        self.k, self.s = torch.cat([b.k for b in batches]), torch.cat([b.s for b in batches])
+        pairs = draw_pairs(run, seed, 0, count)
+        self.k, self.s = pairs.k, pairs.s
         self.K = run.experiment.discovery.K
         self.first = 0
 
@@ -72,14 +68,13 @@ def test_the_interval_is_wilsons(run):
     assert result.interval == pytest.approx((center - half, center + half), abs=1e-5)
 
 
-def test_pairs_do_not_depend_on_the_batch_size(run, monkeypatch):
-    whole = next(iter(pairs(run, 6, 5, quiet=True)))
-    monkeypatch.setattr(evaluate, "BATCH", 4)
-    first, second = pairs(run, 6, 5, quiet=True)
-    assert torch.equal(whole.k, torch.cat([first.k, second.k]))
-    assert torch.equal(whole.s, torch.cat([first.s, second.s]))
+def test_a_pair_depends_only_on_the_seed_and_its_number(run):
+    whole, part = draw_pairs(run, 5, 0, 6), draw_pairs(run, 5, 4, 2)
+    assert torch.equal(whole.k[4:], part.k)
+    assert torch.equal(whole.s[4:], part.s)
     # bfloat16 kernels round differently for other batch sizes
-    torch.testing.assert_close(whole.x_0, torch.cat([first.x_0, second.x_0]), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(whole.x_0_shifted[4:], part.x_0_shifted, rtol=0.05, atol=0.05)
+    assert not torch.equal(whole.s, draw_pairs(run, 6, 0, 6).s)
 
 
 def test_traverse_has_the_original_in_the_middle(run):
@@ -89,46 +84,6 @@ def test_traverse_has_the_original_in_the_middle(run):
     for direction in images:
         torch.testing.assert_close(direction[:, 2], raw, rtol=0.05, atol=0.05)
     assert not torch.equal(images[:, :, 0], images[:, :, 2])
-
-
-def test_frechet_distance_in_closed_form():
-    generator = torch.Generator().manual_seed(0)
-    found = torch.randn(500, 8, generator=generator)
-    a, b = statistics(found), statistics(found + 5)
-    assert frechet_distance(a, b) == pytest.approx(8 * 25, rel=1e-6)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(a, statistics(2 * found)) == pytest.approx(
-        float(found.mean(0).square().sum() + found.var(0).sum()), rel=1e-5
-    )
-    with pytest.raises(HBenchError, match="rank-deficient"):
-        statistics(found[:8])
-
-
-@pytest.fixture(scope="module")
-def lenet(tmp_path_factory, tiny):
-    path = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
-    result = train_lenet(
-        tiny, load_labelled(tiny.data), load_labelled(tiny.data, split="train"), path, epochs=3, quiet=True
-    )
-    assert result["accuracy"] > 0.9
-    assert result["floor"] > 0
-    return path
-
-
-def test_lenet_features_do_not_depend_on_neighbours(lenet, tiny):
-    images = load_labelled(tiny.data)[0][:300]
-    whole = features(images, lenet)
-    assert whole.shape == (300, 120)
-    torch.testing.assert_close(whole[:7], features(images[:7], lenet), rtol=1e-4, atol=1e-5)
-
-
-def test_fidelity_reports_both_kinds_with_their_intervals(run, lenet):
-    result = fidelity(run, lenet, 130, quiet=True)
-    assert result.n == 130
-    assert result.n_real == 1618
-    assert result.raw > 0
-    assert result.raw_interval[0] < result.raw < result.raw_interval[1]
-    assert result.shifted_interval[0] < result.shifted < result.shifted_interval[1]
 
 
 def test_guided_diffusion_checkpoints_load_as_they_are(tmp_path, tiny, tiny_model):

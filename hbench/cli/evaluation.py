@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import claim_results, open_run, result_options, run_argument, run_options, write_results
+from hbench.cli.options import (
+    claim_results,
+    data_options,
+    open_run,
+    result_options,
+    run_argument,
+    run_options,
+    write_results,
+)
 
 
 @click.command()
@@ -139,32 +147,103 @@ def sample(
 
 @click.command()
 @run_argument
-@click.option("--samples", "count", type=click.IntRange(min=2), default=10_000, show_default=True, help="Of each kind.")
-@click.option("--lenet", type=click.Path(path_type=Path), help='Made by "hbench lenet" [default: the shipped one].')
+@click.option("--samples", type=click.IntRange(min=2), help="Of each kind [default: the experiment's; the paper's].")
+@click.option(
+    "--feature-extractor",
+    "extractor",
+    default="inception-v3-compat",
+    show_default=True,
+    help='Any of torch-fidelity\'s, or "lenet-digits".',
+)
+@click.option("--weights", type=click.Path(path_type=Path), help="Of the extractor [default: torch-fidelity's own].")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=Path("runs/cache"),
+    show_default=True,
+    help="Of images, features.",
+)
+@data_options
 @result_options
 @run_options
 def fid(
-    run: Path, count: int, lenet: Path | None, out: Path | None, overwrite: bool, device: str, seed: int, quiet: bool
+    run: Path,
+    samples: int | None,
+    extractor: str,
+    weights: Path | None,
+    cache: Path,
+    data_root: Path | None,
+    download: bool,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
 ) -> None:
-    """Measure the Frechet distance of raw and shifted samples of RUN to real digits.
+    """Measure the Frechet distance of raw and shifted samples of RUN to real images.
 
-    The features are those of a digit LeNet, through torch-fidelity, so no FID compares with the number.
+    \b
+    lenet-digits is for digits, which Inception does not know. Its default weights, those shipped with mnist16, carry
+    the statistics of MNIST's test images, so that no data set is needed; "hbench lenet" makes others.
 
     \b
     Example:
-        hbench fid mnist16 --samples 2000
+        hbench fid mnist16 --feature-extractor lenet-digits --samples 2000
     """
     import pandas as pd
 
-    from hbench.features import FILE, fidelity
+    from hbench import fid as distances
+    from hbench.data import load_reference
+    from hbench.figures import draw_fidelity
+    from hbench.lenet import EXTRACTOR, FILE
     from hbench.load import SHIPPED
 
-    loaded, folder, origin = open_run(run, "fid", out, overwrite, device, seed)
-    result = fidelity(loaded, lenet or SHIPPED / "mnist16" / FILE, count, seed, quiet)
-    rows = [("raw", result.raw, *result.raw_interval), ("shifted", result.shifted, *result.shifted_interval)]
-    table = pd.DataFrame(rows, columns=["samples", "FD (LeNet digits)", "low", "high"]).assign(
-        n=result.n, n_real=result.n_real
+    if extractor == EXTRACTOR and weights is None:
+        weights = SHIPPED / "mnist16" / FILE
+    loaded, folder, origin = open_run(run, f"fid-{extractor}", out, overwrite, device, seed)
+    place = next(loaded.model.parameters()).device
+    count = samples or loaded.experiment.evaluation.fid_samples
+    distances.check_extractor(extractor, weights, loaded.experiment.data)
+    if extractor == EXTRACTOR and data_root is None and not download:
+        assert weights is not None
+        reference = distances.lenet_reference(weights)
+    else:
+        real = distances.image_folder(load_reference(loaded.experiment.data, data_root, download), cache)
+        reference = distances.real_reference(
+            distances.features(distances.pngs(real), extractor, weights, cache, place, quiet)
+        )
+    kinds = distances.sample_folders(loaded, count, cache, seed, quiet)
+    result = distances.fidelity(kinds, reference, extractor, weights, cache, place, count, quiet)
+    if count <= result.feature_size:
+        click.echo(
+            f"warning: {count} samples for {result.feature_size} features: a rank-deficient covariance", err=True
+        )
+    table = pd.DataFrame(
+        {
+            "samples": name,
+            "n": d.n,
+            "n_real": result.n_real,
+            result.metric: d.fd,
+            "low": d.interval[0],
+            "high": d.interval[1],
+            "KID": d.kid,
+            "KID_std": d.kid_std,
+        }
+        for name, d in (("raw", result.raw), ("shifted", result.shifted))
     )
-    write_results(folder, "fid", asdict(result) | {"ratio": result.ratio}, table, origin, n=count)
+    write_results(
+        folder,
+        "fid",
+        asdict(result) | {"ratio": result.ratio},
+        table,
+        origin,
+        n=count,
+        n_real=result.n_real,
+        extractor=extractor,
+        reference_sha256=reference.sha256,
+        samples={"raw": str(kinds[0]), "shifted": str(kinds[1])},
+    )
+    draw_fidelity(result, kinds, loaded.experiment.title, folder / "fid.png")
     click.echo(table.to_string(index=False))
-    click.echo(f"shifted / raw {result.ratio:.3f}")
+    click.echo(f"shifted / raw {result.ratio:.3f}   two halves of the real images {result.halves:.3f}")
+    click.echo(f"see {folder / 'fid.png'}", err=True)

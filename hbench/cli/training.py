@@ -135,7 +135,8 @@ def lenet(
         return
     from hbench.data import load_labelled
     from hbench.device import pick_device
-    from hbench.features import FILE, train_lenet
+    from hbench.fid import real_reference
+    from hbench.lenet import FILE, accuracy, single_features, store_reference, train_lenet
     from hbench.runs import claim_folder, provenance, sha256, write_provenance
 
     pick_device(device)
@@ -147,12 +148,19 @@ def lenet(
     folder = out or Path("runs") / settings.name / "lenet"
     claim_folder(folder)
     origin = provenance(settings, pick_device("cpu"), seed)
-    result = train_lenet(
-        settings, (images, labels), (test_images, test_labels), folder / FILE, epochs=epochs, seed=seed, quiet=quiet
-    )
-    details = {"n_train": len(images), "n_test": len(test_images), "weights_sha256": sha256(folder / FILE), **result}
+    network = train_lenet(settings, images, labels, folder / FILE, epochs=epochs, seed=seed, quiet=quiet)
+    reference = real_reference(single_features(network, test_images))
+    store_reference(folder / FILE, network, reference.statistics, reference.n, reference.halves)
+    details = {
+        "n_train": len(images),
+        "n_test": len(test_images),
+        "accuracy": accuracy(network, test_images, test_labels),
+        "halves": reference.halves,
+        "weights_sha256": sha256(folder / FILE),
+    }
     write_provenance(folder, origin, **details)
     click.echo(
-        f"test accuracy {result['accuracy']:.4f}  FD between two halves of the real test set {result['floor']:.3f}"
+        f"test accuracy {details['accuracy']:.4f}  n {len(test_images)}  "
+        f"FD (LeNet digits) between two halves of the test images {reference.halves:.3f}"
     )
     click.echo(folder / FILE)

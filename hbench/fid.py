@@ -1,0 +1,306 @@
+"""Distances of raw and shifted samples to real images, through torch-fidelity (Table 2).
+
+Samples and real images become folders of PNGs in a cache, so that they can be looked at, resumed, and given to the
+``fidelity`` command, which finds the same numbers. Everything in the cache is found by its content: images by all that
+determines them, features by the bytes of the images and of the extractor's weights.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.hub import get_dir
+from torch_fidelity.datasets import ImagesPathDataset
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
+from tqdm import tqdm
+
+from hbench.config import Data
+from hbench.errors import HBenchError
+from hbench.evaluate import BATCH, draw_pairs
+from hbench.images import to_uint8
+from hbench.lenet import EXTRACTOR as LENET
+from hbench.lenet import load_lenet
+from hbench.load import Run
+from hbench.runs import load_pickled, read_experiment, replacing, sha256, write_json
+
+INCEPTION = "inception-v3-compat"
+GROUPS = 20
+"""Of the jackknife: each replicate leaves one of so many equal parts of the samples out."""
+
+Statistics = dict[str, np.ndarray]
+"""Mean ``mu`` and covariance ``sigma`` of features, as torch-fidelity has them."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with."""
+
+    statistics: Statistics
+    n: int
+    halves: float
+    """Distance between two random halves of the real images: no model can be told from the data below it."""
+    sha256: str
+    """Of mean and covariance."""
+    features: Tensor | None = None
+    """[n, D], for KID; None where only the statistics are at hand."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Distances of one kind of samples to the reference."""
+
+    n: int
+    fd: float
+    interval: tuple[float, float]
+    """95 % interval of ``fd`` for other samples of the same generator: delete-a-group jackknife, normal."""
+    kid: float | None
+    kid_std: float | None
+    """Over torch-fidelity's 100 subsets."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Distances of raw and shifted samples to real images (Table 2)."""
+
+    metric: str
+    """What the distance may be called: "FID" only with Inception features."""
+    feature_size: int
+    n_real: int
+    halves: float
+    raw: Distance
+    shifted: Distance
+
+    @property
+    def ratio(self) -> float:
+        """Shifted over raw; 1 = shifting costs no fidelity."""
+        return self.shifted.fd / self.raw.fd
+
+
+def metric_name(extractor: str) -> str:
+    """The name of the Frechet distance in an extractor's features."""
+    return {INCEPTION: "FID", LENET: "FD (LeNet digits)"}.get(extractor, f"FD ({extractor})")
+
+
+def fidelity(
+    samples: tuple[Path, Path],
+    reference: Reference,
+    extractor: str,
+    weights: Path | None,
+    cache: Path,
+    device: torch.device,
+    count: int,
+    quiet: bool = False,
+) -> Fidelity:
+    """Distances of the first ``count`` images in the folders of raw and shifted samples to the reference."""
+    raw, shifted = (features(pngs(folder, count), extractor, weights, cache, device, quiet) for folder in samples)
+    return Fidelity(
+        metric=metric_name(extractor),
+        feature_size=raw.shape[1],
+        n_real=reference.n,
+        halves=reference.halves,
+        raw=distance(raw, reference),
+        shifted=distance(shifted, reference),
+    )
+
+
+def distance(found: Tensor, reference: Reference) -> Distance:
+    """Distances of features [n, D] to the reference."""
+    fd = frechet_distance(statistics(found), reference.statistics)
+    part = torch.arange(len(found)) % GROUPS
+    replicates = np.array(
+        [frechet_distance(statistics(found[part != g]), reference.statistics) for g in range(min(GROUPS, len(found)))]
+    )
+    error = float(np.sqrt((len(replicates) - 1) * replicates.var()))
+    subsets: dict[str, float] = {}
+    if reference.features is not None:
+        size = min(1000, len(found), reference.n)
+        subsets = kid_features_to_metric(found, reference.features, kid_subset_size=size, verbose=False)
+    return Distance(
+        n=len(found),
+        fd=fd,
+        interval=(fd - 1.96 * error, fd + 1.96 * error),
+        kid=subsets.get("kernel_inception_distance_mean"),
+        kid_std=subsets.get("kernel_inception_distance_std"),
+    )
+
+
+def real_reference(found: Tensor) -> Reference:
+    """The reference made of the features [n, D] of real images."""
+    if len(found) < 4:
+        raise HBenchError(f"{len(found)} real images: need at least 4 to compare two halves of them: add images")
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+    first, second = (statistics(found[half]) for half in order.chunk(2))
+    stats = statistics(found)
+    return Reference(stats, len(found), frechet_distance(first, second), _digest(stats), found)
+
+
+def lenet_reference(weights: Path) -> Reference:
+    """The reference that a LeNet's file carries: its real test set."""
+    lenet = load_lenet(weights)
+    stats = {"mu": lenet.real_mu.numpy(), "sigma": lenet.real_sigma.numpy()}
+    return Reference(stats, int(lenet.real_n), float(lenet.real_halves), _digest(stats))
+
+
+def statistics(found: Tensor) -> Statistics:
+    """Mean and covariance of features [n, D]."""
+    if len(found) < 2:
+        raise HBenchError("one image has no covariance: use more samples")
+    stats: Statistics = fid_features_to_statistics(found)
+    return stats
+
+
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """Frechet distance of two Gaussians; a little below 0 for equal ones, by rounding."""
+    return float(fid_statistics_to_metric(first, second, False)["frechet_inception_distance"])
+
+
+# Features -----------------------------------------------------------------------------------------------------------
+
+
+def check_extractor(extractor: str, weights: Path | None, data: Data) -> None:
+    """Refuses, before any image is made, an unknown extractor, and weights that are missing, unfit or hold code."""
+    if extractor not in FEATURE_EXTRACTORS_REGISTRY:
+        raise HBenchError(
+            f'no feature extractor "{extractor}": choose one of {", ".join(sorted(FEATURE_EXTRACTORS_REGISTRY))}'
+        )
+    if extractor == LENET:
+        assert weights is not None
+        if read_experiment(weights).data != data:
+            raise HBenchError(
+                f'{weights}: was trained on other images than the run: make one with "hbench lenet", pass --weights'
+            )
+    elif weights is not None:
+        load_pickled(weights)  # torch-fidelity would load it without this care
+
+
+def features(
+    paths: list[Path],
+    extractor: str,
+    weights: Path | None,
+    cache: Path,
+    device: torch.device,
+    quiet: bool = False,
+) -> Tensor:
+    """Features [N, D] of image files by an extractor of torch-fidelity, from the cache where they are known.
+
+    Args:
+        paths: PNGs of one size; grey ones become RGB by repeating their channel.
+        extractor: its registered name.
+        weights: its weights; None lets torch-fidelity take its own, downloading them if need be.
+        cache: folder of the features, at most 4 D bytes an image.
+        device: where to compute.
+        quiet: no progress bar.
+
+    Raises:
+        HBenchError: the weights are neither here nor to be had.
+    """
+    digest = hashlib.sha256(f"{extractor} {sha256(weights) if weights else ''}".encode())
+    for path in paths:
+        digest.update(path.read_bytes())
+    file = cache / "features" / f"{digest.hexdigest()[:32]}.safetensors"
+    if file.is_file():
+        return load_file(file)["features"]
+    layer = FEATURE_EXTRACTORS_REGISTRY[extractor].get_default_feature_layer_for_metric("fid")
+    cuda = device.type == "cuda"
+    try:
+        network = create_feature_extractor(
+            extractor,
+            [layer],
+            cuda=cuda,
+            feature_extractor_weights_path=None if weights is None else str(weights),
+            verbose=False,
+        )
+    except URLError as error:
+        file_name = URL_INCEPTION_V3.rpartition("/")[2] if extractor == INCEPTION else "the file of its documentation"
+        raise HBenchError(
+            f"the weights of {extractor} cannot be fetched ({error.reason}): "
+            f"put {file_name} into {get_dir()}/checkpoints, or pass it with --weights"
+        ) from error
+    found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, not quiet)[layer]
+    with replacing(file) as temporary:
+        save_file({"features": found.contiguous()}, temporary)
+    result: Tensor = found
+    return result
+
+
+# Images -------------------------------------------------------------------------------------------------------------
+
+
+def sample_folders(run: Run, count: int, cache: Path, seed: int, quiet: bool = False) -> tuple[Path, Path]:
+    """Folders with at least ``count`` raw and shifted samples as PNGs, made where they are missing.
+
+    Sample i depends only on the run and (seed, i). A killed call goes on where it stopped.
+    """
+    settings = run.experiment.discovery
+    determining = {
+        "weights": {role: run.hashes[role] for role in ("model", "shift_block")},
+        "diffusion": run.experiment.diffusion.model_dump(),
+        "discovery": settings.model_dump(include={"K", "S", "M", "t_shift", "spacing", "min_magnitude", "precision"}),
+        "seed": seed,
+        "device": next(run.model.parameters()).device.type,
+    }
+    folder = cache / "samples" / _key(determining)
+    write_json(folder / "samples.json", determining)
+    raw, shifted = folder / "raw", folder / "shifted"
+    with tqdm(total=count, desc="samples", unit="image", disable=quiet or None) as bar:
+        for first in range(0, count, BATCH):
+            chosen = range(first, min(first + BATCH, count))
+            if not all(_png(kind, i).is_file() for kind in (raw, shifted) for i in chosen):
+                pairs = draw_pairs(run, seed, first, len(chosen))
+                _save_pngs(to_uint8(pairs.x_0), raw, chosen)
+                _save_pngs(to_uint8(pairs.x_0_shifted), shifted, chosen)
+            bar.update(len(chosen))
+    return raw, shifted
+
+
+def image_folder(images: Tensor, cache: Path) -> Path:
+    """A folder with uint8 images [N, C, H, W] as PNGs, found by their content."""
+    digest = hashlib.sha256(str(tuple(images.shape)).encode() + images.numpy().tobytes())
+    folder = cache / "real" / digest.hexdigest()[:32]
+    if not all(_png(folder, i).is_file() for i in range(len(images))):
+        _save_pngs(images, folder, range(len(images)))
+    return folder
+
+
+def pngs(folder: Path, count: int | None = None) -> list[Path]:
+    """The first ``count`` PNGs of a folder, or all, by name."""
+    return sorted(folder.glob("*.png"))[:count]
+
+
+def _png(folder: Path, i: int) -> Path:
+    return folder / f"{i:06d}.png"
+
+
+def _save_pngs(images: Tensor, folder: Path, indices: Iterable[int]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, image in zip(indices, images.cpu(), strict=True):
+            pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
+            temporary = folder / f".{i:06d}.{os.getpid()}.tmp"
+            Image.fromarray(pixels).save(temporary, format="PNG")
+            temporary.replace(_png(folder, i))  # a kill leaves no half image; no fsync, since it can be made again
+    except OSError as error:
+        advice = "free some space or choose another --cache"
+        raise HBenchError(f"{folder}: cannot write ({error.strerror}): {advice}") from error
+
+
+def _digest(stats: Statistics) -> str:
+    return hashlib.sha256(stats["mu"].tobytes() + stats["sigma"].tobytes()).hexdigest()
+
+
+def _key(determining: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:32]

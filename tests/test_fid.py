@@ -1,0 +1,171 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity.fidelity
+from PIL import Image
+
+from hbench.data import load_labelled
+from hbench.errors import HBenchError
+from hbench.fid import (
+    Reference,
+    check_extractor,
+    distance,
+    features,
+    fidelity,
+    frechet_distance,
+    image_folder,
+    lenet_reference,
+    metric_name,
+    pngs,
+    real_reference,
+    sample_folders,
+    statistics,
+)
+from hbench.lenet import EXTRACTOR, accuracy, single_features, store_reference, train_lenet
+from hbench.load import load_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tiny_run):
+    return load_run(tiny_run, CPU)
+
+
+@pytest.fixture(scope="module")
+def lenet(tmp_path_factory, tiny):
+    path = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
+    images, labels = load_labelled(tiny.data)
+    network = train_lenet(tiny, images, labels, path, epochs=3, quiet=True)
+    assert accuracy(network, images, labels) > 0.9
+    reference = real_reference(single_features(network, images))
+    store_reference(path, network, reference.statistics, reference.n, reference.halves)
+    return path
+
+
+def test_frechet_distance_in_closed_form():
+    found = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    a, b = statistics(found), statistics(found + 5)
+    assert frechet_distance(a, b) == pytest.approx(8 * 25, rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance(a, statistics(2 * found)) == pytest.approx(
+        float(found.mean(0).square().sum() + found.var(0).sum()), rel=1e-5
+    )
+    with pytest.raises(HBenchError, match="use more samples"):
+        statistics(found[:1])
+
+
+def test_the_interval_covers_the_distance_of_other_samples():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(4000, 4, generator=generator)
+    stats = statistics(real)
+    reference = Reference(stats, len(real), 0.0, "")  # no features: no KID
+    truth = frechet_distance(statistics(torch.randn(200_000, 4, generator=generator) + 1), stats)
+    covered = 0
+    for _ in range(60):
+        low, high = distance(torch.randn(800, 4, generator=generator) + 1, reference).interval
+        covered += low < truth < high
+    assert covered >= 50  # 57 expected; below 50 has a probability of 1 in 1,000
+
+
+def test_only_inception_features_are_called_fid():
+    assert metric_name("inception-v3-compat") == "FID"
+    assert metric_name(EXTRACTOR) == "FD (LeNet digits)"
+    assert metric_name("vgg16") == "FD (vgg16)"
+
+
+def test_lenet_features_do_not_depend_on_neighbours(lenet, tiny, tmp_path):
+    images = load_labelled(tiny.data)[0][:300]
+    paths = pngs(image_folder(images, tmp_path))
+    whole = features(paths, EXTRACTOR, lenet, tmp_path, CPU, quiet=True)
+    assert whole.shape == (300, 120)
+    part = features(paths[:7], EXTRACTOR, lenet, tmp_path, CPU, quiet=True)
+    torch.testing.assert_close(whole[:7], part, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fidelity_command_gives_the_same_numbers(lenet, tiny, tmp_path, monkeypatch, capsys):
+    images = load_labelled(tiny.data)[0]
+    folders = [image_folder(half, tmp_path) for half in (images[:200], images[200:450])]
+    found, real = (features(pngs(f), EXTRACTOR, lenet, tmp_path / "cache", CPU, quiet=True) for f in folders)
+    ours = distance(found, real_reference(real))
+    command = ["fidelity", "--cpu", "--fid", "--kid", "--kid-subset-size", "200", "--json", "--silent", "--no-cache"]
+    command += ["--feature-extractor", EXTRACTOR, "--feature-extractor-weights-path", str(lenet), "--save-cpu-ram"]
+    monkeypatch.setattr(sys, "argv", [*command, "--input1", str(folders[0]), "--input2", str(folders[1])])
+    torch_fidelity.fidelity.main()
+    theirs = json.loads(capsys.readouterr().out)
+    assert ours.fd == pytest.approx(theirs["frechet_inception_distance"], abs=1e-6)
+    assert ours.kid == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-6)
+    assert ours.kid_std == pytest.approx(theirs["kernel_inception_distance_std"], abs=1e-6)
+
+
+def test_stored_statistics_stand_for_the_images(lenet, tiny, tmp_path):
+    paths = pngs(image_folder(load_labelled(tiny.data)[0], tmp_path))
+    made = real_reference(features(paths, EXTRACTOR, lenet, tmp_path, CPU, quiet=True))
+    stored = lenet_reference(lenet)
+    assert stored.n == made.n == 1618
+    assert stored.halves == pytest.approx(made.halves, rel=1e-3)
+    assert frechet_distance(stored.statistics, made.statistics) == pytest.approx(0, abs=1e-4)
+
+
+def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
+    raw, shifted = sample_folders(run, 130, tmp_path, seed=3, quiet=True)
+    before = {path: path.read_bytes() for kind in (raw, shifted) for path in pngs(kind)}
+    assert len(before) == 260
+    for lost in (raw / "000070.png", shifted / "000129.png"):
+        lost.unlink()
+    monkeypatch.setattr("hbench.fid.BATCH", 64)
+    assert sample_folders(run, 130, tmp_path, seed=3, quiet=True) == (raw, shifted)
+    assert {path: path.read_bytes() for path in before} == before
+    assert sample_folders(run, 2, tmp_path, seed=4, quiet=True) != (raw, shifted)
+
+    def fail(*_):
+        raise AssertionError("generated again")
+
+    monkeypatch.setattr("hbench.fid.draw_pairs", fail)
+    sample_folders(run, 130, tmp_path, seed=3, quiet=True)
+    result = fidelity((raw, shifted), lenet_reference(lenet), EXTRACTOR, lenet, tmp_path, CPU, 125, quiet=True)
+    assert result.metric == "FD (LeNet digits)"
+    assert (result.raw.n, result.n_real, result.feature_size) == (125, 1618, 120)
+    assert result.raw.kid is None
+    assert result.raw.interval[0] < result.raw.fd < result.raw.interval[1]
+    assert result.ratio == result.shifted.fd / result.raw.fd
+
+
+def test_features_are_found_by_content(lenet, tmp_path):
+    def one(value):
+        folder = tmp_path / str(value)
+        folder.mkdir(exist_ok=True)
+        for i in range(3):
+            Image.fromarray(np.full((16, 16), value + i, np.uint8)).save(folder / f"{i}.png")
+        return features(pngs(folder), EXTRACTOR, lenet, tmp_path / "cache", CPU, quiet=True)
+
+    first = one(10)
+    assert not torch.equal(first, one(90))
+    assert torch.equal(first, one(10))
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 2
+
+
+def test_unknown_extractors_and_foreign_weights_are_refused(lenet, tiny, tmp_path):
+    with pytest.raises(HBenchError, match="choose one of"):
+        check_extractor("inception", None, tiny.data)
+    with pytest.raises(HBenchError, match="trained on other images"):
+        check_extractor(EXTRACTOR, lenet, tiny.data.model_copy(update={"size": 32}))
+    page = tmp_path / "page.pth"
+    page.write_text("<html>")
+    with pytest.raises(HBenchError, match="not a checkpoint of plain tensors"):
+        check_extractor("inception-v3-compat", page, tiny.data)
+
+
+def test_missing_weights_name_the_place(tmp_path, tiny, monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*_, **__):
+        raise URLError("offline")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
+    paths = pngs(image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path))
+    with pytest.raises(HBenchError, match=r"weights-inception-2015-12-05-6726825d.pth .* --weights"):
+        features(paths, "inception-v3-compat", None, tmp_path, CPU, quiet=True)

@@ -1,0 +1,174 @@
+"""One page of all that was measured for a run: every picture, and one table of ours beside the paper's.
+
+Reads only the JSON, pictures and provenance that the other commands left; nothing is computed again, and what was not
+run stands in the table as such.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hbench.config import Experiment, Paper, parse_experiment
+from hbench.errors import HBenchError
+
+REASONS = "not-run.json"
+"""Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, in words; empty where there is nothing to say."""
+
+    artifact: str
+    item: str
+    """Of the paper: "Table 1", "Fig. 4"."""
+    paper: str
+    ours: str
+    interval: str = ""
+    n: str = ""
+    ran: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one command made."""
+
+    title: str
+    item: str
+    pictures: list[Path]
+    origin: Values
+    """Its provenance."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found in one folder."""
+
+    folder: Path
+    experiment: Experiment
+    rows: list[Row]
+    sections: list[Section]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One artifact of the paper: where its command leaves it, and what of its result stands in the table."""
+
+    folder: str
+    result: str
+    """JSON file in the folder, without its suffix."""
+    title: str
+    item: str
+    command: str
+    """That makes it, after ``hbench``."""
+    rows: Callable[[Values, Paper], list[Row]]
+
+
+def collect(folder: Path) -> Report:
+    """What the commands left in a folder of results.
+
+    Raises:
+        HBenchError: nothing of hbench's there.
+    """
+    origins = {}
+    for artifact in ARTIFACTS:
+        if (folder / artifact.folder / "provenance.json").is_file():
+            origins[artifact.folder] = read_json(folder / artifact.folder / "provenance.json")
+    if not origins:
+        raise HBenchError(f'{folder}: no results there: make some with "hbench reproduce", or "hbench rca" and others')
+    experiment = parse_experiment(next(iter(origins.values()))["experiment"], str(folder))
+    reasons = read_json(folder / REASONS) if (folder / REASONS).is_file() else {}
+    rows, sections = [], []
+    for artifact in ARTIFACTS:
+        place = folder / artifact.folder
+        if artifact.folder not in origins:
+            reason = reasons.get(artifact.folder, f'"hbench {artifact.command}" was not called')
+            rows.append(Row(artifact.title, artifact.item, "", f"not run: {reason}", ran=False))
+            continue
+        rows += artifact.rows(read_json(place / f"{artifact.result}.json"), experiment.paper)
+        pictures = sorted(place.glob("*.png"))
+        sections.append(Section(artifact.title, artifact.item, pictures, origins[artifact.folder]))
+    return Report(folder, experiment, rows, sections)
+
+
+def write_pages(reports: Sequence[Report], out: Path) -> None:
+    """Writes ``report.html``, one file that needs no other, ``report.md``, and the table as CSV and JSON."""
+    import pandas as pd
+
+    environment = Environment(
+        loader=PackageLoader("hbench"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"picture": _inline, "facts": _facts}
+    write_text(out / "report.html", environment.get_template("report.html").render(reports=reports))
+    environment.autoescape = False
+    environment.filters |= {"cell": _markdown_cell, "relative": lambda path: os.path.relpath(path, out)}
+    write_text(out / "report.md", environment.get_template("report.md").render(reports=reports))
+    table = [{"experiment": r.experiment.title} | asdict(row) for r in reports for row in r.rows]
+    write_json(out / "report.json", table)
+    write_text(out / "report.csv", pd.DataFrame(table).to_csv(index=False))
+
+
+# Rows of the table --------------------------------------------------------------------------------------------------
+
+
+def _rca_rows(result: Values, paper: Paper) -> list[Row]:
+    n = f"{result['n']:,} pairs"
+    return [
+        Row(
+            f"RCA (chance {result['chance']:.3f})",
+            "Table 1",
+            _number(paper.rca, 2),
+            f"{result['accuracy']:.3f}",
+            _interval(result["interval"]),
+            n,
+        ),
+        Row("magnitude error |s_hat - s|", "Table 1", "", f"{result['magnitude_error']:.2f}", n=n),
+        Row("D on fresh raw / shifted samples", "Fig. 10", "0.5", f"{result['D_raw']:.3f} / {result['D_shifted']:.3f}", n=n),
+        Row("shifted samples outside the domain", "", "", f"{result['outside']:.2%}", n=n),
+    ]
+
+
+def _fidelity_rows(result: Values, paper: Paper) -> list[Row]:
+    rows = []
+    for kind, published in (("raw", paper.fid_raw), ("shifted", paper.fid_shifted)):
+        found = result[kind]
+        n = f"{found['n']:,} against {result['n_real']:,} real"
+        theirs = _number(published, 2) if result["metric"] == "FID" else ""
+        name = f"{result['metric']}, {kind} samples"
+        rows.append(Row(name, "Table 2", theirs, f"{found['fd']:.3f}", _interval(found["interval"]), n))
+        if found["kid"] is not None:
+            kid = f"{found['kid']:.5f} (std {found['kid_std']:.5f} over subsets)"
+            rows.append(Row(f"KID, {kind} samples", "", "", kid, n=n))
+    rows.append(Row(f"{result['metric']}, shifted / raw", "", "", f"{result['ratio']:.2f}"))
+    rows.append(Row(f"{result['metric']} between two halves of the real images", "", "", f"{result['halves']:.3f}"))
+    return rows
+
+
+def _sweep_rows(result: Values, paper: Paper) -> list[Row]:
+    cells = {(c["strategy"], c["M"]): c for c in result["cells"] if c["status"] == "ok"}
+    rows = []
+    published = {"node": "flat", "vanilla": "grows, past 24 GB"}
+    for strategy in dict.fromkeys(strategy for strategy, _ in cells):
+        Ms = sorted(M for name, M in cells if name == strategy)
+        if len(Ms) > 1:
+            first, last = (cells[strategy, M]["memory_mib"] for M in (Ms[0], Ms[-1]))
+            name = f"training memory of {strategy}, M = {Ms[0]} to {Ms[-1]}"
+            rows.append(Row(name, "Fig. 4", published.get(strategy, ""), f"{first:,.0f} to {last:,.0f} MiB"))
+    for strategy in ("vanilla", "torch-checkpoint"):
+        both = [M for name, M in cells if name == strategy and ("node", M) in cells]
+        if both:
+            ratios = [cells["node", M]["images_per_second"] / cells[strategy, M]["images_per_second"] for M in both]
+            name = f"throughput, node / {strategy}, M = {min(both)} to {max(both)}"
+            theirs = "comparable" if strategy == "vanilla" else ""
+            rows.append(Row(name, "Fig. 4", theirs, f"{min(ratios):.2f} to {max(ratios):.2f}"))
+    return rows
+
+
+def _no_rows(result: Values, paper: Paper) -> list[Row]:
+    return []

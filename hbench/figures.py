@@ -160,12 +160,12 @@ def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Pat
         right.errorbar(Ms, median, yerr=[median - low, high - median], marker="o", capsize=3, label=strategy)
         for row in rows:
             if row.strategy == strategy and row.status == "oom":
-                # at the limit, or at the upper edge of the panel
-                height, transform = (
-                    (0.97, left.get_xaxis_transform()) if limit_mib is None else (limit_mib, left.transData)
-                )
-                left.plot(row.M, height, "X", color=line.get_color(), transform=transform, markersize=10)
-                right.plot(row.M, 0, "X", color=line.get_color(), markersize=10, clip_on=False)
+                cross = {"marker": "X", "markersize": 10, "color": line.get_color(), "clip_on": False}
+                if limit_mib is None:
+                    left.plot(row.M, 1, transform=left.get_xaxis_transform(), **cross)  # at the panel's upper edge
+                else:
+                    left.plot(row.M, limit_mib, **cross)
+                right.plot(row.M, 0, **cross)
     sources = sorted({row.memory_source for row in rows if row.memory_source})
     left.set(title="memory", ylabel="MiB", xlabel="\n".join(["M", *sources]))
     right.set(title="throughput", ylabel="images / s", xlabel="M\nmedian and quartiles")
@@ -175,7 +175,8 @@ def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Pat
         left.plot([], [], "X", color="grey", linestyle="none", markersize=10, label="out of memory")
     for axis in (left, right):
         axis.set_xticks(sorted({row.M for row in rows}))
-        axis.set_ylim(bottom=0)
+        top = axis.dataLim.y1  # minus infinity where nothing was measured
+        axis.set_ylim(bottom=0, top=1.08 * top if top > 0 else None)
     left.legend()
     figure.suptitle(title)
     save_figure(figure, path)

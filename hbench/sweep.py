@@ -264,7 +264,7 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
     baseline, _ = gpu_memory(device, idle)
     if cell.memory_limit_mib is not None:
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, cell.memory_limit_mib * MIB / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cell.memory_limit_mib * MIB / total), device.index or 0)
     seconds = _take_steps(cell, step, device, lambda: gpu_memory(device, idle)[0])
     memory, source = gpu_memory(device, idle)
     return replace(
@@ -328,7 +328,7 @@ def _take_steps(
         seconds.append(time.perf_counter() - started)
         limit = cell.memory_limit_mib
         if limit is not None and (used := memory_mib()) > limit:
-            raise MemoryError(f"{used:.0f} MiB pass the memory limit of {limit:.0f} MiB")
+            raise MemoryError(f"{used:.0f} MiB pass the memory limit of {limit:g} MiB")
     return seconds[WARM_UP:]
 
 

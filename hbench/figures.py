@@ -142,12 +142,13 @@ def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
 
 
 def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Path) -> None:
-    """Draws memory and throughput of training against M, one line per strategy (Fig. 4).
+    """Draws memory (on a logarithmic axis) and throughput of training against M, one line per strategy (Fig. 4).
 
     Throughput has its quartiles; a cross is a cell that ran out of memory, the dashed line the memory limit.
     """
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -167,16 +168,21 @@ def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Pat
                     left.plot(row.M, limit_mib, **cross)
                 right.plot(row.M, 0, **cross)
     sources = sorted({row.memory_source for row in rows if row.memory_source})
-    left.set(title="memory", ylabel="MiB", xlabel="\n".join(["M", *sources]))
-    right.set(title="throughput", ylabel="images / s", xlabel="M\nmedian and quartiles")
+    left.set(title="memory", ylabel="MiB, logarithmic", xlabel="\n".join(["M", *sources]))
+    steps = max(len(row.step_seconds) for row in rows)
+    right.set(title="throughput", ylabel="images / s", xlabel=f"M\nmedian and quartiles of {steps} steps")
     if limit_mib is not None:
         left.axhline(limit_mib, color="grey", linestyle="--", label="memory limit")
     if any(row.status == "oom" for row in rows):
         left.plot([], [], "X", color="grey", linestyle="none", markersize=10, label="out of memory")
     for axis in (left, right):
         axis.set_xticks(sorted({row.M for row in rows}))
-        top = axis.dataLim.y1  # minus infinity where nothing was measured
-        axis.set_ylim(bottom=0, top=1.08 * top if top > 0 else None)
+    if sources:  # a logarithmic axis needs at least one value
+        left.set_yscale("log", base=2)
+        left.yaxis.set_major_formatter(ScalarFormatter())
+    left.margins(y=0.1)
+    right.margins(y=0.1)
+    right.set_ylim(bottom=0)
     left.legend()
     figure.suptitle(title)
     save_figure(figure, path)

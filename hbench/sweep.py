@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -147,7 +148,7 @@ def finished(folder: Path, origin: Mapping[str, Any]) -> list[Row]:
     try:
         earlier = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         table = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
         raise HBenchError(f"{folder}: no sweep to resume: leave --resume out") from error
     for name in SAME_TO_RESUME:
         where, old, new = _difference(name, earlier.get(name), origin[name])
@@ -183,7 +184,7 @@ def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool =
         HBenchError: another process computes on the GPU, unless ``allow_busy``.
     """
     with stop_requests(None) as stop_reason, tqdm(total=len(todo), unit="cell", disable=quiet or None) as bar:
-        for cell in todo:
+        for number, cell in enumerate(todo, start=1):
             strategy, M = cell.key
             bar.set_description(f"{strategy}, M = {M}")
             others = _other_processes(torch.device(cell.device))
@@ -197,8 +198,8 @@ def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool =
             bar.update()
             if row.status != "ok":
                 tqdm.write(f"{strategy}, M = {M}: {row.status}: {row.error}", file=sys.stderr)
-            if cell is not todo[-1] and (reason := stop_reason()):
-                tqdm.write(f"stopped by {reason} after {bar.n} of {len(todo)} cells: go on with --resume", sys.stderr)
+            if number < len(todo) and (reason := stop_reason()):
+                tqdm.write(f"stopped by {reason} after {number} of {len(todo)} cells: go on with --resume", sys.stderr)
                 return False
     return True
 
@@ -453,6 +454,8 @@ def gpu_memory(device: torch.device, idle: int) -> tuple[float, str]:
 
 
 if __name__ == "__main__":
+    with suppress(OSError):  # where the machine's memory ends, the system is to kill this process, not its parent
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     values = json.load(sys.stdin)
     given = Cell(**values | {"experiment": parse_experiment(values["experiment"], "cell")})
     print(json.dumps(asdict(measure(given))))

@@ -193,6 +193,18 @@ def test_the_table_goes_on_after_oom_and_says_what_failed(tmp_path, monkeypatch)
     assert again == [("node", 4)]
 
 
+@pytest.mark.parametrize("limit", [None, 2000.0])
+@pytest.mark.parametrize("statuses", [["ok", "oom"], ["oom"], ["failed"]])
+def test_picture_of_any_table(tmp_path, limit, statuses):
+    from hbench.figures import draw_sweep
+
+    (cell,) = tiny_cells()
+    nothing = {"memory_mib": None, "memory_source": None, "step_seconds": ()}
+    rows = [fake(cell, M=M, status=status, **({} if status == "ok" else nothing)) for M, status in enumerate(statuses)]
+    draw_sweep(rows, limit, "title", tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, measured):
     quick = module.measure_apart
 

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""The one exception that means "the user can fix this", and what running out of memory looks like."""
 
 
 class HBenchError(Exception):
@@ -7,3 +7,14 @@ class HBenchError(Exception):
     The command line prints the message and exits with code 1. A caller's bug raises ``ValueError``
     instead and keeps its traceback.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or PyTorch says that memory ran out, on the CPU or on a GPU."""
+    text = str(error)  # PyTorch has an own class for CUDA's allocator, and none for the rest
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+        or "CUDA error: out of memory" in text
+    )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from hbench.evaluate import RCA
     from hbench.fid import Fidelity
+    from hbench.sweep import Row
 
 CURVES = {
     "loss": ["loss", "loss_k", "loss_s", "loss_adv", "loss_D"],
@@ -165,4 +166,51 @@ def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
     axis.axhline(grown[0][1].chance, color="grey", linestyle=":", label="chance")
     axis.set(xlabel="step", ylabel="accuracy on fresh pairs", ylim=(0, 1))
     axis.legend()
+    save_figure(figure, path)
+
+
+def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Path) -> None:
+    """Draws memory (on a logarithmic axis) and throughput of training against M, one line per strategy (Fig. 4).
+
+    Throughput has its quartiles; a cross is a cell that ran out of memory, the dashed line the memory limit.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for strategy in dict.fromkeys(row.strategy for row in rows):
+        measured = [row for row in rows if row.strategy == strategy and row.status == "ok"]
+        Ms = [row.M for row in measured]
+        (line,) = left.plot(Ms, [row.memory_mib for row in measured], marker="o", label=strategy)
+        rates = [row.batch_size / np.array(row.step_seconds) for row in measured]
+        low, median, high = np.array([np.percentile(rate, [25, 50, 75]) for rate in rates]).reshape(-1, 3).T
+        right.errorbar(Ms, median, yerr=[median - low, high - median], marker="o", capsize=3, label=strategy)
+        for row in rows:
+            if row.strategy == strategy and row.status == "oom":
+                cross = {"marker": "X", "markersize": 10, "color": line.get_color(), "clip_on": False}
+                if limit_mib is None:
+                    left.plot(row.M, 1, transform=left.get_xaxis_transform(), **cross)  # at the panel's upper edge
+                else:
+                    left.plot(row.M, limit_mib, **cross)
+                right.plot(row.M, 0, **cross)
+    sources = sorted({row.memory_source for row in rows if row.memory_source})
+    left.set(title="memory", ylabel="MiB, logarithmic", xlabel="\n".join(["M", *sources]))
+    steps = max(len(row.step_seconds) for row in rows)
+    right.set(title="throughput", ylabel="images / s", xlabel=f"M\nmedian and quartiles of {steps} steps")
+    if limit_mib is not None:
+        left.axhline(limit_mib, color="grey", linestyle="--", label="memory limit")
+    if any(row.status == "oom" for row in rows):
+        left.plot([], [], "X", color="grey", linestyle="none", markersize=10, label="out of memory")
+    for axis in (left, right):
+        axis.set_xticks(sorted({row.M for row in rows}))
+    if sources:  # a logarithmic axis needs at least one value
+        left.set_yscale("log", base=2)
+        left.yaxis.set_major_formatter(ScalarFormatter())
+    left.margins(y=0.1)
+    right.margins(y=0.1)
+    right.set_ylim(bottom=0)
+    left.legend()
+    figure.suptitle(title)
     save_figure(figure, path)

@@ -6,6 +6,7 @@ from hbench.chain import backpropagate
 from hbench.diffusion import alpha_bar_schedule, generation_steps, timesteps
 from hbench.models.adm import UNetModel
 from hbench.models.shift import ShiftBlock
+from hbench.sweep import saved_tensors_peak
 
 STRATEGIES = ["vanilla", "node", "torch-checkpoint"]
 
@@ -188,28 +189,8 @@ def test_strategies_agree_on_the_diffusion_chain():
 
 
 def saved_bytes_peak(strategy, M):
-    """Largest total size of the tensors that autograd holds at one time, by storage."""
-    held, peak = {}, 0
-
-    class Saved:
-        def __init__(self, tensor):
-            nonlocal peak
-            self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
-            count, size = held.get(self.key, (0, tensor.untyped_storage().nbytes()))
-            held[self.key] = (count + 1, size)
-            peak = max(peak, sum(size for _, size in held.values()))
-
-        def __del__(self):
-            count, size = held[self.key]
-            if count == 1:
-                del held[self.key]
-            else:
-                held[self.key] = (count - 1, size)
-
     _, _, steps, x_T = unet_chain(M)
-    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-        backpropagate(steps, x_T, lambda x: x.square().mean(), strategy)
-    return peak
+    return saved_tensors_peak(lambda: backpropagate(steps, x_T, lambda x: x.square().mean(), strategy))
 
 
 def test_saved_bytes_are_flat_for_node_and_grow_for_vanilla():

@@ -10,8 +10,9 @@ import click
 from hbench import __version__
 from hbench.cli.demonstration import demo
 from hbench.cli.evaluation import fid, rca, sample, traverse
+from hbench.cli.sweep import vram_sweep
 from hbench.cli.training import lenet, pretrain, train
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, is_out_of_memory
 
 
 class Group(click.Group):
@@ -23,11 +24,12 @@ class Group(click.Group):
             return super().invoke(ctx)
         except HBenchError as error:
             raise click.ClickException(str(error)) from error
-        except (MemoryError, RuntimeError) as error:  # PyTorch has an own class for CUDA, and none for the CPU
-            if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-                advice = "lower the batch size with --set, or choose another --device"
-                raise click.ClickException(f"out of memory: {advice} ({str(error).splitlines()[0]})") from error
-            raise
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            advice = "lower the batch size with --set, or choose another --device"
+            first = (str(error).splitlines() or ["no more is known"])[0]
+            raise click.ClickException(f"out of memory: {advice} ({first})") from error
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,5 +38,5 @@ def main() -> None:
     """Find interpretable directions in the h-space of frozen diffusion models, and measure them."""
 
 
-for command in (pretrain, train, rca, traverse, sample, fid, lenet, demo):
+for command in (pretrain, train, rca, traverse, sample, fid, lenet, vram_sweep, demo):
     main.add_command(command)

@@ -1,0 +1,129 @@
+"""The command that measures memory and speed of training."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hbench.cli.options import experiment_options, print_experiment, run_options, write_results
+from hbench.errors import HBenchError
+
+if TYPE_CHECKING:
+    from hbench.sweep import Row
+
+SHOWN = ["strategy", "M", "memory_mib", "images_per_second", "images_per_second_iqr", "status"]
+
+
+def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f'"{value}": write whole numbers with commas, for example 5,10,20') from error
+
+
+def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])iB", value)
+    if not found or float(found[1]) == 0:
+        raise click.BadParameter(f'"{value}": write a number with its unit, for example 24GiB or 800MiB')
+    return float(found[1]) * (1024 if found[2] == "G" else 1)
+
+
+@click.command("vram-sweep")
+@experiment_options
+@click.option("--m", "Ms", callback=_whole_numbers, help="Generation steps [default: M/2, M, 2M, 4M of EXPERIMENT].")
+@click.option("--strategies", default="vanilla,node,torch-checkpoint", show_default=True, help="Of back-propagation.")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Images a step [default: EXPERIMENT's].")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed steps of each cell.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the networks [default: EXPERIMENT's]."
+)
+@click.option("--memory-limit", callback=_mebibytes, help="More is out of memory, as on a smaller card: 24GiB, 800MiB.")
+@click.option("--allow-busy", is_flag=True, help="Measure although another process is on the GPU.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/vram-sweep].")
+@click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
+@click.option("--resume", is_flag=True, help="Measure only what the table in --out lacks.")
+@run_options
+def vram_sweep(
+    experiment: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    Ms: list[int] | None,
+    strategies: str,
+    batch_size: int | None,
+    repeats: int,
+    precision: str | None,
+    memory_limit: float | None,
+    allow_busy: bool,
+    out: Path | None,
+    overwrite: bool,
+    resume: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Measure memory and throughput of training EXPERIMENT against M, for each way to back-propagate (Fig. 4).
+
+    Each cell of the table takes real training steps in a process of its own, new raw pairs included. The columns
+    memory_source and status say how its memory was read, and whether it ran out of it. An image is a training pair.
+
+    \b
+    Example:
+        hbench vram-sweep mnist16 --m 5,10 --repeats 3
+        hbench vram-sweep mnist32 --m 5,10,20,40 --batch-size 32 --memory-limit 24GiB
+    """
+    from hbench.config import load_experiment
+
+    chosen = {"batch_size": batch_size, "precision": precision}
+    overrides += tuple(f"discovery.{key}={value}" for key, value in chosen.items() if value is not None)
+    settings = load_experiment(experiment, [*overrides, "discovery.pool=0"])
+    if dry_run:
+        print_experiment(settings)
+        return
+    if resume and overwrite:
+        raise click.UsageError("--resume keeps what --overwrite would replace: leave one of them out")
+    import pandas as pd
+
+    from hbench.device import pick_device
+    from hbench.figures import draw_sweep
+    from hbench.runs import claim_folder, provenance
+    from hbench.sweep import NAME, cells, default_Ms, finished, sweep
+
+    place = pick_device(device)
+    wanted = cells(
+        settings,
+        strategies.split(","),
+        Ms or default_Ms(settings),
+        device=str(place),
+        seed=seed,
+        repeats=repeats,
+        memory_limit_mib=memory_limit,
+    )
+    folder = out or Path("runs") / settings.name / NAME
+    origin = provenance(settings, place, seed, repeats=repeats, memory_limit_mib=memory_limit, allow_busy=allow_busy)
+    rows = {row.key: row for row in finished(folder, origin)} if resume else {}
+    claim_folder(folder, overwrite=overwrite or resume)
+    title = f"{settings.title}, M varied: batch {settings.discovery.batch_size}, {settings.discovery.precision}"
+
+    def save(row: "Row") -> None:
+        rows[row.key] = row
+        ordered = [rows[key] for key in sorted(rows)]
+        table = pd.DataFrame([asdict(row) for row in ordered])
+        result = {"cells": [asdict(row) for row in ordered]}
+        write_results(folder, NAME, result, table.drop(columns="step_seconds"), origin)
+        draw_sweep(ordered, memory_limit, f"{title}\n{origin['device']}", folder / f"{NAME}.png")
+
+    todo = [cell for cell in wanted if cell.key not in rows]
+    if not sweep(todo, save, allow_busy=allow_busy, quiet=quiet):
+        return
+    table = pd.DataFrame([asdict(rows[key]) for key in sorted(rows)])
+    click.echo(table[SHOWN].to_string(index=False, float_format="{:.1f}".format, na_rep="-"))
+    click.echo(f"see {folder / NAME}.png", err=True)
+    failed = sum(row.status == "failed" for row in rows.values())
+    if failed:
+        raise HBenchError(f'{failed} cells failed: see "error" in {folder / NAME}.csv, then go on with --resume')

@@ -1,0 +1,461 @@
+"""Memory and throughput of training against M (Fig. 4), every cell of the table measured in a process of its own.
+
+A cell runs training steps as ``hbench train`` does without a pool: draw x_T, generate x_0 (M passes of the UNet), one
+optimiser step of shift block and reconstructor through the whole chain, one of the discriminator. The networks are the
+experiment's with initial weights: their values, the shift block's zeros included, change neither memory nor speed.
+
+What ``memory_mib`` is depends on the device, and ``memory_source`` says it:
+
+| device | memory_mib | source |
+|---|---|---|
+| CPU | peak resident memory minus that just before the first step | Linux's high-water mark, else polled |
+| CUDA | all that the process holds on the GPU, its CUDA context included | NVML, by process or by device |
+
+NVML has no peak, and needs none here: PyTorch's allocator keeps what it once reserved, so the reading after the last
+step is the peak. Resident memory includes what glibc has not yet given back, as in any training; making it give back at
+once would halve the speed that is measured in the same steps.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hbench.chain import Strategy
+from hbench.config import Experiment, parse_experiment
+from hbench.device import pick_device
+from hbench.diffusion import seed_of
+from hbench.errors import HBenchError, is_out_of_memory
+from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
+from hbench.models.adm import UNetModel
+from hbench.models.shift import draw_shifts
+from hbench.runs import stop_requests
+from hbench.train import raw_pairs, train_discriminator, train_shift
+
+Status = Literal["ok", "oom", "failed"]
+MIB = 2**20
+WARM_UP = 2
+"""Discarded steps: the first allocates Adam's state and lets the libraries choose their kernels."""
+NAME = "vram-sweep"
+"""Of its folder and of the files in it."""
+SAME_TO_RESUME = (
+    "experiment", "git", "versions", "device", "driver", "threads", "seed", "repeats", "memory_limit_mib"
+)  # fmt: skip
+"""What the provenance of two halves of a sweep must agree in."""
+CHILD = [sys.executable, "-m", "hbench.sweep"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one process measures; the experiment holds strategy, M, batch size and precision."""
+
+    experiment: Experiment
+    device: str
+    seed: int
+    repeats: int
+    """Timed steps."""
+    memory_limit_mib: float | None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells the cells of a sweep apart."""
+        return self.experiment.discovery.strategy, self.experiment.discovery.M
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured; None where there is nothing to say."""
+
+    strategy: Strategy
+    M: int
+    batch_size: int
+    precision: str
+    device: str
+    memory_mib: float | None = None
+    memory_source: str | None = None
+    images_per_second: float | None = None
+    """Median over the timed steps; an image is a training pair."""
+    images_per_second_iqr: float | None = None
+    """Distance between the quartiles."""
+    status: Status = "ok"
+    error: str | None = None
+    baseline_mib: float | None = None
+    """The process's memory just before the first step: what memory_mib is over on the CPU, and includes on CUDA."""
+    saved_tensors_mib: float | None = None
+    """See :func:`saved_tensors_peak`; on the CPU only, and not for torch-checkpoint."""
+    max_memory_allocated_mib: float | None = None
+    max_memory_reserved_mib: float | None = None
+    other_processes: int | None = None
+    """Processes of others on the GPU when the cell started."""
+    step_seconds: tuple[float, ...] = ()
+    """Of the timed steps."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells the rows of a sweep apart."""
+        return self.strategy, self.M
+
+
+def cells(
+    experiment: Experiment,
+    strategies: Iterable[str],
+    Ms: Iterable[int],
+    *,
+    device: str,
+    seed: int = 0,
+    repeats: int = 5,
+    memory_limit_mib: float | None = None,
+) -> list[Cell]:
+    """The cells of a sweep, strategy by strategy, each with rising M; the experiment's pool is left out.
+
+    Raises:
+        HBenchError: an unknown strategy, or an M that the schedule does not have.
+    """
+
+    def cell(strategy: str, M: int) -> Cell:
+        values = experiment.model_dump()
+        values["discovery"] |= {"strategy": strategy, "M": M, "pool": 0}
+        return Cell(parse_experiment(values, f"{strategy}, M = {M}"), device, seed, repeats, memory_limit_mib)
+
+    return [cell(strategy, M) for strategy in dict.fromkeys(strategies) for M in sorted(set(Ms))]
+
+
+def default_Ms(experiment: Experiment) -> list[int]:
+    """Half, one, two and four times the experiment's M, as far as its schedule goes."""
+    M, T = experiment.discovery.M, experiment.diffusion.T
+    return sorted({max(1, M // 2), M, min(2 * M, T), min(4 * M, T)})
+
+
+def finished(folder: Path, origin: Mapping[str, Any]) -> list[Row]:
+    """The rows in a folder that a sweep of the given provenance can go on from; failed ones are to be made again.
+
+    Raises:
+        HBenchError: no sweep there, or one that was measured differently.
+    """
+    try:
+        earlier = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        table = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
+        raise HBenchError(f"{folder}: no sweep to resume: leave --resume out") from error
+    for name in SAME_TO_RESUME:
+        where, old, new = _difference(name, earlier.get(name), origin[name])
+        if old != new:
+            raise HBenchError(
+                f"{folder}: was measured with {where} = {old!r}, not {new!r}: resume with the same settings, "
+                "or use another --out"
+            )
+    rows = [read_row(values) for values in table["cells"]]
+    return [row for row in rows if row.status != "failed"]
+
+
+def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return _difference(f"{name}.{key}", old.get(key), new.get(key))
+    return name, old, new
+
+
+def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool = False, quiet: bool = False) -> bool:
+    """Whether every cell was measured; False when the sweep was stopped after a cell, by SIGTERM or SIGINT.
+
+    Each cell runs in a fresh process, one after the other. One that is out of memory is a row like any other.
+
+    Args:
+        todo: the cells.
+        on_row: is called with each row as soon as it is known.
+        allow_busy: measure although another process computes on the GPU; ``other_processes`` says so.
+        quiet: no progress bar.
+
+    Raises:
+        HBenchError: another process computes on the GPU, unless ``allow_busy``.
+    """
+    with stop_requests(None) as stop_reason, tqdm(total=len(todo), unit="cell", disable=quiet or None) as bar:
+        for number, cell in enumerate(todo, start=1):
+            strategy, M = cell.key
+            bar.set_description(f"{strategy}, M = {M}")
+            others = _other_processes(torch.device(cell.device))
+            if others and not allow_busy:
+                raise HBenchError(
+                    f"another process is on the GPU (PID {', '.join(map(str, others))}): wait for it to end, or "
+                    "measure beside it with --allow-busy"
+                )
+            row = replace(measure_apart(cell), other_processes=None if others is None else len(others))
+            on_row(row)
+            bar.update()
+            if row.status != "ok":
+                tqdm.write(f"{strategy}, M = {M}: {row.status}: {row.error}", file=sys.stderr)
+            if number < len(todo) and (reason := stop_reason()):
+                tqdm.write(f"stopped by {reason} after {number} of {len(todo)} cells: go on with --resume", sys.stderr)
+                return False
+    return True
+
+
+def _other_processes(device: torch.device) -> list[int] | None:
+    return [pid for pid in gpu_processes(device) if pid != os.getpid()] if device.type == "cuda" else None
+
+
+def measure_apart(cell: Cell) -> Row:
+    """What :func:`measure` finds in a fresh process; ``failed``, with the last line of its error, if it dies of one."""
+    done = subprocess.run(
+        CHILD,
+        input=json.dumps({**vars(cell), "experiment": cell.experiment.model_dump(mode="json")}),
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,  # the same copy of hbench
+        start_new_session=True,  # Ctrl-C is for this process, which lets the cell finish
+        check=False,
+    )
+    if done.returncode == -signal.SIGKILL:
+        return _empty(cell, "oom", "killed by the system, as it does when memory runs out")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
+        return _empty(cell, "failed", lines[-1])
+    return read_row(json.loads(done.stdout.splitlines()[-1]))
+
+
+def read_row(values: dict[str, Any]) -> Row:
+    """A row from its JSON."""
+    return Row(**values | {"step_seconds": tuple(values["step_seconds"])})
+
+
+def measure(cell: Cell) -> Row:
+    """Memory and throughput of real training steps, for a process that has done nothing else; see the module.
+
+    A cell is out of memory when an allocation fails, or when what was measured after a step passes the memory limit.
+    On CUDA the limit also binds PyTorch's allocator, which then fails where that of a smaller card would. On the CPU
+    nothing stops a step on its way: the system's limits count address space, most of which is never touched.
+    """
+    device = pick_device(cell.device)
+    try:
+        return _measure_cuda(cell, device) if device.type == "cuda" else _measure_cpu(cell, device)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _empty(cell, "oom", (str(error) or "MemoryError").splitlines()[0])
+
+
+def _measure_cpu(cell: Cell, device: torch.device) -> Row:
+    step = training_step(cell.experiment, _initial_model(cell, device), cell.seed)
+    baseline = _status_mib("VmRSS")
+    peak, source = watch_resident()
+    seconds = _take_steps(cell, step, device, lambda: peak() - baseline)
+    row = replace(_timed_row(cell, seconds), memory_mib=peak() - baseline, memory_source=source, baseline_mib=baseline)
+    if cell.experiment.discovery.strategy == "torch-checkpoint":
+        return row
+    return replace(row, saved_tensors_mib=saved_tensors_peak(lambda: step(WARM_UP + cell.repeats)) / MIB)
+
+
+def _measure_cuda(cell: Cell, device: torch.device) -> Row:
+    idle = torch.cuda.device_memory_used(device)  # before this process has a CUDA context
+    step = training_step(cell.experiment, _initial_model(cell, device), cell.seed)
+    baseline, _ = gpu_memory(device, idle)
+    if cell.memory_limit_mib is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cell.memory_limit_mib * MIB / total), device.index or 0)
+    seconds = _take_steps(cell, step, device, lambda: gpu_memory(device, idle)[0])
+    memory, source = gpu_memory(device, idle)
+    return replace(
+        _timed_row(cell, seconds),
+        memory_mib=memory,
+        memory_source=source,
+        baseline_mib=baseline,
+        max_memory_allocated_mib=torch.cuda.max_memory_allocated(device) / MIB,
+        max_memory_reserved_mib=torch.cuda.max_memory_reserved(device) / MIB,
+    )
+
+
+# Steps --------------------------------------------------------------------------------------------------------------
+
+
+def training_step(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[int], dict[str, float]]:
+    """A function that takes step i of ``hbench train``, new raw pairs included, and returns its metrics.
+
+    Args:
+        experiment: without a pool.
+        model: the frozen diffusion model, on the device to train on.
+        seed: of initial weights, x_T, k and s, as in training.
+    """
+    settings = experiment.discovery
+    device = next(model.parameters()).device
+    torch.manual_seed(seed_of(seed))
+    shift_block = build_shift_block(experiment, model).to(device)
+    reconstructor = build_reconstructor(experiment).to(device)
+    discriminator = build_discriminator(experiment).to(device).eval()
+    optimizer = torch.optim.Adam([*shift_block.parameters(), *reconstructor.parameters()], lr=settings.lr, fused=True)
+    optimizer_D = torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, fused=True)
+    draw_raw = raw_pairs(experiment, model, seed)
+
+    def step(i: int) -> dict[str, float]:
+        torch.manual_seed(seed_of(seed, i))
+        x_T, x_0 = draw_raw()
+        k, s = (v.to(device) for v in draw_shifts(len(x_T), settings.K, settings.S, settings.min_magnitude))
+        row, x_0_shifted = train_shift(
+            experiment, model, shift_block, reconstructor, discriminator, optimizer, x_T, x_0, k, s
+        )
+        return row | train_discriminator(settings, discriminator, optimizer_D, x_0, x_0_shifted)
+
+    return step
+
+
+def _initial_model(cell: Cell, device: torch.device) -> UNetModel:
+    torch.manual_seed(seed_of(cell.seed))
+    return build_model(cell.experiment).to(device).eval().requires_grad_(False)
+
+
+def _take_steps(
+    cell: Cell, step: Callable[[int], object], device: torch.device, memory_mib: Callable[[], float]
+) -> list[float]:
+    """Seconds of the timed steps, after the warm-up; MemoryError where a step passed the limit."""
+    seconds = []
+    for i in range(WARM_UP + cell.repeats):
+        _synchronize(device)
+        started = time.perf_counter()
+        step(i)
+        _synchronize(device)
+        seconds.append(time.perf_counter() - started)
+        limit = cell.memory_limit_mib
+        if limit is not None and (used := memory_mib()) > limit:
+            raise MemoryError(f"{used:.0f} MiB pass the memory limit of {limit:g} MiB")
+    return seconds[WARM_UP:]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _empty(cell: Cell, status: Status, error: str) -> Row:
+    return replace(_row(cell), status=status, error=error)
+
+
+def _timed_row(cell: Cell, seconds: list[float]) -> Row:
+    row = _row(cell)
+    low, median, high = np.percentile(row.batch_size / np.array(seconds), [25, 50, 75]).tolist()
+    return replace(row, images_per_second=median, images_per_second_iqr=high - low, step_seconds=tuple(seconds))
+
+
+def _row(cell: Cell) -> Row:
+    settings = cell.experiment.discovery
+    return Row(settings.strategy, settings.M, settings.batch_size, settings.precision, cell.device)
+
+
+# Memory -------------------------------------------------------------------------------------------------------------
+
+
+def watch_resident() -> tuple[Callable[[], float], str]:
+    """A function that gives the peak of this process's resident memory since now, in MiB; and how it is known.
+
+    From Linux's high-water mark, which is reset now: else it would tell of the imports, whose own peak hides a small
+    experiment. Where it cannot be reset, resident memory is read every 2 ms.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        reset = _status_mib("VmHWM") < _status_mib("VmRSS") + 16  # the kernel counts pages loosely
+    except (OSError, KeyError):
+        reset = False
+    if reset:
+        return lambda: _status_mib("VmHWM"), "peak RSS over baseline, from VmHWM"
+    readings = [_status_mib("VmRSS")]
+
+    def poll() -> None:
+        while True:
+            readings[0] = max(readings[0], _status_mib("VmRSS"))
+            time.sleep(0.002)
+
+    Thread(target=poll, daemon=True).start()
+    return lambda: readings[0], "peak RSS over baseline, polled every 2 ms"
+
+
+def _status_mib(name: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise HBenchError(
+            "memory on the CPU is read from Linux's /proc, which is not here: use a CUDA device"
+        ) from error
+    return int(dict(line.split(":", 1) for line in lines)[name].split()[0]) / 1024
+
+
+def saved_tensors_peak(run: Callable[[], object]) -> int:
+    """Largest number of bytes that autograd holds at one time while ``run`` runs, each storage counted once.
+
+    It counts what is saved for the backward pass, weights included, and is exact: no allocator or library blurs it. Of
+    torch.utils.checkpoint it sees nothing, which saves through hooks of its own.
+    """
+    held: dict[int, tuple[int, int]] = {}
+    total = peak = 0
+
+    class Saved:
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal total, peak
+            storage = tensor.untyped_storage()
+            self.tensor, self.key = tensor, storage.data_ptr()
+            count, size = held.get(self.key, (0, storage.nbytes()))
+            held[self.key] = (count + 1, size)
+            total += 0 if count else size
+            peak = max(peak, total)
+
+        def __del__(self) -> None:
+            nonlocal total
+            count, size = held.pop(self.key)
+            if count > 1:
+                held[self.key] = (count - 1, size)
+            else:
+                total -= size
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        run()
+    return peak
+
+
+def gpu_processes(device: torch.device) -> dict[int, int | None]:
+    """Bytes that each process computing on the GPU holds there by NVML, by PID; None where the driver does not say.
+
+    Raises:
+        HBenchError: NVML does not work here.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(device).uuid  # NVML's indices ignore CUDA_VISIBLE_DEVICES
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        return {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+    except pynvml.NVMLError as error:
+        raise HBenchError(
+            f"NVML does not answer ({error}): install NVIDIA's driver with NVML, or use --device cpu"
+        ) from error
+
+
+def gpu_memory(device: torch.device, idle: int) -> tuple[float, str]:
+    """MiB that this process holds on the GPU, its CUDA context included, and how it is known.
+
+    By its PID; or, where NVML does not list it (PIDs in a container are not the host's) or does not know (Windows), as
+    what the whole device holds over ``idle`` bytes, those before this process came.
+    """
+    own = gpu_processes(device).get(os.getpid())
+    if own is not None:
+        return own / MIB, "NVML, this process"
+    return (torch.cuda.device_memory_used(device) - idle) / MIB, "NVML, the device over its idle state"
+
+
+if __name__ == "__main__":
+    with suppress(OSError):  # where the machine's memory ends, the system is to kill this process, not its parent
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    values = json.load(sys.stdin)
+    given = Cell(**values | {"experiment": parse_experiment(values["experiment"], "cell")})
+    print(json.dumps(asdict(measure(given))))

@@ -1,0 +1,362 @@
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import TINY
+
+from hbench import sweep as module
+from hbench.cli import main
+from hbench.config import load_experiment
+from hbench.errors import HBenchError, is_out_of_memory
+from hbench.models import build_model
+from hbench.sweep import Row, cells, default_Ms, gpu_memory, measure, measure_apart, saved_tensors_peak, watch_resident
+
+CPU = torch.device("cpu")
+COLUMNS = (
+    "strategy M batch_size precision device memory_mib memory_source images_per_second images_per_second_iqr status"
+)
+OPTIONS = [part for override in TINY for part in ("--set", override)]
+
+
+def tiny_cells(strategies=("node",), Ms=(2,), **options):
+    return cells(load_experiment("digits16", TINY), strategies, Ms, device="cpu", **options)
+
+
+def invoke(*arguments):
+    arguments = ["vram-sweep", "digits16", *OPTIONS, "--device", "cpu", "--quiet", *arguments]
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def fake(cell, **changes):
+    settings = cell.experiment.discovery
+    row = Row(settings.strategy, settings.M, settings.batch_size, settings.precision, cell.device)
+    values = {"memory_mib": 10.0 * settings.M, "memory_source": "fake", "step_seconds": (1.0, 2.0)}
+    return replace(row, **values | changes)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The keys of the cells that a sweep measures, in place of which stand rows made up at once."""
+    keys = []
+
+    def measure_at_once(cell):
+        keys.append(cell.key)
+        return fake(cell)
+
+    monkeypatch.setattr(module, "measure_apart", measure_at_once)
+    return keys
+
+
+def test_a_cell_in_a_fresh_process():
+    (cell,) = tiny_cells(repeats=3)
+    row = measure_apart(cell)
+    assert row.status == "ok", row.error
+    assert row.key == ("node", 2)
+    assert (row.batch_size, row.precision, row.device) == (4, "bfloat16", "cpu")
+    assert 1 < row.memory_mib < 500  # without a reset of the high-water mark it would be 0: the imports hide it
+    assert "peak RSS" in row.memory_source
+    assert row.baseline_mib > 100
+    assert 0.1 < row.saved_tensors_mib < row.memory_mib
+    assert len(row.step_seconds) == 3
+    assert row.images_per_second == pytest.approx(4 / sorted(row.step_seconds)[1])
+    assert row.images_per_second_iqr >= 0
+    assert row.max_memory_allocated_mib is None
+
+
+def test_the_step_is_the_trainers(tmp_path, tiny):
+    from hbench.train import train
+
+    values = {"pool": 0, "steps": 2, "decay": 0.0, "precision": "float32"}
+    experiment = load_experiment("digits16", [*TINY, *(f"discovery.{k}={v}" for k, v in values.items())])
+    experiment = experiment.model_copy(
+        update={"pretrain": experiment.pretrain.model_copy(update={"weights": "float32"})}
+    )
+    torch.manual_seed(0)
+    model = build_model(experiment).eval().requires_grad_(False)
+    step = module.training_step(experiment, model, seed=5)
+    taken = [step(i) for i in range(2)]
+    train(experiment, model, tmp_path, seed=5, device=CPU, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": i, **row} for i, row in enumerate(taken)]
+
+
+def test_peak_of_resident_memory(monkeypatch):
+    def peak_of_64_mib():
+        peak, source = watch_resident()
+        before = peak()
+        torch.ones(16 * 2**20).sum()  # freed again
+        module.time.sleep(0.05)
+        return peak() - before, source
+
+    peak, source = peak_of_64_mib()
+    assert 60 < peak < 90
+    assert "VmHWM" in source
+    real = module._status_mib
+    monkeypatch.setattr(module, "_status_mib", lambda name: real(name) + 1000 * (name == "VmHWM"))  # was not reset
+    monkeypatch.setattr(torch, "ones", lambda n: torch.zeros(n).fill_(1).add_(1).mul_(2).sqrt_())  # long enough to see
+    peak, source = peak_of_64_mib()
+    assert 60 < peak < 90
+    assert "polled" in source
+
+
+def test_saved_tensors_are_counted_once_and_let_go():
+    x = torch.zeros(1000, requires_grad=True)
+
+    def run():
+        for _ in range(3):
+            y = x.exp()  # saves its own 4,000 bytes
+            (y * y).sum().backward()  # saves them again
+
+    assert saved_tensors_peak(run) == 4000
+
+
+def test_memory_limit_makes_a_row():
+    (cell,) = tiny_cells(memory_limit_mib=0.5)
+    row = measure(cell)
+    assert row.status == "oom"
+    assert "pass the memory limit of 0.5 MiB" in row.error
+    assert row.memory_mib is None
+    assert row.step_seconds == ()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_is_a_row_and_other_errors_are_not(monkeypatch, error):
+    def failing(*_):
+        raise error
+
+    (cell,) = tiny_cells()
+    monkeypatch.setattr(module, "train_shift", failing)
+    assert is_out_of_memory(error)
+    assert measure(cell).status == "oom"
+    error = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure(cell)
+
+
+def test_a_killed_and_a_broken_process(monkeypatch):
+    (cell,) = tiny_cells()
+    monkeypatch.setattr(module, "CHILD", [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    assert measure_apart(cell).status == "oom"
+    monkeypatch.setattr(module, "CHILD", [sys.executable, "-c", "raise ValueError('no such kernel')"])
+    row = measure_apart(cell)
+    assert (row.status, row.error) == ("failed", "ValueError: no such kernel")
+
+
+def test_default_Ms():
+    assert default_Ms(load_experiment("mnist16")) == [5, 10, 20, 40]
+    assert default_Ms(load_experiment("mnist16", ["discovery.M=1"])) == [1, 2, 4]
+    assert default_Ms(load_experiment("mnist16", ["discovery.M=400"])) == [200, 400, 800, 1000]
+
+
+def test_the_table_goes_on_after_oom_and_says_what_failed(tmp_path, monkeypatch):
+    def various(cell):
+        changes = {
+            ("vanilla", 4): {"status": "oom", "error": "no memory", "memory_mib": None, "step_seconds": ()},
+            ("node", 4): {"status": "failed", "error": "Error: bad luck", "memory_mib": None, "step_seconds": ()},
+        }
+        return fake(cell, **changes.get(cell.key, {}))
+
+    monkeypatch.setattr(module, "measure_apart", various)
+    out = tmp_path / "sweep"
+    result = invoke("--m", "4,2", "--strategies", "vanilla,node", "--memory-limit", "1GiB", "--out", out)
+    assert result.exit_code == 1
+    assert "1 cells failed" in result.output
+    assert "vanilla, M = 4: oom: no memory" in result.stderr
+    table = pd.read_csv(out / "vram-sweep.csv")
+    assert list(table)[:10] == COLUMNS.split()
+    assert [*zip(table["strategy"], table["M"], table["status"], strict=True)] == [
+        ("node", 2, "ok"),
+        ("node", 4, "failed"),
+        ("vanilla", 2, "ok"),
+        ("vanilla", 4, "oom"),
+    ]
+    assert (out / "vram-sweep.png").stat().st_size > 1000
+    assert json.loads((out / "provenance.json").read_text())["memory_limit_mib"] == 1024
+
+    again = []
+    monkeypatch.setattr(module, "measure_apart", lambda cell: again.append(cell.key) or fake(cell))
+    resume = invoke("--m", "4,2", "--strategies", "vanilla,node", "--memory-limit", "1GiB", "--out", out, "--resume")
+    assert resume.exit_code == 0, resume.output
+    assert again == [("node", 4)]
+
+
+@pytest.mark.parametrize("limit", [None, 2000.0])
+@pytest.mark.parametrize("statuses", [["ok", "oom"], ["oom"], ["failed"]])
+def test_picture_of_any_table(tmp_path, limit, statuses):
+    from hbench.figures import draw_sweep
+
+    (cell,) = tiny_cells()
+    nothing = {"memory_mib": None, "memory_source": None, "step_seconds": ()}
+    rows = [fake(cell, M=M, status=status, **({} if status == "ok" else nothing)) for M, status in enumerate(statuses)]
+    draw_sweep(rows, limit, "title", tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, measured):
+    quick = module.measure_apart
+
+    def interrupted(cell):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return quick(cell)
+
+    monkeypatch.setattr(module, "measure_apart", interrupted)
+    chosen = ["--m", "2,3", "--strategies", "node,vanilla", "--out", tmp_path]
+    assert invoke(*chosen).exit_code == 1
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(pd.read_csv(tmp_path / "vram-sweep.csv")) == 2
+
+    monkeypatch.setattr(module, "measure_apart", quick)
+    for other, said in [
+        (["--resume", "--batch-size", 8], "experiment.discovery.batch_size = 4, not 8"),
+        (["--resume", "--precision", "float32"], "experiment.discovery.precision = 'bfloat16'"),
+        (["--resume", "--repeats", 9], "repeats = 5, not 9"),
+        (["--resume", "--seed", 1], "seed = 0, not 1"),
+        ([], "already holds results"),
+    ]:
+        result = invoke(*chosen, *other)
+        assert result.exit_code == 1
+        assert said in result.output
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    result = invoke(*chosen, "--resume")
+    assert result.exit_code == 0, result.output
+    assert measured == [("node", 2), ("node", 3), ("vanilla", 2), ("vanilla", 3)]
+    assert len(result.stdout.strip().splitlines()) == 5
+
+
+def test_sigterm_lets_the_cell_finish(tmp_path, monkeypatch, measured):
+    quick = module.measure_apart
+
+    def terminated(cell):
+        os.kill(os.getpid(), 15)
+        return quick(cell)
+
+    monkeypatch.setattr(module, "measure_apart", terminated)
+    result = invoke("--m", "2,3", "--strategies", "node", "--out", tmp_path)
+    assert result.exit_code == 0
+    assert "stopped by SIGTERM after 1 of 2 cells: go on with --resume" in result.stderr
+    assert measured == [("node", 2)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--m", "5,x"], "write whole numbers with commas"),
+        (["--m", "0"], "greater than or equal to 1"),
+        (["--m", "1001"], "discovery.M must not exceed"),
+        (["--strategies", "fast"], "input should be 'node', 'vanilla' or 'torch-checkpoint'"),
+        (["--memory-limit", "24"], "write a number with its unit"),
+        (["--memory-limit", "0GiB"], "write a number with its unit"),
+        (["--batch-size", "1"], "is not in the range"),
+        (["--resume"], "no sweep to resume"),
+        (["--resume", "--overwrite"], "leave one of them out"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, options, said):
+    result = invoke(*options, "--out", tmp_path / "x")
+    assert result.exit_code in (1, 2)
+    assert said in result.output.strip().splitlines()[-1]
+    assert not (tmp_path / "x").exists()
+
+
+# What a machine without a GPU can tell about CUDA ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU as NVML and PyTorch would describe it; ``processes`` is what NVML lists on it."""
+    import pynvml
+
+    state = SimpleNamespace(processes={}, used=0)
+
+    def handle(uuid):
+        assert uuid == "GPU-1234"
+        return "handle"
+
+    def listed(of):
+        assert of == "handle"
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in state.processes.items()]
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", handle)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", listed)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
+    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda _: state.used)
+    return state
+
+
+def test_gpu_memory_is_the_process_or_else_the_device_over_idle(gpu):
+    device = torch.device("cuda")
+    gpu.processes, gpu.used = {os.getpid(): 3 * 2**30, 1: 2**30}, 5 * 2**30
+    assert gpu_memory(device, idle=2**30) == (3072, "NVML, this process")
+    for processes in ({1: 2**30}, {os.getpid(): None}):
+        gpu.processes = processes
+        assert gpu_memory(device, idle=2**30) == (4096, "NVML, the device over its idle state")
+
+
+@pytest.mark.parametrize(("limit", "status"), [(None, "ok"), (24 * 1024, "ok"), (2000, "oom")])
+def test_a_cell_on_a_gpu(gpu, monkeypatch, limit, status):
+    """All of it but the GPU: the networks run on the CPU, what PyTorch and NVML say about memory is made up."""
+    cuda = torch.device("cuda")
+    limits = []
+    properties = SimpleNamespace(uuid="1234", total_memory=48 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: limits.append(given))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1000 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 1500 * 2**20)
+    monkeypatch.setattr(module, "pick_device", lambda _: cuda)
+    make_model = module._initial_model
+    monkeypatch.setattr(module, "_initial_model", lambda cell, _: make_model(cell, CPU))
+    gpu.processes = {os.getpid(): 2100 * 2**20}
+    row = measure(tiny_cells(memory_limit_mib=limit, repeats=1)[0])
+    assert row.status == status, row.error
+    assert limits == ([] if limit is None else [(limit / (48 * 1024), 0)])
+    if status == "ok":
+        assert (row.memory_mib, row.memory_source) == (2100, "NVML, this process")
+        assert (row.max_memory_allocated_mib, row.max_memory_reserved_mib) == (1000, 1500)
+        assert row.baseline_mib == 2100
+        assert row.saved_tensors_mib is None
+
+
+def test_a_busy_gpu_is_refused_or_said(gpu, measured):
+    cell = replace(tiny_cells()[0], device="cuda")
+    rows = []
+    gpu.processes = {os.getpid(): None, 4711: 2**30}
+    with pytest.raises(HBenchError, match=r"PID 4711.*--allow-busy"):
+        module.sweep([cell], rows.append, quiet=True)
+    assert not rows
+    assert module.sweep([cell], rows.append, allow_busy=True, quiet=True)
+    gpu.processes = {}
+    module.sweep([cell], rows.append, quiet=True)
+    assert [row.other_processes for row in rows] == [1, 0]
+
+
+def test_without_a_driver_one_line(monkeypatch):
+    import pynvml
+
+    def absent():
+        raise pynvml.NVMLError_LibraryNotFound
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    with pytest.raises(HBenchError, match="NVML does not answer"):
+        module.gpu_processes(torch.device("cuda"))
+
+
+def test_rows_survive_their_json():
+    row = fake(tiny_cells()[0], other_processes=2)
+    assert module.read_row(json.loads(json.dumps(asdict(row)))) == row

@@ -6,8 +6,9 @@ run stands in the table as such.
 
 import base64
 import json
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbench.config import Experiment, Paper, parse_experiment
 from hbench.errors import HBenchError
+from hbench.runs import read_json, write_json, write_text
 
 REASONS = "not-run.json"
 """Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
@@ -42,8 +44,9 @@ class Section:
     title: str
     item: str
     pictures: list[Path]
+    provenance: Path
     origin: Values
-    """Its provenance."""
+    """What the provenance file says."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def collect(folder: Path) -> Report:
             continue
         rows += artifact.rows(read_json(place / f"{artifact.result}.json"), experiment.paper)
         pictures = sorted(place.glob("*.png"))
-        sections.append(Section(artifact.title, artifact.item, pictures, origins[artifact.folder]))
+        file = place / "provenance.json"
+        sections.append(Section(artifact.title, artifact.item, pictures, file, origins[artifact.folder]))
     return Report(folder, experiment, rows, sections)
 
 
@@ -129,7 +133,7 @@ def _rca_rows(result: Values, paper: Paper) -> list[Row]:
             n,
         ),
         Row("magnitude error |s_hat - s|", "Table 1", "", f"{result['magnitude_error']:.2f}", n=n),
-        Row("D on fresh raw / shifted samples", "Fig. 10", "0.5", f"{result['D_raw']:.3f} / {result['D_shifted']:.3f}", n=n),
+        Row("D on raw / shifted", "Fig. 10", "0.5", f"{result['D_raw']:.3f} / {result['D_shifted']:.3f}", n=n),
         Row("shifted samples outside the domain", "", "", f"{result['outside']:.2%}", n=n),
     ]
 
@@ -172,3 +176,65 @@ def _sweep_rows(result: Values, paper: Paper) -> list[Row]:
 
 def _no_rows(result: Values, paper: Paper) -> list[Row]:
     return []
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+
+
+ARTIFACTS = (
+    Artifact("rca", "rca", "Reconstructor classification accuracy", "Table 1", "rca", _rca_rows),
+    Artifact("traverse", "traverse", "Directions", "Figs. 1, 5-7, 11-13", "traverse", _no_rows),
+    Artifact("fid-inception-v3-compat", "fid", "Frechet inception distance", "Table 2", "fid", _fidelity_rows),
+    Artifact(
+        "fid-lenet-digits",
+        "fid",
+        "Frechet distance in LeNet features",
+        "Table 2",
+        "fid --feature-extractor lenet-digits",
+        _fidelity_rows,
+    ),
+    Artifact("vram-sweep", "vram-sweep", "Memory and throughput of training", "Fig. 4", "vram-sweep", _sweep_rows),
+)
+"""In the order of the page."""
+
+
+# The page -----------------------------------------------------------------------------------------------------------
+
+
+def _inline(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _facts(origin: Values) -> list[tuple[str, str]]:
+    git = origin["git"]
+    facts = {
+        "started": f"{origin['started_utc']} UTC, took {origin['wall_seconds']:,.0f} s",
+        "device": f"{origin['device']}, {origin['threads']} threads"
+        + (f", driver {d}" if (d := origin["driver"]) else ""),
+        "seed": str(origin["seed"]),
+        "commit": f"{git['commit']}{' with uncommitted changes' if git['dirty'] else ''}" if git else "not a checkout",
+        "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
+    }
+    known = {
+        "command",
+        "title",
+        "started_utc",
+        "wall_seconds",
+        "device",
+        "threads",
+        "driver",
+        "seed",
+        "git",
+        "versions",
+    }
+    facts |= {name: json.dumps(value) for name, value in origin.items() if name not in known}
+    return list(facts.items())
+
+
+def _markdown_cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -64,6 +64,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file of hbench holds; HBenchError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise HBenchError(f"{path}: cannot be read ({error}): make it again") from error
+
+
 def claim_folder(folder: Path, *, overwrite: bool = False) -> None:
     """Makes an output folder, refusing one that already holds something unless ``overwrite`` is set."""
     if folder.exists() and not folder.is_dir():

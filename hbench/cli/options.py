@@ -52,11 +52,16 @@ run_options = combined(
 )
 
 
+def result_folder(run: Path) -> Path:
+    """Where a run's results lie: in its own folder, or under runs/ for a run shipped with hbench."""
+    return run if run.is_dir() else Path("runs") / f"shipped-{run.name}"
+
+
 def claim_results(run: Path, name: str, out: Path | None, overwrite: bool) -> Path:
-    """The output folder of a result: inside the run's folder, or under runs/ for a run shipped with hbench."""
+    """The claimed output folder of a result."""
     from hbench.runs import claim_folder
 
-    folder = out or (run if run.is_dir() else Path("runs") / f"shipped-{run.name}") / name
+    folder = out or result_folder(run) / name
     claim_folder(folder, overwrite=overwrite)
     return folder
 

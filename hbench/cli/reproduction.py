@@ -1,0 +1,182 @@
+"""The command that makes every artifact of the paper for one experiment, by calling the other commands."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import click
+
+from hbench.cli.options import data_options, run_options
+from hbench.errors import HBenchError
+
+if TYPE_CHECKING:
+    from hbench.config import Experiment
+
+REAL_IMAGES = 6
+"""That are edited."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command, and the folder that it writes."""
+
+    command: list[str]
+    """After ``hbench``, without --out."""
+    folder: Path
+    resumable: bool = False
+    """Whether the command takes --resume."""
+    missing: str | None = None
+    """Why it cannot be run."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """The whole command line."""
+        return [*self.command, "--out", str(self.folder)]
+
+    def done(self) -> bool:
+        """Whether the folder holds the complete result of this very command."""
+        from hbench.runs import read_json
+
+        file = self.folder / "provenance.json"
+        if not file.is_file():
+            return False
+        made_by = shlex.split(read_json(file)["command"])
+        return [word for word in made_by[1:] if word not in ("--resume", "--overwrite")] == self.arguments
+
+
+@click.command()
+@click.argument("experiment")
+@click.option("--run", type=click.Path(path_type=Path), help="Of which run [default: the one shipped by that name].")
+@click.option("--from-scratch", is_flag=True, help="Train the model and its directions first.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/reproduce/EXPERIMENT].")
+@data_options
+@run_options
+@click.pass_context
+def reproduce(
+    ctx: click.Context,
+    experiment: str,
+    run: Path | None,
+    from_scratch: bool,
+    out: Path | None,
+    data_root: Path | None,
+    download: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Make every artifact of the paper for EXPERIMENT, and the page that shows them.
+
+    Each artifact is one command, printed before it runs, in a folder of its own. Called again, it goes on where it
+    stopped: what is done is not done again. What cannot be run, without data for example, is marked so on the page.
+
+    \b
+    Example:
+        hbench reproduce mnist16 --data-root DATA
+        hbench reproduce digits16 --from-scratch
+    """
+    from hbench.config import load_experiment
+    from hbench.load import SHIPPED
+    from hbench.report import REASONS
+    from hbench.runs import write_json
+
+    if run and from_scratch:
+        raise click.UsageError("give --run or --from-scratch, not both")
+    settings = load_experiment(experiment)
+    if not from_scratch and run is None and not (SHIPPED / settings.name).is_dir():
+        raise HBenchError(f"no run of {settings.name} is shipped: give one with --run, or add --from-scratch")
+    folder = out or Path("runs") / "reproduce" / settings.name
+    data = (["--data-root", str(data_root)] if data_root else []) + (["--download"] if download else [])
+    common = ["--device", device, "--seed", str(seed)] + (["--quiet"] if quiet else [])
+
+    reasons: dict[str, str] = {}
+    for number, task in enumerate(tasks(settings, experiment, run, folder, data, common, from_scratch), start=1):
+        click.echo(f"[{number}] hbench {shlex.join(task.arguments)}", err=True)
+        reason = task.missing
+        if not reason and task.done():
+            click.echo("    done before", err=True)
+            continue
+        if not reason:
+            reason = perform(ctx, task)
+        if reason:
+            reasons[task.folder.name] = reason
+            click.echo(f"    not run: {reason}", err=True)
+        write_json(folder / REASONS, reasons)
+        if not reason and not task.done():
+            raise HBenchError(f"stopped: go on with the same command ({len(reasons)} artifacts not run so far)")
+    from hbench.report import collect, write_pages
+
+    write_pages([collect(folder)], folder)
+    click.echo(folder / "report.html")
+
+
+def perform(ctx: click.Context, task: Task) -> str | None:
+    """Calls the task's command as a user would, and returns the one line of its failure, if it failed."""
+    begun = task.folder.is_dir() and any(task.folder.iterdir())
+    again = [] if not begun else ["--resume"] if task.resumable else ["--overwrite"]
+    arguments = [*task.arguments, *again]
+    group = ctx.find_root().command
+    try:
+        with patch.object(sys, "argv", ["hbench", *arguments]):  # what the provenance records
+            group.main(arguments, prog_name="hbench", standalone_mode=False)
+    except click.ClickException as error:
+        return error.format_message().splitlines()[0]
+    return None
+
+
+def tasks(
+    settings: "Experiment",
+    experiment: str,
+    run: Path | None,
+    folder: Path,
+    data: list[str],
+    common: list[str],
+    from_scratch: bool,
+) -> Iterator[Task]:
+    """The commands in order. Later ones are made of the results of earlier ones, so run each before asking on."""
+    from hbench.data import load_reference
+    from hbench.images import save_image, to_float
+    from hbench.runs import read_json
+
+    name = str(run or experiment)
+    labelled = settings.data.dataset in ("mnist", "digits")
+    lenet: list[str] = []
+    if from_scratch:
+        model, name = folder / "pretrain", str(folder / "train")
+        yield Task(["pretrain", experiment, *data, *common], model, resumable=True)
+        yield Task(["train", experiment, "--model", str(model), *common], Path(name), resumable=True)
+        if labelled:
+            yield Task(["lenet", experiment, *data, *common], folder / "lenet")
+            lenet = ["--weights", str(folder / "lenet" / "lenet.safetensors")]
+
+    yield Task(["rca", name, *common], folder / "rca")
+    rca = folder / "rca" / "rca.json"
+    yield Task(["traverse", name, "--rca", str(rca), *common], folder / "traverse")
+    extractor = "lenet-digits" if labelled else "inception-v3-compat"
+    yield Task(
+        ["fid", name, "--feature-extractor", extractor, *lenet, *data, *common], folder / f"fid-{extractor}"
+    )
+    yield Task(["train-curves", name], folder / "train-curves")
+    yield Task(["properties", name, *common], folder / "properties")
+
+    missing = None
+    try:
+        real = load_reference(settings.data, Path(data[1]) if data[:1] == ["--data-root"] else None, "--download" in data)
+    except HBenchError as error:
+        missing = f"no data: {error}"
+        best = ["0", "1"]
+    else:
+        for i, image in enumerate(real[:REAL_IMAGES]):
+            save_image(to_float(image), folder / "real-images" / f"{i}.png")
+        accuracy = read_json(rca)["per_direction"]
+        best = [str(k) for k in sorted(range(len(accuracy)), key=lambda k: -accuracy[k])[:2]]
+    s = f"{settings.discovery.S / 2:g}"
+    shifts = [word for k in best for word in ("--shift", f"{k}={s}")]
+    yield Task(["edit", name, str(folder / "real-images"), *shifts, *common], folder / "edit", missing=missing)
+
+    yield Task(["vram-sweep", experiment, *common], folder / "vram-sweep", resumable=True)
+    yield Task(["ablations", experiment, "--model", name, *common], folder / "ablations", resumable=True)
+    yield Task(["mos", "export", name, *common], folder / "mos")

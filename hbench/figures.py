@@ -176,7 +176,7 @@ def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Pat
     """
     import numpy as np
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -207,6 +207,7 @@ def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Pat
         axis.set_xticks(sorted({row.M for row in rows}))
     if sources:  # a logarithmic axis needs at least one value
         left.set_yscale("log", base=2)
+        left.yaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
         left.yaxis.set_major_formatter(ScalarFormatter())
     left.margins(y=0.1)
     right.margins(y=0.1)

@@ -16,6 +16,7 @@ step is the peak. Resident memory includes what glibc has not yet given back, as
 once would halve the speed that is measured in the same steps.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -250,8 +251,7 @@ def measure(cell: Cell) -> Row:
 
 def _measure_cpu(cell: Cell, device: torch.device) -> Row:
     step = training_step(cell.experiment, _initial_model(cell, device), cell.seed)
-    baseline = _status_mib("VmRSS")
-    peak, source = watch_resident()
+    baseline, peak, source = watch_resident()
     seconds = _take_steps(cell, step, device, lambda: peak() - baseline)
     row = replace(_timed_row(cell, seconds), memory_mib=peak() - baseline, memory_source=source, baseline_mib=baseline)
     if cell.experiment.discovery.strategy == "torch-checkpoint":
@@ -356,20 +356,23 @@ def _row(cell: Cell) -> Row:
 # Memory -------------------------------------------------------------------------------------------------------------
 
 
-def watch_resident() -> tuple[Callable[[], float], str]:
-    """A function that gives the peak of this process's resident memory since now, in MiB; and how it is known.
+def watch_resident() -> tuple[float, Callable[[], float], str]:
+    """This process's resident memory now, in MiB; a function that gives its peak since; and how that is known.
 
     From Linux's high-water mark, which is reset now: else it would tell of the imports, whose own peak hides a small
     experiment. Where it cannot be reset, resident memory is read every 2 ms.
     """
+    with suppress(AttributeError):  # other C libraries have none
+        ctypes.CDLL(None).malloc_trim(0)  # else what is freed already would be used again without being seen
+    baseline = _status_mib("VmRSS")
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        reset = _status_mib("VmHWM") < _status_mib("VmRSS") + 16  # the kernel counts pages loosely
+        reset = _status_mib("VmHWM") < baseline + 16  # the kernel counts pages loosely
     except (OSError, KeyError):
         reset = False
     if reset:
-        return lambda: _status_mib("VmHWM"), "peak RSS over baseline, from VmHWM"
-    readings = [_status_mib("VmRSS")]
+        return baseline, lambda: _status_mib("VmHWM"), "peak RSS over baseline, from VmHWM"
+    readings = [baseline]
 
     def poll() -> None:
         while True:
@@ -377,7 +380,7 @@ def watch_resident() -> tuple[Callable[[], float], str]:
             time.sleep(0.002)
 
     Thread(target=poll, daemon=True).start()
-    return lambda: readings[0], "peak RSS over baseline, polled every 2 ms"
+    return baseline, lambda: readings[0], "peak RSS over baseline, polled every 2 ms"
 
 
 def _status_mib(name: str) -> float:

@@ -9,8 +9,8 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -39,8 +39,8 @@ CRITERIA = (
     "Easy to interpret: you can say in a few words what changes.",
 )
 """The paper's three: a direction is marked 1 only if all hold."""
-GREY, FRAME = 128, (230, 126, 0)
-"""Colours between the images, and around the original."""
+GREY, FRAME = 60, (230, 126, 0)
+"""Colours between the images, and around the original: 3.9 to 1 in contrast."""
 
 
 class Direction(NamedTuple):
@@ -106,15 +106,6 @@ class Key(Section):
         return self
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study ready to be written."""
-
-    key: Key
-    images: dict[Direction, Tensor]
-    """Grid of each direction: uint8 [examples, samples, C, H, W]."""
-
-
 # Pictures -----------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +139,32 @@ def delta_h_rms(run_: Run, x_T: Tensor) -> Tensor:
 
     generate(run_, x_T, observe)
     return torch.stack(squares).mean(0).sqrt()
+
+
+def pictures(
+    runs: Mapping[str, Run], examples: int = 10, samples: int = 5, controls: int = 3, seed: int = 0, quiet: bool = False
+) -> dict[Direction, Tensor]:
+    """The grids of every direction of some runs: uint8 [examples, samples, C, H, W] each.
+
+    Args:
+        runs: by the name that the results will show.
+        examples: rows, random x_T: the same for all directions of a run.
+        samples: columns, s evenly from -S to S; odd, so that the middle is the original.
+        controls: untrained directions per run.
+        seed: of x_T and the controls.
+        quiet: no progress bars.
+
+    Cost: samples - 1 shifted chains per direction and example.
+    """
+    images: dict[Direction, Tensor] = {}
+    for name, run_ in runs.items():
+        found = [(run_, run_.shift_block.K, False)]
+        if controls:
+            found.append((untrained(run_, controls, examples, seed), controls, True))
+        for shown, count, control in found:
+            grids = to_uint8(traverse(shown, range(count), examples, samples, seed, quiet))
+            images |= {Direction(name, k, control): grid for k, grid in enumerate(grids)}
+    return images
 
 
 def draw_grid(images: Tensor) -> np.ndarray:
@@ -200,45 +217,29 @@ def shuffle(directions: Sequence[int], repeats: float, rng: np.random.Generator)
     return [(d, None) for d in order[:half]] + [second[i] for i in rng.permutation(len(second))]
 
 
-def make_study(
-    runs: dict[str, Run],
-    assessors: int = 5,
-    votes: int | None = None,
-    examples: int = 10,
-    samples: int = 5,
+def design(
+    images: Mapping[Direction, Tensor],
+    titles: Mapping[str, str],
+    assessors: int,
+    votes: int,
     repeats: float = 0.1,
-    controls: int = 3,
     seed: int = 0,
-    quiet: bool = False,
-) -> Study:
-    """The pictures of every direction of some runs, and who sees which.
+) -> Key:
+    """The key of a study: who sees which directions, in which order.
 
     Args:
-        runs: by the name that the results will show.
+        images: the grid of each direction.
+        titles: of each run.
         assessors: number of sheets.
-        votes: assessors per direction; default: all.
-        examples: rows, random x_T: the same for all directions of a run.
-        samples: columns, s evenly from -S to S; odd, so that the middle is the original.
+        votes: assessors per direction, at most all of them.
         repeats: share of each sheet's directions that it shows twice, 0 to 0.5.
-        controls: untrained directions per run.
-        seed: of x_T, the controls, and every shuffle.
-        quiet: no progress bars.
-
-    Cost: samples - 1 shifted chains per direction and example.
+        seed: of every shuffle.
     """
-    images: dict[Direction, Tensor] = {}
-    for name, run_ in runs.items():
-        found = [(run_, run_.shift_block.K, False)]
-        if controls:
-            found.append((untrained(run_, controls, examples, seed), controls, True))
-        for shown, count, control in found:
-            grids = to_uint8(traverse(shown, range(count), examples, samples, seed, quiet))
-            images |= {Direction(name, k, control): grid for k, grid in enumerate(grids)}
     rng = np.random.default_rng(seed)
     directions = list(images)
     hashes = [hashlib.sha256(grid.numpy().tobytes()).hexdigest() for grid in images.values()]
     sheets = []
-    for number, seen in enumerate(assign(len(directions), assessors, votes or assessors, rng), start=1):
+    for number, seen in enumerate(assign(len(directions), assessors, votes, rng), start=1):
         order = shuffle(seen, repeats, rng)
         digest = hashlib.sha256(json.dumps([number, *(hashes[d] for d, _ in order)]).encode()).hexdigest()
         items = tuple(
@@ -247,27 +248,35 @@ def make_study(
         )
         # the word in front keeps spreadsheets from reading a hash such as 12e4 as a number
         sheets.append(Sheet(sheet=f"sheet-{digest[:12]}", assessor=str(number), items=items))
-    titles = tuple(StudyRun(run=name, title=run_.experiment.title) for name, run_ in runs.items())
-    return Study(Key(hbench=__version__, seed=seed, runs=titles, sheets=tuple(sheets)), images)
+    runs = tuple(StudyRun(run=run, title=title) for run, title in titles.items())
+    return Key(hbench=__version__, seed=seed, runs=runs, sheets=tuple(sheets))
 
 
 # Files --------------------------------------------------------------------------------------------------------------
 
 
-def write_sheets(study: Study, folder: Path, label_studio: bool = False, quiet: bool = False) -> None:
+def write_sheets(
+    key: Key, images: Mapping[Direction, Tensor], folder: Path, label_studio: bool = False, quiet: bool = False
+) -> None:
     """Writes a study: a page and a folder of pictures per assessor, the key, and with them tasks for Label Studio.
 
     ``sheet_<assessor>.html`` needs nothing beside it. ``sheet_<assessor>/`` holds a PNG per item and an empty
     ``marks_<assessor>.csv`` for those who prefer a spreadsheet. ``key.json`` must not reach the assessors.
     """
-    pages = Environment(loader=PackageLoader("hbench"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    grids = {direction: draw_grid(images) for direction, images in study.images.items()}
-    examples, samples, _, height, width = next(iter(study.images.values())).shape
+    pages = Environment(
+        loader=PackageLoader("hbench"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    grids = {direction: draw_grid(grid) for direction, grid in images.items()}
+    examples, samples, _, height, width = next(iter(images.values())).shape
     shared = {"criteria": CRITERIA, "columns": COLUMNS, "examples": examples, "samples": samples}
     for old in folder.glob("sheet_*"):  # of a study whose key is now replaced: its marks could never be scored
         shutil.rmtree(old) if old.is_dir() else old.unlink()
-    write_json(folder / "key.json", study.key.model_dump(mode="json"))
-    for sheet in tqdm(study.key.sheets, desc="sheets", unit="sheet", disable=quiet or None):
+    write_json(folder / "key.json", key.model_dump(mode="json"))
+    for sheet in tqdm(key.sheets, desc="sheets", unit="sheet", disable=quiet or None):
         shown = [grids[Direction(i.run, i.direction, i.control)] for i in sheet.items]
         rows = [[_data_uri(png(row)) for row in np.split(grid, examples)] for grid in shown]
         page = pages.get_template("sheet.html").render(sheet=sheet, rows=rows, **shared)

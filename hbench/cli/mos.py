@@ -74,7 +74,7 @@ def export(
     from hbench.load import load_run
     from hbench.mos import guarded
     from hbench.runs import claim_folder, provenance
-    from hbench.sheets import make_study, write_sheets
+    from hbench.sheets import design, pictures, write_sheets
 
     if not samples % 2:
         raise click.BadParameter("need an odd number, so that the middle is the original", param_hint="--samples")
@@ -94,11 +94,13 @@ def export(
             for name, run in loaded.items()
         },
     )
-    study = make_study(loaded, assessors, votes, examples, samples, repeats, controls, seed, quiet)
-    write_sheets(study, out, label_studio, quiet)
+    images = pictures(loaded, examples, samples, controls, seed, quiet)
+    titles = {name: run.experiment.title for name, run in loaded.items()}
+    key = design(images, titles, assessors, votes or assessors, repeats, seed)
+    write_sheets(key, images, out, label_studio, quiet)
     table = pd.DataFrame(
         {"assessor": sheet.assessor, "sheet": sheet.sheet, **item.model_dump() | {"run": guarded(item.run)}}
-        for sheet in study.key.sheets
+        for sheet in key.sheets
         for item in sheet.items
     ).astype({"repeat_of": "Int64"})
     settings = {
@@ -110,7 +112,7 @@ def export(
         "controls": controls,
     }
     write_results(out, "design", settings, table, origin, n=len(table), **settings)
-    for sheet in study.key.sheets:
+    for sheet in key.sheets:
         page = out / f"sheet_{sheet.assessor}.html"
         click.echo(f"{page}  items {len(sheet.items)}  {page.stat().st_size / 2**20:.1f} MiB")
     click.echo(f"hand out the sheets; keep back {out / 'key.json'} and {out / 'design.csv'}", err=True)

@@ -1,5 +1,5 @@
 "use strict";
-const { sheet, assessor, columns, examples } = document.body.dataset;
+const { sheet, assessor, columns, examples, samples } = document.body.dataset;
 const byId = (id) => document.getElementById(id);
 const total = document.querySelectorAll(".item").length;
 const END = total + 1; // page 0 is the instructions, pages 1..total the items
@@ -143,11 +143,12 @@ function fit() {
   const beside = panel.left > left;
   const width = (beside ? panel.left - 24 : document.documentElement.clientWidth - 16) - left;
   const height = innerHeight - (top + scrollY) - (beside ? 16 : panel.height + 32);
+  const least = (64 * samples) / image.naturalWidth; // rather scroll than squint
   let best = { scale: 0 };
   for (const blocks of [1, 2]) {
     const rows = Math.ceil(examples / blocks);
     const wide = (width - 24 * (blocks - 1)) / (blocks * image.naturalWidth);
-    const scale = Math.min(wide, Math.max(height / (rows * image.naturalHeight), wide / 3)); // rather scroll than squint
+    const scale = Math.min(wide, Math.max(height / (rows * image.naturalHeight), least));
     if (scale > best.scale) best = { scale, rows };
   }
   const device = best.scale * devicePixelRatio;

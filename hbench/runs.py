@@ -30,7 +30,17 @@ from hbench.config import Experiment, parse_experiment
 from hbench.errors import HBenchError
 
 CHECKPOINT = "checkpoint.pt"
-PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "pandas", "safetensors", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torch-fidelity",
+    "numpy",
+    "pandas",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "krippendorff",
+)
 
 
 @contextmanager
@@ -285,15 +295,16 @@ def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None
 # Provenance ---------------------------------------------------------------------------------------------------------
 
 
-def provenance(experiment: Experiment, device: torch.device, seed: int, **details: Any) -> dict[str, Any]:
+def provenance(experiment: Experiment | None, device: torch.device, seed: int, **details: Any) -> dict[str, Any]:
     """Where a result comes from: command, configuration, commit, versions, device, seed and the given details.
 
-    Ask for it at the start of a command, since it notes the time and the commit that the code was read at.
+    Ask for it at the start of a command, since it notes the time and the commit that the code was read at. A result of
+    no single experiment has None, and says in the details where it comes from.
     """
     return {
         "command": shlex.join(["hbench", *sys.argv[1:]]),
-        "title": experiment.title,
-        "experiment": experiment.model_dump(mode="json"),
+        "title": experiment.title if experiment else None,
+        "experiment": experiment.model_dump(mode="json") if experiment else None,
         "git": _git_state(),
         "versions": {"hbench": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),

@@ -10,6 +10,7 @@ import click
 from hbench import __version__
 from hbench.cli.demonstration import demo
 from hbench.cli.evaluation import fid, rca, sample, traverse
+from hbench.cli.mos import mos
 from hbench.cli.summary import report
 from hbench.cli.sweep import vram_sweep
 from hbench.cli.training import lenet, pretrain, train
@@ -39,5 +40,5 @@ def main() -> None:
     """Find interpretable directions in the h-space of frozen diffusion models, and measure them."""
 
 
-for command in (pretrain, train, rca, traverse, sample, fid, lenet, vram_sweep, report, demo):
+for command in (pretrain, train, rca, traverse, sample, fid, mos, lenet, vram_sweep, report, demo):
     main.add_command(command)

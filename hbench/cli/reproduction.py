@@ -156,15 +156,15 @@ def tasks(
     rca = folder / "rca" / "rca.json"
     yield Task(["traverse", name, "--rca", str(rca), *common], folder / "traverse")
     extractor = "lenet-digits" if labelled else "inception-v3-compat"
-    yield Task(
-        ["fid", name, "--feature-extractor", extractor, *lenet, *data, *common], folder / f"fid-{extractor}"
-    )
+    yield Task(["fid", name, "--feature-extractor", extractor, *lenet, *data, *common], folder / f"fid-{extractor}")
     yield Task(["train-curves", name], folder / "train-curves")
     yield Task(["properties", name, *common], folder / "properties")
 
     missing = None
     try:
-        real = load_reference(settings.data, Path(data[1]) if data[:1] == ["--data-root"] else None, "--download" in data)
+        real = load_reference(
+            settings.data, Path(data[1]) if data[:1] == ["--data-root"] else None, "--download" in data
+        )
     except HBenchError as error:
         missing = f"no data: {error}"
         best = ["0", "1"]

@@ -1,0 +1,503 @@
+import csv
+import io
+import json
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hbench.cli import main
+from hbench.errors import HBenchError
+from hbench.figures import draw_mos
+from hbench.load import load_names, load_run
+from hbench.mos import guarded, proposed_names, read_key, read_marks, score
+from hbench.runs import write_json
+from hbench.sheets import (
+    FRAME,
+    Direction,
+    assign,
+    delta_h_rms,
+    design,
+    draw_grid,
+    pictures,
+    shuffle,
+    untrained,
+    write_sheets,
+)
+
+HEADER = "sheet,assessor,item,mark,name"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def refused(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit)
+    return result.output.strip().splitlines()[-1]
+
+
+def make_images(run="runs/a", directions=6, controls=2):
+    generator = torch.Generator().manual_seed(0)
+
+    def grid():
+        return torch.randint(256, (2, 3, 1, 8, 8), dtype=torch.uint8, generator=generator)
+
+    return {
+        Direction(run, k, control): grid() for control in (False, True) for k in range((directions, controls)[control])
+    }
+
+
+def make_key(assessors=3, votes=None, repeats=0.25, **options):
+    return design(make_images(**options), {options.get("run", "runs/a"): "T"}, assessors, votes or assessors, repeats)
+
+
+def rows_of(key, mark=lambda sheet, item: (item.direction + int(sheet.assessor)) % 2, name=lambda sheet, item: ""):
+    return [
+        [sheet.sheet, sheet.assessor, str(item.item), str(mark(sheet, item)), name(sheet, item)]
+        for sheet in key.sheets
+        for item in sheet.items
+    ]
+
+
+def write_rows(path, rows, encoding="utf-8", **options):
+    with path.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, **options).writerows([HEADER.split(","), *rows])
+    return path
+
+
+def as_dict(marks):
+    return {(mark.assessor, mark.item.item): mark.mark for mark in marks}
+
+
+# Design -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 8), st.data())
+def test_every_direction_gets_its_votes_and_loads_are_even(count, assessors, data):
+    votes = data.draw(st.integers(1, assessors))
+    seen = assign(count, assessors, votes, np.random.default_rng(0))
+    assert Counter(d for each in seen for d in each) == {d: votes for d in range(count)}
+    assert all(len(set(each)) == len(each) for each in seen)
+    assert max(map(len, seen)) - min(map(len, seen)) <= 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.floats(0, 0.5))
+def test_repeats_come_later_and_show_the_same(count, share):
+    order = shuffle(range(count), share, np.random.default_rng(1))
+    first = [direction for direction, place in order if place is None]
+    assert sorted(first) == list(range(count))
+    again = [(i, direction, place) for i, (direction, place) in enumerate(order) if place is not None]
+    assert len(again) == -(-share * count // 1)
+    assert all(place < i and order[place] == (direction, None) for i, direction, place in again)
+
+
+def test_the_design_is_shuffled_per_assessor_and_repeatable():
+    key, again = make_key(), make_key()
+    assert key == again
+    orders = [[(i.direction, i.control) for i in sheet.items] for sheet in key.sheets]
+    assert len(set(map(tuple, orders))) == 3
+    assert len({sheet.sheet for sheet in key.sheets}) == 3
+
+
+def test_the_grid_frames_the_original_and_keeps_every_pixel():
+    images = next(iter(make_images().values()))
+    grid = draw_grid(images)
+    assert grid.shape == (2 * 10, 3 * 10, 3)
+    for row in range(2):
+        for column in range(3):
+            cell = grid[10 * row : 10 * row + 10, 10 * column : 10 * column + 10]
+            assert (cell[1:9, 1:9] == images[row, column, 0].numpy()[..., None]).all()
+            assert (tuple(cell[0, 0]) == FRAME) == (column == 1)
+
+
+def test_untrained_directions_are_as_large_as_the_trained(tiny_run):
+    run = load_run(tiny_run, torch.device("cpu"))
+    run.shift_block.out_weight.normal_()  # trained for four steps, its directions could not be seen
+    control = untrained(run, 4, examples=3, seed=5)
+    x_T = torch.randn(3, 1, 16, 16)
+    trained, fresh = delta_h_rms(run, x_T), delta_h_rms(control, x_T)
+    assert trained.shape == (3,)
+    assert fresh.shape == (4,)
+    torch.testing.assert_close(fresh, trained.square().mean().sqrt().expand(4), rtol=0.1, atol=0)
+    assert torch.equal(untrained(run, 4, 3, seed=5).shift_block.out_weight, control.shift_block.out_weight)
+    images = pictures({"a": run}, examples=2, samples=3, controls=2, seed=5, quiet=True)
+    originals = [grid[:, 1] for grid in images.values()]
+    assert len(originals) == 5
+    assert all(torch.equal(original, originals[0]) for original in originals)
+    assert not torch.equal(images["a", 0, True][:, 0], originals[0])
+
+
+# Export -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_run):
+    """A study of a run whose folder has a hostile name, made by the command line."""
+    folder = tmp_path_factory.mktemp("mos")
+    run = folder / "<img src=x onerror=alert(1)>$x_{"
+    shutil.copytree(tiny_run, run)
+    out = folder / "study"
+    result = invoke(
+        *("mos", "export", run, "--assessors", 3, "--votes", 2, "--examples", 2, "--samples", 3),
+        *("--controls", 2, "--repeats", 0.5, "--label-studio", "--out", out, "--quiet"),
+    )
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_export_writes_blind_sheets(study):
+    key = read_key(study / "key.json")
+    table = pd.read_csv(study / "design.csv")
+    assert len(table) == sum(len(sheet.items) for sheet in key.sheets)
+    first = table[table["repeat_of"].isna()]
+    assert (first.groupby(["direction", "control"]).size() == 2).all()
+    assert json.loads((study / "provenance.json").read_text())["seed"] == 0
+    for sheet in key.sheets:
+        page = (study / f"sheet_{sheet.assessor}.html").read_text()
+        assert sheet.sheet in page
+        for secret in ("onerror", "DIGITS", "Digits16", "control", "untrained", "repeat_of", "direction"):
+            assert secret not in page, secret
+        assert "http" not in page.replace("http-equiv", "")
+        folder = study / f"sheet_{sheet.assessor}"
+        assert len(list(folder.glob("*.png"))) == len(sheet.items)
+        assert len((folder / f"marks_{sheet.assessor}.csv").read_text().splitlines()) == len(sheet.items) + 1
+        tasks = json.loads((study / "label_studio" / f"tasks_{sheet.assessor}.json").read_text())
+        assert [task["data"]["item"] for task in tasks] == [item.item for item in sheet.items]
+        assert all(set(task["data"]) == {"sheet", "assessor", "item", "image"} for task in tasks)
+
+
+def test_label_studio_configuration_is_xml(study):
+    import xml.etree.ElementTree as ET
+
+    view = ET.parse(study / "label_studio" / "config.xml").getroot()
+    assert [choice.get("alias") for choice in view.iter("Choice")] == ["0", "1"]
+    assert {view.find("Choices").get("name"), view.find("TextArea").get("name")} == {"mark", "name"}
+
+
+def test_overwriting_leaves_no_sheet_of_the_earlier_study(tmp_path):
+    images = make_images()
+    write_sheets(make_key(assessors=3), images, tmp_path, quiet=True)
+    write_sheets(make_key(assessors=2), images, tmp_path, quiet=True)
+    assert sorted(path.name for path in tmp_path.glob("sheet_*")) == [
+        "sheet_1",
+        "sheet_1.html",
+        "sheet_2",
+        "sheet_2.html",
+    ]
+
+
+def test_export_refuses_wrong_input(tmp_path, tiny_run):
+    assert "odd number" in refused("mos", "export", tiny_run, "--samples", 4, "--out", tmp_path / "x")
+    assert "number of assessors" in refused("mos", "export", tiny_run, "--votes", 6, "--out", tmp_path / "x")
+    assert "same run twice" in refused("mos", "export", tiny_run, tiny_run, "--out", tmp_path / "x")
+    assert "no such run" in refused("mos", "export", tmp_path / "absent", "--out", tmp_path / "x")
+    assert "is not in the range" in refused("mos", "export", tiny_run, "--repeats", 0.6, "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "mine").write_text("mine")
+    assert "add --overwrite" in refused("mos", "export", tiny_run, "--out", tmp_path)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["export", "score"])
+def test_the_commands_have_examples(name):
+    assert f"hbench mos {name}" in invoke("mos", name, "-h").output.split("Example:")[1]
+
+
+# Scoring ------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_in_closed_form(tmp_path):
+    key = make_key(assessors=4, directions=5, controls=2)
+    # direction k gets a 1 from assessors 1..k; the controls get none; repeats are always turned around
+    marks = {}
+
+    def mark(sheet, item):
+        value = int(not item.control and int(sheet.assessor) <= item.direction)
+        return value if item.repeat_of is None else 1 - value
+
+    marks = read_marks([write_rows(tmp_path / "m.csv", rows_of(key, mark))], key)
+    result = score(marks, key, seed=1)
+    means = {(d.direction, d.control): d.mean for d in result.directions}
+    assert means == {(k, False): k / 4 for k in range(5)} | {(k, True): 0 for k in range(2)}
+    (run,) = result.runs
+    assert run.mos.mean == pytest.approx(0.5)
+    assert run.mos.interval[0] < 0.5 < run.mos.interval[1]
+    assert (run.mos.n, run.marks) == (5, 20)
+    assert (run.floor.mean, run.floor.interval, run.floor.n) == (0, None, 2)
+    assert result.self_agreement.mean == 0
+    assert result.self_agreement.n == 8
+    # Krippendorff 2011, nominal: 1 - (n - 1) * sum of disagreeing pairs / sum of products of the value counts
+    disagreeing = sum(2 * k * (4 - k) / 3 for k in range(5))
+    assert result.alpha == pytest.approx(1 - 19 * disagreeing / (2 * 10 * 10))
+
+
+def test_scores_do_not_depend_on_the_order_of_files_and_lines(tmp_path):
+    key = make_key()
+    rows = rows_of(key, name=lambda sheet, item: f"n{item.direction}")
+    whole = score(read_marks([write_rows(tmp_path / "whole.csv", rows)], key), key)
+    paths = [
+        write_rows(tmp_path / f"{sheet.assessor}.csv", [row for row in rows if row[0] == sheet.sheet][::-1])
+        for sheet in key.sheets
+    ]
+    assert score(read_marks(paths[::-1], key), key) == whole
+
+
+def test_no_agreement_is_no_traceback(tmp_path):
+    key = make_key()
+    result = score(read_marks([write_rows(tmp_path / "m.csv", rows_of(key, lambda *_: 1))], key), key)
+    assert result.alpha is None
+    assert (result.runs[0].mos.mean, result.runs[0].mos.interval) == (1, None)
+    key = make_key(votes=1, repeats=0)
+    result = score(read_marks([write_rows(tmp_path / "m.csv", rows_of(key))], key), key)
+    assert result.alpha is None
+    assert (result.self_agreement.mean, result.self_agreement.n) == (None, 0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_spreadsheets_of_all_locales_are_read(tmp_path, encoding, delimiter, end):
+    key = make_key()
+    rows = rows_of(key, name=lambda *_: 'größer; dünn, "rund"')
+    path = write_rows(tmp_path / "m.csv", rows, encoding, delimiter=delimiter, lineterminator=end)
+    marks = read_marks([path], key)
+    assert len(marks) == len(rows)
+    assert {mark.name for mark in marks} == {'größer; dünn, "rund"'}
+
+
+def test_other_columns_in_any_order_are_ignored(tmp_path):
+    key = make_key()
+    lines = [",".join(["image", "mark", "item", "assessor", "sheet"])]
+    lines += [
+        ",".join(["data:" + "x" * 200_000, mark, item, assessor, sheet])
+        for sheet, assessor, item, mark, _ in rows_of(key)
+    ]
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    assert as_dict(read_marks([tmp_path / "m.csv"], key)) == as_dict(
+        read_marks([write_rows(tmp_path / "n.csv", rows_of(key))], key)
+    )
+
+
+def test_bad_marks_are_refused_by_file_and_line(tmp_path):
+    key = make_key()
+    path = tmp_path / "m.csv"
+
+    def problem(row, **changes):
+        rows = rows_of(key)
+        for column, value in changes.items():
+            rows[row][HEADER.split(",").index(column)] = value
+        with pytest.raises(HBenchError) as error:
+            read_marks([write_rows(path, rows)], key)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert f"{path}, line 4: sheet 'sheet-0' is not of this study" in problem(2, sheet="sheet-0")
+    assert f"{path}, line 5: {key.sheets[0].sheet} is of assessor 1, not '2'" in problem(3, assessor="2")
+    assert "line 2: item '99' is not in" in problem(0, item="99")
+    assert "line 2: item '١' is not in" in problem(0, item="١")
+    assert "line 3: item 2 has no mark: let assessor 1 finish" in problem(1, mark="")
+    for wrong in ("2", "-1", "1.0", "yes", "١", "0 1"):
+        assert f"line 3: mark {wrong!r} is out of range: need 0 or 1" in problem(1, mark=wrong)
+    assert f"line 3: item 1 is already marked in {path}, line 2" in problem(1, item="1")
+    rows = rows_of(key)
+    with pytest.raises(HBenchError, match="1 of 10 items of assessor 1 are missing"):
+        read_marks([write_rows(path, rows[1:])], key)
+    with pytest.raises(HBenchError, match="already marked in"):
+        read_marks([write_rows(path, rows), path], key)
+    only = [row for row in rows if row[1] == "1"]
+    with pytest.raises(HBenchError, match=r"no marks of assessor 2 .* or add --partial"):
+        read_marks([write_rows(path, only)], key)
+    assert len(read_marks([path], key, partial=True)) == len(only)
+    with pytest.raises(HBenchError, match="no marks in the given files"):
+        read_marks([write_rows(path, [])], key, partial=True)
+
+
+def test_what_is_no_csv_of_marks_is_refused(tmp_path):
+    key = make_key()
+    text = write_rows(tmp_path / "m.csv", rows_of(key)).read_text()
+
+    def problem(content):
+        (tmp_path / "x.csv").write_bytes(content)
+        with pytest.raises(HBenchError) as error:
+            read_marks([tmp_path / "x.csv"], key)
+        return str(error.value)
+
+    assert "is empty" in problem(b"")
+    assert "line 1: need one column mark" in problem(text.replace("mark", "score", 1).encode())
+    assert "line 1: need one column sheet" in problem(b"\x89PNG".decode("latin-1").encode())
+    assert 'line 2: not UTF-8: in the spreadsheet, save it as "CSV UTF-8"' in problem((HEADER + "\nä").encode("cp1252"))
+    assert "line 1: not UTF-8" in problem(text.encode("utf-16"))
+    assert "line 3: 6 fields, need 5" in problem(
+        "\n".join([*text.splitlines()[:2], text.splitlines()[2] + ",more"]).encode()
+    )
+    assert "not valid CSV" in problem((text + '"').encode())
+
+
+def test_a_damaged_key_is_refused(tmp_path):
+    key = make_key()
+    path = tmp_path / "key.json"
+    path.write_text("{")
+    with pytest.raises(HBenchError, match="not a key, or damaged"):
+        read_key(path)
+    values = key.model_dump(mode="json")
+    write_json(path, values)
+    assert read_key(path) == key
+    values["sheets"][0]["items"][0]["run"] = "other"
+    write_json(path, values)
+    with pytest.raises(HBenchError, match="is of no run"):
+        read_key(path)
+
+
+KEY = make_key(assessors=2, directions=3, controls=1)
+TEXT = "\n".join([HEADER, *(",".join(row) for row in rows_of(KEY, name=lambda *_: "=1+1 thin"))]) + "\n"
+LINES = TEXT.splitlines()
+PIECES = st.sampled_from(
+    ["0", "1", "2", ",", ";", '"', "\n", "\r", "\r\n", " ", "\t", "\0", "\ufeff", "-", "é", "\u2028", "'", *LINES]
+)
+
+
+@st.composite
+def mutated(draw):
+    """The text of a good CSV, changed in one to three places."""
+    text = TEXT
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(
+            st.sampled_from(["insert", "delete", "replace", "drop", "double", "swap", "shuffle", "cut", "recode"])
+        )
+        lines = text.splitlines(keepends=True) or [""]
+        at, to = draw(st.integers(0, len(text))), draw(st.integers(1, 6))
+        i, j = (draw(st.integers(0, len(lines) - 1)) for _ in range(2))
+        if kind == "insert":
+            text = text[:at] + draw(PIECES) + text[at:]
+        elif kind == "delete":
+            text = text[:at] + text[at + to :]
+        elif kind == "replace":
+            text = text[:at] + draw(PIECES) + text[at + 1 :]
+        elif kind == "cut":
+            text = text[:at]
+        elif kind == "recode":
+            text = text.replace(",", draw(st.sampled_from([";", "\t", "|", ",,"])))
+        elif kind == "drop":
+            text = "".join(lines[:i] + lines[i + 1 :])
+        elif kind == "double":
+            text = "".join(lines[: i + 1] + lines[i:])
+        elif kind == "swap":
+            lines[i], lines[j] = lines[j], lines[i]
+            text = "".join(lines)
+        else:
+            text = "".join([lines[0], *draw(st.permutations(lines[1:]))])
+    return text.encode(draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "cp1252"])), "replace")
+
+
+def independently_read(content):
+    """The marks in a CSV as pandas reads them."""
+    text = content.decode("utf-8-sig")
+    separator = next(s for s in (",", ";", "\t") if f"sheet{s}" in text or f"{s}mark" in text)
+    table = pd.read_csv(
+        io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, engine="python", index_col=False
+    ).rename(columns=str.strip)
+    table = table.apply(lambda column: column.str.strip())
+    return {(row["assessor"], int(row["item"])): int(row["mark"]) for _, row in table.iterrows() if row["mark"]}
+
+
+@settings(max_examples=1000, deadline=None)
+@given(mutated())
+def test_mutated_files_are_refused_or_score_to_what_they_hold(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.csv"
+        path.write_bytes(content)
+        try:
+            marks = read_marks([path], KEY)
+        except HBenchError as error:
+            problem = str(error)
+        else:
+            problem = None
+    if problem is not None:
+        assert len(problem.splitlines()) == 1
+        return
+    assert len(marks) == sum(len(sheet.items) for sheet in KEY.sheets)
+    assert as_dict(marks) == independently_read(content)
+    result = score(marks, KEY)
+    first = [mark.mark for mark in marks if mark.item.repeat_of is None and not mark.item.control]
+    assert result.runs[0].mos.mean == pytest.approx(sum(first) / len(first))
+
+
+# Names --------------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_counted_and_proposed(tmp_path):
+    key = make_key(assessors=3, directions=2, controls=1, repeats=0)
+    given = {("1", 0): "Thin", ("2", 0): " thin\u2028 ", ("3", 0): "bold", ("1", 1): "wide", ("2", 1): "narrow"}
+    rows = rows_of(key, name=lambda s, i: "" if i.control else given.get((s.assessor, i.direction), ""))
+    result = score(read_marks([write_rows(tmp_path / "m.csv", rows)], key), key)
+    assert [d.names for d in result.directions] == [{"thin": 2, "bold": 1}, {"narrow": 1, "wide": 1}, {}]
+    (tmp_path / "names.txt").write_text(proposed_names(result, "runs/a"), encoding="utf-8")
+    assert load_names(tmp_path) == {0: "thin", 1: "narrow"}
+
+
+def test_formulas_in_names_never_reach_a_spreadsheet(tmp_path):
+    key = make_key()
+    out = tmp_path / "out"
+    write_json(tmp_path / "key.json", key.model_dump(mode="json"))
+    attacks = ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "'=1"]
+    rows = rows_of(key, name=lambda _, item: attacks[item.item % 5])
+    path = write_rows(tmp_path / "m.csv", rows)
+    assert {mark.name for mark in read_marks([path], key)} == {*attacks[:4], "=1"}
+    result = invoke("mos", "score", path, "--key", tmp_path / "key.json", "--out", out)
+    assert result.exit_code == 0, result.output
+    for row in csv.reader((out / "mos.csv").read_text(encoding="utf-8").splitlines()):
+        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in row)
+    assert guarded("=1") == "'=1"
+    assert guarded("thin") == "thin"
+
+
+def test_any_name_and_run_can_be_drawn(tmp_path):
+    key = make_key(run="$x_{ <b>", directions=3)
+    names = ["$\\frac{", "細い", "😀\u202e<script>"]
+    rows = rows_of(key, name=lambda _, item: "" if item.control else names[item.direction])
+    result = score(read_marks([write_rows(tmp_path / "m.csv", rows)], key), key)
+    draw_mos(result, tmp_path / "mos.png")
+    assert (tmp_path / "mos.png").stat().st_size > 1000
+    assert "\u202e" not in json.dumps([d.names for d in result.directions], ensure_ascii=False)
+
+
+# Command ------------------------------------------------------------------------------------------------------------
+
+
+def test_export_fill_score(study, tmp_path):
+    key = read_key(study / "key.json")
+    paths = []
+    for sheet in key.sheets:
+        empty = study / f"sheet_{sheet.assessor}" / f"marks_{sheet.assessor}.csv"
+        filled = empty.read_text().replace(",,", ",1,fatter")
+        paths.append(tmp_path / empty.name)
+        paths[-1].write_text(filled)
+    result = invoke("mos", "score", *paths, "--key", study / "key.json", "--out", tmp_path / "score")
+    assert result.exit_code == 0, result.output
+    assert "MOS 1.000  no interval computable  n 3 directions  marks 6" in result.stdout
+    assert "Krippendorff's alpha no agreement computable  assessors 3 of 3" in result.stdout
+    written = {path.name for path in (tmp_path / "score").iterdir()}
+    assert written == {"mos.json", "mos.csv", "mos.png", "names.txt", "provenance.json"}
+    assert load_names(tmp_path / "score") == {0: "fatter", 1: "fatter", 2: "fatter"}
+    origin = json.loads((tmp_path / "score" / "provenance.json").read_text())
+    assert len(origin["marks_sha256"]) == 3
+    assert "add --overwrite" in refused(
+        "mos", "score", *paths, "--key", study / "key.json", "--out", tmp_path / "score"
+    )
+    assert "add --partial" in refused("mos", "score", paths[0], "--key", study / "key.json", "--out", tmp_path / "new")
+    assert "not a key" in refused("mos", "score", *paths, "--key", paths[0], "--out", tmp_path / "new")
+    assert "does not exist" in refused("mos", "score", tmp_path / "absent.csv", "--key", study / "key.json")
+    assert not (tmp_path / "new").exists()

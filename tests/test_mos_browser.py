@@ -1,0 +1,223 @@
+import shutil
+
+import pytest
+import torch
+from playwright.sync_api import expect, sync_playwright
+
+from hbench.mos import read_marks, score
+from hbench.sheets import Direction, design, write_sheets
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    generator = torch.Generator().manual_seed(0)
+    images = {
+        Direction("runs/a", k, control): torch.randint(256, (4, 5, 1, 16, 16), dtype=torch.uint8, generator=generator)
+        for k, control in [(0, False), (1, False), (2, False), (0, True)]
+    }
+    key = design(images, {"runs/a": "T"}, assessors=1, votes=1, repeats=0.5)
+    write_sheets(key, images, folder, quiet=True)
+    return folder, key
+
+
+@pytest.fixture
+def page(browser, study):
+    context = browser.new_context(accept_downloads=True)
+    page = context.new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else problems.append(request.url),
+    )
+    page.goto((study[0] / "sheet_1.html").as_uri())
+    yield page
+    assert problems == []
+    context.close()
+
+
+def heading(page):
+    return page.locator("section:visible h2").inner_text()
+
+
+def export(page, path, button="#download"):
+    with page.expect_download() as download:
+        page.click(button)
+    assert download.value.suggested_filename == "marks_1.csv"
+    download.value.save_as(path)
+    return path
+
+
+def test_marks_made_in_the_browser_are_the_marks_scored(page, study, tmp_path):
+    _, key = study
+    page.get_by_role("button", name="Start").click()
+    assert heading(page) == "Item 1 of 6"
+    page.keyboard.press("n")
+    page.keyboard.type('=1+1 "dünn, 10"')
+    page.keyboard.press("Enter")
+    page.keyboard.press("1")
+    page.get_by_role("button", name="0 not all of it holds").click()
+    page.keyboard.press("1")  # item 3, taken back below
+    page.reload()
+    assert heading(page) == "Item 4 of 6"
+    page.keyboard.press("u")
+    assert heading(page) == "Item 3 of 6"
+    page.keyboard.press("0")
+    page.keyboard.press("ArrowRight")
+    assert heading(page) == "Item 5 of 6"
+    page.keyboard.press("1")
+    page.keyboard.press("0")
+    assert heading(page) == "Item 4 of 6"  # the one that was skipped
+    expect(page.locator("#count")).to_have_text("5 of 6 marked")
+    page.keyboard.press("1")
+    assert heading(page) == "Export your marks"
+    expect(page.locator("#summary")).to_have_text("All 6 items are marked.")
+    marks = read_marks([export(page, tmp_path / "marks.csv")], key)
+    assert [mark.mark for mark in marks] == [1, 0, 0, 1, 1, 0]
+    assert [mark.name for mark in marks] == ['=1+1 "dünn, 10"', "", "", "", "", ""]
+    first = [mark.mark for mark in marks if mark.item.repeat_of is None and not mark.item.control]
+    assert score(marks, key).runs[0].mos.mean == pytest.approx(sum(first) / len(first))
+
+
+def test_keys_in_the_name_do_not_mark_and_held_keys_mark_once(page):
+    page.keyboard.press("1")
+    assert heading(page) == "Can you tell what changes?"
+    page.click("#start")
+    page.locator("#name").fill("")
+    page.locator("#name").press_sequentially("01un")
+    page.keyboard.press("Backspace")
+    assert heading(page) == "Item 1 of 6"
+    expect(page.locator("#name")).to_have_value("01u")
+    page.keyboard.press("Escape")
+    for _ in range(4):
+        page.keyboard.down("1")  # what a held key sends
+    page.keyboard.up("1")
+    assert heading(page) == "Item 2 of 6"
+    expect(page.locator("#count")).to_have_text("1 of 6 marked")
+    page.keyboard.press("Backspace")
+    assert heading(page) == "Item 1 of 6"
+    expect(page.locator("#count")).to_have_text("0 of 6 marked")
+    page.keyboard.press("ArrowLeft")
+    page.uncheck("#shortcuts")
+    page.click("#start")
+    page.keyboard.press("1")
+    assert heading(page) == "Item 1 of 6"
+
+
+def test_an_incomplete_sheet_warns_first(page, tmp_path):
+    page.click("#start")
+    page.keyboard.press("1")
+    page.click(".export")
+    expect(page.locator("#summary")).to_contain_text("5 of 6 items have no mark yet: 2, 3, 4, 5, 6.")
+    lines = export(page, tmp_path / "marks.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert lines[1].endswith(',1,1,""')
+    assert lines[2].endswith(',2,,""')
+    page.click("#unmarked")
+    assert heading(page) == "Item 2 of 6"
+
+
+def test_a_browser_that_keeps_nothing_says_so(browser, study):
+    page = browser.new_page()
+    page.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no'); } })")
+    page.goto((study[0] / "sheet_1.html").as_uri())
+    expect(page.get_by_role("alert")).to_contain_text("does not keep your marks")
+    page.click("#start")
+    page.keyboard.press("1")
+    expect(page.locator("#count")).to_have_text("1 of 6 marked")
+    page.close()
+
+
+@pytest.mark.parametrize(
+    "kept",
+    ["{", "null", "[]", '"x"', '{"marks": {"1": 7, "99": 1}, "names": {"1": 5}, "at": "<b>", "history": [[1, 9], 3]}'],
+)
+def test_damaged_storage_is_left_out(page, study, kept):
+    page.evaluate(
+        "([key, value]) => localStorage.setItem(key, value)", [f"hbench-mos:{study[1].sheets[0].sheet}", kept]
+    )
+    page.reload()
+    expect(page.locator("#count")).to_have_text("0 of 6 marked")
+    page.click("#start")
+    page.keyboard.press("1")
+    expect(page.locator("#count")).to_have_text("1 of 6 marked")
+
+
+def test_everything_has_a_name_and_can_be_reached_by_tab(page):
+    page.click("#start")
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.dataset.mark || document.activeElement.tagName"
+            )
+        )
+        focused = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert focused != "none" or reached[-1] == "BODY"
+    assert {"instructions", "SUMMARY", "name", "0", "1", "back", "next"} <= set(reached)
+    expect(page.get_by_role("textbox", name="What changes?")).to_be_visible()
+    expect(page.get_by_role("progressbar", name="0 of 6 marked")).to_be_visible()
+    assert page.locator("img:not([alt]), img[alt='']").count() == 0
+    for button in page.locator("button:visible").all():
+        assert button.inner_text().strip()
+        assert button.bounding_box()["height"] >= 44  # pixels, WCAG 2.5.5
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    expect(page.get_by_role("status")).to_contain_text("Item 1 marked 1.")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_is_AA(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    names = ["ground", "raised", "ink", "soft", "accent", "on-accent", "warn"]
+    colors = page.evaluate(
+        "n => n.map(x => getComputedStyle(document.documentElement).getPropertyValue('--' + x).trim())", names
+    )
+
+    def luminance(name):
+        color = colors[names.index(name)]
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for text, ground in [
+        ("ink", "ground"),
+        ("ink", "raised"),
+        ("soft", "ground"),
+        ("soft", "raised"),
+        ("on-accent", "accent"),
+        ("warn", "raised"),
+    ]:
+        low, high = sorted((luminance(text), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)  # WCAG 1.4.3
+
+
+@pytest.mark.parametrize("size", [(1400, 850), (1180, 820), (820, 1180), (390, 800)])
+def test_images_keep_square_pixels_and_nothing_is_cut_off(page, size):
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.click("#start")
+    box = page.locator("section:visible img").first.bounding_box()
+    assert box["width"] / 90 == pytest.approx(round(box["width"] / 90))  # 5 images of 16 pixels, margins of 1
+    assert box["width"] >= 5 * 48
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    expect(page.get_by_role("button", name="1 all of it holds")).to_be_in_viewport(ratio=1)
+
+
+def test_paper_shows_every_item_with_boxes(page):
+    page.emulate_media(media="print")
+    assert page.locator("section.item:visible").count() == 6
+    assert page.locator(".item .box:visible").count() == 12
+    assert page.locator("button:visible").count() == 0

@@ -9,6 +9,7 @@ import click
 
 from hbench import __version__
 from hbench.cli.demonstration import demo
+from hbench.cli.editing import edit, properties
 from hbench.cli.evaluation import fid, rca, sample, traverse
 from hbench.cli.training import lenet, pretrain, train
 from hbench.errors import HBenchError
@@ -36,5 +37,5 @@ def main() -> None:
     """Find interpretable directions in the h-space of frozen diffusion models, and measure them."""
 
 
-for command in (pretrain, train, rca, traverse, sample, fid, lenet, demo):
+for command in (pretrain, train, rca, traverse, sample, fid, properties, edit, lenet, demo):
     main.add_command(command)

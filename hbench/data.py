@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,24 +116,54 @@ def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> tuple[T
 
 
 def _load_folder(data: Data, root: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-    from torchvision.transforms.v2 import functional as F
     from tqdm import tqdm
 
     if not root.is_dir():
         raise HBenchError(f"{root}: no such folder: give the folder of your images with --data-root")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    if not paths:
-        raise HBenchError(f"{root}: no images there (looked for {', '.join(sorted(EXTENSIONS))})")
+    paths = image_files(root)
     images = torch.empty(len(paths), data.channels, data.size, data.size, dtype=torch.uint8)
     for i, path in enumerate(tqdm(paths, desc="reading images", unit="image", disable=None)):
-        try:
-            with Image.open(path) as picture:
-                pixels = F.pil_to_tensor(picture.convert("L" if data.channels == 1 else "RGB"))
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise HBenchError(f"{path}: not a readable image ({error}): repair or remove it") from error
-        if min(pixels.shape[1:]) < 8:
-            height, width = pixels.shape[1:]
-            raise HBenchError(f"{path}: {width}x{height} pixels are too few, need at least 8x8: remove it")
-        images[i] = _fit(pixels[None], data)[0]
+        images[i], _ = read_image(path, data)
     return images
+
+
+def image_files(path: Path) -> list[Path]:
+    """The image itself, or all images below a folder, sorted; HBenchError where there is none."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise HBenchError(f"{path}: no such image or folder: give the path of an existing one")
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    if not found:
+        raise HBenchError(f"{path}: no images there (looked for {', '.join(sorted(EXTENSIONS))})")
+    return found
+
+
+def read_image(path: Path, data: Data) -> tuple[Tensor, str]:
+    """An image file in the form that an experiment's images have, and what was done to it in words.
+
+    Turned upright as its EXIF data says; short side resized, centre crop, transparency dropped, 16 bits scaled to 8.
+
+    Returns:
+        uint8 [channels, size, size], and for example "28x28 RGB -> 16x16 L".
+
+    Raises:
+        HBenchError: not a readable image, or fewer than 8x8 pixels.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+    from torchvision.transforms.v2 import functional as F
+
+    mode = "L" if data.channels == 1 else "RGB"
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to white instead of scaling
+                upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).round().astype(np.uint8))
+            pixels = F.pil_to_tensor(upright.convert(mode))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise HBenchError(f"{path}: not a readable image ({error}): repair or remove it") from error
+    height, width = pixels.shape[1:]
+    if min(height, width) < 8:
+        raise HBenchError(f"{path}: {width}x{height} pixels are too few, need at least 8x8: remove it")
+    done = f"{width}x{height} {picture.mode} -> {data.size}x{data.size} {mode}"
+    return _fit(pixels[None], data)[0], done + (", centre crop" if height != width else "")

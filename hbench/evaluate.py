@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hbench.config import Experiment
+from hbench.config import Experiment, Precision
 from hbench.device import autocast
 from hbench.diffusion import DeltaH, alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
-from hbench.directions import own
+from hbench.directions import Source, own, scaled
+from hbench.errors import HBenchError
 from hbench.images import soft_clip
 from hbench.load import Run
 from hbench.models.adm import UNetModel
@@ -59,15 +61,38 @@ class RCA:
 
 
 @torch.no_grad()
-def generate(run_: Run, x_T: Tensor, delta_h: DeltaH | None = None) -> Tensor:
-    """x_0 of the regular process from x_T [B, C, H, W], or x'_0 with h_t shifted by delta_h; float32, unclamped."""
+def generate(
+    run_: Run, x_T: Tensor, delta_h: DeltaH | None = None, M: int | None = None, precision: Precision | None = None
+) -> Tensor:
+    """x_0 of the regular process from x_T [B, C, H, W], or x'_0 with h_t shifted by delta_h; float32, unclamped.
+
+    ``M`` and ``precision`` are the run's unless given. Each shifted step adds its whole shift to P_t, however short
+    the step, so with another M delta_h is scaled by (shifted steps of the run) / (shifted steps of this chain), as in
+    Asyrp (Kwon et al. 2023) [reconstructed]: magnitudes keep their meaning.
+    """
     settings = run_.experiment.discovery
     alpha_bar = alpha_bar_schedule(**run_.experiment.diffusion.model_dump())
-    descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
+    descending = timesteps(M or settings.M, len(alpha_bar), settings.spacing)
+    if delta_h is not None and M not in (None, settings.M):
+        delta_h = scaled(delta_h, len(shift_interval(run_)) / len(shift_interval(run_, M)))
     steps = generation_steps(run_.model, alpha_bar, descending, delta_h, settings.t_shift)
-    with autocast(x_T.device, settings.precision):
+    with autocast(x_T.device, precision or settings.precision):
         x_0: Tensor = run(steps, x_T)
     return x_0
+
+
+def shift_interval(run_: Run, M: int | None = None) -> list[int]:
+    """The timesteps t >= t_shift of a generation in M steps, by default the run's; descending.
+
+    Raises:
+        HBenchError: there is none.
+    """
+    settings = run_.experiment.discovery
+    visited = timesteps(M or settings.M, run_.experiment.diffusion.T, settings.spacing)
+    shifted = [t for t in visited if t >= settings.t_shift]
+    if not shifted:
+        raise HBenchError(f"no timestep of {len(visited)} steps reaches t_shift = {settings.t_shift}: take more steps")
+    return shifted
 
 
 @torch.no_grad()
@@ -89,8 +114,12 @@ def sample_model(
     return torch.cat(images)
 
 
-def draw_pairs(run_: Run, seed: int, first: int, count: int) -> Pairs:
-    """Fresh pairs ``first`` .. ``first + count - 1`` with random k and s; pair i depends only on (seed, i)."""
+def draw_pairs(run_: Run, seed: int, first: int, count: int, source: Source | None = None) -> Pairs:
+    """Fresh pairs ``first`` .. ``first + count - 1`` with random k and s; pair i depends only on (seed, i).
+
+    Shifted by each sample's own direction, or that of another ``source``.
+    """
+    source = source or partial(own, run_.shift_block)
     settings = run_.experiment.discovery
     x_T = noise(run_, seed, first, count)
     shifts = []
@@ -98,7 +127,7 @@ def draw_pairs(run_: Run, seed: int, first: int, count: int) -> Pairs:
         generator = torch.Generator().manual_seed(seed_of(seed, i, 1))
         shifts.append(draw_shifts(1, settings.K, settings.S, settings.min_magnitude, generator))
     k, s = (torch.cat(values).to(x_T.device) for values in zip(*shifts, strict=True))
-    return Pairs(generate(run_, x_T), generate(run_, x_T, own(run_.shift_block, k, s)), k, s)
+    return Pairs(generate(run_, x_T), generate(run_, x_T, source(k, s)), k, s)
 
 
 def noise(run_: Run, seed: int, first: int, count: int) -> Tensor:
@@ -109,15 +138,15 @@ def noise(run_: Run, seed: int, first: int, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def rca(run_: Run, count: int, seed: int = 0, quiet: bool = False) -> RCA:
-    """Reconstructor classification accuracy on ``count`` fresh pairs. Cost: two chains a pair."""
+def rca(run_: Run, count: int, seed: int = 0, quiet: bool = False, source: Source | None = None) -> RCA:
+    """Reconstructor classification accuracy on ``count`` fresh :func:`pairs`. Cost: two chains a pair."""
     from scipy.stats import binomtest
 
     K, bound = run_.experiment.discovery.K, run_.experiment.discovery.soft_clip
     confusion = np.zeros((K, K), dtype=int)
     sums = np.zeros(4)
     for first in tqdm(range(0, count, BATCH), desc="RCA", unit="batch", disable=quiet or None):
-        x_0, x_0_shifted, k, s = draw_pairs(run_, seed, first, min(BATCH, count - first))
+        x_0, x_0_shifted, k, s = draw_pairs(run_, seed, first, min(BATCH, count - first), source)
         seen, seen_shifted = soft_clip(x_0, bound), soft_clip(x_0_shifted, bound)
         logits, s_hat = run_.reconstructor(seen, seen_shifted)
         np.add.at(confusion, (k.cpu().numpy(), logits.argmax(1).cpu().numpy()), 1)
@@ -148,13 +177,20 @@ def rca(run_: Run, count: int, seed: int = 0, quiet: bool = False) -> RCA:
 
 
 def traverse(
-    run_: Run, directions: Sequence[int], examples: int, samples: int, seed: int = 0, quiet: bool = False
+    run_: Run,
+    directions: Sequence[int],
+    examples: int,
+    samples: int,
+    seed: int = 0,
+    quiet: bool = False,
+    source: Source | None = None,
 ) -> Tensor:
     """Images along each direction: float32 [directions, examples, samples, C, H, W], on the CPU.
 
     Row by row one x_T, the same for every direction; s runs evenly from -S to S, so the middle of an odd number of
-    samples is the original (Fig. 1).
+    samples is the original (Fig. 1). Shifted by each sample's own direction, or that of another ``source``.
     """
+    source = source or partial(own, run_.shift_block)
     x_T = noise(run_, seed, 0, examples)
     device = x_T.device
     values = torch.tensor(magnitudes(run_.experiment.discovery.S, samples))
@@ -163,6 +199,5 @@ def traverse(
     shifted = values[grid[:, 2]].nonzero().squeeze(1)
     for chosen in tqdm(shifted.split(BATCH), desc="grids", unit="batch", disable=quiet or None):
         k, example, column = grid[chosen].to(device).unbind(1)
-        delta_h = own(run_.shift_block, k, values.to(device)[column])
-        images[chosen] = generate(run_, x_T[example], delta_h).cpu()
+        images[chosen] = generate(run_, x_T[example], source(k, values.to(device)[column])).cpu()
     return images.reshape(len(directions), examples, samples, *images.shape[1:])

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hbench.runs import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
     from hbench.evaluate import RCA
     from hbench.fid import Fidelity
     from hbench.mos import Score
+    from hbench.properties import Estimate, Properties
     from hbench.sweep import Row
 
 CURVES = {
@@ -129,25 +131,15 @@ def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, p
     """
     from matplotlib.figure import Figure
 
-    from hbench.images import to_uint8
-
-    directions, examples, samples, channels, height, width = images.shape
-    gap = 1
-    panels = to_uint8(images)
+    directions, examples, samples = images.shape[:3]
     columns = min(4, directions)
     rows = -(-directions // columns)
     figure = Figure(figsize=(0.55 * samples * columns + 1, (0.55 * examples + 0.45) * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
-    for axis, panel, label in zip(axes, panels, labels, strict=False):
-        canvas = panel.new_full((channels, examples * (height + gap), samples * (width + gap)), 128)
-        for row in range(examples):
-            for column in range(samples):
-                top, left = row * (height + gap), column * (width + gap)
-                canvas[:, top : top + height, left : left + width] = panel[row, column]
-        canvas = canvas[:, :-gap, :-gap].permute(1, 2, 0)
-        axis.imshow(canvas.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for axis, panel, label in zip(axes, images, labels, strict=False):
+        _show_tiles(axis, panel)
         axis.set_title(label, fontsize=9)
     figure.suptitle(f"{title}: s from {-S:g} to {S:g}, the middle column is the original")
     save_figure(figure, path)
@@ -261,3 +253,162 @@ def draw_mos(result: "Score", path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name may hold any character
         save_figure(figure, path)
+
+
+def draw_sources(images: "Tensor", labels: list[str], magnitudes: list[float], title: str, path: Path) -> None:
+    """Draws the same edits with the three sources of delta_h (Fig. 9), one labelled panel a direction.
+
+    Args:
+        images: float in [-1, 1], [directions, examples, 1 + 3 * magnitudes, C, H, W]: the original, then own, mean and
+            time-invariant edit of each magnitude.
+        labels: one line above each panel.
+        magnitudes: s of each three columns.
+        title: of the figure.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    directions, examples, samples = images.shape[:3]
+    breaks = range(1, samples, 3)
+    columns = min(2, directions)
+    rows = -(-directions // columns)
+    figure = Figure(figsize=(0.5 * samples * columns, (0.5 * examples + 1.15) * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, panel, label in zip(axes, images, labels, strict=False):
+        axis.set_axis_on()
+        centers, _ = _show_tiles(axis, panel, breaks)
+        names = ["original", *["own", "mean", "global"] * len(magnitudes)]
+        axis.set_xticks(centers, names, rotation=60, fontsize=7)
+        above = axis.secondary_xaxis("top")
+        above.set_xticks(centers[2::3], [f"s = {s:g}" for s in magnitudes], fontsize=8)
+        above.tick_params(length=0)
+        above.spines[:].set_visible(False)
+        axis.set_title(label, fontsize=9)
+    figure.suptitle(f"{title}: the sample's own direction, its mean over samples, and the time-invariant one")
+    save_figure(figure, path)
+
+
+def draw_properties(result: "Properties", title: str, path: Path) -> None:
+    """Draws homogeneity over time, consistency between timesteps, the edits' distance and the linearity."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    (homogeneity, consistency), (distance, linearity) = figure.subplots(2, 2)
+    overall = {"color": "black", "linewidth": 2, "capsize": 3, "marker": "o", "markersize": 4}
+
+    _draw_estimates(homogeneity, result.timesteps, result.homogeneity_at, overall)
+    homogeneity.axhline(result.others.value[-1], color="grey", linestyle=":", label="means of two directions")
+    homogeneity.invert_xaxis()
+    homogeneity.set(
+        title="homogeneity: cosine of own and mean direction", xlabel="t, as generation goes", ylim=(None, 1.02)
+    )
+    homogeneity.legend(fontsize=8)
+
+    between = np.array(result.consistency_between)
+    picture = consistency.imshow(between, cmap="viridis", vmin=min(0.0, float(between.min())), vmax=1)
+    step = max(1, len(between) // 16)
+    ticks = range(0, len(between), step)
+    for set_ticks in (consistency.set_xticks, consistency.set_yticks):
+        set_ticks(ticks, [str(result.timesteps[i]) for i in ticks], fontsize=8)
+    if len(between) <= 10:
+        for row, column in np.ndindex(between.shape):
+            shade = "white" if between[row, column] < 0.6 else "black"
+            consistency.text(column, row, f"{between[row, column]:.2f}", ha="center", va="center", color=shade)
+    consistency.set(title="consistency: cosine of the mean directions of two timesteps", xlabel="t", ylabel="t")
+    figure.colorbar(picture, ax=consistency)
+
+    K = len(result.slope.value) - 1
+    for offset, name, estimate in (
+        (-0.15, "mean", result.distance_mean),
+        (0.15, "time-invariant", result.distance_global),
+    ):
+        value, low, high = (np.array(v[:K]) for v in (estimate.value, estimate.low, estimate.high))
+        distance.errorbar(
+            np.arange(K) + offset, value, yerr=[value - low, high - value], fmt="o", markersize=4, capsize=2, label=name
+        )
+    distance.set(
+        title="distance of the edit from the own edit / size of the own edit", xlabel="direction", ylim=(0, None)
+    )
+    ticks = range(0, K, max(1, K // 32))
+    distance.set_xticks(ticks, [str(k) for k in ticks], fontsize=8)
+    distance.legend(fontsize=8)
+
+    _draw_estimates(linearity, result.magnitudes, result.s_hat, overall)
+    linearity.axline((0, 0), slope=1, color="grey", linestyle=":", label="s")
+    slope = result.slope
+    linearity.set(
+        title=f"linearity: slope {slope.value[-1]:.2f} [{slope.low[-1]:.2f}, {slope.high[-1]:.2f}]",
+        xlabel="s",
+        ylabel="the reconstructor's s_hat",
+    )
+    linearity.legend(fontsize=8)
+    figure.suptitle(f"{title}: {result.n} samples, means over {result.n_mean} others, 95 % intervals")
+    save_figure(figure, path)
+
+
+def draw_edits(
+    images: "Tensor", columns: list[str], rows: list[str], breaks: Sequence[int], title: str, path: Path
+) -> None:
+    """Draws edited images in labelled rows and columns (Fig. 8).
+
+    Args:
+        images: float in [-1, 1], [rows, columns, C, H, W]; nan draws an empty tile.
+        columns: label of each column.
+        rows: label of each row.
+        breaks: columns with a gap before them.
+        title: of the figure.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    count, samples = images.shape[:2]
+    width = max(7.0, 0.9 * samples + 1.8)
+    figure = Figure(figsize=(width, 0.9 * count + 1.3), layout="constrained")
+    axis = figure.subplots()
+    across, down = _show_tiles(axis, images, breaks)
+    axis.set_xticks(across, columns, fontsize=8)
+    axis.set_yticks(down, rows, fontsize=8)
+    axis.xaxis.tick_top()
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def _draw_estimates(
+    axis: "Axes", x: Sequence[float], estimates: "Sequence[Estimate]", overall: Mapping[str, Any]
+) -> None:
+    """Lines of all directions over x, and their mean with its intervals."""
+    for k in range(len(estimates[0].value) - 1):
+        axis.plot(x, [e.value[k] for e in estimates], linewidth=0.8, alpha=0.5)
+    value = [e.value[-1] for e in estimates]
+    below = [e.value[-1] - e.low[-1] for e in estimates]
+    above = [e.high[-1] - e.value[-1] for e in estimates]
+    axis.errorbar(x, value, yerr=[below, above], label="mean of the directions", **overall)
+
+
+def _show_tiles(axis: "Axes", images: "Tensor", breaks: Sequence[int] = ()) -> tuple[list[float], list[float]]:
+    """Shows images [rows, columns, C, H, W] side by side; returns the centres of the columns and of the rows.
+
+    A thin line parts the images, and a wide white one comes before each column of ``breaks``; nan stays white.
+    """
+    import torch
+
+    from hbench.images import to_uint8
+
+    rows, columns, channels, height, width = images.shape
+    gap, wide = max(1, width // 16), max(4, width // 4)
+    lefts = [column * (width + gap) + wide * sum(b <= column for b in breaks) for column in range(columns)]
+    tops = [row * (height + gap) for row in range(rows)]
+    canvas = torch.full((channels, tops[-1] + height, lefts[-1] + width), 255, dtype=torch.uint8)
+    for row, top in enumerate(tops):
+        for column, left in enumerate(lefts):
+            if not images[row, column].isnan().any():
+                canvas[:, top : top + height, left : left + width] = to_uint8(images[row, column])
+    picture = canvas.permute(1, 2, 0).squeeze(-1).numpy()
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_yticks([])
+    return [left + (width - 1) / 2 for left in lefts], [top + (height - 1) / 2 for top in tops]

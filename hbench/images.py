@@ -33,3 +33,11 @@ def save_grid(images: Tensor, path: Path, columns: int, scale: int = 1) -> None:
     enlarged = to_uint8(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(make_grid(enlarged.float() / 255, nrow=columns, padding=2, pad_value=0.5), path)
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Writes one float image [C, H, W] as PNG in its own size, grey or RGB."""
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil_image(to_uint8(image)).save(path)

@@ -115,7 +115,7 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         HBenchError: missing, damaged or foreign file.
     """
-    metadata = _read_metadata(path)
+    metadata = read_metadata(path)
     try:
         values = json.loads(metadata["experiment"])
     except (KeyError, json.JSONDecodeError) as error:
@@ -129,7 +129,7 @@ def load_weights(path: Path, module: nn.Module, role: str) -> None:
     Raises:
         HBenchError: missing, damaged or foreign file, or one of another role or shape.
     """
-    found = _read_metadata(path).get("role")
+    found = read_metadata(path).get("role")
     if found != role:
         raise HBenchError(f"{path}: holds {found or 'foreign weights'}, need {role}: give another file")
     with safe_open(path, "pt") as file:
@@ -177,7 +177,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says about itself; HBenchError for a missing or damaged file."""
     if not path.is_file():
         raise HBenchError(f"{path}: no such file")
     try:

@@ -9,8 +9,10 @@ import click
 
 from hbench import __version__
 from hbench.cli.demonstration import demo
+from hbench.cli.editing import edit, properties
 from hbench.cli.evaluation import fid, rca, sample, traverse
 from hbench.cli.mos import mos
+from hbench.cli.reproduction import reproduce
 from hbench.cli.summary import report
 from hbench.cli.sweep import vram_sweep
 from hbench.cli.training import lenet, pretrain, train
@@ -40,5 +42,20 @@ def main() -> None:
     """Find interpretable directions in the h-space of frozen diffusion models, and measure them."""
 
 
-for command in (pretrain, train, rca, traverse, sample, fid, mos, lenet, vram_sweep, report, demo):
+for command in (
+    pretrain,
+    train,
+    rca,
+    traverse,
+    sample,
+    fid,
+    properties,
+    edit,
+    mos,
+    lenet,
+    vram_sweep,
+    reproduce,
+    report,
+    demo,
+):
     main.add_command(command)

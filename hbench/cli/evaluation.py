@@ -8,10 +8,13 @@ import click
 from hbench.cli.options import (
     claim_results,
     data_options,
+    load_run_and_source,
+    open_results,
     open_run,
     result_options,
     run_argument,
     run_options,
+    source_options,
     write_results,
 )
 
@@ -19,9 +22,20 @@ from hbench.cli.options import (
 @click.command()
 @run_argument
 @click.option("--pairs", "count", type=click.IntRange(min=1), default=10_000, show_default=True, help="Fresh pairs.")
+@source_options
 @result_options
 @run_options
-def rca(run: Path, count: int, out: Path | None, overwrite: bool, device: str, seed: int, quiet: bool) -> None:
+def rca(
+    run: Path,
+    count: int,
+    direction_source: str,
+    directions: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
     """Measure how well the reconstructor of RUN tells its directions apart, on fresh pairs.
 
     \b
@@ -33,11 +47,13 @@ def rca(run: Path, count: int, out: Path | None, overwrite: bool, device: str, s
     from hbench.evaluate import rca as measure
     from hbench.figures import draw_confusion
 
-    loaded, folder, origin = open_run(run, "rca", out, overwrite, device, seed)
-    result = measure(loaded, count, seed, quiet)
+    loaded, source, details = load_run_and_source(run, device, direction_source, directions)
+    folder, origin = open_results(loaded, run, "rca", out, overwrite, seed, **details)
+    result = measure(loaded, count, seed, quiet, source)
     table = pd.DataFrame({"direction": range(len(result.per_direction)), "accuracy": result.per_direction})
     write_results(folder, "rca", asdict(result), table, origin, n=count)
-    draw_confusion(result, loaded.experiment.title, folder / "rca.png")
+    title = loaded.experiment.title + ("" if direction_source == "own" else f", {direction_source} directions")
+    draw_confusion(result, title, folder / "rca.png")
     low, high = result.interval
     click.echo(f"RCA {result.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {result.n}  chance {result.chance:.4f}")
     click.echo(
@@ -52,6 +68,7 @@ def rca(run: Path, count: int, out: Path | None, overwrite: bool, device: str, s
 @click.option("--examples", type=click.IntRange(min=1), default=6, show_default=True, help="Rows: random x_T.")
 @click.option("--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Columns: s from -S to S.")
 @click.option("--pairs", "count", type=click.IntRange(min=1), default=1000, show_default=True, help="To rank by.")
+@source_options
 @result_options
 @run_options
 def traverse(
@@ -59,6 +76,8 @@ def traverse(
     examples: int,
     samples: int,
     count: int,
+    direction_source: str,
+    directions: Path | None,
     out: Path | None,
     overwrite: bool,
     device: str,
@@ -81,12 +100,14 @@ def traverse(
     from hbench.load import load_names
 
     names = load_names(run)
-    loaded, folder, origin = open_run(run, "traverse", out, overwrite, device, seed)
-    ranked = measure(loaded, count, seed, quiet)
+    loaded, source, details = load_run_and_source(run, device, direction_source, directions)
+    folder, origin = open_results(loaded, run, "traverse", out, overwrite, seed, **details)
+    ranked = measure(loaded, count, seed, quiet, source)
     order = ranked.ranking()
-    images = walk(loaded, order, examples, samples, seed, quiet)
+    images = walk(loaded, order, examples, samples, seed, quiet, source)
     labels = [direction_label(k, ranked, names) for k in order]
-    draw_directions(images, labels, loaded.experiment.discovery.S, loaded.experiment.title, folder / "directions.png")
+    title = loaded.experiment.title + ("" if direction_source == "own" else f", {direction_source} directions")
+    draw_directions(images, labels, loaded.experiment.discovery.S, title, folder / "directions.png")
     table = pd.DataFrame(
         {
             "direction": order,
@@ -94,8 +115,8 @@ def traverse(
             "accuracy": [ranked.per_direction[k] for k in order],
         }
     )
-    details = {"examples": examples, "samples": samples, "pairs": count, "order": order}
-    write_results(folder, "traverse", details, table, origin, n=count)
+    settings = {"examples": examples, "samples": samples, "pairs": count, "order": order}
+    write_results(folder, "traverse", settings, table, origin, n=count)
     click.echo(folder / "directions.png")
 
 

@@ -9,6 +9,7 @@ import click
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from hbench.directions import Source
     from hbench.load import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -45,6 +46,18 @@ training_options = combined(
     click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out."),
     click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after this time."),
 )
+source_options = combined(
+    click.option(
+        "--direction-source",
+        type=click.Choice(["own", "mean", "global"]),
+        default="own",
+        show_default=True,
+        help="The sample's own direction, its mean over samples, or the time-invariant one.",
+    ),
+    click.option(
+        "--directions", type=click.Path(path_type=Path), help='File of "hbench properties", for mean and global.'
+    ),
+)
 run_options = combined(
     click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:N".'),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
@@ -72,12 +85,34 @@ def open_run(
     """The run loaded onto the device, the claimed folder of its result, and the provenance as of now."""
     from hbench.device import pick_device
     from hbench.load import load_run
+
+    loaded = load_run(run, pick_device(device))
+    return loaded, *open_results(loaded, run, name, out, overwrite, seed)
+
+
+def open_results(
+    loaded: "Run", run: Path, name: str, out: Path | None, overwrite: bool, seed: int, **details: Any
+) -> tuple[Path, dict[str, Any]]:
+    """The claimed folder of a loaded run's result, and the provenance as of now, with details of the result."""
     from hbench.runs import provenance
 
-    place = pick_device(device)
-    loaded = load_run(run, place)
     folder = claim_results(run, name, out, overwrite)
-    return loaded, folder, provenance(loaded.experiment, place, seed, weights_sha256=loaded.hashes)
+    device = next(loaded.model.parameters()).device
+    return folder, provenance(loaded.experiment, device, seed, weights_sha256=loaded.hashes, **details)
+
+
+def load_run_and_source(
+    run: Path, device: str, name: str, directions: Path | None
+) -> "tuple[Run, Source, dict[str, Any]]":
+    """The run, what --direction-source and --directions stand for, and both as details for the provenance."""
+    from hbench.device import pick_device
+    from hbench.directions import source_of
+    from hbench.load import load_run
+    from hbench.runs import sha256
+
+    loaded = load_run(run, pick_device(device))
+    source = source_of(loaded, name, directions)
+    return loaded, source, {"direction_source": name, "directions_sha256": directions and sha256(directions)}
 
 
 def write_results(

@@ -37,10 +37,22 @@ class ShiftBlock(nn.Module):
         Returns:
             [B, C, H, W].
         """
-        hidden = self.in_layers(h) + self.emb_layers(emb)[..., None, None]
-        hidden = self.out_layers(hidden).flatten(2)
+        hidden = self.hidden(h, emb).flatten(2)
         weight, bias = self.out_weight[k], self.out_bias[k]
         return torch.baddbmm(bias[..., None].to(hidden.dtype), weight.to(hidden.dtype), hidden).reshape(h.shape)
+
+    def hidden(self, h: Tensor, emb: Tensor) -> Tensor:
+        """What all K directions share, [B, C, H, W]: everything up to the output convolutions."""
+        hidden = self.in_layers(h) + self.emb_layers(emb)[..., None, None]
+        shared: Tensor = self.out_layers(hidden)
+        return shared
+
+    def direction(self, hidden: Tensor, k: int) -> Tensor:
+        """f_k, [..., C, H, W], of :meth:`hidden` features of that shape.
+
+        The output convolution is affine: f_k of the features' mean over samples is the mean of f_k over samples.
+        """
+        return (self.out_weight[k] @ hidden.flatten(-2) + self.out_bias[k][:, None]).reshape(hidden.shape)
 
 
 def draw_shifts(

@@ -1,0 +1,299 @@
+"""The commands that edit: with the three sources of directions compared, and real images."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hbench.cli.options import (
+    load_run_and_source,
+    open_results,
+    result_options,
+    run_argument,
+    run_options,
+    source_options,
+    write_results,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hbench.config import Experiment, Precision
+    from hbench.edit import Edit
+
+PICTURED = (-1.0, -0.5, 0.5, 1.0)  # magnitudes of the comparison, in units of S
+MOST_ROWS = 40  # of the picture of edits
+
+
+@click.command()
+@run_argument
+@click.option("--samples", type=click.IntRange(min=2), default=1000, show_default=True, help="In the mean direction.")
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=20),
+    default=200,
+    show_default=True,
+    help="Other samples, each edited along every direction.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Generation steps M [default: the run's].")
+@click.option("--examples", type=click.IntRange(min=1), default=3, show_default=True, help="Rows in the picture.")
+@click.option(
+    "--direction", "shown", type=int, multiple=True, help="In the picture; repeatable [default: the four best known]."
+)
+@result_options
+@run_options
+def properties(
+    run: Path,
+    samples: int,
+    pairs: int,
+    steps: int | None,
+    examples: int,
+    shown: tuple[int, ...],
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Measure homogeneity, consistency and linearity of the directions of RUN.
+
+    Compares edits with the sample's own direction, its mean over samples, and the time-invariant one, and writes the
+    mean directions as directions.safetensors, for --direction-source.
+
+    \b
+    Example:
+        hbench properties mnist16 --samples 200 --pairs 40
+    """
+    import numpy as np
+
+    from hbench.device import pick_device
+    from hbench.directions import save_directions
+    from hbench.figures import draw_properties, draw_sources
+    from hbench.load import load_names, load_run
+    from hbench.properties import compare
+    from hbench.properties import properties as measure
+    from hbench.runs import write_text
+
+    names = load_names(run)
+    loaded = load_run(run, pick_device(device))
+    settings = loaded.experiment.discovery
+    _check_directions(loaded.experiment, shown, "--direction")
+    _check_steps(loaded.experiment, steps, "--steps")
+    folder, origin = open_results(loaded, run, "properties", out, overwrite, seed, M=steps or settings.M)
+    result, directions = measure(loaded, samples, pairs, seed, steps, quiet)
+    save_directions(folder / "directions.safetensors", directions, loaded)
+    write_text(folder / "timesteps.csv", result.timestep_table().to_csv(index=False))
+    write_results(folder, "properties", asdict(result), result.table(), origin, n=pairs, n_mean=samples)
+    draw_properties(result, loaded.experiment.title, folder / "properties.png")
+    recognised = result.accuracy_own.value[:-1]
+    order = list(shown) or np.argsort(recognised)[::-1][:4].tolist()
+    values = [settings.S * share for share in PICTURED]
+    images = compare(loaded, directions, order, values, examples, seed, steps)
+    labels = [f"{k}: {names[k]}" if k in names else f"direction {k}" for k in order]
+    draw_sources(images, labels, values, loaded.experiment.title, folder / "edits.png")
+
+    def shown_with_interval(name: str) -> str:
+        estimate = getattr(result, name)
+        return f"{estimate.value[-1]:.3f} [{estimate.low[-1]:.3f}, {estimate.high[-1]:.3f}]"
+
+    click.echo(f"mean of {settings.K} directions, 95 % intervals, n {pairs} samples, means over {samples} others")
+    for text, name in (
+        ("homogeneity (cosine of own and mean direction)", "homogeneity"),
+        ("consistency (cosine between timesteps)", "consistency"),
+        ("cosine between two directions", "others"),
+        ("distance of the mean edit / size of the own", "distance_mean"),
+        ("distance of the time-invariant edit / size", "distance_global"),
+        ("k recognised, own", "accuracy_own"),
+        ("k recognised, mean", "accuracy_mean"),
+        ("k recognised, time-invariant", "accuracy_global"),
+        ("same k in the mean edit as in the own", "same_k_mean"),
+        ("same k in the time-invariant edit", "same_k_global"),
+        ("|s_hat - s_hat of the own|, mean", "s_difference_mean"),
+        ("|s_hat - s_hat of the own|, time-invariant", "s_difference_global"),
+        ("slope of s_hat against s", "slope"),
+        ("correlation of s_hat and s", "correlation"),
+    ):
+        click.echo(f"{text:48}{shown_with_interval(name)}")
+    click.echo(f"see {folder / 'edits.png'} and {folder / 'properties.png'}", err=True)
+
+
+@click.command()
+@run_argument
+@click.argument("image", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--shift", "shifts", multiple=True, metavar="K=S", help="Direction and magnitude; repeatable.")
+@click.option("--sweep", "swept", type=int, metavar="K", help="One direction from -S to S.")
+@click.option("--grid", "crossed", metavar="K,K", help="Two directions at once, each from -S to S.")
+@click.option(
+    "--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Magnitudes of a sweep or a grid."
+)
+@click.option(
+    "--inversion-steps", "steps", type=click.IntRange(min=1), default=100, show_default=True, help="Up and down."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="bfloat16 inverts a little less exactly.",
+)
+@source_options
+@result_options
+@run_options
+def edit(
+    run: Path,
+    image: tuple[Path, ...],
+    shifts: tuple[str, ...],
+    swept: int | None,
+    crossed: str | None,
+    samples: int,
+    steps: int,
+    precision: "Precision",
+    direction_source: str,
+    directions: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Edit real images along directions of RUN: each IMAGE is a picture of any size, or a folder of them.
+
+    Inverts each image to x_T, says how well it is reconstructed, and generates it again with the given --shift (each
+    alone, and all together), with a --sweep, or with a --grid. Nothing is random here: --seed is only recorded.
+
+    \b
+    Example:
+        hbench edit mnist16 digit.png --shift 3=2.5 --shift 7=-1
+        hbench edit mnist16 folder/of/digits --sweep 3 --samples 7
+    """
+    import pandas as pd
+    import torch
+
+    from hbench.data import image_files, read_image
+    from hbench.edit import edit as generate_edits
+    from hbench.edit import invert, label, mean_square_error, psnr
+    from hbench.figures import draw_edits
+    from hbench.images import save_image, to_float
+    from hbench.runs import sha256
+
+    loaded, source, details = load_run_and_source(run, device, direction_source, directions)
+    experiment = loaded.experiment
+    _check_steps(experiment, steps, "--inversion-steps")
+    edits = _requested(experiment, shifts, swept, crossed, samples)
+    files = [file for path in image for file in image_files(path)]
+    read = [read_image(file, experiment.data) for file in files]
+    hashes = {str(file): sha256(file) for file in files}
+    settings = {"M": steps, "precision": precision, "images_sha256": hashes, **details}
+    folder, origin = open_results(loaded, run, "edit", out, overwrite, seed, **settings)
+    for file, (_, done) in zip(files, read, strict=True):
+        click.echo(f"{file}: {done}", err=True)
+
+    x_0 = to_float(torch.stack([pixels for pixels, _ in read]))
+    x_T = invert(loaded, x_0, steps, precision, quiet)
+    reconstructed = generate_edits(loaded, x_T, [()], source, steps, precision, quiet)
+    errors = mean_square_error(reconstructed[:, 0], x_0).tolist()
+    for file, mse in zip(files, errors, strict=True):
+        click.echo(f"{file}  reconstruction MSE {mse:.3g}  PSNR {psnr(mse):.1f} dB")
+    if len(files) > 1:
+        psnrs = pd.Series([psnr(mse) for mse in errors])
+        click.echo(
+            f"n {len(files)}  MSE mean {sum(errors) / len(errors):.3g}  PSNR median {psnrs.median():.1f} dB, "
+            f"{psnrs.min():.1f} to {psnrs.max():.1f}"
+        )
+
+    edited = generate_edits(loaded, x_T, edits, source, steps, precision, quiet)
+    columns = ["original", "reconstruction", *map(label, edits)]
+    images = torch.cat([x_0[:, None], reconstructed, edited], dim=1)
+    stems = [f"{i:02d}-{file.stem}" for i, file in enumerate(files)]  # two folders may hold the same name
+    for stem, row in zip(stems, images, strict=True):
+        for column, picture in zip(columns, row, strict=True):
+            save_image(picture, folder / "images" / f"{stem}-{column.replace(' ', '_')}.png")
+    table = pd.DataFrame(
+        {"image": [str(file) for file in files], "mse": errors, "psnr": [psnr(mse) for mse in errors], "name": stems}
+    )
+    result = {"edits": edits, "images": table.to_dict("records")}
+    write_results(folder, "edit", result, table, origin, n=len(files))
+
+    rows = [f"{file.stem}\n{psnr(mse):.1f} dB" for file, mse in zip(files, errors, strict=True)]
+    if crossed:
+        images, columns, rows = _unfold(images, edits, rows, samples)
+    if len(images) > MOST_ROWS:
+        click.echo(f"the picture shows the first {MOST_ROWS} of {len(images)} rows", err=True)
+    title = f"{experiment.title}, {direction_source} directions, {steps} steps"
+    draw_edits(images[:MOST_ROWS], columns, rows[:MOST_ROWS], [2], title, folder / "edits.png")
+    click.echo(f"see {folder / 'edits.png'}", err=True)
+
+
+def _requested(
+    experiment: "Experiment", shifts: tuple[str, ...], swept: int | None, crossed: str | None, samples: int
+) -> "list[Edit]":
+    """The edits that the options ask for."""
+    from hbench.edit import grid, singly_and_together, sweep
+
+    S = experiment.discovery.S
+    if bool(shifts) + (swept is not None) + bool(crossed) != 1:
+        raise click.UsageError("give one of --shift K=S (repeatable), --sweep K and --grid K,K")
+    if swept is not None:
+        _check_directions(experiment, [swept], "--sweep")
+        return sweep(swept, S, samples)
+    if crossed:
+        parts = crossed.split(",")
+        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+            raise click.BadParameter(f'"{crossed}": write two directions, as in 3,7', param_hint="--grid")
+        first, second = (int(part) for part in parts)
+        _check_directions(experiment, [first, second], "--grid")
+        if first == second:
+            raise click.BadParameter("give two different directions, or use --sweep", param_hint="--grid")
+        return grid(first, second, S, samples)
+    terms = []
+    for shift in shifts:
+        k, _, s = shift.partition("=")
+        try:
+            terms.append((int(k), float(s)))
+        except ValueError:
+            raise click.BadParameter(
+                f'"{shift}": write direction=magnitude, as in 3=2.5', param_hint="--shift"
+            ) from None
+        if not math.isfinite(terms[-1][1]):
+            raise click.BadParameter(f'"{shift}": the magnitude must be finite', param_hint="--shift")
+        if abs(terms[-1][1]) > S:
+            click.echo(f"--shift {shift}: beyond S = {S:g}, the largest magnitude of the training", err=True)
+    _check_directions(experiment, [k for k, _ in terms], "--shift")
+    if len({k for k, _ in terms}) < len(terms):
+        raise click.BadParameter("the same direction twice: add the magnitudes up", param_hint="--shift")
+    return singly_and_together(tuple(terms))
+
+
+def _unfold(
+    images: "Tensor", edits: "list[Edit]", names: list[str], samples: int
+) -> "tuple[Tensor, list[str], list[str]]":
+    """The images of a grid in the rows of the picture: ``samples`` an image, original and reconstruction in the first.
+
+    Returns the images, the labels of the columns, and those of the rows.
+    """
+    import torch
+
+    from hbench.edit import label
+
+    ends = torch.full_like(images[:, :2, None].expand(-1, -1, samples, -1, -1, -1), float("nan"))
+    ends[:, :, 0] = images[:, :2]
+    squares = images[:, 2:].unflatten(1, (samples, samples))
+    unfolded = torch.cat([ends.transpose(1, 2), squares], dim=2).flatten(0, 1)
+    columns = ["original", "reconstruction", *(label(edit[:1]) for edit in edits[:samples])]
+    seconds = [label(edit[1:]) for edit in edits[::samples]]
+    return unfolded, columns, [f"{name}\n{u}" if not i else u for name in names for i, u in enumerate(seconds)]
+
+
+def _check_directions(experiment: "Experiment", directions: Sequence[int], option: str) -> None:
+    K = experiment.discovery.K
+    for k in directions:
+        if not 0 <= k < K:
+            raise click.BadParameter(f"no direction {k}: the run has 0 to {K - 1}", param_hint=option)
+
+
+def _check_steps(experiment: "Experiment", steps: int | None, option: str) -> None:
+    if steps and steps > experiment.diffusion.T:
+        raise click.BadParameter(f"at most {experiment.diffusion.T}, the number of timesteps", param_hint=option)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from hbench.images import soft_clip
 from hbench.load import Run
 from hbench.models.adm import UNetModel
 from hbench.models.shift import draw_shifts, magnitudes
+from hbench.runs import read_json
 from hbench.train import judge
 
 BATCH = 64  # of generated images; the numbers do not depend on it, up to kernel rounding
@@ -174,6 +176,17 @@ def rca(run_: Run, count: int, seed: int = 0, quiet: bool = False, source: Sourc
         D_shifted=D_shifted,
         outside=outside,
     )
+
+
+def read_rca(path: Path, run_: Run) -> RCA:
+    """What ``hbench rca`` wrote; HBenchError where it is not of this run's directions."""
+    try:
+        result = RCA(**read_json(path))
+    except TypeError as error:
+        raise HBenchError(f'{path}: not a result of "hbench rca": give its rca.json') from error
+    if len(result.per_direction) != run_.experiment.discovery.K:
+        raise HBenchError(f"{path}: has {len(result.per_direction)} directions, the run others: give that of this run")
+    return result
 
 
 def traverse(

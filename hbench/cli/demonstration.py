@@ -1,10 +1,15 @@
-"""The demo command."""
+"""The demo: what hbench ships, and what it finds from scratch in a few minutes."""
 
 from pathlib import Path
 
 import click
 
+from hbench.cli.comparison import train_curves
+from hbench.cli.evaluation import rca, traverse
 from hbench.cli.options import run_options
+
+SHIPPED = Path("mnist16")
+PAIRS, EXAMPLES = 1000, 4
 
 
 @click.command()
@@ -12,17 +17,45 @@ from hbench.cli.options import run_options
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo.")
 @click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Of the fresh discovery.")
 @run_options
-def demo(out: Path, overwrite: bool, steps: int, device: str, seed: int, quiet: bool) -> None:
+@click.pass_context
+def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str, seed: int, quiet: bool) -> None:
     """Show the shipped directions, then discover new ones on the shipped model; about ten minutes on a laptop.
 
     \b
     Example:
         hbench demo
     """
-    from hbench.demo import show
+    from hbench.demo import discover, fresh_experiment
     from hbench.device import pick_device
+    from hbench.figures import draw_growth
+    from hbench.report import collect, write_pages
     from hbench.runs import claim_folder
 
     place = pick_device(device)
     claim_folder(out, overwrite=overwrite)
-    show(out, steps=steps, seed=seed, device=place, quiet=quiet)
+    common = {"overwrite": overwrite, "device": device, "seed": seed, "quiet": quiet}
+
+    def measure(run: Path, folder: Path) -> None:
+        ctx.invoke(rca, run=run, count=PAIRS, out=folder / "rca", **common)
+        measured = folder / "rca" / "rca.json"
+        ctx.invoke(traverse, run=run, measured=measured, examples=EXAMPLES, out=folder / "traverse", **common)
+
+    click.echo("1. The shipped run, directions of MNIST digits")
+    measure(SHIPPED, out / "shipped")
+
+    experiment = fresh_experiment(SHIPPED, steps)
+    fresh = out / "fresh"
+    click.echo(f"2. A fresh discovery, {experiment.title}, {steps} steps from scratch")
+    grown = discover(experiment, SHIPPED, fresh, seed=seed, device=place, quiet=quiet)
+    if grown is None:
+        return
+    measure(fresh, fresh)
+    draw_growth(grown, fresh / "rca" / "growth.png")
+    ctx.invoke(train_curves, runs=(fresh,), out=fresh / "train-curves", overwrite=overwrite)
+    write_pages([collect(out / "shipped"), collect(fresh)], out)
+
+    click.echo("Open:")
+    click.echo(f"   {out / 'report.html'}    everything on one page")
+    click.echo(f"   {out / 'shipped' / 'traverse' / 'directions.png'}    what hbench ships")
+    click.echo(f"   {fresh / 'traverse' / 'directions.png'}    what was found just now")
+    click.echo(f"   {fresh / 'growth'}    how it grew")

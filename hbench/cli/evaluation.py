@@ -51,9 +51,9 @@ def rca(
     folder, origin = open_results(loaded, run, "rca", out, overwrite, seed, **details)
     result = measure(loaded, count, seed, quiet, source)
     table = pd.DataFrame({"direction": range(len(result.per_direction)), "accuracy": result.per_direction})
-    write_results(folder, "rca", asdict(result), table, origin, n=count)
     title = loaded.experiment.title + ("" if direction_source == "own" else f", {direction_source} directions")
     draw_confusion(result, title, folder / "rca.png")
+    write_results(folder, "rca", asdict(result), table, origin, n=count)
     low, high = result.interval
     click.echo(f"RCA {result.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {result.n}  chance {result.chance:.4f}")
     click.echo(
@@ -68,6 +68,7 @@ def rca(
 @click.option("--examples", type=click.IntRange(min=1), default=6, show_default=True, help="Rows: random x_T.")
 @click.option("--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Columns: s from -S to S.")
 @click.option("--pairs", "count", type=click.IntRange(min=1), default=1000, show_default=True, help="To rank by.")
+@click.option("--rca", "measured", type=click.Path(path_type=Path), help='Rank by this rca.json of "hbench rca".')
 @source_options
 @result_options
 @run_options
@@ -76,6 +77,7 @@ def traverse(
     examples: int,
     samples: int,
     count: int,
+    measured: Path | None,
     direction_source: str,
     directions: Path | None,
     out: Path | None,
@@ -95,6 +97,7 @@ def traverse(
     import pandas as pd
 
     from hbench.evaluate import rca as measure
+    from hbench.evaluate import read_rca
     from hbench.evaluate import traverse as walk
     from hbench.figures import direction_label, draw_directions
     from hbench.load import load_names
@@ -102,7 +105,7 @@ def traverse(
     names = load_names(run)
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
     folder, origin = open_results(loaded, run, "traverse", out, overwrite, seed, **details)
-    ranked = measure(loaded, count, seed, quiet, source)
+    ranked = read_rca(measured, loaded) if measured else measure(loaded, count, seed, quiet, source)
     order = ranked.ranking()
     images = walk(loaded, order, examples, samples, seed, quiet, source)
     labels = [direction_label(k, ranked, names) for k in order]
@@ -115,8 +118,8 @@ def traverse(
             "accuracy": [ranked.per_direction[k] for k in order],
         }
     )
-    settings = {"examples": examples, "samples": samples, "pairs": count, "order": order}
-    write_results(folder, "traverse", settings, table, origin, n=count)
+    settings = {"examples": examples, "samples": samples, "pairs": ranked.n, "order": order}
+    write_results(folder, "traverse", settings, table, origin, n=ranked.n)
     click.echo(folder / "directions.png")
 
 
@@ -252,6 +255,7 @@ def fid(
         }
         for name, d in (("raw", result.raw), ("shifted", result.shifted))
     )
+    draw_fidelity(result, kinds, loaded.experiment.title, folder / "fid.png")
     write_results(
         folder,
         "fid",
@@ -264,7 +268,6 @@ def fid(
         reference_sha256=reference.sha256,
         samples={"raw": str(kinds[0]), "shifted": str(kinds[1])},
     )
-    draw_fidelity(result, kinds, loaded.experiment.title, folder / "fid.png")
     click.echo(table.to_string(index=False))
     click.echo(f"shifted / raw {result.ratio:.3f}   two halves of the real images {result.halves:.3f}")
     click.echo(f"see {folder / 'fid.png'}", err=True)

@@ -191,7 +191,10 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int) -> dict[str
         raise HBenchError(f"{folder / CHECKPOINT}: not a checkpoint of hbench")
     if values["seed"] != seed:
         raise HBenchError(f"{folder}: was started with --seed {values['seed']}, not {seed}: resume with that seed")
-    saved, wanted = json.loads(values["experiment"]), json.loads(experiment.model_dump_json())
+    saved, wanted = (  # read back, so that a setting that an older hbench did not know has its default
+        parse_experiment(json.loads(text), str(folder / CHECKPOINT)).model_dump()
+        for text in (values["experiment"], experiment.model_dump_json())
+    )
     for section, settings in wanted.items():
         if saved.get(section) != settings:
             what, old = section, saved.get(section)
@@ -277,15 +280,16 @@ def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None
 # Provenance ---------------------------------------------------------------------------------------------------------
 
 
-def provenance(experiment: Experiment, device: torch.device, seed: int, **details: Any) -> dict[str, Any]:
+def provenance(experiment: Experiment | None, device: torch.device, seed: int, **details: Any) -> dict[str, Any]:
     """Where a result comes from: command, configuration, commit, versions, device, seed and the given details.
 
-    Ask for it at the start of a command, since it notes the time and the commit that the code was read at.
+    Ask for it at the start of a command, since it notes the time and the commit that the code was read at. A result of
+    no single experiment has None, and says in the details where it comes from.
     """
     return {
         "command": shlex.join(["hbench", *sys.argv[1:]]),
-        "title": experiment.title,
-        "experiment": experiment.model_dump(mode="json"),
+        "title": experiment.title if experiment else None,
+        "experiment": experiment.model_dump(mode="json") if experiment else None,
         "git": _git_state(),
         "versions": {"hbench": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),

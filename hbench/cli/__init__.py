@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hbench import __version__
+from hbench.cli.comparison import ablations, train_curves
 from hbench.cli.demonstration import demo
 from hbench.cli.evaluation import fid, rca, sample, traverse
 from hbench.cli.training import lenet, pretrain, train
@@ -36,5 +37,5 @@ def main() -> None:
     """Find interpretable directions in the h-space of frozen diffusion models, and measure them."""
 
 
-for command in (pretrain, train, rca, traverse, sample, fid, lenet, demo):
+for command in (pretrain, train, rca, traverse, sample, fid, lenet, train_curves, ablations, demo):
     main.add_command(command)

@@ -15,7 +15,7 @@ from hbench.errors import HBenchError
 from hbench.evaluate import rca, traverse
 from hbench.features import FILE, fidelity
 from hbench.figures import direction_label
-from hbench.load import SHIPPED, load_run
+from hbench.load import SHIPPED, Run, load_run
 from hbench.models.adm import UNetModel
 from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runs import CHECKPOINT, load_checkpoint, read_experiment
@@ -121,6 +121,12 @@ def choose_lenet(given: Path | None, experiment: Experiment, count: int) -> Path
     return lenet
 
 
+def frechet_distances(run: Run, lenet: Path, count: int, seed: int, quiet: bool) -> tuple[float, float]:
+    """FD (LeNet digits) of ``count`` raw samples, and of as many shifted ones. Cost: two chains a sample."""
+    found = fidelity(run, lenet, count, seed, quiet)
+    return found.raw, found.shifted
+
+
 def measure_variants(
     out: Path,
     seeds: Sequence[int],
@@ -148,7 +154,7 @@ def measure_variants(
             folder = run_folder(out, variant, training_seed)
             run = load_run(folder, device)
             found = rca(run, count, seed, quiet)
-            distances = fidelity(run, lenet, count, seed, quiet) if lenet else None
+            fd_raw, fd_shifted = frechet_distances(run, lenet, count, seed, quiet) if lenet else (None, None)
             (curves,) = read_curves([folder])
             late = last_third(curves.rows)
             rows.append(
@@ -163,8 +169,8 @@ def measure_variants(
                     outside=found.outside,
                     D_raw=late["D_raw"],
                     D_shifted=late["D_shifted"],
-                    fd_raw=distances.raw if distances else None,
-                    fd_shifted=distances.shifted if distances else None,
+                    fd_raw=fd_raw,
+                    fd_shifted=fd_shifted,
                 )
             )
             if training_seed == seeds[0]:

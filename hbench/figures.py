@@ -102,19 +102,22 @@ def draw_ablations(table: "DataFrame", chance: float, title: str, path: Path) ->
     from matplotlib.figure import Figure
 
     panels = {
-        "RCA (dotted: chance)": ("rca", chance),
-        "share outside the domain": ("outside", None),
-        "D on shifted, last third (dotted: ideal)": ("D_shifted", 0.5),
-        "FD (LeNet digits) of shifted (dotted: raw)": ("fd_shifted", table["fd_raw"].mean()),
+        "RCA (dotted: chance)": (["rca"], chance),
+        "share outside the domain": (["outside"], None),
+        "D on raw (blue), shifted (orange), last third": (["D_raw", "D_shifted"], 0.5),
+        "FD (LeNet digits) of shifted (dotted: raw)": (["fd_shifted"], table["fd_raw"].mean()),
     }
-    shown = {name: panel for name, panel in panels.items() if table[panel[0]].notna().any()}
+    shown = {name: panel for name, panel in panels.items() if table[panel[0]].notna().any(axis=None)}
     variants = list(table["variant"].unique())
     figure = Figure(figsize=(4 * len(shown), 4), layout="constrained")
-    for axis, (name, (metric, reference)) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
+    for axis, (name, (metrics, reference)) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
+        width = 0.8 / len(metrics)
         for i, variant in enumerate(variants):
-            values = table.loc[table["variant"] == variant, metric]
-            axis.bar(i, values.mean(), color="tab:blue", alpha=0.5)
-            axis.plot([i] * len(values), values, "o", color="black", markersize=4)
+            for j, metric in enumerate(metrics):
+                values = table.loc[table["variant"] == variant, metric]
+                x = i + (j - (len(metrics) - 1) / 2) * width
+                axis.bar(x, values.mean(), width, color=f"C{j}", alpha=0.5)
+                axis.plot([x] * len(values), values, "o", color="black", markersize=4)
         if reference is not None:
             axis.axhline(reference, color="grey", linestyle=":")
         axis.set_xticks(range(len(variants)), variants)

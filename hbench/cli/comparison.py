@@ -125,8 +125,9 @@ def ablations(
     title = f"{settings.title}, {settings.discovery.steps} steps, batch {settings.discovery.batch_size}"
     n = f"{len(seeds)} training seeds, n = {count} pairs each"
     draw_ablations(result.table, 1 / settings.discovery.K, f"{title}, {n}", folder / "ablations.png")
-    each = len(result.images) // len(VARIANTS)
-    draw_directions(result.images, result.labels, settings.discovery.S, title, folder / "directions.png", columns=each)
+    title += f", training seed {seeds[0]}"
+    S, columns = settings.discovery.S, len(result.images) // len(VARIANTS)
+    draw_directions(result.images, result.labels, S, title, folder / "directions.png", columns)
     write_text(folder / "summary.csv", summary.to_csv(index=False))
     hashes = {path.stem: sha256(path) for path in (folder / "model.safetensors", weights) if path}
     values = {"runs": records(result.table), "summary": records(summary)}

@@ -116,6 +116,15 @@ class Discovery(Section):
     """Weight of |s_hat - s| [reconstructed]."""
     lambda_adv: float = Field(default=0.1, ge=0)
     """Weight of the adversarial loss [reconstructed]."""
+    fidelity: Literal["adversarial", "l1", "none"] = "adversarial"
+    """What keeps x'_0 an image: the discriminator; the abandoned loss of Fig. 3, lambda_l1/|s| * mean |x'_0 - x_0|
+    [reconstructed]; or nothing. With the last two D is trained all the same, as an observer without a gradient."""
+    lambda_l1: float = Field(default=0.3, ge=0)
+    """The c of fidelity = "l1": its norm is a mean over pixels and channels, with images in [-1, 1] [reconstructed].
+    On mnist16, 0.3 lets images change as much as the discriminator does; 1 a third of that, 5 not at all."""
+    gradient: Literal["chain", "per-step"] = "chain"
+    """Back-propagate through the whole chain, or take an optimiser step at every shifted timestep on its predicted x_0,
+    as DiffusionCLIP and Asyrp train (Sec. 4.4) [reconstructed]; ``strategy`` does not matter to the latter."""
     soft_clip: float = Field(default=1.1, gt=0)
     """The reconstructor and the discriminator see values beyond +-soft_clip at a tenth of their excess: they cannot win
     by values that no image has, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
@@ -204,6 +213,8 @@ class Experiment(Section):
             raise ValueError(f"discovery.t_shift must be below diffusion.T = {self.diffusion.T}, or nothing is shifted")
         if self.discovery.min_magnitude > self.discovery.S:
             raise ValueError("discovery.min_magnitude must not exceed discovery.S")
+        if self.discovery.fidelity == "l1" and not self.discovery.min_magnitude:
+            raise ValueError('discovery.fidelity = "l1" divides by |s|: make discovery.min_magnitude positive')
         return self
 
 

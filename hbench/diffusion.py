@@ -74,18 +74,21 @@ def regular_step(model: UNetModel, alpha_bar: Tensor, x_t: Tensor, t: int, t_pre
     With ``t_prev`` above ``t`` this is a step of the inversion.
     """
     eps = _eps(model(x_t, _times(x_t, t)), x_t)
-    return _combine(x_t, eps, eps, _at(alpha_bar, t), _at(alpha_bar, t_prev))
+    return _combine(predict_x_0(x_t, eps, _at(alpha_bar, t)), eps, _at(alpha_bar, t_prev))
 
 
-def shifted_step(model: UNetModel, alpha_bar: Tensor, delta_h: DeltaH, x_t: Tensor, t: int, t_prev: int) -> Tensor:
-    """X' at ``t_prev`` by one asymmetric step, first line of Eq. (2): only P_t sees the shifted h_t.
+def shifted_step(
+    model: UNetModel, alpha_bar: Tensor, delta_h: DeltaH, x_t: Tensor, t: int, t_prev: int
+) -> tuple[Tensor, Tensor]:
+    """X' at ``t_prev`` by one asymmetric step, first line of Eq. (2), and its P_t, which alone sees the shifted h_t.
 
     Cost: the encoder once, the decoder twice.
     """
     h, skips, emb = model.encode(x_t, _times(x_t, t))
     eps = _eps(model.decode(h, skips, emb), x_t)
     eps_shifted = _eps(model.decode(h + delta_h(h, emb, t), skips, emb), x_t)
-    return _combine(x_t, eps_shifted, eps, _at(alpha_bar, t), _at(alpha_bar, t_prev))
+    x_0 = predict_x_0(x_t, eps_shifted, _at(alpha_bar, t))
+    return _combine(x_0, eps, _at(alpha_bar, t_prev)), x_0
 
 
 def generation_steps(
@@ -102,7 +105,7 @@ def generation_steps(
 
     def step(t: int, t_prev: int) -> Callable[[Tensor], Tensor]:
         if delta_h is not None and t >= t_shift:
-            return lambda x_t: shifted_step(model, alpha_bar, delta_h, x_t, t, t_prev)
+            return lambda x_t: shifted_step(model, alpha_bar, delta_h, x_t, t, t_prev)[0]
         return lambda x_t: regular_step(model, alpha_bar, x_t, t, t_prev)
 
     return [step(t, t_prev) for t, t_prev in transitions(descending)]
@@ -159,6 +162,5 @@ def _at(alpha_bar: Tensor, t: int) -> float:
     return float(alpha_bar[t]) if t < len(alpha_bar) else 0.0
 
 
-def _combine(x_t: Tensor, eps_P: Tensor, eps_D: Tensor, alpha_bar_t: float, alpha_bar_prev: float) -> Tensor:
-    x_0 = predict_x_0(x_t, eps_P, alpha_bar_t)
-    return math.sqrt(alpha_bar_prev) * x_0 + direction_to_x_t(eps_D, alpha_bar_prev)
+def _combine(x_0: Tensor, eps: Tensor, alpha_bar_prev: float) -> Tensor:
+    return math.sqrt(alpha_bar_prev) * x_0 + direction_to_x_t(eps, alpha_bar_prev)

@@ -9,8 +9,10 @@ from hbench.runs import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from pandas import DataFrame
     from torch import Tensor
 
+    from hbench.curves import Curves
     from hbench.evaluate import RCA
     from hbench.fid import Fidelity
     from hbench.mos import Score
@@ -18,11 +20,20 @@ if TYPE_CHECKING:
     from hbench.sweep import Row
 
 CURVES = {
-    "loss": ["loss", "loss_k", "loss_s", "loss_adv", "loss_D"],
+    "loss": ["loss", "loss_k", "loss_s", "loss_adv", "loss_l1", "loss_D"],
     "train accuracy": ["accuracy"],
     "D": ["D_raw", "D_shifted"],
 }
 """Panels of the curve picture, and the metrics that each shows where they exist."""
+RUN_CURVES = {
+    "D on raw (solid), shifted (dashed)": ["D_raw", "D_shifted"],
+    "train accuracy": ["accuracy"],
+    "CE(k_hat, k)": ["loss_k"],
+    "|s_hat - s|": ["loss_s"],
+    "fidelity loss: adversarial (solid), l1 (dashed)": ["loss_adv", "loss_l1"],
+    "loss of D": ["loss_D"],
+}
+"""The same for several runs in one picture."""
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
@@ -55,6 +66,69 @@ def draw_curves(folder: Path) -> None:
         axis.set(title=title, xlabel="step")
         axis.legend(fontsize=8)
     save_figure(figure, folder / "curves.png")
+
+
+def draw_run_curves(curves: "Sequence[Curves]", settings: Sequence[str], path: Path) -> None:
+    """Draws the training of several runs, one colour each, smoothed over a twentieth of the run.
+
+    ``settings`` says of each run how it differs from the others.
+    """
+    from textwrap import shorten
+
+    from matplotlib import color_sequences
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    sequence = color_sequences["tab10" if len(curves) <= 10 else "tab20"]
+    colours = [sequence[i % len(sequence)] for i in range(len(curves))]
+    figure = Figure(figsize=(14, 7 + 0.25 * len(curves)), layout="constrained")
+    axes = figure.subplots(2, 3).ravel()
+    for axis, (title, names) in zip(axes, RUN_CURVES.items(), strict=True):
+        for run, colour in zip(curves, colours, strict=True):
+            window = max(1, len(run.rows) // 20)
+            for name, style in zip(names, ("-", "--"), strict=False):
+                if name in run.rows:
+                    smooth = run.rows[name].rolling(window, min_periods=1).mean()
+                    axis.plot(run.rows["step"], smooth, style, color=colour, linewidth=1.2)
+        axis.set(title=title, xlabel="step")
+    axes[0].axhline(0.5, color="grey", linestyle=":")
+    axes[0].set_ylim(0, 1)
+    axes[1].set_ylim(0, 1)
+    labels = [
+        shorten(f"{run.name}: {text}" if text else run.name, 110) for run, text in zip(curves, settings, strict=True)
+    ]
+    handles = [Line2D([], [], color=colour) for colour in colours]
+    figure.legend(handles, labels, loc="outside lower center", fontsize=9)
+    save_figure(figure, path)
+
+
+def draw_ablations(table: "DataFrame", chance: float, title: str, path: Path) -> None:
+    """Draws each variant's mean as a bar and its seeds as dots: one panel for each metric of the ablations."""
+    from matplotlib.figure import Figure
+
+    panels = {
+        "RCA (dotted: chance)": (["rca"], chance),
+        "share outside the domain": (["outside"], None),
+        "D on raw (blue), shifted (orange), last third": (["D_raw", "D_shifted"], 0.5),
+        "FD (LeNet digits) of shifted (dotted: raw)": (["fd_shifted"], table["fd_raw"].mean()),
+    }
+    shown = {name: panel for name, panel in panels.items() if table[panel[0]].notna().any(axis=None)}
+    variants = list(table["variant"].unique())
+    figure = Figure(figsize=(4 * len(shown), 4), layout="constrained")
+    for axis, (name, (metrics, reference)) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
+        width = 0.8 / len(metrics)
+        for i, variant in enumerate(variants):
+            for j, metric in enumerate(metrics):
+                values = table.loc[table["variant"] == variant, metric]
+                x = i + (j - (len(metrics) - 1) / 2) * width
+                axis.bar(x, values.mean(), width, color=f"C{j}", alpha=0.5)
+                axis.plot([x] * len(values), values, "o", color="black", markersize=4)
+        if reference is not None:
+            axis.axhline(reference, color="grey", linestyle=":")
+        axis.set_xticks(range(len(variants)), variants)
+        axis.set_title(name, fontsize=10)
+    figure.suptitle(title)
+    save_figure(figure, path)
 
 
 def draw_confusion(result: "RCA", title: str, path: Path) -> None:
@@ -119,7 +193,7 @@ def direction_label(k: int, result: "RCA", names: Mapping[int, str] | None = Non
     return f"{k}: {name} ({result.per_direction[k]:.2f})" if name else f"{k} ({result.per_direction[k]:.2f})"
 
 
-def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, path: Path) -> None:
+def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, path: Path, columns: int = 4) -> None:
     """Draws direction grids, one labelled panel each.
 
     Args:
@@ -128,11 +202,12 @@ def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, p
         S: largest magnitude, for the axis.
         title: of the figure.
         path: PNG to write.
+        columns: panels side by side, at most.
     """
     from matplotlib.figure import Figure
 
     directions, examples, samples = images.shape[:3]
-    columns = min(4, directions)
+    columns = min(columns, directions)
     rows = -(-directions // columns)
     figure = Figure(figsize=(0.55 * samples * columns + 1, (0.55 * examples + 0.45) * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -100,6 +100,22 @@ def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
     return model.eval()
 
 
+def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, resume: bool) -> UNetModel:
+    """The model for a discovery in ``folder``: the given one, by default the pretrained one of the experiment's name.
+
+    A resumed discovery goes on with the model in its folder; HBenchError if another one is given.
+    """
+    if not resume:
+        return load_model(given or Path("runs") / experiment.name / "pretrain", experiment)
+    model = load_model(folder, experiment)
+    if given:
+        stored_as = getattr(torch, experiment.pretrain.weights)
+        other = load_model(given, experiment).state_dict()
+        if not all(torch.equal(value, other[name].to(stored_as).float()) for name, value in model.state_dict().items()):
+            raise HBenchError(f"{folder}: was started with another model than {given}: leave --model out")
+    return model
+
+
 def model_experiment(path: Path) -> Experiment:
     """The experiment that a model, given as for :func:`load_model`, carries; HBenchError for a ``.pt``."""
     file = _model_file(path)

@@ -210,7 +210,10 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int) -> dict[str
         raise HBenchError(f"{folder / CHECKPOINT}: not a checkpoint of hbench")
     if values["seed"] != seed:
         raise HBenchError(f"{folder}: was started with --seed {values['seed']}, not {seed}: resume with that seed")
-    saved, wanted = json.loads(values["experiment"]), json.loads(experiment.model_dump_json())
+    saved, wanted = (  # read back, so that a setting that an older hbench did not know has its default
+        parse_experiment(json.loads(text), str(folder / CHECKPOINT)).model_dump()
+        for text in (values["experiment"], experiment.model_dump_json())
+    )
     for section, settings in wanted.items():
         if saved.get(section) != settings:
             what, old = section, saved.get(section)

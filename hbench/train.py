@@ -13,7 +13,18 @@ from tqdm import tqdm
 from hbench.chain import backpropagate
 from hbench.config import Discovery, Experiment
 from hbench.device import autocast
-from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
+from hbench.diffusion import (
+    DeltaH,
+    alpha_bar_schedule,
+    draw_x_T,
+    generation_steps,
+    regular_step,
+    run,
+    seed_of,
+    shifted_step,
+    timesteps,
+    transitions,
+)
 from hbench.directions import own
 from hbench.errors import HBenchError
 from hbench.figures import draw_curves
@@ -69,9 +80,14 @@ def train(
         on_checkpoint: called with the number of steps done and the run as it stands, in eval mode.
 
     Raises:
-        HBenchError: a loss is not finite (the last good checkpoint stays), or ``out`` cannot be written.
+        HBenchError: no timestep is shifted, a loss is not finite (the last good checkpoint stays), or ``out`` cannot be
+            written.
     """
     settings = experiment.discovery
+    if (latest := timesteps(settings.M, experiment.diffusion.T, settings.spacing)[0]) < settings.t_shift:
+        raise HBenchError(
+            f"discovery.t_shift = {settings.t_shift} shifts no timestep: need at most {latest}, or more M"
+        )
     origin = provenance(experiment, device, seed)
     model = model.to(device).eval().requires_grad_(False)
     torch.manual_seed(seed_of(seed))
@@ -165,33 +181,91 @@ def train_shift(
     k: Tensor,
     s: Tensor,
 ) -> tuple[dict[str, float], Tensor]:
-    """One optimiser step of shift block and reconstructor; returns the metrics and x'_0.
+    """Trains shift block and reconstructor on one batch; returns the metrics and x'_0.
 
-    Loss: CE(k_hat, k) + lambda_reg |s_hat - s| + lambda_adv BCE(D(x'_0), real) (Sec. 4.1 and 4.3).
+    One optimiser step through the chain, or with ``gradient = "per-step"`` one at every shifted timestep, whose metrics
+    are then averaged.
     """
     settings = experiment.discovery
     alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
-    descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
-    chain = generation_steps(model, alpha_bar, descending, own(shift_block, k, s), settings.t_shift)
-    row: dict[str, Tensor] = {}
+    delta_h = own(shift_block, k, s)
+    rows: list[dict[str, Tensor]] = []
 
     def objective(x_0_shifted: Tensor) -> Tensor:
-        seen = soft_clip(x_0_shifted, settings.soft_clip)
-        logits, s_hat = reconstructor(soft_clip(x_0, settings.soft_clip), seen)
-        row["loss_k"] = F.cross_entropy(logits.float(), k)
-        row["loss_s"] = (s_hat.float() - s).abs().mean()
-        row["loss_adv"] = F.softplus(-judge(discriminator, seen)).mean()
-        row["accuracy"] = (logits.argmax(1) == k).float().mean()
-        return row["loss_k"] + settings.lambda_reg * row["loss_s"] + settings.lambda_adv * row["loss_adv"]
+        row = losses(settings, reconstructor, discriminator, x_0, x_0_shifted, k, s)
+        rows.append({name: value.detach() for name, value in row.items()})
+        return row["loss"]
 
     reconstructor.train()
     discriminator.requires_grad_(False)
-    optimizer.zero_grad()
-    with autocast(x_T.device, settings.precision):
-        loss, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy)
-    optimizer.step()
+    if settings.gradient == "per-step":
+        x_0_shifted = descend_per_step(settings, model, alpha_bar, delta_h, optimizer, x_T, objective)
+    else:
+        descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
+        chain = generation_steps(model, alpha_bar, descending, delta_h, settings.t_shift)
+        optimizer.zero_grad()
+        with autocast(x_T.device, settings.precision):
+            _, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy)
+        optimizer.step()
     discriminator.requires_grad_(True)
-    return {"loss": loss.item()} | {name: value.item() for name, value in row.items()}, x_0_shifted
+    return {name: torch.stack([row[name] for row in rows]).mean().item() for name in rows[0]}, x_0_shifted
+
+
+def losses(
+    settings: Discovery,
+    reconstructor: Reconstructor,
+    discriminator: EncoderUNetModel,
+    x_0: Tensor,
+    x_0_shifted: Tensor,
+    k: Tensor,
+    s: Tensor,
+) -> dict[str, Tensor]:
+    """The loss of shift block and reconstructor, its parts and the accuracy, all scalars.
+
+    CE(k_hat, k) + lambda_reg |s_hat - s|, and by ``fidelity``: lambda_adv BCE(D(x'_0), real) (Sec. 4.1 and 4.3), the
+    weighted l1 loss lambda_l1/|s| mean |x'_0 - x_0| (Sec. 4.3, Fig. 3), or nothing more.
+    """
+    seen = soft_clip(x_0_shifted, settings.soft_clip)
+    logits, s_hat = reconstructor(soft_clip(x_0, settings.soft_clip), seen)
+    parts = {"loss_k": F.cross_entropy(logits.float(), k), "loss_s": (s_hat.float() - s).abs().mean()}
+    loss = parts["loss_k"] + settings.lambda_reg * parts["loss_s"]
+    if settings.fidelity == "adversarial":
+        parts["loss_adv"] = F.softplus(-judge(discriminator, seen)).mean()
+        loss = loss + settings.lambda_adv * parts["loss_adv"]
+    elif settings.fidelity == "l1":
+        parts["loss_l1"] = ((x_0_shifted - x_0).abs().mean((1, 2, 3)) / s.abs()).mean()
+        loss = loss + settings.lambda_l1 * parts["loss_l1"]
+    return {"loss": loss, **parts, "accuracy": (logits.argmax(1) == k).float().mean()}
+
+
+def descend_per_step(
+    settings: Discovery,
+    model: UNetModel,
+    alpha_bar: Tensor,
+    delta_h: DeltaH,
+    optimizer: torch.optim.Optimizer,
+    x_T: Tensor,
+    objective: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """x'_0, after an optimiser step at every shifted timestep on the objective of its P_t (Sec. 4.4).
+
+    The "GPU-efficient" training of DiffusionCLIP and Asyrp: no gradient passes from one node to another. Each node is
+    made with the weights before its optimiser step. Cost: one pass of the chain, memory of one step.
+    """
+    x_t = x_T
+    for t, t_prev in transitions(timesteps(settings.M, len(alpha_bar), settings.spacing)):
+        # entered anew at each step, since autocast keeps bfloat16 copies of the weights until it is left
+        with autocast(x_T.device, settings.precision):
+            if t < settings.t_shift:
+                x_t = regular_step(model, alpha_bar, x_t, t, t_prev)
+                continue
+            x_prev, predicted = shifted_step(model, alpha_bar, delta_h, x_t, t, t_prev)
+            loss = objective(predicted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        x_t = x_prev.detach()
+    return x_t
 
 
 def train_discriminator(

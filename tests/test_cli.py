@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import TINY
+from safetensors.torch import load_file
 
 from hbench.cli import main
 
@@ -198,5 +199,11 @@ def test_out_of_memory_names_the_knob(tmp_path, tiny_run, monkeypatch):
     assert "out of memory: lower the batch size" in line
 
 
-def test_resume_takes_the_model_of_the_run(tiny_run, tiny_model):
-    assert "leave --model out" in refused("train", "digits16", "--model", tiny_model, "--out", tiny_run, "--resume")
+def test_resume_takes_the_model_of_the_run(tiny_run, tiny_model, tmp_path):
+    options = [part for override in TINY for part in ("--set", override)]
+    same = invoke("train", "digits16", *options, "--model", tiny_model, "--out", tiny_run, "--resume", "--quiet")
+    assert same.exit_code == 0, same.output
+    weights = load_file(tiny_model / "model.safetensors")
+    torch.save({name: value.float() + 1 for name, value in weights.items()}, tmp_path / "other.pt")
+    line = refused("train", "digits16", *options, "--model", tmp_path / "other.pt", "--out", tiny_run, "--resume")
+    assert "was started with another model" in line

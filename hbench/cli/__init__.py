@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hbench import __version__
+from hbench.cli.comparison import ablations, train_curves
 from hbench.cli.demonstration import demo
 from hbench.cli.editing import edit, properties
 from hbench.cli.evaluation import fid, rca, sample, traverse
@@ -52,8 +53,10 @@ for command in (
     properties,
     edit,
     mos,
-    lenet,
     vram_sweep,
+    train_curves,
+    ablations,
+    lenet,
     reproduce,
     report,
     demo,

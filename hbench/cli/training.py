@@ -87,15 +87,13 @@ def train(
         print_experiment(settings)
         return
     from hbench.device import pick_device
-    from hbench.load import load_model
+    from hbench.load import model_to_train_on
     from hbench.runs import claim_folder
     from hbench.train import train as discover
 
     place = pick_device(device)
     folder = out or Path("runs") / settings.name / "train"
-    if resume and model:
-        raise click.UsageError("--resume goes on with the model in the run's folder: leave --model out")
-    network = load_model(folder if resume else model or Path("runs") / settings.name / "pretrain", settings)
+    network = model_to_train_on(model, folder, settings, resume)
     claim_folder(folder, overwrite=resume)
     if discover(
         settings, network, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes, quiet=quiet

@@ -1,0 +1,200 @@
+"""The ablations of Fig. 3 and Sec. 4.4: each variant of the training over several seeds, measured alike."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hbench.config import Experiment, parse_experiment
+from hbench.curves import last_third, read_curves
+from hbench.errors import HBenchError
+from hbench.evaluate import rca, traverse
+from hbench.fid import fidelity, lenet_reference, sample_folders
+from hbench.figures import direction_label
+from hbench.lenet import EXTRACTOR, FILE
+from hbench.load import SHIPPED, Run, load_run
+from hbench.models.adm import UNetModel
+from hbench.models.reconstructor import LENET_FEATURES
+from hbench.runs import CHECKPOINT, load_checkpoint, read_experiment
+from hbench.train import train
+
+VARIANTS = {
+    "full": {"fidelity": "adversarial", "gradient": "chain"},
+    "l1": {"fidelity": "l1", "gradient": "chain"},
+    "none": {"fidelity": "none", "gradient": "chain"},
+    "per-step": {"fidelity": "adversarial", "gradient": "per-step"},
+}
+"""The [discovery] settings of each variant; all others are the experiment's."""
+DIRECTIONS, EXAMPLES, SAMPLES = 4, 4, 5
+"""Of each variant, in the picture."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of a variant: on ``n`` fresh pairs, the same x_T, k and s for all runs, if not said otherwise."""
+
+    variant: str
+    seed: int
+    """Of the training."""
+    n: int
+    rca: float
+    rca_low: float
+    rca_high: float
+    """95 % Wilson interval."""
+    magnitude_error: float
+    outside: float
+    """Share of shifted samples with a pixel beyond +-1.5."""
+    D_raw: float
+    """Mean output of this run's own discriminator over the last third of its training."""
+    D_shifted: float
+    fd_raw: float | None
+    """FD (LeNet digits); None where there is no LeNet for the images."""
+    fd_shifted: float | None
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """All runs, measured."""
+
+    table: pd.DataFrame
+    """One row of :class:`Measured` for each variant and seed."""
+    images: Tensor
+    """The most accurate directions of each variant's first run, as :func:`traverse` draws them, variant by variant."""
+    labels: list[str]
+    """One a direction."""
+
+
+def run_folder(out: Path, variant: str, seed: int) -> Path:
+    """Where the run of a variant and seed lies."""
+    return out / f"{variant}-seed{seed}"
+
+
+def train_variants(
+    experiment: Experiment,
+    model: UNetModel,
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    device: torch.device,
+    max_minutes: float | None = None,
+    quiet: bool = False,
+) -> bool:
+    """Whether every variant is trained with every seed; False when stopped early, and the next call goes on.
+
+    Finished runs in ``out`` are left alone, a half one is resumed; HBenchError if they have other settings.
+    """
+    started = time.monotonic()
+    for seed in seeds:
+        for variant, settings in VARIANTS.items():
+            values = experiment.model_dump()
+            values["discovery"] |= settings
+            changed = parse_experiment(values, variant)
+            folder = run_folder(out, variant, seed)
+            resume = (folder / CHECKPOINT).is_file()
+            if resume and load_checkpoint(folder, changed, seed) and (folder / "provenance.json").is_file():
+                continue
+            folder.mkdir(exist_ok=True)
+            left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
+            if not train(
+                changed, model, folder, seed=seed, device=device, resume=resume, max_minutes=left, quiet=quiet
+            ):
+                return False
+    return True
+
+
+def choose_lenet(given: Path | None, experiment: Experiment, count: int) -> Path | None:
+    """The LeNet for the FD of ``count`` samples: the given one, or the shipped one where it fits the images, or None.
+
+    Raises:
+        HBenchError: the given one does not fit the images, or the samples are too few.
+    """
+    lenet = given or SHIPPED / "mnist16" / FILE
+    if read_experiment(lenet).data != experiment.data:
+        if given:
+            raise HBenchError(f'{given}: was trained on other images: make one with "hbench lenet {experiment.name}"')
+        return None
+    if count <= LENET_FEATURES:
+        raise HBenchError(f"{count} pairs are too few for the FD: need more than its {LENET_FEATURES} features")
+    return lenet
+
+
+def frechet_distances(
+    run: Run, lenet: Path, cache: Path, device: torch.device, count: int, seed: int, quiet: bool
+) -> tuple[float, float]:
+    """FD (LeNet digits) of ``count`` raw samples, and of as many shifted ones. Cost: two chains a sample."""
+    samples = sample_folders(run, count, cache, seed, quiet)
+    found = fidelity(samples, lenet_reference(lenet), EXTRACTOR, lenet, cache, device, count, quiet)
+    return found.raw.fd, found.shifted.fd
+
+
+def measure_variants(
+    out: Path,
+    seeds: Sequence[int],
+    *,
+    device: torch.device,
+    lenet: Path | None,
+    count: int,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Ablations:
+    """The numbers of all trained runs, and pictures of each variant's first.
+
+    Args:
+        out: where :func:`train_variants` has put them.
+        seeds: of the training.
+        device: where to generate.
+        lenet: for the FD; None = no FD.
+        count: fresh pairs. Cost: two chains each, and as many again for the FD.
+        seed: of the pairs, the same for all runs.
+        quiet: no progress bars.
+    """
+    rows, images, labels = [], [], []
+    for variant in VARIANTS:
+        for training_seed in seeds:
+            folder = run_folder(out, variant, training_seed)
+            run = load_run(folder, device)
+            found = rca(run, count, seed, quiet)
+            fd_raw = fd_shifted = None
+            if lenet:
+                fd_raw, fd_shifted = frechet_distances(run, lenet, out / "cache", device, count, seed, quiet)
+            (curves,) = read_curves([folder])
+            late = last_third(curves.rows)
+            rows.append(
+                Measured(
+                    variant=variant,
+                    seed=training_seed,
+                    n=count,
+                    rca=found.accuracy,
+                    rca_low=found.interval[0],
+                    rca_high=found.interval[1],
+                    magnitude_error=found.magnitude_error,
+                    outside=found.outside,
+                    D_raw=late["D_raw"],
+                    D_shifted=late["D_shifted"],
+                    fd_raw=fd_raw,
+                    fd_shifted=fd_shifted,
+                )
+            )
+            if training_seed == seeds[0]:
+                best = found.ranking()[:DIRECTIONS]
+                images.append(traverse(run, best, EXAMPLES, SAMPLES, seed, quiet))
+                labels += [f"{variant}: {direction_label(k, found)}" for k in best]
+    table = pd.DataFrame(rows).astype({"fd_raw": float, "fd_shifted": float})  # None becomes nan
+    return Ablations(table, torch.cat(images), labels)
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, 95 % t-interval and range over the seeds: one row for each variant and metric of :class:`Measured`."""
+    from scipy.stats import t
+
+    metrics = ["rca", "magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"]
+    long = table.melt(["variant"], metrics, "metric").dropna()
+    found = long.groupby(["variant", "metric"], sort=False)["value"].agg(["count", "mean", "std", "min", "max"])
+    half = t.ppf(0.975, found["count"] - 1) * found.pop("std") / found["count"] ** 0.5
+    found.insert(2, "low", found["mean"] - half)
+    found.insert(3, "high", found["mean"] + half)
+    return found.rename(columns={"count": "seeds"}).reset_index()

@@ -1,0 +1,134 @@
+"""The commands that set several runs side by side."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import (
+    experiment_options,
+    print_experiment,
+    result_options,
+    run_options,
+    training_options,
+    write_results,
+)
+
+
+@click.command("train-curves")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@result_options
+@run_options
+def train_curves(
+    runs: tuple[Path, ...], out: Path | None, overwrite: bool, device: str, seed: int, quiet: bool
+) -> None:
+    """Draw the training of each RUN in one picture: D on raw and shifted (Fig. 10), losses, accuracy.
+
+    RUN is the folder of a "hbench train", finished or not. The table holds means over the last third of each run.
+    Nothing here is random or computed on a device: --seed and --device only go into the record.
+
+    \b
+    Example:
+        hbench train-curves results/mnist16/train --out runs/curves
+    """
+    from hbench.curves import compare, differences, read_curves, records
+    from hbench.device import pick_device
+    from hbench.figures import draw_run_curves
+    from hbench.runs import claim_folder, provenance, sha256
+
+    place = pick_device(device)
+    curves = read_curves(runs)
+    settings = differences([each.experiment for each in curves])
+    table = compare(curves)
+    folder = out or Path("runs") / "train-curves"
+    claim_folder(folder, overwrite=overwrite)
+    sources = [
+        {"run": str(run), "metrics_sha256": sha256(run / "metrics.csv"), "experiment": each.experiment.model_dump()}
+        for run, each in zip(runs, curves, strict=True)
+    ]
+    origin = provenance(None, place, seed, runs=sources)
+    draw_run_curves(curves, settings, folder / "train-curves.png")
+    write_results(folder, "train-curves", {"runs": records(table)}, table, origin)
+    click.echo(table[["run", "steps", "n", "accuracy", "D_raw", "D_shifted"]].round(4).to_string(index=False))
+    click.echo(f"see {folder / 'train-curves.png'}", err=True)
+
+
+def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Distinct non-negative integers from "0,1,2"."""
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise click.BadParameter('write distinct non-negative integers, as in "0,1,2"')
+    return tuple(int(part) for part in parts)
+
+
+@click.command()
+@experiment_options
+@click.option("--model", type=click.Path(path_type=Path), help="Weights [default: runs/EXPERIMENT/pretrain].")
+@click.option("--seeds", default="0,1,2", show_default=True, callback=parse_seeds, help="Of the trainings.")
+@click.option("--pairs", "count", type=click.IntRange(min=1), default=2000, show_default=True, help="To measure with.")
+@click.option("--lenet", type=click.Path(path_type=Path), help='Made by "hbench lenet" [default: the shipped one].')
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/ablations].")
+@training_options
+@run_options
+def ablations(
+    experiment: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    model: Path | None,
+    seeds: tuple[int, ...],
+    count: int,
+    lenet: Path | None,
+    out: Path | None,
+    resume: bool,
+    max_minutes: float | None,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Train EXPERIMENT in full, with l1 or nothing in place of D, and per step; measure every run (Fig. 3, Sec. 4.4).
+
+    --resume skips finished runs, goes on with the others, and measures all of them again. --seed is that of the pairs
+    to measure with. Images without a digit LeNet get no FD.
+
+    \b
+    Example:
+        hbench ablations mnist16-ablations --model mnist16 --seeds 0,1,2
+    """
+    from hbench.config import load_experiment
+
+    settings = load_experiment(experiment, overrides)
+    if dry_run:
+        print_experiment(settings)
+        return
+    from hbench.ablations import VARIANTS, choose_lenet, measure_variants, summarise, train_variants
+    from hbench.curves import records
+    from hbench.device import pick_device
+    from hbench.figures import draw_ablations, draw_directions
+    from hbench.load import model_to_train_on
+    from hbench.runs import claim_folder, provenance, save_weights, sha256, write_text
+
+    place = pick_device(device)
+    folder = out or Path("runs") / settings.name / "ablations"
+    network = model_to_train_on(model, folder, settings, resume)
+    weights = choose_lenet(lenet, settings, count)
+    if not weights:
+        click.echo("no digit LeNet for these images, so no FD: --lenet takes one of hbench lenet", err=True)
+    claim_folder(folder, overwrite=resume)
+    origin = provenance(settings, place, seed, variants=VARIANTS, training_seeds=seeds)
+    if not resume:
+        save_weights(folder / "model.safetensors", network, settings, "model", settings.pretrain.weights)
+    if not train_variants(settings, network, seeds, folder, device=place, max_minutes=max_minutes, quiet=quiet):
+        return
+    result = measure_variants(folder, seeds, device=place, lenet=weights, count=count, seed=seed, quiet=quiet)
+    summary = summarise(result.table)
+    title = f"{settings.title}, {settings.discovery.steps} steps, batch {settings.discovery.batch_size}"
+    n = f"{len(seeds)} training seeds, n = {count} pairs each"
+    draw_ablations(result.table, 1 / settings.discovery.K, f"{title}, {n}", folder / "ablations.png")
+    title += f", training seed {seeds[0]}"
+    S, columns = settings.discovery.S, len(result.images) // len(VARIANTS)
+    draw_directions(result.images, result.labels, S, title, folder / "directions.png", columns)
+    write_text(folder / "summary.csv", summary.to_csv(index=False))
+    hashes = {path.stem: sha256(path) for path in (folder / "model.safetensors", weights) if path}
+    values = {"runs": records(result.table), "summary": records(summary)}
+    write_results(folder, "ablations", values, result.table, origin, n=count, weights_sha256=hashes)
+    click.echo(summary.round(4).to_string(index=False))
+    click.echo(f"see {folder / 'ablations.png'} and {folder / 'directions.png'}", err=True)

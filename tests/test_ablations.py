@@ -1,0 +1,275 @@
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY
+from safetensors import safe_open
+from safetensors.torch import load_file
+from test_cli import invoke, refused, snapshot
+
+from hbench.ablations import summarise
+from hbench.config import load_experiment
+from hbench.diffusion import alpha_bar_schedule, timesteps, transitions
+from hbench.errors import HBenchError
+from hbench.load import SHIPPED, load_model, load_run
+from hbench.models import build_discriminator, build_reconstructor, build_shift_block
+from hbench.runs import CHECKPOINT
+from hbench.train import losses, train, train_shift
+
+CPU = torch.device("cpu")
+FLOAT = "discovery.precision=float32"
+
+
+def options(*overrides):
+    return [part for override in [*TINY, *overrides] for part in ("--set", override)]
+
+
+class Parts:
+    """The trainable networks of an experiment, off their starting point, and one batch."""
+
+    def __init__(self, experiment, model_path, seed=0, discriminator_seed=0):
+        torch.manual_seed(seed)
+        self.experiment = experiment
+        self.model = load_model(model_path, experiment).requires_grad_(False)
+        self.shift_block = build_shift_block(experiment, self.model)
+        self.reconstructor = build_reconstructor(experiment)
+        self.discriminator = build_discriminator(experiment).eval()
+        torch.nn.init.normal_(self.shift_block.out_weight, std=0.05)
+        self.x_T, self.x_0 = torch.randn(2, 4, 1, 16, 16)
+        self.k, self.s = torch.tensor([0, 1, 2, 0]), torch.tensor([0.5, -2.0, 5.0, 1.0])
+        torch.manual_seed(discriminator_seed)
+        for parameter in self.discriminator.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        trained = [*self.shift_block.parameters(), *self.reconstructor.parameters()]
+        self.optimizer = torch.optim.SGD(trained, lr=0.01)
+
+    def train_shift(self):
+        networks = (self.model, self.shift_block, self.reconstructor, self.discriminator)
+        return train_shift(self.experiment, *networks, self.optimizer, self.x_T, self.x_0, self.k, self.s)
+
+
+def tiny_with(*overrides):
+    return load_experiment("digits16", [*TINY, FLOAT, *overrides])
+
+
+def test_older_weights_get_the_defaults():
+    with safe_open(SHIPPED / "mnist16" / "shift_block.safetensors", "pt") as file:
+        stored = json.loads(file.metadata()["experiment"])
+    assert "fidelity" not in stored["discovery"]
+    settings = load_run(SHIPPED / "mnist16", CPU).experiment.discovery
+    assert (settings.fidelity, settings.gradient) == ("adversarial", "chain")
+
+
+@pytest.mark.parametrize(
+    ("override", "column"),
+    [
+        ("discovery.fidelity=l1", "loss_l1"),
+        ("discovery.fidelity=none", None),
+        ("discovery.gradient=per-step", "loss_adv"),
+    ],
+)
+def test_each_setting_trains_directions_and_the_discriminator(override, column, tmp_path, tiny_model):
+    experiment = load_experiment("digits16", [*TINY, override])
+    torch.manual_seed(1)
+    started = {name: value.clone() for name, value in build_discriminator(experiment).state_dict().items()}
+    assert train(experiment, load_model(tiny_model, experiment), tmp_path, device=CPU, quiet=True)
+    assert load_file(tmp_path / "shift_block.safetensors")["out_weight"].abs().sum() > 0
+    zero = [name for name, value in started.items() if not value.any()]  # such as the last layer
+    assert any(load_file(tmp_path / "discriminator.safetensors")[name].any() for name in zero)
+    logged = set(pd.read_csv(tmp_path / "metrics.csv").columns)
+    assert logged & {"loss_l1", "loss_adv"} == ({column} if column else set())
+    assert {"loss", "loss_k", "loss_s", "accuracy", "loss_D", "D_raw", "D_shifted"} <= logged
+
+
+@pytest.mark.parametrize("gradient", ["chain", "per-step"])
+@pytest.mark.parametrize(("fidelity", "felt"), [("adversarial", True), ("l1", False), ("none", False)])
+def test_only_the_adversarial_loss_lets_the_shift_block_feel_the_discriminator(fidelity, felt, gradient, tiny_model):
+    experiment = tiny_with(f"discovery.fidelity={fidelity}", f"discovery.gradient={gradient}")
+    one, other = (Parts(experiment, tiny_model, discriminator_seed=seed) for seed in (1, 2))
+    before = one.shift_block.out_weight.detach().clone()
+    one.train_shift()
+    other.train_shift()
+    assert not torch.equal(one.shift_block.out_weight, before)
+    assert torch.equal(one.shift_block.out_weight, other.shift_block.out_weight) != felt
+    assert all(p.grad is None and p.requires_grad for p in one.discriminator.parameters())
+
+
+def test_l1_is_weighted_by_the_magnitude(tiny_model):
+    experiment = tiny_with("discovery.fidelity=l1", "discovery.lambda_l1=4", "discovery.lambda_reg=0")
+    parts = Parts(experiment, tiny_model)
+    x_0 = torch.zeros(4, 1, 16, 16)
+    x_0_shifted = torch.tensor([0.1, 0.2, -0.5, 0.0])[:, None, None, None] * torch.ones_like(x_0)
+    row = losses(experiment.discovery, parts.reconstructor, parts.discriminator, x_0, x_0_shifted, parts.k, parts.s)
+    assert row["loss_l1"].item() == pytest.approx((0.1 / 0.5 + 0.2 / 2 + 0.5 / 5 + 0) / 4)
+    assert row["loss"].item() == pytest.approx(row["loss_k"].item() + 4 * row["loss_l1"].item())
+
+
+def test_per_step_equals_a_loop_written_out(tiny_model):
+    experiment = tiny_with("discovery.gradient=per-step", "discovery.fidelity=l1")
+    settings = experiment.discovery
+    tested, written = Parts(experiment, tiny_model), Parts(experiment, tiny_model)
+    row, x_0_shifted = tested.train_shift()
+
+    a = [*alpha_bar_schedule().tolist(), 1.0]
+    x, found = written.x_T, []
+    written.reconstructor.train()
+    for t, t_prev in transitions(timesteps(settings.M)):
+        h, skips, emb = written.model.encode(x, torch.full((4,), t))
+        eps = written.model.decode(h, skips, emb)
+        used = eps
+        if t >= settings.t_shift:
+            delta_h = written.s[:, None, None, None] * written.shift_block(h, emb, written.k)
+            used = written.model.decode(h + delta_h, skips, emb)
+        P_t = (x - math.sqrt(1 - a[t]) * used) / math.sqrt(a[t])
+        x = (math.sqrt(a[t_prev]) * P_t + math.sqrt(1 - a[t_prev]) * eps).detach()
+        if t >= settings.t_shift:
+            networks = (written.reconstructor, written.discriminator)
+            loss = losses(settings, *networks, written.x_0, P_t, written.k, written.s)["loss"]
+            parameters = [*written.shift_block.parameters(), *written.reconstructor.parameters()]
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter -= 0.01 * gradient
+            found.append(loss.item())
+    assert len(found) == 2  # of the timesteps 999, 665, 332
+    torch.testing.assert_close(x_0_shifted, x)
+    assert row["loss"] == pytest.approx(sum(found) / 2, rel=1e-5)
+    for one, other in zip(tested.shift_block.parameters(), written.shift_block.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_per_step_resumes_with_the_same_bits(precision, tmp_path, tiny_model):
+    experiment = load_experiment("digits16", [*TINY, "discovery.gradient=per-step", f"discovery.precision={precision}"])
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    assert train(experiment, load_model(tiny_model, experiment), whole, device=CPU, quiet=True)
+    model = load_model(tiny_model, experiment)
+    assert not train(experiment, model, broken, device=CPU, max_minutes=1e-6, quiet=True)
+    assert train(experiment, model, broken, device=CPU, resume=True, quiet=True)
+    for role in ("shift_block", "reconstructor", "discriminator"):
+        expected, found = (load_file(folder / f"{role}.safetensors") for folder in (whole, broken))
+        assert all(torch.equal(expected[key], found[key]) for key in expected), role
+    assert (whole / "metrics.csv").read_text() == (broken / "metrics.csv").read_text()
+
+
+def test_checkpoints_of_earlier_versions_resume_as_what_they_were(tmp_path, tiny, tiny_model):
+    model = load_model(tiny_model, tiny)
+    train(tiny, model, tmp_path, device=CPU, max_minutes=1e-6, quiet=True)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    old = json.loads(state["experiment"])
+    for key in ("fidelity", "lambda_l1", "gradient"):
+        del old["discovery"][key]
+    torch.save({**state, "experiment": json.dumps(old)}, tmp_path / CHECKPOINT)
+    other = load_experiment("digits16", [*TINY, "discovery.fidelity=l1"])
+    with pytest.raises(HBenchError, match=r"was started with discovery\.fidelity = 'adversarial'"):
+        train(other, model, tmp_path, device=CPU, resume=True, quiet=True)
+    assert train(tiny, model, tmp_path, device=CPU, resume=True, quiet=True)
+
+
+def test_settings_that_cannot_work_are_refused(tmp_path, tiny_model):
+    with pytest.raises(HBenchError, match=r"divides by \|s\|: make discovery.min_magnitude positive"):
+        tiny_with("discovery.fidelity=l1", "discovery.min_magnitude=0")
+    experiment = tiny_with("discovery.spacing=leading", "discovery.t_shift=900")
+    with pytest.raises(HBenchError, match="t_shift = 900 shifts no timestep: need at most 666"):
+        train(experiment, load_model(tiny_model, experiment), tmp_path, device=CPU, quiet=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_train_curves_of_runs_of_different_length(tmp_path, tiny_run, tiny):
+    other = tmp_path / "other"
+    other.mkdir()
+    experiment = load_experiment("digits16", [*TINY, "discovery.fidelity=none", "discovery.K=5"])
+    (other / "experiment.json").write_text(experiment.model_dump_json())
+    rows = pd.DataFrame({"step": range(7), "accuracy": [0, 0, 0, 0, 0.1, 0.2, 0.6], "D_raw": 0.7, "D_shifted": 0.2})
+    rows.to_csv(other / "metrics.csv", index=False)
+    out = tmp_path / "out"
+    result = invoke("train-curves", tiny_run, other, "--out", out)
+    assert result.exit_code == 0, result.output
+    names = {"train-curves.csv", "train-curves.json", "train-curves.png", "provenance.json"}
+    assert {path.name for path in out.iterdir()} == names
+    table = pd.read_csv(out / "train-curves.csv").set_index("run")
+    assert table.loc["other", ["steps", "n"]].tolist() == [7, 3]
+    assert table.loc["other", "accuracy"] == pytest.approx(0.3)
+    assert table.loc["other", "settings"] == "K=5, fidelity=none"
+    assert table.loc["train", "settings"] == "K=3, fidelity=adversarial"
+    logged = pd.read_csv(tiny_run / "metrics.csv")
+    assert table.loc["train", "loss_D"] == pytest.approx(logged["loss_D"].tail(2).mean())  # 2 = a third of 4, up
+    record = json.loads((out / "train-curves.json").read_text())["runs"]
+    assert record[1]["loss_D"] is None
+    assert "add --overwrite" in refused("train-curves", other, "--out", out)
+
+
+def test_train_curves_name_what_is_missing(tmp_path, tiny_run, tiny_model):
+    out = ["--out", tmp_path / "out"]
+    assert "mnist16: no metrics.csv there, and the shipped runs carry none" in refused("train-curves", "mnist16", *out)
+    assert "its metrics.csv holds no discovery" in refused("train-curves", tiny_model, *out)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "experiment.json").write_text((tiny_run / "experiment.json").read_text())
+    for text in ("", '"', "step,accuracy\n"):
+        (broken / "metrics.csv").write_text(text)
+        assert str(broken) in refused("train-curves", tiny_run, broken, *out)
+    (broken / "metrics.csv").write_bytes(b"\xff\xfe\x00")
+    assert "is damaged" in refused("train-curves", broken, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
+    out = tmp_path / "out"
+    small = options("discovery.M=2", "discovery.steps=2")
+    run = ["ablations", "digits16", *small, "--pairs", 16, "--out", out, "--quiet"]
+    stopped = invoke(*run, "--model", tiny_model, "--seeds", "0", "--max-minutes", 1e-6)
+    assert stopped.exit_code == 0, stopped.output
+    assert "go on with --resume" in stopped.stderr
+    assert not (out / "ablations.csv").exists()
+
+    assert "already holds results" in refused(*run, "--model", tiny_model)
+    assert "leave --model out" in refused(*run, "--model", tiny_model, "--resume")
+    line = refused(*run, "--seeds", "0", "--resume", "--set", "discovery.lr=0.5")
+    assert "full-seed0: was started with discovery.lr" in line
+
+    result = invoke(*run, "--seeds", "0", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "so no FD" in result.stderr
+    results = {"ablations.csv", "ablations.json", "ablations.png", "directions.png", "summary.csv", "provenance.json"}
+    folders = {"full-seed0", "l1-seed0", "none-seed0", "per-step-seed0"}
+    assert {path.name for path in out.iterdir()} == results | folders | {"model.safetensors"}
+    table = pd.read_csv(out / "ablations.csv")
+    assert table["variant"].tolist() == ["full", "l1", "none", "per-step"]
+    assert table["fd_raw"].isna().all()
+    assert json.loads((out / "ablations.json").read_text())["runs"][0]["fd_raw"] is None
+    settings = json.loads((out / "per-step-seed0" / "experiment.json").read_text())["discovery"]
+    assert (settings["fidelity"], settings["gradient"]) == ("adversarial", "per-step")
+
+    before = snapshot(out / "l1-seed0")
+    assert invoke(*run, "--seeds", "0", "--resume").exit_code == 0
+    assert snapshot(out / "l1-seed0") == before
+
+
+def test_ablations_refuse_mistakes_before_any_training(tmp_path, tiny_model):
+    out = tmp_path / "out"
+    for seeds in ("", "0,0", "0,-1", "a", "0;1"):
+        assert "distinct non-negative integers" in refused(
+            "ablations", "digits16", "--model", tiny_model, "--seeds", seeds, "--out", out
+        )
+    run = ["ablations", "mnist16-ablations", "--model", "mnist16", "--out", out]
+    assert "100 pairs are too few for the FD" in refused(*run, "--pairs", 100)
+    lenet = SHIPPED / "mnist16" / "lenet.safetensors"
+    line = refused("ablations", "digits16", *options(), "--model", tiny_model, "--lenet", lenet, "--out", out)
+    assert "was trained on other images" in line
+    assert not out.exists()
+
+
+def test_summary_has_the_t_interval_over_seeds():
+    rows = pd.DataFrame({"variant": ["a"] * 3 + ["b"], "rca": [0.1, 0.2, 0.3, 0.5]})
+    for name in ("magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"):
+        rows[name] = math.nan
+    found = summarise(rows).set_index("variant")
+    assert found.loc["a", "mean"] == pytest.approx(0.2)
+    assert found.loc["a", "high"] == pytest.approx(0.2 + 4.302653 * 0.1 / math.sqrt(3))  # t table, 2 degrees
+    assert found.loc["a", ["seeds", "min", "max"]].tolist() == [3, 0.1, 0.3]
+    assert math.isnan(found.loc["b", "high"])

@@ -83,9 +83,10 @@ def collect(folder: Path) -> Report:
     for artifact in ARTIFACTS:
         if (folder / artifact.folder / "provenance.json").is_file():
             origins[artifact.folder] = read_json(folder / artifact.folder / "provenance.json")
-    if not origins:
+    found = [origin["experiment"] for origin in origins.values() if origin.get("experiment")]
+    if not found:
         raise HBenchError(f'{folder}: no results there: make some with "hbench reproduce", or "hbench rca" and others')
-    experiment = parse_experiment(next(iter(origins.values()))["experiment"], str(folder))
+    experiment = parse_experiment(found[0], str(folder))
     reasons = read_json(folder / REASONS) if (folder / REASONS).is_file() else {}
     rows, sections = [], []
     for artifact in ARTIFACTS:
@@ -174,6 +175,63 @@ def _sweep_rows(result: Values, paper: Paper) -> list[Row]:
     return rows
 
 
+def _curve_rows(result: Values, paper: Paper) -> list[Row]:
+    (run, *_) = result["runs"]
+    name = "D on raw / shifted in training, last third"
+    return [Row(name, "Fig. 10", "0.5", f"{run['D_raw']:.3f} / {run['D_shifted']:.3f}", n=f"{run['n']:,} steps")]
+
+
+def _property_rows(result: Values, paper: Paper) -> list[Row]:
+    n = f"{result['n']:,} samples"
+    shown = (
+        ("cosine of own and mean direction (homogeneity)", "homogeneity", "almost the same"),
+        ("cosine between timesteps (consistency)", "consistency", "almost the same"),
+        ("cosine between two directions, the floor", "others", ""),
+        ("mean edit, distance from the own / its size", "distance_mean", "almost the same"),
+        ("time-invariant edit, distance from the own / its size", "distance_global", "almost the same"),
+        ("k recognised in own edits", "accuracy_own", ""),
+        ("k recognised in mean edits", "accuracy_mean", ""),
+        ("k recognised in time-invariant edits", "accuracy_global", ""),
+        ("correlation of s_hat and s (linearity)", "correlation", ""),
+    )
+    rows = []
+    for name, key, theirs in shown:
+        last = {part: values[-1] for part, values in result[key].items()}
+        bounds = _interval([last["low"], last["high"]])
+        rows.append(Row(name, "Fig. 9", theirs, f"{last['value']:.3f}", bounds, n))
+    return rows
+
+
+def _edit_rows(result: Values, paper: Paper) -> list[Row]:
+    psnrs = sorted(image["psnr"] for image in result["images"])
+    middle = f"{psnrs[len(psnrs) // 2]:.1f} dB, {psnrs[0]:.1f} to {psnrs[-1]:.1f}"
+    return [Row("real images reconstructed, PSNR", "Fig. 8", "", middle, n=f"{len(psnrs)} images")]
+
+
+def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
+    names = {"rca": "RCA", "fd_raw": "FD raw", "fd_shifted": "FD shifted", "outside": "outside the domain"}
+    names |= {"D_raw": "D on raw", "D_shifted": "D on shifted"}
+    rows = []
+    for line in result["summary"]:
+        if line["metric"] in names:
+            bounds = _interval([line["low"], line["high"]]) if line["seeds"] > 1 else ""
+            item = "Sec. 4.4" if line["variant"] == "per-step" else "Fig. 3"
+            name = f"{line['variant']}: {names[line['metric']]}"
+            rows.append(Row(name, item, "", f"{line['mean']:.3f}", bounds, f"{line['seeds']} trainings"))
+    return rows
+
+
+def _mos_rows(result: Values, paper: Paper) -> list[Row]:
+    rows = []
+    for run in result["runs"]:
+        for name, key, theirs in (("MOS", "mos", _number(paper.mos, 2)), ("MOS of untrained directions", "floor", "")):
+            found = run[key]
+            if found["mean"] is not None:
+                bounds = _interval(found["interval"]) if found["interval"] else ""
+                rows.append(Row(name, "Table 1", theirs, f"{found['mean']:.3f}", bounds, f"{found['n']} directions"))
+    return rows
+
+
 def _no_rows(result: Values, paper: Paper) -> list[Row]:
     return []
 
@@ -187,8 +245,9 @@ def _interval(bounds: Sequence[float]) -> str:
 
 
 ARTIFACTS = (
+    Artifact("traverse", "traverse", "Directions", "Figs. 1, 5-7", "traverse", _no_rows),
     Artifact("rca", "rca", "Reconstructor classification accuracy", "Table 1", "rca", _rca_rows),
-    Artifact("traverse", "traverse", "Directions", "Figs. 1, 5-7, 11-13", "traverse", _no_rows),
+    Artifact("mos/score", "mos", "Mean opinion score", "Table 1", "mos score", _mos_rows),
     Artifact("fid-inception-v3-compat", "fid", "Frechet inception distance", "Table 2", "fid", _fidelity_rows),
     Artifact(
         "fid-lenet-digits",
@@ -198,7 +257,13 @@ ARTIFACTS = (
         "fid --feature-extractor lenet-digits",
         _fidelity_rows,
     ),
+    Artifact("train-curves", "train-curves", "Training", "Fig. 10", "train-curves", _curve_rows),
     Artifact("vram-sweep", "vram-sweep", "Memory and throughput of training", "Fig. 4", "vram-sweep", _sweep_rows),
+    Artifact("edit", "edit", "Edits of real images", "Fig. 8", "edit", _edit_rows),
+    Artifact(
+        "properties", "properties", "Own, mean and time-invariant directions", "Fig. 9", "properties", _property_rows
+    ),
+    Artifact("ablations", "ablations", "Ablations", "Fig. 3, Sec. 4.4", "ablations", _ablation_rows),
 )
 """In the order of the page."""
 

@@ -79,9 +79,9 @@ def grid(first: int, second: int, S: float, samples: int) -> list[Edit]:
     return [((first, s), (second, u)) for u in reversed(values) for s in values]
 
 
-def label(edit: Edit) -> str:
-    """An edit in words, as in "3=2.5 7=-1"."""
-    return " ".join(f"{k}={s:g}" for k, s in edit)
+def label(edit: Edit, digits: int = 6) -> str:
+    """An edit in words, as in "3=2.5 7=-1", with that many significant digits."""
+    return " ".join(f"{k}={s:.{digits}g}" for k, s in edit)
 
 
 def mean_square_error(a: Tensor, b: Tensor) -> Tensor:

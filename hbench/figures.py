@@ -342,12 +342,14 @@ def draw_sources(images: "Tensor", labels: list[str], magnitudes: list[float], t
         path: PNG to write.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     directions, examples, samples = images.shape[:3]
     breaks = range(1, samples, 3)
     columns = min(2, directions)
     rows = -(-directions // columns)
-    figure = Figure(figsize=(0.5 * samples * columns, (0.5 * examples + 1.15) * rows + 0.5), layout="constrained")
+    size = (0.5 * samples * columns, (0.5 * examples + 0.95) * rows + 0.3)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.06))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
@@ -361,7 +363,7 @@ def draw_sources(images: "Tensor", labels: list[str], magnitudes: list[float], t
         above.tick_params(length=0)
         above.spines[:].set_visible(False)
         axis.set_title(label, fontsize=9)
-    figure.suptitle(f"{title}: the sample's own direction, its mean over samples, and the time-invariant one")
+    figure.suptitle(f"{title}: the sample's own direction, the mean over samples, and the time-invariant one")
     save_figure(figure, path)
 
 
@@ -375,7 +377,7 @@ def draw_properties(result: "Properties", title: str, path: Path) -> None:
     overall = {"color": "black", "linewidth": 2, "capsize": 3, "marker": "o", "markersize": 4}
 
     _draw_estimates(homogeneity, result.timesteps, result.homogeneity_at, overall)
-    homogeneity.axhline(result.others.value[-1], color="grey", linestyle=":", label="means of two directions")
+    homogeneity.axhline(result.others.value[-1], color="grey", linestyle=":", label="cosine of two directions")
     homogeneity.invert_xaxis()
     homogeneity.set(
         title="homogeneity: cosine of own and mean direction", xlabel="t, as generation goes", ylim=(None, 1.02)
@@ -392,7 +394,7 @@ def draw_properties(result: "Properties", title: str, path: Path) -> None:
         for row, column in np.ndindex(between.shape):
             shade = "white" if between[row, column] < 0.6 else "black"
             consistency.text(column, row, f"{between[row, column]:.2f}", ha="center", va="center", color=shade)
-    consistency.set(title="consistency: cosine of the mean directions of two timesteps", xlabel="t", ylabel="t")
+    consistency.set(title="consistency: cosine of mean directions between timesteps", xlabel="t", ylabel="t")
     figure.colorbar(picture, ax=consistency)
 
     K = len(result.slope.value) - 1
@@ -441,7 +443,7 @@ def draw_edits(
 
     count, samples = images.shape[:2]
     width = max(7.0, 0.9 * samples + 1.8)
-    figure = Figure(figsize=(width, 0.9 * count + 1.3), layout="constrained")
+    figure = Figure(figsize=(width, 0.92 * count + 1.5), layout="constrained")
     axis = figure.subplots()
     across, down = _show_tiles(axis, images, breaks)
     axis.set_xticks(across, columns, fontsize=8)

@@ -272,12 +272,19 @@ def _measure(run: Run, directions: Directions, s: Array, seed: int, M: int | Non
                     if i:
                         distance[rows, k, i - 1] = _norm(image - edits[0])
                 bar.update(len(x_T))
-    arrays = [tensor.double().numpy() for tensor in (cosine, edit, distance)]
-    return _Measured(s, *arrays, k_hat=k_hat.numpy(), s_hat=s_hat.double().numpy())
+    return _Measured(
+        s=s,
+        cosine=cosine.double().numpy(),
+        edit=edit.double().numpy(),
+        distance=distance.double().numpy(),
+        k_hat=k_hat.numpy(),
+        s_hat=s_hat.double().numpy(),
+    )
 
 
 def _norm(images: Tensor) -> Tensor:
-    return images.flatten(1).norm(dim=1).cpu()
+    norm: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
+    return norm.cpu()
 
 
 # Estimates ----------------------------------------------------------------------------------------------------------

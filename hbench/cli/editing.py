@@ -205,18 +205,19 @@ def edit(
         )
 
     edited = generate_edits(loaded, x_T, edits, source, steps, precision, quiet)
-    columns = ["original", "reconstruction", *map(label, edits)]
+    kinds = ["original", "reconstruction", *map(label, edits)]
     images = torch.cat([x_0[:, None], reconstructed, edited], dim=1)
     stems = [f"{i:02d}-{file.stem}" for i, file in enumerate(files)]  # two folders may hold the same name
     for stem, row in zip(stems, images, strict=True):
-        for column, picture in zip(columns, row, strict=True):
-            save_image(picture, folder / "images" / f"{stem}-{column.replace(' ', '_')}.png")
+        for kind, picture in zip(kinds, row, strict=True):
+            save_image(picture, folder / "images" / f"{stem}-{kind.replace(' ', '_')}.png")
     table = pd.DataFrame(
-        {"image": [str(file) for file in files], "mse": errors, "psnr": [psnr(mse) for mse in errors], "name": stems}
+        {"image": [str(file) for file in files], "mse": errors, "psnr": [psnr(mse) for mse in errors], "files": stems}
     )
     result = {"edits": edits, "images": table.to_dict("records")}
     write_results(folder, "edit", result, table, origin, n=len(files))
 
+    columns = [*kinds[:2], *(label(each, digits=3) for each in edits)]
     rows = [f"{file.stem}\n{psnr(mse):.1f} dB" for file, mse in zip(files, errors, strict=True)]
     if crossed:
         images, columns, rows = _unfold(images, edits, rows, samples)
@@ -282,8 +283,8 @@ def _unfold(
     ends[:, :, 0] = images[:, :2]
     squares = images[:, 2:].unflatten(1, (samples, samples))
     unfolded = torch.cat([ends.transpose(1, 2), squares], dim=2).flatten(0, 1)
-    columns = ["original", "reconstruction", *(label(edit[:1]) for edit in edits[:samples])]
-    seconds = [label(edit[1:]) for edit in edits[::samples]]
+    columns = ["original", "reconstruction", *(label(each[:1], digits=3) for each in edits[:samples])]
+    seconds = [label(each[1:], digits=3) for each in edits[::samples]]
     return unfolded, columns, [f"{name}\n{u}" if not i else u for name in names for i, u in enumerate(seconds)]
 
 

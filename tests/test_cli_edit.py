@@ -1,0 +1,134 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import invoke, refused, snapshot
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two pictures of other sizes and channels than the model's, in one folder."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / "a.png")
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / "b.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, tiny_run):
+    """The results of ``hbench properties`` on the tiny run."""
+    folder = tmp_path_factory.mktemp("properties") / "out"
+    result = invoke("properties", tiny_run, "--samples", 8, "--pairs", 20, "--examples", 1, "--out", folder, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "n 20 samples, means over 8 others" in result.stdout
+    return folder
+
+
+def test_properties_writes_tables_pictures_and_directions(measured):
+    assert {path.name for path in measured.iterdir()} == {
+        "directions.safetensors",
+        "edits.png",
+        "properties.csv",
+        "properties.json",
+        "properties.png",
+        "provenance.json",
+        "timesteps.csv",
+    }
+    rows = list(csv.DictReader((measured / "properties.csv").open()))
+    assert [row["direction"] for row in rows] == ["0", "1", "2", "all"]
+    assert {"homogeneity", "homogeneity_low", "homogeneity_high", "slope", "n", "n_mean"} <= rows[0].keys()
+    assert json.loads((measured / "properties.json").read_text())["n_mean"] == 8
+    assert json.loads((measured / "provenance.json").read_text())["M"] == 3
+
+
+@pytest.mark.parametrize("command", [["rca", "--pairs", 8], ["traverse", "--pairs", 8, "--examples", 1]])
+def test_exported_directions_serve_other_commands(tmp_path, tiny_run, measured, command):
+    name, *options = command
+    source = ["--direction-source", "global", "--directions", measured / "directions.safetensors"]
+    result = invoke(name, tiny_run, *options, *source, "--out", tmp_path, "--quiet")
+    assert result.exit_code == 0, result.output
+    origin = json.loads((tmp_path / "provenance.json").read_text())
+    assert origin["direction_source"] == "global"
+    assert len(origin["directions_sha256"]) == 64
+
+
+def test_edit_says_what_it_did_and_writes_every_image_in_its_size(tmp_path, tiny_run, pictures):
+    shifts = ["--shift", "0=2.5", "--shift", "2=-1"]
+    result = invoke("edit", tiny_run, pictures, *shifts, "--inversion-steps", 6, "--out", tmp_path, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "a.png: 28x28 L -> 16x16 L" in result.stderr
+    assert "b.png: 30x20 RGB -> 16x16 L, centre crop" in result.stderr
+    assert result.stdout.count("reconstruction MSE") == 2
+    assert "PSNR median" in result.stdout
+    kinds = ["original", "reconstruction", "0=2.5", "2=-1", "0=2.5_2=-1"]
+    names = {f"{stem}-{kind}.png" for stem in ("00-a", "01-b") for kind in kinds}
+    assert {path.name for path in (tmp_path / "images").iterdir()} == names
+    with Image.open(tmp_path / "images" / "00-a-0=2.5.png") as picture:
+        assert (picture.size, picture.mode) == ((16, 16), "L")
+    rows = list(csv.DictReader((tmp_path / "edit.csv").open()))
+    assert [row["files"] for row in rows] == ["00-a", "01-b"]
+    assert float(rows[0]["psnr"]) == pytest.approx(10 * np.log10(4 / float(rows[0]["mse"])))
+    origin = json.loads((tmp_path / "provenance.json").read_text())
+    assert len(origin["images_sha256"]) == 2
+    assert (tmp_path / "edits.png").stat().st_size > 1000
+
+
+def test_edit_sweeps_and_crosses_with_any_source(tmp_path, tiny_run, pictures, measured):
+    common = [tiny_run, pictures / "a.png", "--samples", 3, "--inversion-steps", 4, "--quiet"]
+    source = ["--direction-source", "mean", "--directions", measured / "directions.safetensors"]
+    result = invoke("edit", *common, "--sweep", 1, *source, "--out", tmp_path / "sweep")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "sweep" / "images").iterdir())) == 2 + 3
+    result = invoke("edit", *common, "--grid", "0,2", "--out", tmp_path / "grid")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "grid" / "images").iterdir())) == 2 + 9
+    result = invoke("edit", *common, "--shift", "1=99", "--out", tmp_path / "far")
+    assert result.exit_code == 0, result.output
+    assert "beyond S = 5" in result.stderr
+
+
+def test_mistakes_are_one_line_that_names_the_fix_and_write_nothing(tmp_path, tiny_run, pictures, measured):
+    out, one = tmp_path / "out", pictures / "a.png"
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
+
+    def wrong(*arguments):
+        line = refused("edit", tiny_run, *arguments, "--out", out)
+        assert not out.exists()
+        return line
+
+    assert "Missing argument 'IMAGE...'" in refused("edit", tiny_run)
+    assert "give one of --shift" in wrong(one)
+    assert "give one of --shift" in wrong(one, "--sweep", 1, "--grid", "0,1")
+    assert "no such image or folder" in wrong(tmp_path / "absent.png", "--sweep", 1)
+    assert "not a readable image" in wrong(tmp_path / "broken.png", "--sweep", 1)
+    assert "no images there" in wrong(tmp_path / "empty", "--sweep", 1)
+    assert "the run has 0 to 2" in wrong(one, "--shift", "3=1")
+    assert "the run has 0 to 2" in wrong(one, "--sweep", -1)
+    assert "write direction=magnitude" in wrong(one, "--shift", "1:2")
+    assert "must be finite" in wrong(one, "--shift", "1=nan")
+    assert "add the magnitudes up" in wrong(one, "--shift", "1=2", "--shift", "1=3")
+    assert "write two directions" in wrong(one, "--grid", "1")
+    assert "two different directions" in wrong(one, "--grid", "1,1")
+    assert "at most 1000" in wrong(one, "--sweep", 1, "--inversion-steps", 1001)
+    assert "needs --directions FILE" in wrong(one, "--sweep", 1, "--direction-source", "mean")
+    assert "goes with --direction-source" in wrong(
+        one, "--sweep", 1, "--directions", measured / "directions.safetensors"
+    )
+    foreign = ["--direction-source", "mean", "--directions", tiny_run / "shift_block.safetensors"]
+    assert "holds shift_block, need directions" in wrong(one, "--sweep", 1, *foreign)
+    other = refused("rca", "mnist16", "--direction-source", "mean", "--directions", measured / "directions.safetensors")
+    assert "directions of another run" in other
+    assert "the run has 0 to 2" in refused("properties", tiny_run, "--direction", 3, "--out", out)
+    assert "is not in the range" in refused("properties", tiny_run, "--pairs", 3)
+    assert not out.exists()
+
+
+def test_results_are_never_written_over(tiny_run, measured, pictures):
+    before = snapshot(measured)
+    assert "add --overwrite" in refused("properties", tiny_run, "--out", measured)
+    assert "add --overwrite" in refused("edit", tiny_run, pictures, "--sweep", 1, "--out", measured)
+    assert snapshot(measured) == before

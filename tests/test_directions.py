@@ -1,0 +1,298 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hbench.config import parse_experiment
+from hbench.data import read_image
+from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, seed_of, timesteps
+from hbench.diffusion import run as run_chain
+from hbench.directions import (
+    Directions,
+    load_directions,
+    mean,
+    own,
+    save_directions,
+    scaled,
+    source_of,
+    time_invariant,
+    together,
+)
+from hbench.edit import edit, grid, invert, label, mean_square_error, psnr, singly_and_together, sweep
+from hbench.errors import HBenchError
+from hbench.evaluate import generate, noise, rca, shift_interval, traverse
+from hbench.load import load_run
+from hbench.properties import _jackknife, _Measured, _summarise, compare, mean_directions, properties
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tiny_run):
+    """The tiny run in float32, with directions of a visible size."""
+    loaded = load_run(tiny_run, CPU)
+    values = loaded.experiment.model_dump()
+    values["discovery"]["precision"] = "float32"
+    torch.manual_seed(0)
+    nn.init.normal_(loaded.shift_block.out_weight, std=0.05)
+    nn.init.normal_(loaded.shift_block.out_bias, std=0.05)
+    return dataclasses.replace(loaded, experiment=parse_experiment(values, "test"))
+
+
+@pytest.fixture
+def constant(run):
+    """Directions that depend neither on the sample nor on time."""
+    nn.init.zeros_(run.shift_block.out_weight)
+    return run
+
+
+@pytest.fixture
+def sampleless(run):
+    """Directions that depend on time, and not on the sample."""
+    for parameter in run.shift_block.in_layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return run
+
+
+def vectors(*values):
+    return [torch.tensor(v) for v in values]
+
+
+def test_the_mean_direction_is_the_mean_over_samples_of_f_k(run):
+    found = mean_directions(run, 5, seed=3, quiet=True)
+    assert found.timesteps == (999, 665)  # of 999, 665, 332 those from t_shift = 400 on
+    assert found.mean.shape == (3, 2, *run.model.encode(torch.zeros(1, 1, 16, 16), torch.zeros(1))[0].shape[1:])
+    seen = {}
+
+    def look(h, emb, t):
+        seen[t] = [run.shift_block(h, emb, torch.full((len(h),), k)) for k in range(3)]
+        return torch.zeros_like(h)
+
+    generate(run, noise(run, seed_of(3, 5), 0, 5), look)
+    for i, t in enumerate(found.timesteps):
+        expected = torch.stack([f_k.mean(0) for f_k in seen[t]])
+        torch.testing.assert_close(found.mean[:, i], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_constant_directions_are_homogeneous_and_consistent_and_all_edits_agree(constant):
+    result, found = properties(constant, n_mean=6, n=20, quiet=True)
+    for t in range(2):
+        torch.testing.assert_close(
+            found.mean[:, t], constant.shift_block.out_bias[..., None, None].expand(-1, -1, 8, 8)
+        )
+    for estimate in (result.homogeneity, result.consistency):
+        assert estimate.value == pytest.approx([1] * 4, abs=1e-5)
+        assert estimate.low == pytest.approx([1] * 4, abs=1e-5)
+    for estimate in (result.distance_mean, result.distance_global, result.s_difference_mean):
+        assert estimate.value == pytest.approx([0] * 4, abs=1e-3)
+    assert result.same_k_mean.value == result.same_k_global.value == [1] * 4
+    assert result.accuracy_own == result.accuracy_mean == result.accuracy_global
+
+
+def test_directions_without_the_sample_are_homogeneous_but_not_consistent(sampleless):
+    result, _ = properties(sampleless, n_mean=4, n=20, quiet=True)
+    assert result.homogeneity.value == pytest.approx([1] * 4, abs=1e-5)
+    assert result.distance_mean.value == pytest.approx([0] * 4, abs=1e-3)
+    assert result.consistency.value[-1] < 0.99999
+    assert result.distance_global.value[-1] > 10 * result.distance_mean.value[-1]
+
+
+def test_properties_of_any_run_lie_in_their_ranges_and_intervals(run):
+    result, _ = properties(run, n_mean=30, n=20, seed=2, quiet=True)
+    assert len(result.timesteps) == len(result.homogeneity_at) == len(result.consistency_between) == 2
+    assert max(result.homogeneity.value) < 1
+    table = result.table()
+    assert list(table["direction"]) == [0, 1, 2, "all"]
+    for column in (c for c in table if f"{c}_low" in table):
+        assert (table[f"{column}_low"] <= table[column] + 1e-9).all(), column
+        assert (table[column] <= table[f"{column}_high"] + 1e-9).all(), column
+    assert table["homogeneity"][3] == pytest.approx(table["homogeneity"][:3].mean())
+    assert len(result.timestep_table()) == 2 * 4
+    again, _ = properties(run, n_mean=30, n=20, seed=2, quiet=True)
+    assert result == again
+
+
+def test_the_mean_can_be_recorded_on_another_grid(run):
+    assert mean_directions(run, 2, M=6, quiet=True).timesteps == (999, 832, 665, 499)
+    values = run.experiment.model_dump()
+    values["discovery"]["spacing"] = "leading"
+    only_0 = dataclasses.replace(run, experiment=parse_experiment(values, "test"))
+    with pytest.raises(HBenchError, match="take more steps"):
+        shift_interval(only_0, 1)
+
+
+def linear(slope, offset, n=20, K=2):
+    s = np.resize([-5.0, -2.0, 2.0, 5.0], n)
+    s_hat = np.broadcast_to((slope * s + offset)[:, None, None], (n, K, 3)).copy()
+    s_hat[..., 1] += 0.25
+    k_hat = np.zeros((n, K, 3), dtype=int)
+    k_hat[: n // 4, 0, 2] = 1
+    return _Measured(
+        s=s,
+        cosine=np.ones((n, K, 2)),
+        edit=np.full((n, K), 2.0),
+        distance=np.full((n, K, 2), 0.5),
+        k_hat=k_hat,
+        s_hat=s_hat,
+    )
+
+
+def test_numbers_of_a_linear_reconstructor_are_exact():
+    numbers = _summarise(linear(slope=0.5, offset=1.0), np.arange(20))
+    assert numbers["slope"] == pytest.approx([0.5, 0.5])
+    assert numbers["correlation"] == pytest.approx([1, 1])
+    assert numbers["distance_mean"] == pytest.approx([0.25, 0.25])
+    assert numbers["s_difference_mean"] == pytest.approx([0.25, 0.25])
+    assert numbers["s_difference_global"] == pytest.approx([0, 0])
+    assert numbers["accuracy_own"].tolist() == [1, 0]
+    assert numbers["accuracy_global"].tolist() == [0.75, 0]
+    assert numbers["same_k_global"].tolist() == [0.75, 1]
+
+
+def test_the_jackknife_of_a_mean_is_students_interval(run, monkeypatch):
+    from scipy.stats import t
+
+    from hbench import properties as module
+
+    monkeypatch.setattr(module, "_directions", lambda run, hidden: hidden)
+    values = torch.randn(12, 1, dtype=torch.float64)
+    found = _jackknife(run, values, torch.ones(12), lambda mean: mean)
+    error = t.ppf(0.975, 11) * float(values.std()) / math.sqrt(12)
+    assert found.value[0] == pytest.approx(float(values.mean()))
+    assert found.high[0] - found.value[0] == pytest.approx(error)
+
+
+def test_sources_of_constant_directions_make_the_same_images(constant):
+    found = mean_directions(constant, 2, quiet=True)
+    x_T = noise(constant, 0, 0, 3)
+    k, s = vectors([0, 2, 1], [1.0, -2.0, 3.0])
+    expected = generate(constant, x_T, own(constant.shift_block, k, s))
+    assert not torch.allclose(expected, generate(constant, x_T))
+    for source in (mean, time_invariant):
+        torch.testing.assert_close(generate(constant, x_T, source(found, k, s)), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_mean_takes_the_nearest_timestep_and_global_their_mean():
+    values = torch.arange(2.0).reshape(1, 2, 1, 1, 1)
+    found = Directions((900, 500), values, n=1, seed=0)
+    k, s = vectors([0], [4.0])
+    h = torch.zeros(1, 1, 1, 1)
+    assert [mean(found, k, s)(h, h, t).item() for t in (999, 701, 699, 400)] == [0, 0, 4, 4]
+    assert time_invariant(found, k, s)(h, h, 999).item() == 2
+
+
+def test_together_is_the_sum_and_scaled_a_multiple(run):
+    x_T, t = noise(run, 0, 0, 2), torch.full((2,), 999)
+    h, _, emb = run.model.encode(x_T, t)
+    first, second = (own(run.shift_block, *vectors([k, k], [s, s])) for k, s in ((0, 1.5), (2, -3.0)))
+    expected = 1.5 * run.shift_block(h, emb, torch.tensor([0, 0])) - 3 * run.shift_block(h, emb, torch.tensor([2, 2]))
+    torch.testing.assert_close(together(first, second)(h, emb, 999), expected)
+    torch.testing.assert_close(scaled(first, 2)(h, emb, 999), 2 * first(h, emb, 999))
+
+
+def test_with_other_steps_the_shift_is_shared_out_among_them(run):
+    x_T = noise(run, 0, 0, 2)
+    delta_h = own(run.shift_block, *vectors([0, 1], [4.0, -4.0]))
+    A = alpha_bar_schedule()
+    half = generation_steps(run.model, A, timesteps(6), scaled(delta_h, 2 / 4), 400)  # 2 shifted steps of 3, 4 of 6
+    with torch.no_grad():
+        torch.testing.assert_close(generate(run, x_T, delta_h, M=6), run_chain(half, x_T))
+    assert torch.equal(generate(run, x_T, delta_h, M=3), generate(run, x_T, delta_h))
+
+
+def test_directions_come_back_as_they_were_saved(run, tmp_path):
+    path = tmp_path / "directions.safetensors"
+    saved = mean_directions(run, 4, seed=7, quiet=True)
+    save_directions(path, saved, run)
+    loaded = load_directions(path, run)
+    assert torch.equal(loaded.mean, saved.mean)
+    assert (loaded.timesteps, loaded.n, loaded.seed) == (saved.timesteps, 4, 7)
+    other = dataclasses.replace(run, hashes=run.hashes | {"shift_block": "0" * 64})
+    with pytest.raises(HBenchError, match='another run than this one: make its own with "hbench properties"'):
+        load_directions(path, other)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(HBenchError, match="not a safetensors file, or damaged"):
+        load_directions(path, run)
+
+
+def test_rca_and_traverse_take_another_source(run, tmp_path):
+    save_directions(tmp_path / "d.safetensors", mean_directions(run, 4, quiet=True), run)
+    source = source_of(run, "global", tmp_path / "d.safetensors")
+    assert rca(run, 20, quiet=True, source=source).n == 20
+    plain, other = (traverse(run, [0], 2, 3, quiet=True, source=chosen) for chosen in (None, source))
+    assert torch.equal(plain[:, :, 1], other[:, :, 1])
+    assert not torch.equal(plain[:, :, 0], other[:, :, 0])
+
+
+def test_the_comparison_starts_with_the_original(run):
+    found = mean_directions(run, 4, quiet=True)
+    images = compare(run, found, [2, 0], [-1.0, 5.0], examples=3, seed=4)
+    assert images.shape == (2, 3, 7, 1, 16, 16)
+    x_T = noise(run, 4, 0, 3)
+    torch.testing.assert_close(images[1, :, 0], generate(run, x_T))
+    k, s = torch.zeros(3, dtype=torch.long), torch.full((3,), 5.0)
+    torch.testing.assert_close(images[1, :, 6], generate(run, x_T, time_invariant(found, k, s)))
+
+
+# Edits --------------------------------------------------------------------------------------------------------------
+
+
+def test_inversion_and_generation_reconstruct_better_with_more_steps(run):
+    x_0 = 0.5 * draw_x_T(0, 0, 3, (1, 16, 16)).clamp(-1, 1)
+    source = source_of(run, "own", None)
+    errors = []
+    for M in (5, 20, 80):
+        x_T = invert(run, x_0, M, quiet=True)
+        errors.append(mean_square_error(edit(run, x_T, [()], source, M, quiet=True)[:, 0], x_0).max().item())
+    assert errors[0] > errors[1] > errors[2]
+    assert psnr(errors[2]) > 30
+
+
+def test_edits_add_up_and_none_is_the_reconstruction(run):
+    x_T = noise(run, 0, 0, 2)
+    images = edit(run, x_T, [(), ((1, 0.0),), ((0, 2.0), (2, -1.0))], source_of(run, "own", None), 6, quiet=True)
+    assert images.shape == (2, 3, 1, 16, 16)
+    torch.testing.assert_close(images[:, 0], generate(run, x_T, M=6))
+    assert torch.equal(images[:, 0], images[:, 1])
+    both = together(
+        own(run.shift_block, *vectors([0, 0], [2.0, 2.0])), own(run.shift_block, *vectors([2, 2], [-1.0, -1.0]))
+    )
+    torch.testing.assert_close(images[:, 2], generate(run, x_T, both, M=6))
+
+
+def test_what_is_asked_for_in_words_and_numbers():
+    assert singly_and_together(((3, 1.0),)) == [((3, 1.0),)]
+    assert singly_and_together(((3, 1.0), (7, -2.0))) == [((3, 1.0),), ((7, -2.0),), ((3, 1.0), (7, -2.0))]
+    assert sweep(3, 5, 3) == [((3, -5),), ((3, 0),), ((3, 5),)]
+    assert grid(3, 7, 5, 2) == [((3, -5), (7, 5)), ((3, 5), (7, 5)), ((3, -5), (7, -5)), ((3, 5), (7, -5))]
+    assert label(((3, 2.5), (7, -1.0))) == "3=2.5 7=-1"
+    assert label(((3, 10 / 3),), digits=3) == "3=3.33"
+
+
+def test_psnr_by_hand():
+    a = torch.zeros(2, 1, 4, 4)
+    b = torch.stack([torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 7.0)])
+    assert mean_square_error(a, b).tolist() == pytest.approx([0.04, 1])  # 7 is shown as 1
+    assert psnr(0.04) == pytest.approx(20)
+    assert psnr(0.0) == math.inf
+
+
+def test_images_of_16_bits_are_scaled_and_photos_turned_upright(tmp_path, tiny):
+    from PIL import Image
+
+    Image.fromarray(np.full((16, 16), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
+    pixels, done = read_image(tmp_path / "deep.png", tiny.data)
+    assert pixels.unique().tolist() == [128]
+    assert done == "16x16 I;16 -> 16x16 L"
+    photo = Image.new("RGB", (16, 32))
+    photo.paste((255, 255, 255), (0, 8, 16, 16))
+    exif = Image.Exif()
+    exif[274] = 3  # upside down
+    photo.save(tmp_path / "photo.png", exif=exif)
+    pixels, done = read_image(tmp_path / "photo.png", tiny.data)
+    assert pixels[0, :8].max() == 0
+    assert pixels[0, 8:].min() == 255
+    assert done == "16x32 RGB -> 16x16 L, centre crop"

@@ -39,9 +39,7 @@ def _read(run: Path, name: str) -> Curves:
     metrics, settings = folder / "metrics.csv", folder / "experiment.json"
     for file in (metrics, settings):
         if not file.is_file():
-            raise HBenchError(
-                f'{run}: no {file.name} there, and the shipped runs carry none: give the folder of a "hbench train"'
-            )
+            raise HBenchError(f'{run}: no {file.name} there: give the folder of a "hbench train"')
     try:
         experiment = parse_experiment(json.loads(settings.read_text(encoding="utf-8")), str(settings))
         rows = pd.read_csv(metrics)

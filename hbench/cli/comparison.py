@@ -33,6 +33,7 @@ def train_curves(
     from hbench.curves import compare, differences, read_curves, records
     from hbench.device import pick_device
     from hbench.figures import draw_run_curves
+    from hbench.load import locate
     from hbench.runs import claim_folder, provenance, sha256
 
     place = pick_device(device)
@@ -42,7 +43,7 @@ def train_curves(
     folder = out or Path("runs") / "train-curves"
     claim_folder(folder, overwrite=overwrite)
     sources = [
-        {"run": str(run), "metrics_sha256": sha256(run / "metrics.csv"), "experiment": each.experiment.model_dump()}
+        {"run": str(run), "metrics_sha256": sha256(locate(run) / "metrics.csv"), "experiment": each.experiment.model_dump()}
         for run, each in zip(runs, curves, strict=True)
     ]
     origin = provenance(None, place, seed, runs=sources)

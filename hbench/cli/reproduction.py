@@ -137,26 +137,28 @@ def tasks(
     from_scratch: bool,
 ) -> Iterator[Task]:
     """The commands in order. Later ones are made of the results of earlier ones, so run each before asking on."""
+    from hbench.config import experiments_folder
     from hbench.data import load_reference
     from hbench.images import save_image, to_float
     from hbench.runs import read_json
 
     name = str(run or experiment)
     labelled = settings.data.dataset in ("mnist", "digits")
-    lenet: list[str] = []
+    lenet: list[str] = []  # its weights, where they are not the shipped ones
     if from_scratch:
         model, name = folder / "pretrain", str(folder / "train")
         yield Task(["pretrain", experiment, *data, *common], model, resumable=True)
         yield Task(["train", experiment, "--model", str(model), *common], Path(name), resumable=True)
         if labelled:
             yield Task(["lenet", experiment, *data, *common], folder / "lenet")
-            lenet = ["--weights", str(folder / "lenet" / "lenet.safetensors")]
+            lenet = [str(folder / "lenet" / "lenet.safetensors")]
 
     yield Task(["rca", name, *common], folder / "rca")
     rca = folder / "rca" / "rca.json"
     yield Task(["traverse", name, "--rca", str(rca), *common], folder / "traverse")
     extractor = "lenet-digits" if labelled else "inception-v3-compat"
-    yield Task(["fid", name, "--feature-extractor", extractor, *lenet, *data, *common], folder / f"fid-{extractor}")
+    weights = ["--weights", *lenet] if lenet else []
+    yield Task(["fid", name, "--feature-extractor", extractor, *weights, *data, *common], folder / f"fid-{extractor}")
     yield Task(["train-curves", name], folder / "train-curves")
     yield Task(["properties", name, *common], folder / "properties")
 
@@ -178,5 +180,8 @@ def tasks(
     yield Task(["edit", name, str(folder / "real-images"), *shifts, *common], folder / "edit", missing=missing)
 
     yield Task(["vram-sweep", experiment, *common], folder / "vram-sweep", resumable=True)
-    yield Task(["ablations", experiment, "--model", name, *common], folder / "ablations", resumable=True)
+    small = f"{settings.name}-ablations"
+    ablated = small if (experiments_folder() / f"{small}.toml").is_file() else experiment
+    weights = ["--lenet", *lenet] if lenet else []
+    yield Task(["ablations", ablated, "--model", name, *weights, *common], folder / "ablations", resumable=True)
     yield Task(["mos", "export", name, *common], folder / "mos")

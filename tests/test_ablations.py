@@ -205,7 +205,7 @@ def test_train_curves_of_runs_of_different_length(tmp_path, tiny_run, tiny):
 
 def test_train_curves_name_what_is_missing(tmp_path, tiny_run, tiny_model):
     out = ["--out", tmp_path / "out"]
-    assert "mnist16: no metrics.csv there, and the shipped runs carry none" in refused("train-curves", "mnist16", *out)
+    assert 'no metrics.csv there: give the folder of a "hbench train"' in refused("train-curves", tmp_path, *out)
     assert "its metrics.csv holds no discovery" in refused("train-curves", tiny_model, *out)
     broken = tmp_path / "broken"
     broken.mkdir()

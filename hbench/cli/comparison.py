@@ -43,7 +43,11 @@ def train_curves(
     folder = out or Path("runs") / "train-curves"
     claim_folder(folder, overwrite=overwrite)
     sources = [
-        {"run": str(run), "metrics_sha256": sha256(locate(run) / "metrics.csv"), "experiment": each.experiment.model_dump()}
+        {
+            "run": str(run),
+            "metrics_sha256": sha256(locate(run) / "metrics.csv"),
+            "experiment": each.experiment.model_dump(),
+        }
         for run, each in zip(runs, curves, strict=True)
     ]
     origin = provenance(None, place, seed, runs=sources)

@@ -1,0 +1,142 @@
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hbench.cli import main
+from hbench.cli import reproduction as module
+from hbench.cli.reproduction import Task, tasks
+from hbench.config import load_experiment
+from hbench.errors import HBenchError
+from hbench.report import ARTIFACTS, REASONS, collect, write_pages
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, tiny_run):
+    """A run folder with two artifacts."""
+    folder = tmp_path_factory.mktemp("results") / "run"
+    shutil.copytree(tiny_run, folder)
+    for command in (["rca", "--pairs", 8], ["traverse", "--pairs", 8, "--examples", 1]):
+        result = invoke(command[0], folder, *command[1:], "--quiet")
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_the_page_holds_every_number_and_picture(results, tmp_path):
+    report = collect(results)
+    write_pages([report], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    found = json.loads((results / "rca" / "rca.json").read_text())
+    assert f'<td class="number">{found["accuracy"]:.3f}</td>' in page
+    assert f"[{found['interval'][0]:.3f}, {found['interval'][1]:.3f}]" in page
+    assert "8 pairs" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # needs no other file
+    assert "<code>hbench rca" in page.replace("pytest", "hbench")  # the command that made it
+    rows = {row.artifact: row for row in report.rows}
+    assert rows["Mean opinion score"].ours.startswith("not run:")
+    assert not rows["Mean opinion score"].ran
+
+
+def test_reasons_stand_in_the_table(results, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(results, folder)
+    (folder / REASONS).write_text(json.dumps({"edit": "no data: pass --data-root"}))
+    rows = {row.artifact: row for row in collect(folder).rows}
+    assert rows["Edits of real images"].ours == "not run: no data: pass --data-root"
+
+
+def test_untrusted_text_is_escaped(results, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(results, folder)
+    (folder / REASONS).write_text(json.dumps({"edit": "<script>alert(1)</script> | x"}))
+    write_pages([collect(folder)], tmp_path)
+    assert "<script>" not in (tmp_path / "report.html").read_text()
+    assert "\\| x" in (tmp_path / "report.md").read_text()
+
+
+def test_markdown_links_exist(results):
+    assert invoke("report", results).exit_code == 0
+    text = (results / "report.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) == 4
+    assert all((results / link).is_file() for link in links)
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(HBenchError, match="no results there"):
+        collect(tmp_path)
+    result = invoke("report", tmp_path / "absent")
+    assert result.exit_code == 1
+    assert "no results there" in result.output
+
+
+def test_all_reproduced_artifacts_are_on_the_page(tmp_path, results):
+    folder = tmp_path / "digits16"
+    shutil.copytree(results / "rca", folder / "rca")
+    made = list(tasks(load_experiment("digits16"), "digits16", results, folder, [], ["--quiet"], from_scratch=False))
+    shown = {artifact.folder for artifact in ARTIFACTS}
+    assert {task.folder.name for task in made} - shown == {"mos"}  # its sheets wait for people
+    for task in made:  # each is a command line that its command accepts
+        group, words = main, task.arguments
+        while hasattr(group, "commands"):
+            group, words = group.commands[words[0]], words[1:]
+        group.make_context(group.name, list(words)).close()
+    from_scratch = list(tasks(load_experiment("digits16"), "digits16", None, folder, [], [], from_scratch=True))
+    assert [task.command[0] for task in from_scratch[:4]] == ["pretrain", "train", "lenet", "rca"]
+
+
+@pytest.fixture
+def few_tasks(monkeypatch, results):
+    def few(settings, experiment, run, folder, data, common, from_scratch):
+        yield Task(["rca", str(run), "--pairs", "8", *common], folder / "rca")
+        yield Task(["edit", str(run), "nothing.png", *common], folder / "edit", missing="no data: none here")
+        yield Task(["rca", str(run / "absent"), *common], folder / "properties")
+
+    monkeypatch.setattr(module, "tasks", few)
+
+
+def test_reproduce_goes_on_where_it_stopped(few_tasks, results, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["reproduce", "digits16", "--run", results, "--out", out, "--quiet"]
+    first = invoke(*arguments)
+    assert first.exit_code == 0, first.output
+    assert (out / "report.html").is_file()
+    reasons = json.loads((out / REASONS).read_text())
+    assert reasons["edit"] == "no data: none here"
+    assert "no such run" in reasons["properties"]
+    origin = json.loads((out / "rca" / "provenance.json").read_text())
+    assert origin["command"].startswith(f"hbench rca {results} --pairs 8")
+    made = (out / "rca" / "rca.json").stat().st_mtime_ns
+    second = invoke(*arguments)
+    assert "done before" in second.output
+    assert (out / "rca" / "rca.json").stat().st_mtime_ns == made
+    (out / "rca" / "provenance.json").unlink()  # as if killed before the end
+    third = invoke(*arguments)
+    assert third.exit_code == 0, third.output
+    assert (out / "rca" / "rca.json").stat().st_mtime_ns > made
+
+
+def test_reproduce_needs_a_run():
+    result = invoke("reproduce", "anime64")
+    assert result.exit_code == 1
+    assert "give one with --run, or add --from-scratch" in result.output
+
+
+def test_the_page_looks_right_in_a_browser(results, tmp_path):
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("no chromium")
+    write_pages([collect(results)], tmp_path)
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", str(tmp_path / "report.html")]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "MNIST" in dom or "Digits16" in dom
+    assert Path(tmp_path / "report.html").stat().st_size < 5_000_000

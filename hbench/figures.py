@@ -293,7 +293,7 @@ def draw_mos(result: "Score", path: Path) -> None:
 
     shown = [[d for d in result.directions if d.run == run.run and d.mean is not None] for run in result.runs]
     longest = max(len(directions) for directions in shown)
-    size = (min(24, 3 + 0.4 * longest), 4.2 * len(shown))
+    size = (min(24, 5 + 0.4 * longest), 4.2 * len(shown))
     figure = Figure(figsize=size, layout="constrained")
     for axis, run, directions in zip(figure.subplots(len(shown), squeeze=False)[:, 0], result.runs, shown, strict=True):
         directions.sort(key=lambda d: (d.control, -(d.mean or 0), d.direction))
@@ -309,9 +309,9 @@ def draw_mos(result: "Score", path: Path) -> None:
         )
         if run.mos.mean is not None:
             label = f"MOS {run.mos.mean:.2f}, n = {run.mos.n} directions"
-            axis.axhline(run.mos.mean, color="tab:blue", linestyle="--", label=label)
+            axis.axhline(run.mos.mean, color="tab:orange", linestyle="--", label=label)
             if run.mos.interval:
-                axis.axhspan(*run.mos.interval, color="tab:blue", alpha=0.12, linewidth=0, label="95 % interval")
+                axis.axhspan(*run.mos.interval, color="tab:orange", alpha=0.12, linewidth=0, label="95 % interval")
         if run.floor.mean is not None:
             label = f"untrained {run.floor.mean:.2f}, n = {run.floor.n}"
             axis.axhline(run.floor.mean, color="tab:grey", linestyle=":", label=label)
@@ -324,7 +324,7 @@ def draw_mos(result: "Score", path: Path) -> None:
         axis.set_xticks(ticks, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7, parse_math=False)
         axis.set_title(f"{run.title}: marks of {result.sheets} assessors", parse_math=False)
         axis.set(ylabel="share of marks that are 1", ylim=(0, 1.02))
-        axis.legend(fontsize=8, loc="upper right")
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name may hold any character
         save_figure(figure, path)

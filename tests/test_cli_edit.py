@@ -37,7 +37,7 @@ def test_properties_writes_tables_pictures_and_directions(measured):
         "provenance.json",
         "timesteps.csv",
     }
-    rows = list(csv.DictReader((measured / "properties.csv").open()))
+    rows = list(csv.DictReader((measured / "properties.csv").read_text().splitlines()))
     assert [row["direction"] for row in rows] == ["0", "1", "2", "all"]
     assert {"homogeneity", "homogeneity_low", "homogeneity_high", "slope", "n", "n_mean"} <= rows[0].keys()
     assert json.loads((measured / "properties.json").read_text())["n_mean"] == 8
@@ -68,7 +68,7 @@ def test_edit_says_what_it_did_and_writes_every_image_in_its_size(tmp_path, tiny
     assert {path.name for path in (tmp_path / "images").iterdir()} == names
     with Image.open(tmp_path / "images" / "00-a-0=2.5.png") as picture:
         assert (picture.size, picture.mode) == ((16, 16), "L")
-    rows = list(csv.DictReader((tmp_path / "edit.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "edit.csv").read_text().splitlines()))
     assert [row["files"] for row in rows] == ["00-a", "01-b"]
     assert float(rows[0]["psnr"]) == pytest.approx(10 * np.log10(4 / float(rows[0]["mse"])))
     origin = json.loads((tmp_path / "provenance.json").read_text())

@@ -183,8 +183,8 @@ def train_shift(
 ) -> tuple[dict[str, float], Tensor]:
     """Trains shift block and reconstructor on one batch; returns the metrics and x'_0.
 
-    One optimiser step through the chain, or with ``gradient = "per-step"`` one at every shifted timestep, whose metrics
-    are then averaged.
+    One optimiser step through the chain, or with ``gradient = "per-step"`` one at every shifted timestep. The metrics
+    of the latter are averaged; its accuracy flatters, since all but the first step know the batch.
     """
     settings = experiment.discovery
     alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())

@@ -7,7 +7,6 @@ import click
 from hbench.cli.options import (
     experiment_options,
     print_experiment,
-    result_options,
     run_options,
     training_options,
     write_results,
@@ -16,11 +15,16 @@ from hbench.cli.options import (
 
 @click.command("train-curves")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@result_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/train-curves"),
+    show_default=True,
+    help="Output folder.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
 @run_options
-def train_curves(
-    runs: tuple[Path, ...], out: Path | None, overwrite: bool, device: str, seed: int, quiet: bool
-) -> None:
+def train_curves(runs: tuple[Path, ...], out: Path, overwrite: bool, device: str, seed: int, quiet: bool) -> None:
     """Draw the training of each RUN in one picture: D on raw and shifted (Fig. 10), losses, accuracy.
 
     RUN is the folder of a "hbench train", finished or not. The table holds means over the last third of each run.
@@ -30,7 +34,7 @@ def train_curves(
     Example:
         hbench train-curves results/mnist16/train --out runs/curves
     """
-    from hbench.curves import compare, differences, read_curves, records
+    from hbench.curves import compare, read_curves, records
     from hbench.device import pick_device
     from hbench.figures import draw_run_curves
     from hbench.load import locate
@@ -38,10 +42,8 @@ def train_curves(
 
     place = pick_device(device)
     curves = read_curves(runs)
-    settings = differences([each.experiment for each in curves])
     table = compare(curves)
-    folder = out or Path("runs") / "train-curves"
-    claim_folder(folder, overwrite=overwrite)
+    claim_folder(out, overwrite=overwrite)
     sources = [
         {
             "run": str(run),
@@ -51,10 +53,10 @@ def train_curves(
         for run, each in zip(runs, curves, strict=True)
     ]
     origin = provenance(None, place, seed, runs=sources)
-    draw_run_curves(curves, settings, folder / "train-curves.png")
-    write_results(folder, "train-curves", {"runs": records(table)}, table, origin)
+    draw_run_curves(curves, table["settings"], out / "train-curves.png")
+    write_results(out, "train-curves", {"runs": records(table)}, table, origin)
     click.echo(table[["run", "steps", "n", "accuracy", "D_raw", "D_shifted"]].round(4).to_string(index=False))
-    click.echo(f"see {folder / 'train-curves.png'}", err=True)
+    click.echo(f"see {out / 'train-curves.png'}", err=True)
 
 
 def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:

@@ -228,7 +228,8 @@ def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
     assert not (out / "ablations.csv").exists()
 
     assert "already holds results" in refused(*run, "--model", tiny_model)
-    assert "leave --model out" in refused(*run, "--model", tiny_model, "--resume")
+    other = [*run, "--set", "model.channel_mult=[1,2]", "--model", "mnist16", "--resume"]
+    assert "[model] settings" in refused(*other)
     line = refused(*run, "--seeds", "0", "--resume", "--set", "discovery.lr=0.5")
     assert "full-seed0: was started with discovery.lr" in line
 

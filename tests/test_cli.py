@@ -176,16 +176,22 @@ def test_truncated_checkpoint_is_refused(tmp_path, tiny_model):
 
 def test_demo_runs_through(tmp_path, monkeypatch):
     from hbench import demo
+    from hbench.cli import demonstration
 
-    monkeypatch.setattr(demo, "PAIRS", 32)
-    monkeypatch.setattr(demo, "GROWTH_PAIRS", 16)
+    monkeypatch.setattr(demonstration, "PAIRS", 16)
+    monkeypatch.setattr(demonstration, "EXAMPLES", 1)
+    monkeypatch.setattr(demo, "PAIRS", 16)
     monkeypatch.setattr(demo, "EXAMPLES", 1)
     monkeypatch.setitem(demo.FRESH, "pool", 16)
     result = invoke("demo", "--out", tmp_path, "--steps", 4, "--quiet")
     assert result.exit_code == 0, result.output
-    named = [Path(line.strip()) for line in result.stdout.split("Open:")[1].splitlines() if line.strip()]
-    assert len(named) == 5
-    assert all(path.is_file() for path in named)
+    named = [Path(line.split()[0]) for line in result.stdout.split("Open:")[1].splitlines() if line.strip()]
+    assert len(named) == 4
+    assert all(path.exists() for path in named)
+    assert len(list((tmp_path / "fresh" / "growth").glob("*.png"))) == 4
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<h2>") == 2  # the shipped run and the fresh one
+    assert page.count("data:image/png;base64,") == 6
 
 
 def test_out_of_memory_names_the_knob(tmp_path, tiny_run, monkeypatch):

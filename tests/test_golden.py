@@ -141,7 +141,8 @@ def test_asyrp_step(path):
         ("plain", 700, 650, None),
     ):
         if shift:
-            x_next = shifted_step(model, alpha_bar, shift, x, t, t_prev)
+            x_next, shifted_x_0 = shifted_step(model, alpha_bar, shift, x, t, t_prev)
+            assert_close(shifted_x_0, golden[f"{kind}.x0_pred"], 1e-4)
             assert_close(seen["h"], golden[f"{kind}.h"], 1e-4)
             assert_close(seen["delta_h"], golden[f"{kind}.delta_h"], 1e-4)
         else:

@@ -121,7 +121,7 @@ class Discovery(Section):
     [reconstructed]; or nothing. With the last two D is trained all the same, as an observer without a gradient."""
     lambda_l1: float = Field(default=0.3, ge=0)
     """The c of fidelity = "l1": its norm is a mean over pixels and channels, with images in [-1, 1] [reconstructed].
-    On mnist16, 0.3 lets images change as much as the discriminator does; 1 a third of that, 5 not at all."""
+    On mnist16, 0.3 lets images change as much as the discriminator does, 1 less than half as much, 5 not at all."""
     gradient: Literal["chain", "per-step"] = "chain"
     """Back-propagate through the whole chain, or take an optimiser step at every shifted timestep on its predicted x_0,
     as DiffusionCLIP and Asyrp train (Sec. 4.4) [reconstructed]; ``strategy`` does not matter to the latter."""

@@ -10,7 +10,6 @@ from hbench.cli.options import (
     data_options,
     load_run_and_source,
     open_results,
-    open_run,
     result_options,
     run_argument,
     run_options,
@@ -104,8 +103,9 @@ def traverse(
 
     names = load_names(run)
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
+    ranked = read_rca(measured, loaded) if measured else None
     folder, origin = open_results(loaded, run, "traverse", out, overwrite, seed, **details)
-    ranked = read_rca(measured, loaded) if measured else measure(loaded, count, seed, quiet, source)
+    ranked = ranked or measure(loaded, count, seed, quiet, source)
     order = ranked.ranking()
     images = walk(loaded, order, examples, samples, seed, quiet, source)
     labels = [direction_label(k, ranked, names) for k in order]
@@ -218,16 +218,18 @@ def fid(
 
     from hbench import fid as distances
     from hbench.data import load_reference
+    from hbench.device import pick_device
     from hbench.figures import draw_fidelity
     from hbench.lenet import EXTRACTOR, FILE
-    from hbench.load import SHIPPED
+    from hbench.load import SHIPPED, load_run
 
     if extractor == EXTRACTOR and weights is None:
         weights = SHIPPED / "mnist16" / FILE
-    loaded, folder, origin = open_run(run, f"fid-{extractor}", out, overwrite, device, seed)
-    place = next(loaded.model.parameters()).device
+    place = pick_device(device)
+    loaded = load_run(run, place)
     count = samples or loaded.experiment.evaluation.fid_samples
     distances.check_extractor(extractor, weights, loaded.experiment.data)
+    folder, origin = open_results(loaded, run, f"fid-{extractor}", out, overwrite, seed)
     if extractor == EXTRACTOR and data_root is None and not download:
         assert weights is not None
         reference = distances.lenet_reference(weights)

@@ -67,7 +67,9 @@ run_options = combined(
 
 def result_folder(run: Path) -> Path:
     """Where a run's results lie: in its own folder, or under runs/ for a run shipped with hbench."""
-    return run if run.is_dir() else Path("runs") / f"shipped-{run.name}"
+    from hbench.load import locate
+
+    return run if locate(run) == run else Path("runs") / f"shipped-{run.name}"
 
 
 def claim_results(run: Path, name: str, out: Path | None, overwrite: bool) -> Path:
@@ -77,17 +79,6 @@ def claim_results(run: Path, name: str, out: Path | None, overwrite: bool) -> Pa
     folder = out or result_folder(run) / name
     claim_folder(folder, overwrite=overwrite)
     return folder
-
-
-def open_run(
-    run: Path, name: str, out: Path | None, overwrite: bool, device: str, seed: int
-) -> "tuple[Run, Path, dict[str, Any]]":
-    """The run loaded onto the device, the claimed folder of its result, and the provenance as of now."""
-    from hbench.device import pick_device
-    from hbench.load import load_run
-
-    loaded = load_run(run, pick_device(device))
-    return loaded, *open_results(loaded, run, name, out, overwrite, seed)
 
 
 def open_results(

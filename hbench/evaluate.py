@@ -179,13 +179,13 @@ def rca(run_: Run, count: int, seed: int = 0, quiet: bool = False, source: Sourc
 
 
 def read_rca(path: Path, run_: Run) -> RCA:
-    """What ``hbench rca`` wrote; HBenchError where it is not of this run's directions."""
+    """What ``hbench rca`` wrote, with its provenance beside it; HBenchError where it is of another run."""
     try:
         result = RCA(**read_json(path))
     except TypeError as error:
         raise HBenchError(f'{path}: not a result of "hbench rca": give its rca.json') from error
-    if len(result.per_direction) != run_.experiment.discovery.K:
-        raise HBenchError(f"{path}: has {len(result.per_direction)} directions, the run others: give that of this run")
+    if read_json(path.with_name("provenance.json"))["weights_sha256"] != run_.hashes:
+        raise HBenchError(f"{path}: was measured on other weights: give that of this run")
     return result
 
 

@@ -468,7 +468,8 @@ def _draw_estimates(
 def _show_tiles(axis: "Axes", images: "Tensor", breaks: Sequence[int] = ()) -> tuple[list[float], list[float]]:
     """Shows images [rows, columns, C, H, W] side by side; returns the centres of the columns and of the rows.
 
-    A thin line parts the images, and a wide white one comes before each column of ``breaks``; nan stays white.
+    Each image has a thin grey frame, so that one gone white shows; a wide white line comes before each column of
+    ``breaks``; nan stays white.
     """
     import torch
 
@@ -476,12 +477,13 @@ def _show_tiles(axis: "Axes", images: "Tensor", breaks: Sequence[int] = ()) -> t
 
     rows, columns, channels, height, width = images.shape
     gap, wide = max(1, width // 16), max(4, width // 4)
-    lefts = [column * (width + gap) + wide * sum(b <= column for b in breaks) for column in range(columns)]
-    tops = [row * (height + gap) for row in range(rows)]
-    canvas = torch.full((channels, tops[-1] + height, lefts[-1] + width), 255, dtype=torch.uint8)
+    lefts = [gap + column * (width + gap) + wide * sum(b <= column for b in breaks) for column in range(columns)]
+    tops = [gap + row * (height + gap) for row in range(rows)]
+    canvas = torch.full((channels, tops[-1] + height + gap, lefts[-1] + width + gap), 255, dtype=torch.uint8)
     for row, top in enumerate(tops):
         for column, left in enumerate(lefts):
             if not images[row, column].isnan().any():
+                canvas[:, top - gap : top + height + gap, left - gap : left + width + gap] = 144
                 canvas[:, top : top + height, left : left + width] = to_uint8(images[row, column])
     picture = canvas.permute(1, 2, 0).squeeze(-1).numpy()
     axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

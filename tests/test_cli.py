@@ -213,3 +213,14 @@ def test_resume_takes_the_model_of_the_run(tiny_run, tiny_model, tmp_path):
     torch.save({name: value.float() + 1 for name, value in weights.items()}, tmp_path / "other.pt")
     line = refused("train", "digits16", *options, "--model", tmp_path / "other.pt", "--out", tiny_run, "--resume")
     assert "was started with another model" in line
+
+
+def test_traverse_ranks_by_a_measured_rca_of_the_same_run(tmp_path, tiny_run):
+    assert invoke("rca", tiny_run, "--pairs", 8, "--out", tmp_path / "rca", "--quiet").exit_code == 0
+    measured = tmp_path / "rca" / "rca.json"
+    result = invoke("traverse", tiny_run, "--rca", measured, "--examples", 1, "--out", tmp_path / "own", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert '"pairs": 8' in (tmp_path / "own" / "traverse.json").read_text()
+    assert "was measured on other weights" in refused("traverse", "mnist16", "--rca", measured)
+    (tmp_path / "rca" / "other.json").write_text("{}")
+    assert "give its rca.json" in refused("traverse", tiny_run, "--rca", tmp_path / "rca" / "other.json")

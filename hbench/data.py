@@ -71,10 +71,20 @@ def load_reference(data: Data, data_root: Path | None = None, download: bool = F
     return load_labelled(data, data_root, "test", download)[0]
 
 
-def _find_root(data: Data, data_root: Path | None, download: bool) -> Path:
+def at_hand(data: Data, data_root: Path | None = None, download: bool = False) -> bool:
+    """Whether it is known where the images are."""
+    return data.dataset == "digits" or _known_root(data, data_root, download) is not None
+
+
+def _known_root(data: Data, data_root: Path | None, download: bool) -> Path | None:
     root = data_root or (Path(os.environ["HBENCH_DATA"]) if "HBENCH_DATA" in os.environ else None)
     if root is None and data.dataset == "mnist" and (download or DOWNLOADS.is_dir()):
         root = DOWNLOADS
+    return root
+
+
+def _find_root(data: Data, data_root: Path | None, download: bool) -> Path:
+    root = _known_root(data, data_root, download)
     if root is None:
         raise HBenchError(
             f'data set "{data.dataset}" needs its folder: pass --data-root FOLDER or set HBENCH_DATA'

@@ -208,7 +208,7 @@ def fid(
 
     \b
     lenet-digits is for digits, which Inception does not know. Its default weights, those shipped with mnist16, carry
-    the statistics of MNIST's test images, so that no data set is needed; "hbench lenet" makes others.
+    the statistics of MNIST's test images, so that FD needs no data set (KID does); "hbench lenet" makes others.
 
     \b
     Example:
@@ -217,7 +217,7 @@ def fid(
     import pandas as pd
 
     from hbench import fid as distances
-    from hbench.data import load_reference
+    from hbench.data import at_hand, load_reference
     from hbench.device import pick_device
     from hbench.figures import draw_fidelity
     from hbench.lenet import EXTRACTOR, FILE
@@ -230,8 +230,7 @@ def fid(
     count = samples or loaded.experiment.evaluation.fid_samples
     distances.check_extractor(extractor, weights, loaded.experiment.data)
     folder, origin = open_results(loaded, run, f"fid-{extractor}", out, overwrite, seed)
-    if extractor == EXTRACTOR and data_root is None and not download:
-        assert weights is not None
+    if extractor == EXTRACTOR and weights and not at_hand(loaded.experiment.data, data_root, download):
         reference = distances.lenet_reference(weights)
     else:
         real = distances.image_folder(load_reference(loaded.experiment.data, data_root, download), cache)

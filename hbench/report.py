@@ -10,9 +10,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from scipy.stats import binomtest
 
 from hbench.config import Experiment, Paper, parse_experiment
 from hbench.errors import HBenchError
@@ -124,6 +126,7 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
 
 def _rca_rows(result: Values, paper: Paper) -> list[Row]:
     n = f"{result['n']:,} pairs"
+    outside = binomtest(round(result["outside"] * result["n"]), result["n"]).proportion_ci(method="wilson")
     return [
         Row(
             f"RCA (chance {result['chance']:.3f})",
@@ -135,7 +138,14 @@ def _rca_rows(result: Values, paper: Paper) -> list[Row]:
         ),
         Row("magnitude error |s_hat - s|", "Table 1", "", f"{result['magnitude_error']:.2f}", n=n),
         Row("D on raw / shifted", "Fig. 10", "0.5", f"{result['D_raw']:.3f} / {result['D_shifted']:.3f}", n=n),
-        Row("shifted samples outside the domain", "", "", f"{result['outside']:.2%}", n=n),
+        Row(
+            "share of shifted samples outside the domain",
+            "",
+            "",
+            f"{result['outside']:.4f}",
+            f"[{outside.low:.4f}, {outside.high:.4f}]",
+            n,
+        ),
     ]
 
 
@@ -150,28 +160,31 @@ def _fidelity_rows(result: Values, paper: Paper) -> list[Row]:
         if found["kid"] is not None:
             kid = f"{found['kid']:.5f} (std {found['kid_std']:.5f} over subsets)"
             rows.append(Row(f"KID, {kind} samples", "", "", kid, n=n))
-    rows.append(Row(f"{result['metric']}, shifted / raw", "", "", f"{result['ratio']:.2f}"))
-    rows.append(Row(f"{result['metric']} between two halves of the real images", "", "", f"{result['halves']:.3f}"))
+    name = f"{result['metric']}, shifted / raw"
+    rows.append(Row(name, "", "", f"{result['ratio']:.2f}", n=f"{result['shifted']['n']:,} each"))
+    name = f"{result['metric']} between two halves of the real images"
+    rows.append(Row(name, "", "", f"{result['halves']:.3f}", n=f"{result['n_real'] // 2:,} each"))
     return rows
 
 
 def _sweep_rows(result: Values, paper: Paper) -> list[Row]:
     cells = {(c["strategy"], c["M"]): c for c in result["cells"] if c["status"] == "ok"}
     rows = []
+    n = f"{min((len(c['step_seconds']) for c in cells.values()), default=0)} steps a cell"
     published = {"node": "flat", "vanilla": "grows, past 24 GB"}
     for strategy in dict.fromkeys(strategy for strategy, _ in cells):
         Ms = sorted(M for name, M in cells if name == strategy)
         if len(Ms) > 1:
             first, last = (cells[strategy, M]["memory_mib"] for M in (Ms[0], Ms[-1]))
             name = f"training memory of {strategy}, M = {Ms[0]} to {Ms[-1]}"
-            rows.append(Row(name, "Fig. 4", published.get(strategy, ""), f"{first:,.0f} to {last:,.0f} MiB"))
+            rows.append(Row(name, "Fig. 4", published.get(strategy, ""), f"{first:,.0f} to {last:,.0f} MiB", n=n))
     for strategy in ("vanilla", "torch-checkpoint"):
         both = [M for name, M in cells if name == strategy and ("node", M) in cells]
         if both:
             ratios = [cells["node", M]["images_per_second"] / cells[strategy, M]["images_per_second"] for M in both]
             name = f"throughput, node / {strategy}, M = {min(both)} to {max(both)}"
             theirs = "comparable" if strategy == "vanilla" else ""
-            rows.append(Row(name, "Fig. 4", theirs, f"{min(ratios):.2f} to {max(ratios):.2f}"))
+            rows.append(Row(name, "Fig. 4", theirs, f"{min(ratios):.2f} to {max(ratios):.2f}", n=n))
     return rows
 
 
@@ -203,9 +216,9 @@ def _property_rows(result: Values, paper: Paper) -> list[Row]:
 
 
 def _edit_rows(result: Values, paper: Paper) -> list[Row]:
-    psnrs = sorted(image["psnr"] for image in result["images"])
-    middle = f"{psnrs[len(psnrs) // 2]:.1f} dB, {psnrs[0]:.1f} to {psnrs[-1]:.1f}"
-    return [Row("real images reconstructed, PSNR", "Fig. 8", "", middle, n=f"{len(psnrs)} images")]
+    psnrs = [image["psnr"] for image in result["images"]]
+    middle = f"{median(psnrs):.1f} dB, {min(psnrs):.1f} to {max(psnrs):.1f}"
+    return [Row("real images reconstructed, median PSNR", "Fig. 8", "", middle, n=f"{len(psnrs)} images")]
 
 
 def _ablation_rows(result: Values, paper: Paper) -> list[Row]:

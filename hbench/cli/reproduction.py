@@ -93,6 +93,8 @@ def reproduce(
     common = ["--device", device, "--seed", str(seed)] + (["--quiet"] if quiet else [])
 
     reasons = {"mos/score": 'it needs people: hand out the sheets in mos/, then "hbench mos score"'}
+    if settings.data.dataset != "folder":
+        reasons["fid-inception-v3-compat"] = "Inception knows no digits: the FD in LeNet features stands in"
     for number, task in enumerate(tasks(settings, experiment, run, folder, data, common, from_scratch), start=1):
         click.echo(f"[{number}] hbench {shlex.join(task.arguments)}", err=True)
         reason = task.missing

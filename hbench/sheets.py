@@ -25,6 +25,7 @@ from tqdm import tqdm
 from hbench import __version__
 from hbench.config import Section
 from hbench.diffusion import seed_of
+from hbench.errors import HBenchError
 from hbench.evaluate import generate, noise, traverse
 from hbench.images import to_uint8
 from hbench.load import Run
@@ -253,6 +254,15 @@ def design(
 
 
 # Files --------------------------------------------------------------------------------------------------------------
+
+
+def refuse_marked(folder: Path) -> None:
+    """HBenchError where a folder holds marks that people have made: no option may cost them their work."""
+    for file in sorted(folder.rglob("marks*.csv")):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
+            cells = line.replace(";", ",").split(",")
+            if len(cells) > COLUMNS.index("mark") and cells[COLUMNS.index("mark")].strip():
+                raise HBenchError(f"{file}: holds marks, which a new study could not score: choose another --out")
 
 
 def write_sheets(

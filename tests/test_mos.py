@@ -28,6 +28,7 @@ from hbench.sheets import (
     design,
     draw_grid,
     pictures,
+    refuse_marked,
     shuffle,
     untrained,
     write_sheets,
@@ -197,6 +198,20 @@ def test_overwriting_leaves_no_sheet_of_the_earlier_study(tmp_path):
         "sheet_2",
         "sheet_2.html",
     ]
+
+
+def test_no_option_costs_people_their_marks(tmp_path, tiny_run):
+    key = make_key(assessors=1)
+    write_sheets(key, make_images(), tmp_path, quiet=True)
+    marks = tmp_path / "sheet_1" / "marks_1.csv"
+    refuse_marked(tmp_path)  # empty so far
+    empty = marks.read_text()
+    for separator in ",;":
+        filled = empty.replace(",", separator).replace(f"{separator}{separator}\n", f"{separator}1{separator}\n", 1)
+        marks.write_text(filled)
+        line = refused("mos", "export", tiny_run, "--out", tmp_path, "--overwrite")
+        assert "holds marks" in line
+        assert marks.read_text() == filled
 
 
 def test_export_refuses_wrong_input(tmp_path, tiny_run):

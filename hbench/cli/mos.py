@@ -74,7 +74,7 @@ def export(
     from hbench.load import load_run
     from hbench.mos import guarded
     from hbench.runs import claim_folder, provenance
-    from hbench.sheets import design, pictures, write_sheets
+    from hbench.sheets import design, pictures, refuse_marked, write_sheets
 
     if not samples % 2:
         raise click.BadParameter("need an odd number, so that the middle is the original", param_hint="--samples")
@@ -85,6 +85,7 @@ def export(
     place = pick_device(device)
     loaded = {str(run): load_run(run, place) for run in runs}
     claim_folder(out, overwrite=overwrite)
+    refuse_marked(out)
     origin = provenance(
         None,
         place,

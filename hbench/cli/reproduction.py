@@ -44,8 +44,11 @@ class Task:
         file = self.folder / "provenance.json"
         if not file.is_file():
             return False
-        made_by = shlex.split(read_json(file)["command"])
-        return [word for word in made_by[1:] if word not in ("--resume", "--overwrite")] == self.arguments
+        made_by = shlex.split(read_json(file)["command"])[1:]
+        without_effect = {"--resume", "--overwrite", "--quiet"}
+        return [word for word in made_by if word not in without_effect] == [
+            word for word in self.arguments if word not in without_effect
+        ]
 
 
 @click.command()

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
@@ -40,11 +41,10 @@ from hbench.config import Experiment, parse_experiment
 from hbench.device import pick_device
 from hbench.diffusion import seed_of
 from hbench.errors import HBenchError, is_out_of_memory
-from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
+from hbench.models import build_model
 from hbench.models.adm import UNetModel
-from hbench.models.shift import draw_shifts
 from hbench.runs import stop_requests
-from hbench.train import raw_pairs, train_discriminator, train_shift
+from hbench.train import initial, raw_pairs, train_step
 
 Status = Literal["ok", "oom", "failed"]
 MIB = 2**20
@@ -282,33 +282,10 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
 
 
 def training_step(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[int], dict[str, float]]:
-    """A function that takes step i of ``hbench train``, new raw pairs included, and returns its metrics.
-
-    Args:
-        experiment: without a pool.
-        model: the frozen diffusion model, on the device to train on.
-        seed: of initial weights, x_T, k and s, as in training.
-    """
-    settings = experiment.discovery
-    device = next(model.parameters()).device
-    torch.manual_seed(seed_of(seed))
-    shift_block = build_shift_block(experiment, model).to(device)
-    reconstructor = build_reconstructor(experiment).to(device)
-    discriminator = build_discriminator(experiment).to(device).eval()
-    optimizer = torch.optim.Adam([*shift_block.parameters(), *reconstructor.parameters()], lr=settings.lr, fused=True)
-    optimizer_D = torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, fused=True)
-    draw_raw = raw_pairs(experiment, model, seed)
-
-    def step(i: int) -> dict[str, float]:
-        torch.manual_seed(seed_of(seed, i))
-        x_T, x_0 = draw_raw()
-        k, s = (v.to(device) for v in draw_shifts(len(x_T), settings.K, settings.S, settings.min_magnitude))
-        row, x_0_shifted = train_shift(
-            experiment, model, shift_block, reconstructor, discriminator, optimizer, x_T, x_0, k, s
-        )
-        return row | train_discriminator(settings, discriminator, optimizer_D, x_0, x_0_shifted)
-
-    return step
+    """A function that takes step i of ``hbench train`` with initial networks, and returns its metrics."""
+    return partial(
+        train_step, experiment, model, initial(experiment, model, seed), raw_pairs(experiment, model, seed), seed
+    )
 
 
 def _initial_model(cell: Cell, device: torch.device) -> UNetModel:

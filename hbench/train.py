@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,6 +51,35 @@ from hbench.runs import (
 Reconstructor = LeNet | ResNet18
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Everything that training changes, and so all that a checkpoint must hold."""
+
+    shift_block: ShiftBlock
+    reconstructor: Reconstructor
+    discriminator: EncoderUNetModel
+    optimizer: torch.optim.Optimizer
+    """Of shift block and reconstructor."""
+    optimizer_D: torch.optim.Optimizer
+
+
+def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:
+    """What a discovery starts with, on the device of the diffusion model."""
+    settings = experiment.discovery
+    device = next(model.parameters()).device
+    torch.manual_seed(seed_of(seed))
+    shift_block = build_shift_block(experiment, model).to(device)
+    reconstructor = build_reconstructor(experiment).to(device)
+    discriminator = build_discriminator(experiment).to(device).eval()  # its dropout stays off, as the model's
+    return Trained(
+        shift_block,
+        reconstructor,
+        discriminator,
+        torch.optim.Adam([*shift_block.parameters(), *reconstructor.parameters()], lr=settings.lr, fused=True),
+        torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, fused=True),
+    )
+
+
 def train(
     experiment: Experiment,
     model: UNetModel,
@@ -90,19 +120,8 @@ def train(
         )
     origin = provenance(experiment, device, seed)
     model = model.to(device).eval().requires_grad_(False)
-    torch.manual_seed(seed_of(seed))
-    shift_block = build_shift_block(experiment, model).to(device)
-    reconstructor = build_reconstructor(experiment).to(device)
-    discriminator = build_discriminator(experiment).to(device).eval()  # its dropout stays off, as the model's
-    optimizer = torch.optim.Adam([*shift_block.parameters(), *reconstructor.parameters()], lr=settings.lr, fused=True)
-    optimizer_D = torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, fused=True)
-    parts: dict[str, nn.Module | torch.optim.Optimizer] = {
-        "shift_block": shift_block,
-        "reconstructor": reconstructor,
-        "discriminator": discriminator,
-        "optimizer": optimizer,
-        "optimizer_D": optimizer_D,
-    }
+    trained = initial(experiment, model, seed)
+    parts: dict[str, nn.Module | torch.optim.Optimizer] = vars(trained)
 
     first = 0
     if resume:
@@ -127,17 +146,7 @@ def train(
         tqdm(total=settings.steps, initial=first, desc="train", unit="step", disable=quiet or None) as bar,
     ):
         for step in range(first, settings.steps):
-            torch.manual_seed(seed_of(seed, step))
-            factor = lr_factor(settings, step)
-            optimizer.param_groups[0]["lr"] = settings.lr * factor
-            optimizer_D.param_groups[0]["lr"] = settings.lr_discriminator * factor
-
-            x_T, x_0 = draw_raw()
-            k, s = (v.to(device) for v in draw_shifts(len(x_T), settings.K, settings.S, settings.min_magnitude))
-            row, x_0_shifted = train_shift(
-                experiment, model, shift_block, reconstructor, discriminator, optimizer, x_T, x_0, k, s
-            )
-            row |= train_discriminator(settings, discriminator, optimizer_D, x_0, x_0_shifted)
+            row = train_step(experiment, model, trained, draw_raw, seed, step)
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise HBenchError(
@@ -151,7 +160,8 @@ def train(
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 checkpoint(done)
                 if on_checkpoint:
-                    on_checkpoint(done, Run(experiment, model, shift_block, reconstructor.eval(), discriminator))
+                    networks = (trained.shift_block, trained.reconstructor.eval(), trained.discriminator)
+                    on_checkpoint(done, Run(experiment, model, *networks))
             if done < settings.steps and (reason := stop_reason()):
                 checkpoint(done)
                 print(
@@ -169,17 +179,28 @@ def train(
     return True
 
 
-def train_shift(
+def train_step(
     experiment: Experiment,
     model: UNetModel,
-    shift_block: ShiftBlock,
-    reconstructor: Reconstructor,
-    discriminator: EncoderUNetModel,
-    optimizer: torch.optim.Optimizer,
-    x_T: Tensor,
-    x_0: Tensor,
-    k: Tensor,
-    s: Tensor,
+    trained: Trained,
+    draw_raw: Callable[[], tuple[Tensor, Tensor]],
+    seed: int,
+    step: int,
+) -> dict[str, float]:
+    """Takes step ``step`` of training and returns its metrics; everything random in it follows from (seed, step)."""
+    settings = experiment.discovery
+    torch.manual_seed(seed_of(seed, step))
+    factor = lr_factor(settings, step)
+    trained.optimizer.param_groups[0]["lr"] = settings.lr * factor
+    trained.optimizer_D.param_groups[0]["lr"] = settings.lr_discriminator * factor
+    x_T, x_0 = draw_raw()
+    k, s = (v.to(x_T.device) for v in draw_shifts(len(x_T), settings.K, settings.S, settings.min_magnitude))
+    row, x_0_shifted = train_shift(experiment, model, trained, x_T, x_0, k, s)
+    return row | train_discriminator(settings, trained, x_0, x_0_shifted)
+
+
+def train_shift(
+    experiment: Experiment, model: UNetModel, trained: Trained, x_T: Tensor, x_0: Tensor, k: Tensor, s: Tensor
 ) -> tuple[dict[str, float], Tensor]:
     """Trains shift block and reconstructor on one batch; returns the metrics and x'_0.
 
@@ -187,8 +208,9 @@ def train_shift(
     of the latter are averaged; its accuracy flatters, since all but the first step know the batch.
     """
     settings = experiment.discovery
+    reconstructor, discriminator, optimizer = trained.reconstructor, trained.discriminator, trained.optimizer
     alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
-    delta_h = own(shift_block, k, s)
+    delta_h = own(trained.shift_block, k, s)
     rows: list[dict[str, Tensor]] = []
 
     def objective(x_0_shifted: Tensor) -> Tensor:
@@ -268,21 +290,15 @@ def descend_per_step(
     return x_t
 
 
-def train_discriminator(
-    settings: Discovery,
-    discriminator: EncoderUNetModel,
-    optimizer: torch.optim.Optimizer,
-    x_0: Tensor,
-    x_0_shifted: Tensor,
-) -> dict[str, float]:
+def train_discriminator(settings: Discovery, trained: Trained, x_0: Tensor, x_0_shifted: Tensor) -> dict[str, float]:
     """One optimiser step of D: raw samples are real, shifted ones fake (Sec. 4.3); returns the metrics."""
     both = soft_clip(torch.cat([x_0, x_0_shifted]), settings.soft_clip)
     with autocast(both.device, settings.precision):
-        raw, shifted = judge(discriminator, both).chunk(2)
+        raw, shifted = judge(trained.discriminator, both).chunk(2)
     loss = F.softplus(-raw).mean() + F.softplus(shifted).mean()
-    optimizer.zero_grad()
+    trained.optimizer_D.zero_grad()
     loss.backward()
-    optimizer.step()
+    trained.optimizer_D.step()
     return {
         "loss_D": loss.item(),
         "D_raw": raw.sigmoid().mean().item(),

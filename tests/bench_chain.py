@@ -17,9 +17,9 @@ from hbench.config import load_experiment
 from hbench.device import autocast
 from hbench.diffusion import alpha_bar_schedule, generation_steps, timesteps
 from hbench.load import load_model
-from hbench.models import build_discriminator, build_reconstructor, build_shift_block
+from hbench.models import build_shift_block
 from hbench.models.shift import draw_shifts
-from hbench.train import judge, train_discriminator, train_shift
+from hbench.train import initial, judge, train_discriminator, train_shift
 
 BATCH = 16
 
@@ -65,9 +65,11 @@ def test_node_and_whole_step_against_what_the_mathematics_needs(benchmark):
     M = 10
     experiment, model, shift_block = parts(M)
     steps, x_T = chain(M)
-    reconstructor, discriminator = build_reconstructor(experiment), build_discriminator(experiment)
-    optimizer = torch.optim.Adam([*shift_block.parameters(), *reconstructor.parameters()], lr=0, fused=True)
-    optimizer_D = torch.optim.Adam(discriminator.parameters(), lr=0, fused=True)
+    trained = initial(experiment, model, seed=0)
+    trained.shift_block.load_state_dict(shift_block.state_dict())
+    for optimizer in (trained.optimizer, trained.optimizer_D):
+        optimizer.param_groups[0]["lr"] = 0.0
+    discriminator = trained.discriminator
     k, s = draw_shifts(BATCH, experiment.discovery.K, 5.0, 0.5)
     x_0 = torch.randn(BATCH, 1, 16, 16).clamp(-1, 1)
     shifted = [t >= experiment.discovery.t_shift for t in timesteps(M)]
@@ -77,10 +79,8 @@ def test_node_and_whole_step_against_what_the_mathematics_needs(benchmark):
             backpropagate(steps, x_T, lambda x: x.square().mean(), name)
 
     def whole_step():
-        _, x_0_shifted = train_shift(
-            experiment, model, shift_block, reconstructor, discriminator, optimizer, x_T, x_0, k, s
-        )
-        train_discriminator(experiment.discovery, discriminator, optimizer_D, x_0, x_0_shifted)
+        _, x_0_shifted = train_shift(experiment, model, trained, x_T, x_0, k, s)
+        train_discriminator(experiment.discovery, trained, x_0, x_0_shifted)
 
     def passes(x, twice, pull):
         """One generation step's UNet passes; with ``pull``, also the backward ones that reach x, or else the shift."""

@@ -16,7 +16,7 @@ from hbench.errors import HBenchError
 from hbench.load import SHIPPED, load_model, load_run
 from hbench.models import build_discriminator, build_reconstructor, build_shift_block
 from hbench.runs import CHECKPOINT
-from hbench.train import losses, train, train_shift
+from hbench.train import Trained, losses, train, train_shift
 
 CPU = torch.device("cpu")
 FLOAT = "discovery.precision=float32"
@@ -46,8 +46,9 @@ class Parts:
         self.optimizer = torch.optim.SGD(trained, lr=0.01)
 
     def train_shift(self):
-        networks = (self.model, self.shift_block, self.reconstructor, self.discriminator)
-        return train_shift(self.experiment, *networks, self.optimizer, self.x_T, self.x_0, self.k, self.s)
+        optimizer_D = torch.optim.SGD(self.discriminator.parameters(), lr=0.01)
+        trained = Trained(self.shift_block, self.reconstructor, self.discriminator, self.optimizer, optimizer_D)
+        return train_shift(self.experiment, self.model, trained, self.x_T, self.x_0, self.k, self.s)
 
 
 def tiny_with(*overrides):

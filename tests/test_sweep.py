@@ -137,7 +137,7 @@ def test_out_of_memory_is_a_row_and_other_errors_are_not(monkeypatch, error):
         raise error
 
     (cell,) = tiny_cells()
-    monkeypatch.setattr(module, "train_shift", failing)
+    monkeypatch.setattr(module, "train_step", failing)
     assert is_out_of_memory(error)
     assert measure(cell).status == "oom"
     error = RuntimeError("shapes do not match")

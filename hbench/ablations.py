@@ -15,6 +15,7 @@ from hbench.errors import HBenchError
 from hbench.evaluate import rca, traverse
 from hbench.fid import fidelity, lenet_reference, sample_folders
 from hbench.figures import direction_label
+from hbench.intervals import student
 from hbench.lenet import EXTRACTOR, FILE
 from hbench.load import SHIPPED, Run, load_run
 from hbench.models.adm import UNetModel
@@ -189,12 +190,11 @@ def measure_variants(
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Mean, 95 % t-interval and range over the seeds: one row for each variant and metric of :class:`Measured`."""
-    from scipy.stats import t
-
     metrics = ["rca", "magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"]
     long = table.melt(["variant"], metrics, "metric").dropna()
-    found = long.groupby(["variant", "metric"], sort=False)["value"].agg(["count", "mean", "std", "min", "max"])
-    half = t.ppf(0.975, found["count"] - 1) * found.pop("std") / found["count"] ** 0.5
-    found.insert(2, "low", found["mean"] - half)
-    found.insert(3, "high", found["mean"] + half)
-    return found.rename(columns={"count": "seeds"}).reset_index()
+    grouped = long.groupby(["variant", "metric"], sort=False)["value"]
+    bounds = {
+        name: grouped.agg(lambda values, i=i: float(student(values)[i])) for i, name in enumerate(("low", "high"))
+    }
+    found = grouped.agg(seeds="count", mean="mean").assign(**bounds, min=grouped.min(), max=grouped.max())
+    return found.reset_index()

@@ -10,6 +10,7 @@ import pandas as pd
 
 from hbench.config import Experiment, parse_experiment
 from hbench.errors import HBenchError
+from hbench.intervals import batch_means
 from hbench.load import locate
 
 
@@ -68,12 +69,15 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def last_third(rows: pd.DataFrame) -> dict[str, float]:
-    """Means over the last third of the logged steps, rounded up, and their number ``n``.
+    """Means over the last third of the logged steps, rounded up, and their number ``n``; those of D with an interval.
 
-    The steps of a run are not independent, so the means carry no interval: several seeds give one.
+    The interval, ``D_raw_low`` and so on, is of this one run, by batch means: other seeds may well lie outside.
     """
     chosen = rows.tail(-(-len(rows) // 3)).drop(columns="step")
-    return {"n": len(chosen), **chosen.mean().to_dict()}
+    found = {"n": len(chosen), **chosen.mean().to_dict()}
+    for name in ("D_raw", "D_shifted"):
+        found[f"{name}_low"], found[f"{name}_high"] = batch_means(chosen[name])
+    return found
 
 
 def compare(curves: Sequence[Curves]) -> pd.DataFrame:
@@ -83,9 +87,3 @@ def compare(curves: Sequence[Curves]) -> pd.DataFrame:
         {"run": each.name, "settings": text, "steps": len(each.rows), **last_third(each.rows)}
         for each, text in zip(curves, settings, strict=True)
     )
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table for JSON: None where a value is missing."""
-    found: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")
-    return found

@@ -1,5 +1,6 @@
 """What a run's directions are worth: reconstructor accuracy, fidelity, and the pictures of each direction."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from hbench.diffusion import DeltaH, alpha_bar_schedule, draw_x_T, generation_st
 from hbench.directions import Source, own, scaled
 from hbench.errors import HBenchError
 from hbench.images import soft_clip
+from hbench.intervals import student, wilson
 from hbench.load import Run
 from hbench.models.adm import UNetModel
 from hbench.models.shift import draw_shifts, magnitudes
@@ -47,15 +49,21 @@ class RCA:
     """1/K."""
     magnitude_error: float
     """Mean absolute error of the predicted magnitude, in units of s."""
+    magnitude_error_interval: tuple[float, float]
     per_direction: list[float]
     """Accuracy of each direction, nan where none was drawn."""
+    per_direction_interval: list[tuple[float, float]]
+    """95 % Wilson intervals."""
     confusion: list[list[int]]
     """Counts: true direction by predicted direction."""
     D_raw: float
     """The discriminator's mean output on raw samples; 0.5 is ideal."""
+    D_raw_interval: tuple[float, float]
     D_shifted: float
+    D_shifted_interval: tuple[float, float]
     outside: float
     """Share of shifted samples with a pixel beyond +-1.5; leaving the domain makes a high accuracy worthless."""
+    outside_interval: tuple[float, float]
 
     def ranking(self) -> list[int]:
         """Directions, most accurate first."""
@@ -142,47 +150,47 @@ def noise(run_: Run, seed: int, first: int, count: int) -> Tensor:
 @torch.no_grad()
 def rca(run_: Run, count: int, seed: int = 0, quiet: bool = False, source: Source | None = None) -> RCA:
     """Reconstructor classification accuracy on ``count`` fresh :func:`pairs`. Cost: two chains a pair."""
-    from scipy.stats import binomtest
-
     K, bound = run_.experiment.discovery.K, run_.experiment.discovery.soft_clip
     confusion = np.zeros((K, K), dtype=int)
-    sums = np.zeros(4)
+    seen_of_each = []  # sample: |s_hat - s|, D of both images, and whether the shifted one has left the domain
     for first in tqdm(range(0, count, BATCH), desc="RCA", unit="batch", disable=quiet or None):
         x_0, x_0_shifted, k, s = draw_pairs(run_, seed, first, min(BATCH, count - first), source)
         seen, seen_shifted = soft_clip(x_0, bound), soft_clip(x_0_shifted, bound)
         logits, s_hat = run_.reconstructor(seen, seen_shifted)
         np.add.at(confusion, (k.cpu().numpy(), logits.argmax(1).cpu().numpy()), 1)
-        sums += [
-            (s_hat - s).abs().sum().item(),
-            judge(run_.discriminator, seen).sigmoid().sum().item(),
-            judge(run_.discriminator, seen_shifted).sigmoid().sum().item(),
-            (x_0_shifted.abs().amax((1, 2, 3)) > 1.5).sum().item(),
-        ]
-    right = int(confusion.trace())
-    interval = binomtest(right, count).proportion_ci(method="wilson")
-    totals = confusion.sum(1)
-    magnitude_error, D_raw, D_shifted, outside = (sums / count).tolist()
+        judged = [judge(run_.discriminator, images).sigmoid() for images in (seen, seen_shifted)]
+        outside = x_0_shifted.abs().amax((1, 2, 3)) > 1.5
+        seen_of_each.append(torch.stack([(s_hat - s).abs(), *judged, outside], dim=1).double().cpu().numpy())
+    values = np.concatenate(seen_of_each)
+    magnitude_error, D_raw, D_shifted, share_outside = values.mean(0).tolist()
+    bounds = [(float(low), float(high)) for low, high in zip(*student(values), strict=True)]
+    right, drawn = confusion.diagonal(), confusion.sum(1)
     return RCA(
         n=count,
-        accuracy=right / count,
-        interval=(float(interval.low), float(interval.high)),
+        accuracy=float(right.sum() / count),
+        interval=wilson(int(right.sum()), count),
         chance=1 / K,
         magnitude_error=magnitude_error,
-        per_direction=[
-            float(c[i] / n) if n else float("nan") for i, (c, n) in enumerate(zip(confusion, totals, strict=True))
-        ],
+        magnitude_error_interval=bounds[0],
+        per_direction=[float(c / n) if n else float("nan") for c, n in zip(right, drawn, strict=True)],
+        per_direction_interval=[wilson(int(c), int(n)) for c, n in zip(right, drawn, strict=True)],
         confusion=confusion.tolist(),
         D_raw=D_raw,
+        D_raw_interval=bounds[1],
         D_shifted=D_shifted,
-        outside=outside,
+        D_shifted_interval=bounds[2],
+        outside=share_outside,
+        outside_interval=wilson(int(values[:, 3].sum()), count),
     )
 
 
 def read_rca(path: Path, run_: Run) -> RCA:
     """What ``hbench rca`` wrote, with its provenance beside it; HBenchError where it is of another run."""
     try:
-        result = RCA(**read_json(path))
-    except TypeError as error:
+        values = read_json(path)
+        accuracy = [math.nan if each is None else each for each in values["per_direction"]]
+        result = RCA(**values | {"per_direction": accuracy})
+    except (TypeError, KeyError) as error:
         raise HBenchError(f'{path}: not a result of "hbench rca": give its rca.json') from error
     if read_json(path.with_name("provenance.json"))["weights_sha256"] != run_.hashes:
         raise HBenchError(f"{path}: was measured on other weights: give that of this run")

@@ -32,6 +32,7 @@ from hbench.config import Data
 from hbench.errors import HBenchError
 from hbench.evaluate import BATCH, draw_pairs
 from hbench.images import to_uint8
+from hbench.intervals import jackknife
 from hbench.lenet import EXTRACTOR as LENET
 from hbench.lenet import load_lenet
 from hbench.load import Run
@@ -53,6 +54,8 @@ class Reference:
     n: int
     halves: float
     """Distance between two random halves of the real images: no model can be told from the data below it."""
+    halves_interval: tuple[float, float] | None
+    """None where only the statistics are at hand."""
     sha256: str
     """Of mean and covariance."""
     features: Tensor | None = None
@@ -66,7 +69,9 @@ class Distance:
     n: int
     fd: float
     interval: tuple[float, float]
-    """95 % interval of ``fd`` for other samples of the same generator: delete-a-group jackknife, normal."""
+    """95 % interval of ``fd`` for other samples of the same generator, by the jackknife."""
+    replicates: list[float]
+    """``fd`` without each of the jackknife's groups of samples."""
     kid: float | None
     kid_std: float | None
     """Over torch-fidelity's 100 subsets."""
@@ -81,13 +86,13 @@ class Fidelity:
     feature_size: int
     n_real: int
     halves: float
+    halves_interval: tuple[float, float] | None
     raw: Distance
     shifted: Distance
-
-    @property
-    def ratio(self) -> float:
-        """Shifted over raw; 1 = shifting costs no fidelity."""
-        return self.shifted.fd / self.raw.fd
+    ratio: float
+    """Shifted over raw; 1 = shifting costs no fidelity."""
+    ratio_interval: tuple[float, float]
+    """By the jackknife: shifted sample i is raw sample i, shifted, and both are left out together."""
 
 
 def metric_name(extractor: str) -> str:
@@ -106,25 +111,28 @@ def fidelity(
     quiet: bool = False,
 ) -> Fidelity:
     """Distances of the first ``count`` images in the folders of raw and shifted samples to the reference."""
-    raw, shifted = (features(pngs(folder, count), extractor, weights, cache, device, quiet) for folder in samples)
+    found = [features(pngs(folder, count), extractor, weights, cache, device, quiet) for folder in samples]
+    raw, shifted = (distance(each, reference) for each in found)
+    ratio = shifted.fd / raw.fd
+    low, high = jackknife(ratio, np.array(shifted.replicates) / np.array(raw.replicates))
     return Fidelity(
         metric=metric_name(extractor),
-        feature_size=raw.shape[1],
+        feature_size=found[0].shape[1],
         n_real=reference.n,
         halves=reference.halves,
-        raw=distance(raw, reference),
-        shifted=distance(shifted, reference),
+        halves_interval=reference.halves_interval,
+        raw=raw,
+        shifted=shifted,
+        ratio=ratio,
+        ratio_interval=(float(low), float(high)),
     )
 
 
 def distance(found: Tensor, reference: Reference) -> Distance:
     """Distances of features [n, D] to the reference."""
     fd = frechet_distance(statistics(found), reference.statistics)
-    part = torch.arange(len(found)) % GROUPS
-    replicates = np.array(
-        [frechet_distance(statistics(found[part != g]), reference.statistics) for g in range(min(GROUPS, len(found)))]
-    )
-    error = float(np.sqrt((len(replicates) - 1) * replicates.var()))
+    replicates = [frechet_distance(statistics(part), reference.statistics) for part in _without_each_group(found)]
+    low, high = jackknife(fd, replicates)
     subsets: dict[str, float] = {}
     if reference.features is not None:
         size = min(1000, len(found), reference.n)
@@ -132,27 +140,37 @@ def distance(found: Tensor, reference: Reference) -> Distance:
     return Distance(
         n=len(found),
         fd=fd,
-        interval=(fd - 1.96 * error, fd + 1.96 * error),
+        interval=(float(low), float(high)),
+        replicates=replicates,
         kid=subsets.get("kernel_inception_distance_mean"),
         kid_std=subsets.get("kernel_inception_distance_std"),
     )
 
 
+def _without_each_group(found: Tensor) -> list[Tensor]:
+    """The features without each of the jackknife's groups."""
+    group = torch.arange(len(found)) % GROUPS
+    return [found[group != g] for g in range(min(GROUPS, len(found)))]
+
+
 def real_reference(found: Tensor) -> Reference:
     """The reference made of the features [n, D] of real images."""
-    if len(found) < 4:
-        raise HBenchError(f"{len(found)} real images: need at least 4 to compare two halves of them: add images")
+    if len(found) < 6:
+        raise HBenchError(f"{len(found)} real images: need at least 6 to compare two halves of them: add images")
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
-    first, second = (statistics(found[half]) for half in order.chunk(2))
+    first, second = (found[half] for half in order.chunk(2))
+    halves = frechet_distance(statistics(first), statistics(second))
+    parts = zip(_without_each_group(first), _without_each_group(second), strict=False)
+    low, high = jackknife(halves, [frechet_distance(statistics(a), statistics(b)) for a, b in parts])
     stats = statistics(found)
-    return Reference(stats, len(found), frechet_distance(first, second), _digest(stats), found)
+    return Reference(stats, len(found), halves, (float(low), float(high)), _digest(stats), found)
 
 
 def lenet_reference(weights: Path) -> Reference:
     """The reference that a LeNet's file carries: its real test set."""
     lenet = load_lenet(weights)
     stats = {"mu": lenet.real_mu.numpy(), "sigma": lenet.real_sigma.numpy()}
-    return Reference(stats, int(lenet.real_n), float(lenet.real_halves), _digest(stats))
+    return Reference(stats, int(lenet.real_n), float(lenet.real_halves), None, _digest(stats))
 
 
 def statistics(found: Tensor) -> Statistics:

@@ -148,7 +148,10 @@ def draw_confusion(result: "RCA", title: str, path: Path) -> None:
     left.set_xticks(ticks, [order[i] for i in ticks], fontsize=7)
     left.set_yticks(ticks, [order[i] for i in ticks], fontsize=7)
     figure.colorbar(picture, ax=left)
-    right.bar(range(len(order)), [result.per_direction[k] for k in order])
+    accuracy = np.array([result.per_direction[k] for k in order])
+    bounds = np.array([result.per_direction_interval[k] for k in order]).T
+    errors = np.abs(bounds - accuracy)  # nan where a direction was never drawn
+    right.bar(range(len(order)), accuracy, yerr=errors, ecolor="black", error_kw={"lw": 0.8, "capsize": 2})
     right.axhline(result.chance, color="grey", linestyle=":", label=f"chance {result.chance:.3f}")
     right.set_xticks(ticks, [order[i] for i in ticks], fontsize=7)
     low, high = result.interval
@@ -172,8 +175,10 @@ def draw_fidelity(result: "Fidelity", kinds: "Sequence[Path]", title: str, path:
     errors = [[d.fd - d.interval[0] for d in values], [d.interval[1] - d.fd for d in values]]
     bars.bar(["raw", "shifted"], [d.fd for d in values], yerr=errors, capsize=6, width=0.6)
     bars.axhline(result.halves, color="grey", linestyle=":", label=f"halves of the real images {result.halves:.3g}")
-    bars.set(title=f"shifted / raw = {result.ratio:.2f}", ylabel=result.metric)
-    bars.legend()
+    low, high = result.ratio_interval
+    bars.set(title=f"shifted / raw = {result.ratio:.2f} [{low:.2f}, {high:.2f}]", ylabel=result.metric)
+    bars.margins(y=0.25)  # room for the legend
+    bars.legend(loc="upper left")
     for axis, folder, name, d in zip(grids, kinds, ("raw", "shifted"), values, strict=True):
         shown = [Image.open(file) for file in sorted(folder.glob("*.png"))[: min(side * side, d.n)]]
         width, height = shown[0].size

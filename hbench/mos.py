@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from hbench.errors import HBenchError
+from hbench.intervals import wilson
 from hbench.sheets import COLUMNS, Direction, Item, Key
 
 FORMULA = ("=", "+", "-", "@")
@@ -289,12 +290,7 @@ def _score_direction(direction: Direction, marks: Sequence[Mark]) -> DirectionSc
 
 def _share(count: int, n: int) -> Estimate:
     """A share with its Wilson interval."""
-    from scipy.stats import binomtest
-
-    if not n:
-        return Estimate(None, None, 0)
-    interval = binomtest(count, n).proportion_ci(method="wilson")
-    return Estimate(count / n, (float(interval.low), float(interval.high)), n)
+    return Estimate(count / n, wilson(count, n), n) if n else Estimate(None, None, 0)
 
 
 def _bootstrap(values: Sequence[float], seed: int) -> Estimate:

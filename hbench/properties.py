@@ -21,6 +21,7 @@ from hbench.diffusion import seed_of
 from hbench.directions import Directions, Source, mean, own, time_invariant
 from hbench.evaluate import BATCH, generate, noise, shift_interval
 from hbench.images import soft_clip
+from hbench.intervals import Array, jackknife, student
 from hbench.load import Run
 from hbench.models.shift import magnitudes
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 GROUPS = 20  # of the mean's samples, for the jackknife
 MAGNITUDES = 10  # that the measured samples are shifted by, evenly from -S to S
 RESAMPLES = 1000  # of the bootstrap
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -345,26 +345,21 @@ def _bootstrap(measured: _Measured, seed: int) -> dict[str, Estimate]:
 
 def _jackknife(run: Run, sums: Tensor, sizes: Tensor, statistic: Callable[[Tensor], Tensor]) -> Estimate:
     """A statistic [K] of the mean directions with its 95 % interval, leaving out one group of samples at a time."""
-    from scipy.stats import t as student
 
     def of(total: Tensor, count: Tensor) -> Array:
         return _with_mean(statistic(_directions(run, total / count)).double().cpu().numpy())
 
     whole = of(sums.sum(0), sizes.sum())
     without = np.stack([of(sums.sum(0) - one, sizes.sum() - size) for one, size in zip(sums, sizes, strict=True)])
-    groups = len(without)
-    error = np.sqrt((groups - 1) * without.var(0)) * student.ppf(0.975, groups - 1)
-    return Estimate(whole.tolist(), (whole - error).tolist(), (whole + error).tolist())
+    low, high = jackknife(whole, without)
+    return Estimate(whole.tolist(), low.tolist(), high.tolist())
 
 
 def _mean_with_interval(values: Array) -> Estimate:
     """Means over samples of values [n, K] with Student's 95 % intervals; the last is of the mean over directions."""
-    from scipy.stats import t as student
-
     values = _with_mean(values)
-    center = values.mean(0)
-    error = values.std(0, ddof=1) / np.sqrt(len(values)) * student.ppf(0.975, len(values) - 1)
-    return Estimate(center.tolist(), (center - error).tolist(), (center + error).tolist())
+    low, high = student(values)
+    return Estimate(values.mean(0).tolist(), low.tolist(), high.tolist())
 
 
 def _with_mean(values: Array) -> Array:

@@ -6,6 +6,7 @@ run stands in the table as such.
 
 import base64
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from scipy.stats import binomtest
 
 from hbench.config import Experiment, Paper, parse_experiment
 from hbench.errors import HBenchError
@@ -97,10 +98,15 @@ def collect(folder: Path) -> Report:
             reason = reasons.get(artifact.folder, f'"hbench {artifact.command}" was not called')
             rows.append(Row(artifact.title, artifact.item, "", f"not run: {reason}", ran=False))
             continue
-        rows += artifact.rows(read_json(place / f"{artifact.result}.json"), experiment.paper)
-        pictures = sorted(place.glob("*.png"))
-        file = place / "provenance.json"
-        sections.append(Section(artifact.title, artifact.item, pictures, file, origins[artifact.folder]))
+        file = place / f"{artifact.result}.json"
+        try:
+            rows += artifact.rows(read_json(file), experiment.paper)
+        except (KeyError, TypeError) as error:
+            raise HBenchError(
+                f'{file}: not as this version writes it ({error}): make it again with "hbench {artifact.command}"'
+            ) from error
+        pictures, provenance = sorted(place.glob("*.png")), place / "provenance.json"
+        sections.append(Section(artifact.title, artifact.item, pictures, provenance, origins[artifact.folder]))
     return Report(folder, experiment, rows, sections)
 
 
@@ -126,26 +132,21 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
 
 def _rca_rows(result: Values, paper: Paper) -> list[Row]:
     n = f"{result['n']:,} pairs"
-    outside = binomtest(round(result["outside"] * result["n"]), result["n"]).proportion_ci(method="wilson")
+    chance = f"RCA (chance {result['chance']:.3f})"
+    shown = (
+        (chance, "Table 1", _number(paper.rca, 2), result["accuracy"], result["interval"]),
+        *(
+            (name, item, theirs, result[key], result[f"{key}_interval"])
+            for name, item, theirs, key in (
+                ("magnitude error |s_hat - s|", "", "", "magnitude_error"),
+                ("D on raw samples", "Fig. 10", "0.5", "D_raw"),
+                ("D on shifted samples", "Fig. 10", "0.5", "D_shifted"),
+                ("share of shifted samples outside the domain", "", "", "outside"),
+            )
+        ),
+    )
     return [
-        Row(
-            f"RCA (chance {result['chance']:.3f})",
-            "Table 1",
-            _number(paper.rca, 2),
-            f"{result['accuracy']:.3f}",
-            _interval(result["interval"]),
-            n,
-        ),
-        Row("magnitude error |s_hat - s|", "Table 1", "", f"{result['magnitude_error']:.2f}", n=n),
-        Row("D on raw / shifted", "Fig. 10", "0.5", f"{result['D_raw']:.3f} / {result['D_shifted']:.3f}", n=n),
-        Row(
-            "share of shifted samples outside the domain",
-            "",
-            "",
-            f"{result['outside']:.4f}",
-            f"[{outside.low:.4f}, {outside.high:.4f}]",
-            n,
-        ),
+        Row(name, item, theirs, f"{value:.3f}", _interval(bounds), n) for name, item, theirs, value, bounds in shown
     ]
 
 
@@ -160,10 +161,12 @@ def _fidelity_rows(result: Values, paper: Paper) -> list[Row]:
         if found["kid"] is not None:
             kid = f"{found['kid']:.5f} (std {found['kid_std']:.5f} over subsets)"
             rows.append(Row(f"KID, {kind} samples", "", "", kid, n=n))
-    name = f"{result['metric']}, shifted / raw"
-    rows.append(Row(name, "", "", f"{result['ratio']:.2f}", n=f"{result['shifted']['n']:,} each"))
-    name = f"{result['metric']} between two halves of the real images"
-    rows.append(Row(name, "", "", f"{result['halves']:.3f}", n=f"{result['n_real'] // 2:,} each"))
+    for name, key, n in (
+        ("shifted / raw", "ratio", result["shifted"]["n"]),
+        ("between two halves of the real images", "halves", result["n_real"] // 2),
+    ):
+        bounds = _interval(result[f"{key}_interval"])
+        rows.append(Row(f"{result['metric']}, {name}", "", "", f"{result[key]:.3f}", bounds, f"{n:,} each"))
     return rows
 
 
@@ -179,19 +182,37 @@ def _sweep_rows(result: Values, paper: Paper) -> list[Row]:
             name = f"training memory of {strategy}, M = {Ms[0]} to {Ms[-1]}"
             rows.append(Row(name, "Fig. 4", published.get(strategy, ""), f"{first:,.0f} to {last:,.0f} MiB", n=n))
     for strategy in ("vanilla", "torch-checkpoint"):
-        both = [M for name, M in cells if name == strategy and ("node", M) in cells]
-        if both:
-            ratios = [cells["node", M]["images_per_second"] / cells[strategy, M]["images_per_second"] for M in both]
-            name = f"throughput, node / {strategy}, M = {min(both)} to {max(both)}"
+        for M in sorted(M for name, M in cells if name == strategy and ("node", M) in cells):
             theirs = "comparable" if strategy == "vanilla" else ""
-            rows.append(Row(name, "Fig. 4", theirs, f"{min(ratios):.2f} to {max(ratios):.2f}", n=n))
+            ratio, bounds = _speed_ratio(cells["node", M]["step_seconds"], cells[strategy, M]["step_seconds"])
+            rows.append(Row(f"throughput, node / {strategy}, M = {M}", "Fig. 4", theirs, f"{ratio:.2f}", bounds, n))
     return rows
+
+
+def _speed_ratio(seconds: Sequence[float], others: Sequence[float]) -> tuple[float, str]:
+    """How many times as fast steps of ``seconds`` are as the others, by geometric means, with Welch's interval."""
+    from scipy.stats import ttest_ind
+
+    a, b = np.log(others), np.log(seconds)
+    if min(len(a), len(b)) < 2:
+        return float(np.exp(a.mean() - b.mean())), ""
+    bounds = ttest_ind(a, b, equal_var=False).confidence_interval()
+    return float(np.exp(a.mean() - b.mean())), _interval(np.exp([bounds.low, bounds.high]).tolist())
 
 
 def _curve_rows(result: Values, paper: Paper) -> list[Row]:
     (run, *_) = result["runs"]
-    name = "D on raw / shifted in training, last third"
-    return [Row(name, "Fig. 10", "0.5", f"{run['D_raw']:.3f} / {run['D_shifted']:.3f}", n=f"{run['n']:,} steps")]
+    return [
+        Row(
+            f"D on {kind} in training, last third",
+            "Fig. 10",
+            "0.5",
+            f"{run[f'D_{kind}']:.3f}",
+            _interval([run[f"D_{kind}_low"], run[f"D_{kind}_high"]]),
+            f"{run['n']:,} steps",
+        )
+        for kind in ("raw", "shifted")
+    ]
 
 
 def _property_rows(result: Values, paper: Paper) -> list[Row]:
@@ -216,9 +237,12 @@ def _property_rows(result: Values, paper: Paper) -> list[Row]:
 
 
 def _edit_rows(result: Values, paper: Paper) -> list[Row]:
-    psnrs = [image["psnr"] for image in result["images"]]
-    middle = f"{median(psnrs):.1f} dB, {min(psnrs):.1f} to {max(psnrs):.1f}"
-    return [Row("real images reconstructed, median PSNR", "Fig. 8", "", middle, n=f"{len(psnrs)} images")]
+    from scipy.stats import quantile_test
+
+    psnrs = [math.inf if image["psnr"] is None else image["psnr"] for image in result["images"]]
+    bounds = quantile_test(psnrs, q=median(psnrs), p=0.5).confidence_interval()  # nan for fewer than 6 images
+    name = "real images reconstructed, median PSNR in dB"
+    return [Row(name, "Fig. 8", "", f"{median(psnrs):.1f}", _interval(bounds, 1), f"{len(psnrs)} images")]
 
 
 def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
@@ -227,7 +251,7 @@ def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
     rows = []
     for line in result["summary"]:
         if line["metric"] in names:
-            bounds = _interval([line["low"], line["high"]]) if line["seeds"] > 1 else ""
+            bounds = _interval([line["low"], line["high"]])
             item = "Sec. 4.4" if line["variant"] == "per-step" else "Fig. 3"
             name = f"{line['variant']}: {names[line['metric']]}"
             rows.append(Row(name, item, "", f"{line['mean']:.3f}", bounds, f"{line['seeds']} trainings"))
@@ -240,7 +264,7 @@ def _mos_rows(result: Values, paper: Paper) -> list[Row]:
         for name, key, theirs in (("MOS", "mos", _number(paper.mos, 2)), ("MOS of untrained directions", "floor", "")):
             found = run[key]
             if found["mean"] is not None:
-                bounds = _interval(found["interval"]) if found["interval"] else ""
+                bounds = _interval(found["interval"])
                 rows.append(Row(name, "Table 1", theirs, f"{found['mean']:.3f}", bounds, f"{found['n']} directions"))
     return rows
 
@@ -253,8 +277,10 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(bounds: Sequence[float]) -> str:
-    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
+    """Bounds in words; nothing where there are none."""
+    known = [bound for bound in bounds or () if bound is not None and math.isfinite(bound)]
+    return f"[{known[0]:.{digits}f}, {known[1]:.{digits}f}]" if len(known) == 2 else ""
 
 
 ARTIFACTS = (

@@ -5,6 +5,7 @@ Every file is written beside its place and then moved there, so that a killed pr
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -70,8 +71,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON in one move."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes indented JSON in one move; what is not finite becomes null, since JSON has no word for it."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

@@ -62,13 +62,23 @@ def test_the_interval_covers_the_distance_of_other_samples():
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(4000, 4, generator=generator)
     stats = statistics(real)
-    reference = Reference(stats, len(real), 0.0, "")  # no features: no KID
+    reference = Reference(stats, len(real), 0.0, None, "")  # no features: no KID
     truth = frechet_distance(statistics(torch.randn(200_000, 4, generator=generator) + 1), stats)
     covered = 0
     for _ in range(60):
         low, high = distance(torch.randn(800, 4, generator=generator) + 1, reference).interval
         covered += low < truth < high
     assert covered >= 50  # 57 expected; below 50 has a probability of 1 in 1,000
+
+
+def test_the_floor_is_that_of_halves_and_its_interval_is_about_their_size():
+    found = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
+    reference = real_reference(found)
+    low, high = reference.halves_interval
+    assert low < reference.halves < high < 0.1
+    assert reference.features is found
+    with pytest.raises(HBenchError, match="at least 6"):
+        real_reference(found[:5])
 
 
 def test_only_inception_features_are_called_fid():
@@ -132,6 +142,8 @@ def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
     assert result.raw.kid is None
     assert result.raw.interval[0] < result.raw.fd < result.raw.interval[1]
     assert result.ratio == result.shifted.fd / result.raw.fd
+    assert result.ratio_interval[0] < result.ratio < result.ratio_interval[1]
+    assert result.halves_interval is None
 
 
 def test_features_are_found_by_content(lenet, tmp_path):

@@ -422,7 +422,12 @@ def independently_read(content):
     text = content.decode("utf-8-sig")
     separator = next(s for s in (",", ";", "\t") if f"sheet{s}" in text or f"{s}mark" in text)
     table = pd.read_csv(
-        io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, engine="python", index_col=False
+        io.StringIO(text, newline=None),
+        sep=separator,
+        dtype=str,
+        keep_default_na=False,
+        engine="python",
+        index_col=False,
     ).rename(columns=str.strip)
     table = table.apply(lambda column: column.str.strip())
     return {(row["assessor"], int(row["item"])): int(row["mark"]) for _, row in table.iterrows() if row["mark"]}

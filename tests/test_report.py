@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -39,6 +40,7 @@ def test_the_page_holds_every_number_and_picture(results, tmp_path):
     assert f"[{found['interval'][0]:.3f}, {found['interval'][1]:.3f}]" in page
     assert "8 pairs" in page
     assert page.count("data:image/png;base64,") == 2
+    assert all(row.n and row.interval for row in report.rows if row.ran)
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # needs no other file
     rows = {row.artifact: row for row in report.rows}
     assert rows["Mean opinion score"].ours.startswith("not run:")
@@ -51,6 +53,16 @@ def test_reasons_stand_in_the_table(results, tmp_path):
     (folder / REASONS).write_text(json.dumps({"edit": "no data: pass --data-root"}))
     rows = {row.artifact: row for row in collect(folder).rows}
     assert rows["Edits of real images"].ours == "not run: no data: pass --data-root"
+
+
+def test_results_of_another_version_are_named(results, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(results, folder)
+    values = json.loads((folder / "rca" / "rca.json").read_text())
+    del values["D_raw_interval"]
+    (folder / "rca" / "rca.json").write_text(json.dumps(values))
+    with pytest.raises(HBenchError, match=r"rca.json: not as this version writes it .* make it again"):
+        collect(folder)
 
 
 def test_untrusted_text_is_escaped(results, tmp_path):
@@ -86,9 +98,10 @@ def test_all_reproduced_artifacts_are_on_the_page(tmp_path, results):
     assert {task.folder.name for task in made} - shown == {"mos"}  # its sheets wait for people
     for task in made:  # each is a command line that its command accepts
         group, words = main, task.arguments
+        parent = click.Context(main, info_name="hbench", **main.context_settings)
         while hasattr(group, "commands"):
             group, words = group.commands[words[0]], words[1:]
-        group.make_context(group.name, list(words)).close()
+        group.make_context(group.name, list(words), parent).close()
     from_scratch = list(tasks(load_experiment("digits16"), "digits16", None, folder, [], [], from_scratch=True))
     assert [task.command[0] for task in from_scratch[:4]] == ["pretrain", "train", "lenet", "rca"]
 

@@ -34,7 +34,7 @@ def train_curves(runs: tuple[Path, ...], out: Path, overwrite: bool, device: str
     Example:
         hbench train-curves results/mnist16/train --out runs/curves
     """
-    from hbench.curves import compare, read_curves, records
+    from hbench.curves import compare, read_curves
     from hbench.device import pick_device
     from hbench.figures import draw_run_curves
     from hbench.load import locate
@@ -54,7 +54,7 @@ def train_curves(runs: tuple[Path, ...], out: Path, overwrite: bool, device: str
     ]
     origin = provenance(None, place, seed, runs=sources)
     draw_run_curves(curves, table["settings"], out / "train-curves.png")
-    write_results(out, "train-curves", {"runs": records(table)}, table, origin)
+    write_results(out, "train-curves", {"runs": table.to_dict("records")}, table, origin)
     click.echo(table[["run", "steps", "n", "accuracy", "D_raw", "D_shifted"]].round(4).to_string(index=False))
     click.echo(f"see {out / 'train-curves.png'}", err=True)
 
@@ -107,7 +107,6 @@ def ablations(
         print_experiment(settings)
         return
     from hbench.ablations import VARIANTS, choose_lenet, measure_variants, summarise, train_variants
-    from hbench.curves import records
     from hbench.device import pick_device
     from hbench.figures import draw_ablations, draw_directions
     from hbench.load import model_to_train_on
@@ -135,7 +134,7 @@ def ablations(
     draw_directions(result.images, result.labels, S, title, folder / "directions.png", columns)
     write_text(folder / "summary.csv", summary.to_csv(index=False))
     hashes = {path.stem: sha256(path) for path in (folder / "model.safetensors", weights) if path}
-    values = {"runs": records(result.table), "summary": records(summary)}
+    values = {"runs": result.table.to_dict("records"), "summary": summary.to_dict("records")}
     write_results(folder, "ablations", values, result.table, origin, n=count, weights_sha256=hashes)
     click.echo(summary.round(4).to_string(index=False))
     click.echo(f"see {folder / 'ablations.png'} and {folder / 'directions.png'}", err=True)

@@ -41,6 +41,7 @@ def rca(
     Example:
         hbench rca mnist16 --pairs 2000
     """
+    import numpy as np
     import pandas as pd
 
     from hbench.evaluate import rca as measure
@@ -49,7 +50,16 @@ def rca(
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
     folder, origin = open_results(loaded, run, "rca", out, overwrite, seed, **details)
     result = measure(loaded, count, seed, quiet, source)
-    table = pd.DataFrame({"direction": range(len(result.per_direction)), "accuracy": result.per_direction})
+    lows, highs = zip(*result.per_direction_interval, strict=True)
+    table = pd.DataFrame(
+        {
+            "direction": range(len(result.per_direction)),
+            "accuracy": result.per_direction,
+            "low": lows,
+            "high": highs,
+            "n": np.sum(result.confusion, axis=1),
+        }
+    )
     title = loaded.experiment.title + ("" if direction_source == "own" else f", {direction_source} directions")
     draw_confusion(result, title, folder / "rca.png")
     write_results(folder, "rca", asdict(result), table, origin, n=count)
@@ -260,7 +270,7 @@ def fid(
     write_results(
         folder,
         "fid",
-        asdict(result) | {"ratio": result.ratio},
+        asdict(result),
         table,
         origin,
         n=count,
@@ -270,5 +280,9 @@ def fid(
         samples={"raw": str(kinds[0]), "shifted": str(kinds[1])},
     )
     click.echo(table.to_string(index=False))
-    click.echo(f"shifted / raw {result.ratio:.3f}   two halves of the real images {result.halves:.3f}")
+    low, high = result.ratio_interval
+    click.echo(
+        f"shifted / raw {result.ratio:.3f}  95% [{low:.3f}, {high:.3f}]   "
+        f"two halves of the real images {result.halves:.3f}"
+    )
     click.echo(f"see {folder / 'fid.png'}", err=True)

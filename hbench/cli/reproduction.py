@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 import click
 
@@ -123,12 +122,14 @@ def perform(ctx: click.Context, task: Task) -> str | None:
     begun = task.folder.is_dir() and any(task.folder.iterdir())
     again = [] if not begun else ["--resume"] if task.resumable else ["--overwrite"]
     arguments = [*task.arguments, *again]
-    group = ctx.find_root().command
+    own = sys.argv
+    sys.argv = ["hbench", *arguments]  # what the provenance records
     try:
-        with patch.object(sys, "argv", ["hbench", *arguments]):  # what the provenance records
-            group.main(arguments, prog_name="hbench", standalone_mode=False)
+        ctx.find_root().command.main(arguments, prog_name="hbench", standalone_mode=False)
     except click.ClickException as error:
         return error.format_message().splitlines()[0]
+    finally:
+        sys.argv = own
     return None
 
 

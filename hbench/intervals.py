@@ -1,0 +1,61 @@
+"""95 % intervals of the numbers that hbench reports."""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Bounds = tuple[float, float]
+Array = NDArray[np.float64]
+
+
+def wilson(count: int, n: int) -> Bounds:
+    """Wilson's interval of the share ``count / n`` (Wilson 1927); nan where n is 0."""
+    from scipy.stats import binomtest
+
+    if not n:
+        return math.nan, math.nan
+    found = binomtest(count, n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def student(values: ArrayLike) -> tuple[Array, Array]:
+    """Student's interval of the mean over the first axis of independent values [n, ...]; nan where n is 1."""
+    from scipy.stats import t
+
+    found = np.asarray(values, dtype=float)
+    n = len(found)
+    if n < 2:
+        nothing = np.full(found.shape[1:], np.nan)
+        return nothing, nothing
+    mean, error = found.mean(0), found.std(0, ddof=1) / math.sqrt(n) * t.ppf(0.975, n - 1)
+    return mean - error, mean + error
+
+
+def jackknife(whole: ArrayLike, without: ArrayLike) -> tuple[Array, Array]:
+    """Delete-a-group jackknife (Shao & Wu 1989): of a statistic, given what it is without each of G equal groups.
+
+    Args:
+        whole: the statistic of all samples, [...].
+        without: the same with one group left out at a time, [G, ...].
+    """
+    from scipy.stats import t
+
+    center, replicates = np.asarray(whole, dtype=float), np.asarray(without, dtype=float)
+    groups = len(replicates)
+    error = np.sqrt((groups - 1) * replicates.var(0)) * t.ppf(0.975, groups - 1)
+    return center - error, center + error
+
+
+def batch_means(series: ArrayLike, batches: int = 10) -> Bounds:
+    """The interval of the mean of a series whose values depend on their neighbours, by the means of its batches.
+
+    Consecutive values fall into equal batches, long enough to be nearly independent of each other (Law & Kelton, Sec.
+    9.5); the remainder at the start is left out. nan where the series is shorter than two values a batch.
+    """
+    values = np.asarray(series, dtype=float)
+    length = len(values) // batches
+    if length < 2:
+        return math.nan, math.nan
+    low, high = student(values[-length * batches :].reshape(batches, length).mean(1))
+    return float(low), float(high)

@@ -14,7 +14,7 @@ from hbench.curves import last_third, read_curves
 from hbench.errors import HBenchError
 from hbench.evaluate import rca, traverse
 from hbench.fid import fidelity, lenet_reference, sample_folders
-from hbench.figures import direction_label
+from hbench.grids import direction_label
 from hbench.intervals import student
 from hbench.lenet import EXTRACTOR, FILE
 from hbench.load import SHIPPED, Run, load_run

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from hbench.config import Experiment, parse_experiment
 from hbench.evaluate import RCA, rca, traverse
-from hbench.figures import direction_label, draw_directions
+from hbench.grids import direction_label, draw_directions
 from hbench.load import Run, load_run
 from hbench.train import train
 

@@ -1,4 +1,4 @@
-"""Pictures of metrics and results. Reads only what a run has written, so that each can be drawn again."""
+"""Charts of metrics and results, each drawn of what a command has measured."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
-    from torch import Tensor
 
     from hbench.curves import Curves
     from hbench.evaluate import RCA
@@ -163,6 +162,23 @@ def draw_confusion(result: "RCA", title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
+def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
+    """Draws the accuracy on fresh pairs over training steps, with its intervals and chance."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    steps = [step for step, _ in grown]
+    values = [result.accuracy for _, result in grown]
+    below = [result.accuracy - result.interval[0] for _, result in grown]
+    above = [result.interval[1] - result.accuracy for _, result in grown]
+    axis.errorbar(steps, values, yerr=[below, above], marker="o", capsize=3, label="RCA, 95 % interval")
+    axis.axhline(grown[0][1].chance, color="grey", linestyle=":", label="chance")
+    axis.set(xlabel="step", ylabel="accuracy on fresh pairs", ylim=(0, 1))
+    axis.legend()
+    save_figure(figure, path)
+
+
 def draw_fidelity(result: "Fidelity", kinds: "Sequence[Path]", title: str, path: Path) -> None:
     """Draws the distances of raw and shifted samples with their intervals, and some samples of each kind."""
     from matplotlib.figure import Figure
@@ -189,56 +205,6 @@ def draw_fidelity(result: "Fidelity", kinds: "Sequence[Path]", title: str, path:
         axis.set_axis_off()
         axis.set_title(f"{name}: {d.fd:.3f} [{d.interval[0]:.3f}, {d.interval[1]:.3f}], n = {d.n}", fontsize=10)
     figure.suptitle(title)
-    save_figure(figure, path)
-
-
-def direction_label(k: int, result: "RCA", names: Mapping[int, str] | None = None) -> str:
-    """A direction's index, its name where it has one, and its accuracy."""
-    name = (names or {}).get(k)
-    return f"{k}: {name} ({result.per_direction[k]:.2f})" if name else f"{k} ({result.per_direction[k]:.2f})"
-
-
-def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, path: Path, columns: int = 4) -> None:
-    """Draws direction grids, one labelled panel each.
-
-    Args:
-        images: float in [-1, 1], [directions, examples, samples, C, H, W].
-        labels: one line above each panel.
-        S: largest magnitude, for the axis.
-        title: of the figure.
-        path: PNG to write.
-        columns: panels side by side, at most.
-    """
-    from matplotlib.figure import Figure
-
-    directions, examples, samples = images.shape[:3]
-    columns = min(columns, directions)
-    rows = -(-directions // columns)
-    figure = Figure(figsize=(0.55 * samples * columns + 1, (0.55 * examples + 0.45) * rows + 0.6), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, panel, label in zip(axes, images, labels, strict=False):
-        _show_tiles(axis, panel)
-        axis.set_title(label, fontsize=9)
-    figure.suptitle(f"{title}: s from {-S:g} to {S:g}, the middle column is the original")
-    save_figure(figure, path)
-
-
-def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
-    """Draws the accuracy on fresh pairs over training steps, with its intervals and chance."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
-    steps = [step for step, _ in grown]
-    values = [result.accuracy for _, result in grown]
-    below = [result.accuracy - result.interval[0] for _, result in grown]
-    above = [result.interval[1] - result.accuracy for _, result in grown]
-    axis.errorbar(steps, values, yerr=[below, above], marker="o", capsize=3, label="RCA, 95 % interval")
-    axis.axhline(grown[0][1].chance, color="grey", linestyle=":", label="chance")
-    axis.set(xlabel="step", ylabel="accuracy on fresh pairs", ylim=(0, 1))
-    axis.legend()
     save_figure(figure, path)
 
 
@@ -335,43 +301,6 @@ def draw_mos(result: "Score", path: Path) -> None:
         save_figure(figure, path)
 
 
-def draw_sources(images: "Tensor", labels: list[str], magnitudes: list[float], title: str, path: Path) -> None:
-    """Draws the same edits with the three sources of delta_h (Fig. 9), one labelled panel a direction.
-
-    Args:
-        images: float in [-1, 1], [directions, examples, 1 + 3 * magnitudes, C, H, W]: the original, then own, mean and
-            time-invariant edit of each magnitude.
-        labels: one line above each panel.
-        magnitudes: s of each three columns.
-        title: of the figure.
-        path: PNG to write.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    directions, examples, samples = images.shape[:3]
-    breaks = range(1, samples, 3)
-    columns = min(2, directions)
-    rows = -(-directions // columns)
-    size = (0.5 * samples * columns, (0.5 * examples + 0.95) * rows + 0.3)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.06))
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, panel, label in zip(axes, images, labels, strict=False):
-        axis.set_axis_on()
-        centers, _ = _show_tiles(axis, panel, breaks)
-        names = ["original", *["own", "mean", "global"] * len(magnitudes)]
-        axis.set_xticks(centers, names, rotation=60, fontsize=7)
-        above = axis.secondary_xaxis("top")
-        above.set_xticks(centers[2::3], [f"s = {s:g}" for s in magnitudes], fontsize=8)
-        above.tick_params(length=0)
-        above.spines[:].set_visible(False)
-        axis.set_title(label, fontsize=9)
-    figure.suptitle(f"{title}: the sample's own direction, the mean over samples, and the time-invariant one")
-    save_figure(figure, path)
-
-
 def draw_properties(result: "Properties", title: str, path: Path) -> None:
     """Draws homogeneity over time, consistency between timesteps, the edits' distance and the linearity."""
     import numpy as np
@@ -431,33 +360,6 @@ def draw_properties(result: "Properties", title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_edits(
-    images: "Tensor", columns: list[str], rows: list[str], breaks: Sequence[int], title: str, path: Path
-) -> None:
-    """Draws edited images in labelled rows and columns (Fig. 8).
-
-    Args:
-        images: float in [-1, 1], [rows, columns, C, H, W]; nan draws an empty tile.
-        columns: label of each column.
-        rows: label of each row.
-        breaks: columns with a gap before them.
-        title: of the figure.
-        path: PNG to write.
-    """
-    from matplotlib.figure import Figure
-
-    count, samples = images.shape[:2]
-    width = max(7.0, 0.9 * samples + 1.8)
-    figure = Figure(figsize=(width, 0.92 * count + 1.5), layout="constrained")
-    axis = figure.subplots()
-    across, down = _show_tiles(axis, images, breaks)
-    axis.set_xticks(across, columns, fontsize=8)
-    axis.set_yticks(down, rows, fontsize=8)
-    axis.xaxis.tick_top()
-    figure.suptitle(title, fontsize=10)
-    save_figure(figure, path)
-
-
 def _draw_estimates(
     axis: "Axes", x: Sequence[float], estimates: "Sequence[Estimate]", overall: Mapping[str, Any]
 ) -> None:
@@ -468,31 +370,3 @@ def _draw_estimates(
     below = [e.value[-1] - e.low[-1] for e in estimates]
     above = [e.high[-1] - e.value[-1] for e in estimates]
     axis.errorbar(x, value, yerr=[below, above], label="mean of the directions", **overall)
-
-
-def _show_tiles(axis: "Axes", images: "Tensor", breaks: Sequence[int] = ()) -> tuple[list[float], list[float]]:
-    """Shows images [rows, columns, C, H, W] side by side; returns the centres of the columns and of the rows.
-
-    Each image has a thin grey frame, so that one gone white shows; a wide white line comes before each column of
-    ``breaks``; nan stays white.
-    """
-    import torch
-
-    from hbench.images import to_uint8
-
-    rows, columns, channels, height, width = images.shape
-    gap, wide = max(1, width // 16), max(4, width // 4)
-    lefts = [gap + column * (width + gap) + wide * sum(b <= column for b in breaks) for column in range(columns)]
-    tops = [gap + row * (height + gap) for row in range(rows)]
-    canvas = torch.full((channels, tops[-1] + height + gap, lefts[-1] + width + gap), 255, dtype=torch.uint8)
-    for row, top in enumerate(tops):
-        for column, left in enumerate(lefts):
-            if not images[row, column].isnan().any():
-                canvas[:, top - gap : top + height + gap, left - gap : left + width + gap] = 144
-                canvas[:, top : top + height, left : left + width] = to_uint8(images[row, column])
-    picture = canvas.permute(1, 2, 0).squeeze(-1).numpy()
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_yticks([])
-    return [left + (width - 1) / 2 for left in lefts], [top + (height - 1) / 2 for top in tops]

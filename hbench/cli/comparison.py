@@ -108,7 +108,8 @@ def ablations(
         return
     from hbench.ablations import VARIANTS, choose_lenet, measure_variants, summarise, train_variants
     from hbench.device import pick_device
-    from hbench.figures import draw_ablations, draw_directions
+    from hbench.figures import draw_ablations
+    from hbench.grids import draw_directions
     from hbench.load import model_to_train_on
     from hbench.runs import claim_folder, provenance, save_weights, sha256, write_text
 

@@ -71,7 +71,8 @@ def properties(
 
     from hbench.device import pick_device
     from hbench.directions import save_directions
-    from hbench.figures import draw_properties, draw_sources
+    from hbench.figures import draw_properties
+    from hbench.grids import draw_sources
     from hbench.load import load_names, load_run
     from hbench.properties import compare
     from hbench.properties import properties as measure
@@ -175,7 +176,7 @@ def edit(
     from hbench.data import image_files, read_image
     from hbench.edit import edit as generate_edits
     from hbench.edit import invert, label, mean_square_error, psnr
-    from hbench.figures import draw_edits
+    from hbench.grids import draw_edits
     from hbench.images import save_image, to_float
     from hbench.runs import sha256
 

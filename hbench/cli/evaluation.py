@@ -108,7 +108,7 @@ def traverse(
     from hbench.evaluate import rca as measure
     from hbench.evaluate import read_rca
     from hbench.evaluate import traverse as walk
-    from hbench.figures import direction_label, draw_directions
+    from hbench.grids import direction_label, draw_directions
     from hbench.load import load_names
 
     names = load_names(run)

@@ -8,6 +8,7 @@ determines them, features by the bytes of the images and of the extractor's weig
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,7 +249,8 @@ def features(
             f"the weights of {extractor} cannot be fetched ({error.reason}): "
             f"put {file_name} into {get_dir()}/checkpoints, or pass it with --weights"
         ) from error
-    found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, not quiet)[layer]
+    shown = not quiet and sys.stderr.isatty()
+    found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]
     with replacing(file) as temporary:
         save_file({"features": found.contiguous()}, temporary)
     result: Tensor = found

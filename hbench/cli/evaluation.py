@@ -249,10 +249,9 @@ def fid(
         )
     kinds = distances.sample_folders(loaded, count, cache, seed, quiet)
     result = distances.fidelity(kinds, reference, extractor, weights, cache, place, count, quiet)
-    if count <= result.feature_size:
-        click.echo(
-            f"warning: {count} samples for {result.feature_size} features: a rank-deficient covariance", err=True
-        )
+    for what, n in (("samples", count), ("real images", result.n_real)):
+        if n <= result.feature_size:
+            click.echo(f"warning: {n} {what} for {result.feature_size} features: a rank-deficient covariance", err=True)
     table = pd.DataFrame(
         {
             "samples": name,

@@ -12,12 +12,13 @@ from torch import Tensor
 from hbench.config import Experiment, parse_experiment
 from hbench.curves import last_third, read_curves
 from hbench.errors import HBenchError
-from hbench.evaluate import rca, traverse
-from hbench.fid import fidelity, lenet_reference, sample_folders
+from hbench.evaluate import Pairs, rca, traverse
+from hbench.fid import frechet_distance, lenet_reference, statistics
 from hbench.grids import direction_label
+from hbench.images import to_uint8
 from hbench.intervals import student
-from hbench.lenet import EXTRACTOR, FILE
-from hbench.load import SHIPPED, Run, load_run
+from hbench.lenet import FILE, load_lenet, single_features
+from hbench.load import SHIPPED, load_run
 from hbench.models.adm import UNetModel
 from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runs import CHECKPOINT, load_checkpoint, read_experiment
@@ -123,13 +124,10 @@ def choose_lenet(given: Path | None, experiment: Experiment, count: int) -> Path
     return lenet
 
 
-def frechet_distances(
-    run: Run, lenet: Path, cache: Path, device: torch.device, count: int, seed: int, quiet: bool
-) -> tuple[float, float]:
-    """FD (LeNet digits) of ``count`` raw samples, and of as many shifted ones. Cost: two chains a sample."""
-    samples = sample_folders(run, count, cache, seed, quiet)
-    found = fidelity(samples, lenet_reference(lenet), EXTRACTOR, lenet, cache, device, count, quiet)
-    return found.raw.fd, found.shifted.fd
+def lenet_distance(batches: Sequence[Tensor], lenet: Path) -> float:
+    """FD (LeNet digits) of batches of images in [-1, 1]."""
+    features = single_features(load_lenet(lenet), torch.cat([to_uint8(batch).cpu() for batch in batches]))
+    return frechet_distance(statistics(features), lenet_reference(lenet).statistics)
 
 
 def measure_variants(
@@ -149,7 +147,7 @@ def measure_variants(
         seeds: of the training.
         device: where to generate.
         lenet: for the FD; None = no FD.
-        count: fresh pairs. Cost: two chains each, and as many again for the FD.
+        count: fresh pairs, which also make the FD. Cost: two chains each.
         seed: of the pairs, the same for all runs.
         quiet: no progress bars.
     """
@@ -158,10 +156,8 @@ def measure_variants(
         for training_seed in seeds:
             folder = run_folder(out, variant, training_seed)
             run = load_run(folder, device)
-            found = rca(run, count, seed, quiet)
-            fd_raw = fd_shifted = None
-            if lenet:
-                fd_raw, fd_shifted = frechet_distances(run, lenet, out / "cache", device, count, seed, quiet)
+            pairs: list[Pairs] = []
+            found = rca(run, count, seed, quiet, on_pairs=pairs.append)
             (curves,) = read_curves([folder])
             late = last_third(curves.rows)
             rows.append(
@@ -176,8 +172,8 @@ def measure_variants(
                     outside=found.outside,
                     D_raw=late["D_raw"],
                     D_shifted=late["D_shifted"],
-                    fd_raw=fd_raw,
-                    fd_shifted=fd_shifted,
+                    fd_raw=lenet_distance([pair.x_0 for pair in pairs], lenet) if lenet else None,
+                    fd_shifted=lenet_distance([pair.x_0_shifted for pair in pairs], lenet) if lenet else None,
                 )
             )
             if training_seed == seeds[0]:

@@ -1,7 +1,7 @@
 """What a run's directions are worth: reconstructor accuracy, fidelity, and the pictures of each direction."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -148,13 +148,26 @@ def noise(run_: Run, seed: int, first: int, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def rca(run_: Run, count: int, seed: int = 0, quiet: bool = False, source: Source | None = None) -> RCA:
-    """Reconstructor classification accuracy on ``count`` fresh :func:`pairs`. Cost: two chains a pair."""
+def rca(
+    run_: Run,
+    count: int,
+    seed: int = 0,
+    quiet: bool = False,
+    source: Source | None = None,
+    on_pairs: Callable[[Pairs], None] | None = None,
+) -> RCA:
+    """Reconstructor classification accuracy on ``count`` fresh pairs of :func:`draw_pairs`.
+
+    Cost: two chains a pair; ``on_pairs`` is called with each batch of them, for whoever needs the images too.
+    """
     K, bound = run_.experiment.discovery.K, run_.experiment.discovery.soft_clip
     confusion = np.zeros((K, K), dtype=int)
     seen_of_each = []  # sample: |s_hat - s|, D of both images, and whether the shifted one has left the domain
     for first in tqdm(range(0, count, BATCH), desc="RCA", unit="batch", disable=quiet or None):
-        x_0, x_0_shifted, k, s = draw_pairs(run_, seed, first, min(BATCH, count - first), source)
+        pairs = draw_pairs(run_, seed, first, min(BATCH, count - first), source)
+        if on_pairs:
+            on_pairs(pairs)
+        x_0, x_0_shifted, k, s = pairs
         seen, seen_shifted = soft_clip(x_0, bound), soft_clip(x_0_shifted, bound)
         logits, s_hat = run_.reconstructor(seen, seen_shifted)
         np.add.at(confusion, (k.cpu().numpy(), logits.argmax(1).cpu().numpy()), 1)

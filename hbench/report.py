@@ -216,7 +216,7 @@ def _curve_rows(result: Values, paper: Paper) -> list[Row]:
 
 
 def _property_rows(result: Values, paper: Paper) -> list[Row]:
-    n = f"{result['n']:,} samples"
+    of_the_mean = {"consistency", "others"}  # numbers of the mean directions alone
     shown = (
         ("cosine of own and mean direction (homogeneity)", "homogeneity", "almost the same"),
         ("cosine between timesteps (consistency)", "consistency", "almost the same"),
@@ -232,7 +232,8 @@ def _property_rows(result: Values, paper: Paper) -> list[Row]:
     for name, key, theirs in shown:
         last = {part: values[-1] for part, values in result[key].items()}
         bounds = _interval([last["low"], last["high"]])
-        rows.append(Row(name, "Fig. 9", theirs, f"{last['value']:.3f}", bounds, n))
+        n = result["n_mean" if key in of_the_mean else "n"]
+        rows.append(Row(name, "Fig. 9", theirs, f"{last['value']:.3f}", bounds, f"{n:,} samples"))
     return rows
 
 

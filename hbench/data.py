@@ -117,9 +117,10 @@ def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> tuple[T
 
     try:
         mnist = MNIST(str(root), train=split == "train", download=download)
-    except (RuntimeError, OSError, ValueError) as error:  # absent, unreachable or damaged
+    except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # absent, unreachable or damaged
+        problem = (str(error).splitlines() or ["damaged"])[0]
         raise HBenchError(
-            f"{root}: cannot read MNIST ({str(error).splitlines()[0]}): give the folder that holds MNIST/raw with "
+            f"{root}: cannot read MNIST ({problem}): give the folder that holds MNIST/raw with "
             "--data-root, or add --download"
         ) from error
     return _fit(mnist.data[:, None], data), mnist.targets
@@ -170,7 +171,7 @@ def read_image(path: Path, data: Data) -> tuple[Tensor, str]:
             if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to white instead of scaling
                 upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).round().astype(np.uint8))
             pixels = F.pil_to_tensor(upright.convert(mode))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise HBenchError(f"{path}: not a readable image ({error}): repair or remove it") from error
     height, width = pixels.shape[1:]
     if min(height, width) < 8:

@@ -144,7 +144,7 @@ def draw_x_T(seed: int, first: int, count: int, shape: Sequence[int]) -> Tensor:
 
 
 def seed_of(*entropy: int) -> int:
-    """A 63-bit seed that is a well-mixed function of the given non-negative numbers."""
+    """A 63-bit seed that is a well-mixed function of the given non-negative numbers; zeros at the end do not count."""
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 

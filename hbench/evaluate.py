@@ -197,16 +197,17 @@ def rca(
     )
 
 
-def read_rca(path: Path, run_: Run) -> RCA:
-    """What ``hbench rca`` wrote, with its provenance beside it; HBenchError where it is of another run."""
+def read_rca(path: Path, run_: Run, direction_source: str = "own") -> RCA:
+    """What ``hbench rca`` wrote, with its provenance beside it; HBenchError where it is of another run or source."""
     try:
         values = read_json(path)
         accuracy = [math.nan if each is None else each for each in values["per_direction"]]
         result = RCA(**values | {"per_direction": accuracy})
     except (TypeError, KeyError) as error:
         raise HBenchError(f'{path}: not a result of "hbench rca": give its rca.json') from error
-    if read_json(path.with_name("provenance.json"))["weights_sha256"] != run_.hashes:
-        raise HBenchError(f"{path}: was measured on other weights: give that of this run")
+    origin = read_json(path.with_name("provenance.json"))
+    if origin.get("weights_sha256") != run_.hashes or origin.get("direction_source", "own") != direction_source:
+        raise HBenchError(f"{path}: was measured on other weights or directions: give that of this run")
     return result
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 
@@ -30,7 +31,7 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 from tqdm import tqdm
 
 from hbench.config import Data
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, is_out_of_memory
 from hbench.evaluate import BATCH, draw_pairs
 from hbench.images import to_uint8
 from hbench.intervals import jackknife
@@ -75,7 +76,7 @@ class Distance:
     """``fd`` without each of the jackknife's groups of samples."""
     kid: float | None
     kid_std: float | None
-    """Over torch-fidelity's 100 subsets."""
+    """Over torch-fidelity's 100 subsets; None where each of them holds all images, and so says nothing."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def distance(found: Tensor, reference: Reference) -> Distance:
     replicates = [frechet_distance(statistics(part), reference.statistics) for part in _without_each_group(found)]
     low, high = jackknife(fd, replicates)
     subsets: dict[str, float] = {}
+    alike = len(found) == reference.n <= 1000
     if reference.features is not None:
         size = min(1000, len(found), reference.n)
         subsets = kid_features_to_metric(found, reference.features, kid_subset_size=size, verbose=False)
@@ -144,7 +146,7 @@ def distance(found: Tensor, reference: Reference) -> Distance:
         interval=(float(low), float(high)),
         replicates=replicates,
         kid=subsets.get("kernel_inception_distance_mean"),
-        kid_std=subsets.get("kernel_inception_distance_std"),
+        kid_std=None if alike else subsets.get("kernel_inception_distance_std"),
     )
 
 
@@ -243,6 +245,13 @@ def features(
             feature_extractor_weights_path=None if weights is None else str(weights),
             verbose=False,
         )
+    except (RuntimeError, KeyError, TypeError, UnpicklingError) as error:
+        if is_out_of_memory(error):
+            raise
+        problem = (str(error).splitlines() or ["damaged"])[0]
+        raise HBenchError(
+            f"{weights or get_dir()}: holds no weights of {extractor} ({problem}): get the file again"
+        ) from error
     except URLError as error:
         file_name = URL_INCEPTION_V3.rpartition("/")[2] if extractor == INCEPTION else "the file of its documentation"
         raise HBenchError(

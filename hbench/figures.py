@@ -41,6 +41,11 @@ def save_figure(figure: "Figure", path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
+def plain(text: str) -> str:
+    """Text from outside, whose dollar signs matplotlib is not to take for mathematics."""
+    return text.replace("$", r"\$")
+
+
 def draw_curves(folder: Path) -> None:
     """Draws ``metrics.csv`` of a run as ``curves.png``: losses, train accuracy, D's output on raw and shifted."""
     import pandas as pd
@@ -94,7 +99,8 @@ def draw_run_curves(curves: "Sequence[Curves]", settings: Sequence[str], path: P
     axes[0].set_ylim(0, 1)
     axes[1].set_ylim(0, 1)
     labels = [
-        shorten(f"{run.name}: {text}" if text else run.name, 110) for run, text in zip(curves, settings, strict=True)
+        plain(shorten(f"{run.name}: {text}" if text else run.name, 110))
+        for run, text in zip(curves, settings, strict=True)
     ]
     handles = [Line2D([], [], color=colour) for colour in colours]
     figure.legend(handles, labels, loc="outside lower center", fontsize=9)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hbench.figures import save_figure
+from hbench.figures import plain, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def direction_label(k: int, result: "RCA", names: Mapping[int, str] | None = None) -> str:
     """A direction's index, its name where it has one, and its accuracy."""
     name = (names or {}).get(k)
-    return f"{k}: {name} ({result.per_direction[k]:.2f})" if name else f"{k} ({result.per_direction[k]:.2f})"
+    return f"{k}: {plain(name)} ({result.per_direction[k]:.2f})" if name else f"{k} ({result.per_direction[k]:.2f})"
 
 
 def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, path: Path, columns: int = 4) -> None:
@@ -42,7 +42,8 @@ def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, p
     for axis, panel, label in zip(axes, images, labels, strict=False):
         _show_tiles(axis, panel)
         axis.set_title(label, fontsize=9)
-    figure.suptitle(f"{title}: s from {-S:g} to {S:g}, the middle column is the original")
+    middle = ", the middle column is the original" if samples % 2 else ""
+    figure.suptitle(f"{title}: s from {-S:g} to {S:g}{middle}")
     save_figure(figure, path)
 
 
@@ -104,7 +105,7 @@ def draw_edits(
     axis = figure.subplots()
     across, down = _show_tiles(axis, images, breaks)
     axis.set_xticks(across, columns, fontsize=8)
-    axis.set_yticks(down, rows, fontsize=8)
+    axis.set_yticks(down, [plain(row) for row in rows], fontsize=8)
     axis.xaxis.tick_top()
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)

@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from hbench.config import Experiment
 from hbench.diffusion import seed_of
+from hbench.errors import HBenchError
 from hbench.images import to_float
 from hbench.models.reconstructor import LENET_FEATURES, lenet_backbone, lenet_head
-from hbench.runs import read_experiment, save_weights
+from hbench.runs import read_experiment, read_metadata, save_weights
 
 EXTRACTOR = "lenet-digits"
 FILE = "lenet.safetensors"
@@ -50,7 +51,7 @@ class DigitLeNet(nn.Module):
 
 
 class LeNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """The LeNet as torch-fidelity's feature extractor; its weights path is a file of :func:`train_lenet`."""
+    """The LeNet as torch-fidelity's feature extractor; its weights path is a file of :func:`save_lenet`."""
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **kwargs: Any
@@ -90,7 +91,13 @@ if EXTRACTOR not in FEATURE_EXTRACTORS_REGISTRY:
 
 
 def load_lenet(path: Path) -> DigitLeNet:
-    """The classifier of :func:`train_lenet`, in eval mode."""
+    """The classifier in a file of :func:`save_lenet`, in eval mode.
+
+    Raises:
+        HBenchError: missing or damaged file, or one that holds something else.
+    """
+    if (found := read_metadata(path).get("role")) != "lenet":
+        raise HBenchError(f'{path}: holds {found or "foreign weights"}, need a LeNet: make one with "hbench lenet"')
     data = read_experiment(path).data
     tensors = load_file(path)
     lenet = DigitLeNet(data.channels, data.size, len(tensors["head.3.bias"]))
@@ -99,9 +106,9 @@ def load_lenet(path: Path) -> DigitLeNet:
 
 
 def train_lenet(
-    experiment: Experiment, images: Tensor, labels: Tensor, path: Path, *, epochs: int = 5, seed: int = 0, quiet: bool
+    experiment: Experiment, images: Tensor, labels: Tensor, *, epochs: int = 5, seed: int = 0, quiet: bool
 ) -> DigitLeNet:
-    """Trains the classifier on uint8 images [N, C, H, W] and labels [N], and writes it to ``path``."""
+    """The classifier trained on uint8 images [N, C, H, W] and labels [N], in eval mode."""
     torch.manual_seed(seed_of(seed))
     lenet = DigitLeNet(experiment.data.channels, experiment.data.size, int(labels.max()) + 1)
     optimizer = torch.optim.Adam(lenet.parameters(), lr=1e-3)
@@ -112,8 +119,7 @@ def train_lenet(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-    save_weights(path, lenet.eval(), experiment, "lenet")
-    return lenet
+    return lenet.eval()
 
 
 @torch.no_grad()
@@ -128,10 +134,12 @@ def accuracy(lenet: DigitLeNet, images: Tensor, labels: Tensor) -> float:
     return float((lenet(to_float(images)).argmax(1) == labels).float().mean())
 
 
-def store_reference(path: Path, lenet: DigitLeNet, statistics: dict[str, np.ndarray], n: int, halves: float) -> None:
-    """Writes the classifier again with the statistics of n real images, and the FD between their two halves."""
+def save_lenet(
+    path: Path, lenet: DigitLeNet, experiment: Experiment, statistics: dict[str, np.ndarray], n: int, halves: float
+) -> None:
+    """Writes the classifier with the statistics of n real images, and the FD between their two halves."""
     lenet.real_mu.copy_(torch.from_numpy(statistics["mu"]))
     lenet.real_sigma.copy_(torch.from_numpy(statistics["sigma"]))
     lenet.real_n.fill_(n)
     lenet.real_halves.fill_(halves)
-    save_weights(path, lenet, read_experiment(path), "lenet")
+    save_weights(path, lenet, experiment, "lenet")

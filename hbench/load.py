@@ -38,6 +38,12 @@ def locate(path: Path) -> Path:
     return path
 
 
+def run_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of each weights file of a run that is there."""
+    files = {role: locate(path) / f"{role}.safetensors" for role in ROLES}
+    return {role: sha256(file) for role, file in files.items() if file.is_file()}
+
+
 def load_run(path: Path, device: torch.device) -> Run:
     """The run in a folder, or the shipped one of that name.
 
@@ -62,7 +68,7 @@ def load_run(path: Path, device: torch.device) -> Run:
         shift_block=build_shift_block(experiment, model),
         reconstructor=build_reconstructor(experiment),
         discriminator=build_discriminator(experiment),
-        hashes={role: sha256(folder / f"{role}.safetensors") for role in ROLES},
+        hashes=run_hashes(folder),
     )
     for role in ROLES:
         module: torch.nn.Module = getattr(run, role)

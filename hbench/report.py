@@ -23,6 +23,8 @@ from hbench.runs import read_json, write_json, write_text
 
 REASONS = "not-run.json"
 """Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
+OF_THE_RUN = ("rca", "traverse", "fid-inception-v3-compat", "fid-lenet-digits", "properties", "edit")
+"""Folders of what is measured on the run's own weights."""
 Values = dict[str, Any]
 
 
@@ -90,12 +92,17 @@ def collect(folder: Path) -> Report:
     if not found:
         raise HBenchError(f'{folder}: no results there: make some with "hbench reproduce", or "hbench rca" and others')
     experiment = parse_experiment(found[0], str(folder))
+    measured = {name: origins[name]["weights_sha256"] for name in OF_THE_RUN if name in origins}
+    if any(weights != next(iter(measured.values())) for weights in measured.values()):
+        raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
     reasons = read_json(folder / REASONS) if (folder / REASONS).is_file() else {}
     rows, sections = [], []
     for artifact in ARTIFACTS:
         place = folder / artifact.folder
         if artifact.folder not in origins:
-            reason = reasons.get(artifact.folder, f'"hbench {artifact.command}" was not called')
+            reason = reasons.get(
+                artifact.folder, f'no {artifact.folder}/ in {folder}: "hbench {artifact.command}" makes it'
+            )
             rows.append(Row(artifact.title, artifact.item, "", f"not run: {reason}", ran=False))
             continue
         file = place / f"{artifact.result}.json"
@@ -134,7 +141,7 @@ def _rca_rows(result: Values, paper: Paper) -> list[Row]:
     n = f"{result['n']:,} pairs"
     chance = f"RCA (chance {result['chance']:.3f})"
     shown = (
-        (chance, "Table 1", _number(paper.rca, 2), result["accuracy"], result["interval"]),
+        (chance, "Table 1", _published(paper.rca), result["accuracy"], result["interval"]),
         *(
             (name, item, theirs, result[key], result[f"{key}_interval"])
             for name, item, theirs, key in (
@@ -146,7 +153,7 @@ def _rca_rows(result: Values, paper: Paper) -> list[Row]:
         ),
     )
     return [
-        Row(name, item, theirs, f"{value:.3f}", _interval(bounds), n) for name, item, theirs, value, bounds in shown
+        Row(name, item, theirs, _number(value), _interval(bounds), n) for name, item, theirs, value, bounds in shown
     ]
 
 
@@ -155,18 +162,18 @@ def _fidelity_rows(result: Values, paper: Paper) -> list[Row]:
     for kind, published in (("raw", paper.fid_raw), ("shifted", paper.fid_shifted)):
         found = result[kind]
         n = f"{found['n']:,} against {result['n_real']:,} real"
-        theirs = _number(published, 2) if result["metric"] == "FID" else ""
+        theirs = _published(published) if result["metric"] == "FID" else ""
         name = f"{result['metric']}, {kind} samples"
-        rows.append(Row(name, "Table 2", theirs, f"{found['fd']:.3f}", _interval(found["interval"]), n))
+        rows.append(Row(name, "Table 2", theirs, _number(found["fd"]), _interval(found["interval"]), n))
         if found["kid"] is not None:
-            kid = f"{found['kid']:.5f} (std {found['kid_std']:.5f} over subsets)"
-            rows.append(Row(f"KID, {kind} samples", "", "", kid, n=n))
+            spread = "" if found["kid_std"] is None else f" (std {found['kid_std']:.5f} over subsets)"
+            rows.append(Row(f"KID, {kind} samples", "", "", f"{found['kid']:.5f}{spread}", n=n))
     for name, key, n in (
         ("shifted / raw", "ratio", result["shifted"]["n"]),
         ("between two halves of the real images", "halves", result["n_real"] // 2),
     ):
         bounds = _interval(result[f"{key}_interval"])
-        rows.append(Row(f"{result['metric']}, {name}", "", "", f"{result[key]:.3f}", bounds, f"{n:,} each"))
+        rows.append(Row(f"{result['metric']}, {name}", "", "", _number(result[key]), bounds, f"{n:,} each"))
     return rows
 
 
@@ -207,7 +214,7 @@ def _curve_rows(result: Values, paper: Paper) -> list[Row]:
             f"D on {kind} in training, last third",
             "Fig. 10",
             "0.5",
-            f"{run[f'D_{kind}']:.3f}",
+            _number(run[f"D_{kind}"]),
             _interval([run[f"D_{kind}_low"], run[f"D_{kind}_high"]]),
             f"{run['n']:,} steps",
         )
@@ -233,7 +240,7 @@ def _property_rows(result: Values, paper: Paper) -> list[Row]:
         last = {part: values[-1] for part, values in result[key].items()}
         bounds = _interval([last["low"], last["high"]])
         n = result["n_mean" if key in of_the_mean else "n"]
-        rows.append(Row(name, "Fig. 9", theirs, f"{last['value']:.3f}", bounds, f"{n:,} samples"))
+        rows.append(Row(name, "Fig. 9", theirs, _number(last["value"]), bounds, f"{n:,} samples"))
     return rows
 
 
@@ -258,18 +265,22 @@ def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
             bounds = _interval([line["low"], line["high"]])
             item = "Sec. 4.4" if line["variant"] == "per-step" else "Fig. 3"
             name = f"{line['variant']}: {names[line['metric']]}"
-            rows.append(Row(name, item, "", f"{line['mean']:.3f}", bounds, f"{line['seeds']} trainings"))
+            rows.append(Row(name, item, "", _number(line["mean"]), bounds, f"{line['seeds']} trainings"))
     return rows
 
 
 def _mos_rows(result: Values, paper: Paper) -> list[Row]:
     rows = []
     for run in result["runs"]:
-        for name, key, theirs in (("MOS", "mos", _number(paper.mos, 2)), ("MOS of untrained directions", "floor", "")):
+        of = "" if len(result["runs"]) == 1 else f" of {run['run']} ({run['title']})"
+        published = "" if of else _published(paper.mos)
+        for name, key, theirs in (("MOS", "mos", published), ("MOS of untrained directions", "floor", "")):
             found = run[key]
             if found["mean"] is not None:
                 bounds = _interval(found["interval"])
-                rows.append(Row(name, "Table 1", theirs, f"{found['mean']:.3f}", bounds, f"{found['n']} directions"))
+                rows.append(
+                    Row(f"{name}{of}", "Table 1", theirs, f"{found['mean']:.3f}", bounds, f"{found['n']} directions")
+                )
     return rows
 
 
@@ -277,8 +288,12 @@ def _no_rows(result: Values, paper: Paper) -> list[Row]:
     return []
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
+
+
+def _published(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:

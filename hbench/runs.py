@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save has no better one for a full disk
         temporary.unlink(missing_ok=True)
         raise HBenchError(f"{path}: cannot write ({error}): free some space or choose another --out") from error
 

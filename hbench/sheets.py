@@ -4,10 +4,12 @@ A study has one sheet per assessor. The key says what each item of a sheet is; a
 """
 
 import base64
+import csv
 import hashlib
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -257,12 +259,20 @@ def design(
 
 
 def refuse_marked(folder: Path) -> None:
-    """HBenchError where a folder holds marks that people have made: no option may cost them their work."""
+    """HBenchError where a folder holds what people have made, or its score: no option may cost them their work.
+
+    That is any file in the folders of the sheets but hbench's own, and a CSV of marks that is not empty.
+    """
+    if (folder / "score").exists():
+        raise HBenchError(f"{folder / 'score'}: scores an earlier study, not this one: choose another --out")
+    for file in sorted(path for sheet in folder.glob("sheet_*/") for path in sheet.rglob("*")):
+        if not re.fullmatch(r"\d{3,}\.png|README\.txt|marks_\d+\.csv", file.name):
+            raise HBenchError(f"{file}: is not of hbench, and would be lost: choose another --out")
     for file in sorted(folder.rglob("marks*.csv")):
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
-            cells = line.replace(";", ",").split(",")
-            if len(cells) > COLUMNS.index("mark") and cells[COLUMNS.index("mark")].strip():
-                raise HBenchError(f"{file}: holds marks, which a new study could not score: choose another --out")
+        lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        delimiter = max(",;\t", key=(lines or [""])[0].count)
+        if any((row.get("mark") or "").strip() for row in csv.DictReader(lines, delimiter=delimiter)):
+            raise HBenchError(f"{file}: holds marks, which a new study could not score: choose another --out")
 
 
 def write_sheets(
@@ -283,7 +293,7 @@ def write_sheets(
     grids = {direction: draw_grid(grid) for direction, grid in images.items()}
     examples, samples, _, height, width = next(iter(images.values())).shape
     shared = {"criteria": CRITERIA, "columns": COLUMNS, "examples": examples, "samples": samples}
-    for old in folder.glob("sheet_*"):  # of a study whose key is now replaced: its marks could never be scored
+    for old in [*folder.glob("sheet_*"), *folder.glob("label_studio")]:  # of a study whose key is now replaced
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     write_json(folder / "key.json", key.model_dump(mode="json"))
     for sheet in tqdm(key.sheets, desc="sheets", unit="sheet", disable=quiet or None):

@@ -189,7 +189,7 @@ def train_step(
 ) -> dict[str, float]:
     """Takes step ``step`` of training and returns its metrics; everything random in it follows from (seed, step)."""
     settings = experiment.discovery
-    torch.manual_seed(seed_of(seed, step))
+    torch.manual_seed(seed_of(seed, step, 2))  # not the stream of the evaluation's x_T, (seed, i), nor of its k and s
     factor = lr_factor(settings, step)
     trained.optimizer.param_groups[0]["lr"] = settings.lr * factor
     trained.optimizer_D.param_groups[0]["lr"] = settings.lr_discriminator * factor

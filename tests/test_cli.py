@@ -94,7 +94,7 @@ def test_names_label_the_directions(tmp_path, tiny_run):
 
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
-    (folder / "names.txt").write_text("1: thickness\n")
+    (folder / "names.txt").write_text("1: thickness\n2: $\\foo$ and $\n")
     result = invoke("traverse", folder, "--examples", 1, "--pairs", 8, "--quiet")
     assert result.exit_code == 0, result.output
     assert "thickness" in (folder / "traverse" / "traverse.csv").read_text()

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,13 @@ def test_folder_errors_name_the_file(tmp_path):
     with pytest.raises(HBenchError, match=r"thin\.png: 3x300 pixels are too few"):
         load_images(FOLDER, tmp_path)
     (tmp_path / "thin.png").unlink()
+    raw = tmp_path / "html" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_text("<html>")
+    with pytest.raises(HBenchError, match="cannot read MNIST"):
+        load_images(Data(dataset="mnist", label="M", size=16, channels=1), tmp_path / "html")
+    shutil.rmtree(tmp_path / "html")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
     with pytest.raises(HBenchError, match=r"broken\.png: not a readable image"):
         load_images(FOLDER, tmp_path)

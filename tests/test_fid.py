@@ -24,7 +24,7 @@ from hbench.fid import (
     sample_folders,
     statistics,
 )
-from hbench.lenet import EXTRACTOR, accuracy, single_features, store_reference, train_lenet
+from hbench.lenet import EXTRACTOR, accuracy, load_lenet, save_lenet, single_features, train_lenet
 from hbench.load import load_run
 
 CPU = torch.device("cpu")
@@ -39,10 +39,10 @@ def run(tiny_run):
 def lenet(tmp_path_factory, tiny):
     path = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
     images, labels = load_labelled(tiny.data)
-    network = train_lenet(tiny, images, labels, path, epochs=3, quiet=True)
+    network = train_lenet(tiny, images, labels, epochs=3, quiet=True)
     assert accuracy(network, images, labels) > 0.9
     reference = real_reference(single_features(network, images))
-    store_reference(path, network, reference.statistics, reference.n, reference.halves)
+    save_lenet(path, network, tiny, reference.statistics, reference.n, reference.halves)
     return path
 
 
@@ -169,6 +169,16 @@ def test_unknown_extractors_and_foreign_weights_are_refused(lenet, tiny, tmp_pat
     page.write_text("<html>")
     with pytest.raises(HBenchError, match="not a checkpoint of plain tensors"):
         check_extractor("inception-v3-compat", page, tiny.data)
+
+
+def test_weights_of_something_else_are_named(tmp_path, tiny, tiny_run):
+    paths = pngs(image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path))
+    other = tmp_path / "other.pth"
+    torch.save({"x": torch.zeros(2)}, other)
+    with pytest.raises(HBenchError, match="holds no weights of inception-v3-compat"):
+        features(paths, "inception-v3-compat", other, tmp_path, CPU, quiet=True)
+    with pytest.raises(HBenchError, match="holds model, need a LeNet"):
+        load_lenet(tiny_run / "model.safetensors")
 
 
 def test_missing_weights_name_the_place(tmp_path, tiny, monkeypatch):

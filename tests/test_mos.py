@@ -214,6 +214,26 @@ def test_no_option_costs_people_their_marks(tmp_path, tiny_run):
         assert marks.read_text() == filled
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("sheet_1/marks_1.csv", "sheet\tassessor\titem\tmark\tname\ns\t1\t1\t0\t\n", "holds marks"),
+        ("sheet_1/marks_1.csv", "mark,name,sheet,assessor,item\n1,,s,1,1\n", "holds marks"),
+        ("sheet_1/marks 1.xlsx", "x", "is not of hbench"),
+        ("score/mos.json", "{}", "scores an earlier study"),
+    ],
+)
+def test_work_of_people_in_any_form_is_kept(tmp_path, name, text, said):
+    file = tmp_path / name
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises(HBenchError, match=said):
+        refuse_marked(tmp_path)
+    file.unlink()
+    file.parent.rmdir()
+    refuse_marked(tmp_path)
+
+
 def test_export_refuses_wrong_input(tmp_path, tiny_run):
     assert "odd number" in refused("mos", "export", tiny_run, "--samples", 4, "--out", tmp_path / "x")
     assert "number of assessors" in refused("mos", "export", tiny_run, "--votes", 6, "--out", tmp_path / "x")

@@ -55,6 +55,24 @@ def test_reasons_stand_in_the_table(results, tmp_path):
     assert rows["Edits of real images"].ours == "not run: no data: pass --data-root"
 
 
+def test_what_is_not_defined_is_said_so(results, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(results, folder)
+    values = json.loads((folder / "rca" / "rca.json").read_text()) | {"D_raw": None, "D_raw_interval": [None, None]}
+    (folder / "rca" / "rca.json").write_text(json.dumps(values))
+    rows = {row.artifact: row for row in collect(folder).rows}
+    assert (rows["D on raw samples"].ours, rows["D on raw samples"].interval) == ("not defined", "")
+
+
+def test_results_of_different_weights_are_not_one_page(results, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(results, folder)
+    file = folder / "traverse" / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights_sha256": {"model": "0"}}))
+    with pytest.raises(HBenchError, match="of different weights"):
+        collect(folder)
+
+
 def test_results_of_another_version_are_named(results, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(results, folder)
@@ -135,6 +153,39 @@ def test_reproduce_goes_on_where_it_stopped(few_tasks, results, tmp_path):
     third = invoke(*arguments)
     assert third.exit_code == 0, third.output
     assert (out / "rca" / "rca.json").stat().st_mtime_ns > made
+
+
+def test_reproduce_replaces_nothing_that_another_command_made(few_tasks, results, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["reproduce", "digits16", "--run", results, "--out", out, "--quiet"]
+    assert invoke(*arguments).exit_code == 0
+    made = (out / "rca" / "rca.json").read_bytes()
+    refused = invoke(*arguments, "--seed", 1)
+    assert refused.exit_code == 1
+    assert "was made by another command or of other weights" in refused.output
+    assert (out / "rca" / "rca.json").read_bytes() == made
+    assert invoke(*arguments, "--seed", 1, "--overwrite").exit_code == 0
+    assert (out / "rca" / "rca.json").read_bytes() != made
+
+
+def test_a_result_counts_only_when_complete_and_of_these_weights(tmp_path):
+    origin = {"command": "hbench rca x --out " + str(tmp_path), "weights_sha256": {"model": "a"}}
+    task = Task(["rca", "x"], tmp_path, weights={"model": "a"})
+    for changes, done in [({}, True), ({"complete": False}, False), ({"weights_sha256": {"model": "b"}}, False)]:
+        (tmp_path / "provenance.json").write_text(json.dumps(origin | changes))
+        assert task.done() is done
+
+
+def test_nothing_goes_on_without_an_essential_part(monkeypatch, results, tmp_path):
+    def failing(settings, experiment, run, folder, data, common, from_scratch):
+        yield Task(["rca", str(run / "absent"), *common], folder / "rca", essential=True)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(module, "tasks", failing)
+    result = invoke("reproduce", "digits16", "--run", results, "--out", tmp_path, "--quiet")
+    assert result.exit_code == 1
+    assert "hbench rca" in result.output
+    assert "no such run" in result.output
 
 
 def test_reproduce_needs_a_run():

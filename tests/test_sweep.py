@@ -217,6 +217,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, me
     assert invoke(*chosen).exit_code == 1
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(pd.read_csv(tmp_path / "vram-sweep.csv")) == 2
+    assert json.loads((tmp_path / "provenance.json").read_text())["complete"] is False
 
     monkeypatch.setattr(module, "measure_apart", quick)
     for other, said in [
@@ -234,6 +235,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, me
     result = invoke(*chosen, "--resume")
     assert result.exit_code == 0, result.output
     assert measured == [("node", 2), ("node", 3), ("vanilla", 2), ("vanilla", 3)]
+    assert json.loads((tmp_path / "provenance.json").read_text())["complete"] is True
     assert len(result.stdout.strip().splitlines()) == 5
 
 

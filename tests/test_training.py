@@ -46,6 +46,24 @@ def weights(folder, name):
     return {role: load_file(folder / f"{role}.safetensors") for role in OUTPUTS[name]}
 
 
+def test_training_never_sees_the_noise_of_the_evaluation(tiny, tiny_model, monkeypatch):
+    import hbench.train as module
+    from hbench.diffusion import draw_x_T
+
+    seen = []
+    monkeypatch.setattr(module, "train_shift", lambda *arguments: seen.append(arguments[3]) or ({}, arguments[3]))
+    monkeypatch.setattr(module, "train_discriminator", lambda *_: {})
+    settings = tiny.discovery.model_copy(update={"pool": 0})
+    experiment = tiny.model_copy(update={"discovery": settings})
+    model = load_model(tiny_model, tiny).requires_grad_(False)
+    trained, draw_raw = module.initial(experiment, model, 0), module.raw_pairs(experiment, model, 0)
+    for step in range(6):
+        module.train_step(experiment, model, trained, draw_raw, 0, step)
+    used = torch.cat(seen).flatten(1)
+    evaluated = draw_x_T(0, 0, 64, (1, 16, 16)).flatten(1)
+    assert not (used[:, None] == evaluated[None]).all(-1).any()
+
+
 @pytest.mark.parametrize("name", ["pretrain", "train"])
 def test_killed_and_resumed_ends_with_the_same_bits(name, tmp_path, tiny_model):
     whole, broken = tmp_path / "whole", tmp_path / "broken"

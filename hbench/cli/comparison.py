@@ -71,7 +71,7 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
 @experiment_options
 @click.option("--model", type=click.Path(path_type=Path), help="Weights [default: runs/EXPERIMENT/pretrain].")
 @click.option("--seeds", default="0,1,2", show_default=True, callback=parse_seeds, help="Of the trainings.")
-@click.option("--pairs", "count", type=click.IntRange(min=1), default=2000, show_default=True, help="To measure with.")
+@click.option("--pairs", "count", type=click.IntRange(min=1), default=1000, show_default=True, help="To measure with.")
 @click.option("--lenet", type=click.Path(path_type=Path), help='Made by "hbench lenet" [default: the shipped one].')
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/ablations].")
 @training_options

@@ -71,7 +71,7 @@ def properties(
 
     from hbench.device import pick_device
     from hbench.directions import save_directions
-    from hbench.figures import draw_properties
+    from hbench.figures import draw_properties, plain
     from hbench.grids import draw_sources
     from hbench.load import load_names, load_run
     from hbench.properties import compare
@@ -93,7 +93,7 @@ def properties(
     order = list(shown) or np.argsort(recognised)[::-1][:4].tolist()
     values = [settings.S * share for share in PICTURED]
     images = compare(loaded, directions, order, values, examples, seed, steps)
-    labels = [f"{k}: {names[k]}" if k in names else f"direction {k}" for k in order]
+    labels = [f"{k}: {plain(names[k])}" if k in names else f"direction {k}" for k in order]
     draw_sources(images, labels, values, loaded.experiment.title, folder / "edits.png")
 
     def shown_with_interval(name: str) -> str:

@@ -113,7 +113,7 @@ def traverse(
 
     names = load_names(run)
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
-    ranked = read_rca(measured, loaded) if measured else None
+    ranked = read_rca(measured, loaded, direction_source) if measured else None
     folder, origin = open_results(loaded, run, "traverse", out, overwrite, seed, **details)
     ranked = ranked or measure(loaded, count, seed, quiet, source)
     order = ranked.ranking()
@@ -232,6 +232,7 @@ def fid(
     from hbench.figures import draw_fidelity
     from hbench.lenet import EXTRACTOR, FILE
     from hbench.load import SHIPPED, load_run
+    from hbench.runs import sha256
 
     if extractor == EXTRACTOR and weights is None:
         weights = SHIPPED / "mnist16" / FILE
@@ -275,6 +276,7 @@ def fid(
         n=count,
         n_real=result.n_real,
         extractor=extractor,
+        extractor_sha256=weights and sha256(weights),
         reference_sha256=reference.sha256,
         samples={"raw": str(kinds[0]), "shifted": str(kinds[1])},
     )

@@ -30,6 +30,10 @@ class Task:
     """Whether the command takes --resume."""
     missing: str | None = None
     """Why it cannot be run."""
+    essential: bool = False
+    """Whether all later ones are made of it."""
+    weights: dict[str, str] | None = None
+    """SHA-256 of the weights that it measures, as its provenance should have them."""
 
     @property
     def arguments(self) -> list[str]:
@@ -43,11 +47,14 @@ class Task:
         file = self.folder / "provenance.json"
         if not file.is_file():
             return False
-        made_by = shlex.split(read_json(file)["command"])[1:]
+        origin = read_json(file)
         without_effect = {"--resume", "--overwrite", "--quiet"}
-        return [word for word in made_by if word not in without_effect] == [
-            word for word in self.arguments if word not in without_effect
-        ]
+        made_by, wanted = (
+            [word for word in words if word not in without_effect]
+            for words in (shlex.split(origin["command"])[1:], self.arguments)
+        )
+        same_weights = self.weights is None or origin["weights_sha256"] == self.weights
+        return made_by == wanted and same_weights and origin.get("complete", True)
 
 
 @click.command()
@@ -55,6 +62,7 @@ class Task:
 @click.option("--run", type=click.Path(path_type=Path), help="Of which run [default: the one shipped by that name].")
 @click.option("--from-scratch", is_flag=True, help="Train the model and its directions first.")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/reproduce/EXPERIMENT].")
+@click.option("--overwrite", is_flag=True, help="Replace results of other commands or other weights.")
 @data_options
 @run_options
 @click.pass_context
@@ -64,6 +72,7 @@ def reproduce(
     run: Path | None,
     from_scratch: bool,
     out: Path | None,
+    overwrite: bool,
     data_root: Path | None,
     download: bool,
     device: str,
@@ -104,7 +113,9 @@ def reproduce(
             click.echo("    done before", err=True)
             continue
         if not reason:
-            reason = perform(ctx, task)
+            reason = perform(ctx, task, overwrite)
+        if reason and task.essential:
+            raise HBenchError(f"hbench {task.command[0]}: {reason}")
         if reason:
             reasons[task.folder.name] = reason
             click.echo(f"    not run: {reason}", err=True)
@@ -117,9 +128,18 @@ def reproduce(
     click.echo(folder / "report.html")
 
 
-def perform(ctx: click.Context, task: Task) -> str | None:
-    """Calls the task's command as a user would, and returns the one line of its failure, if it failed."""
+def perform(ctx: click.Context, task: Task, overwrite: bool) -> str | None:
+    """Calls the task's command as a user would, and returns the one line of its failure, if it failed.
+
+    Raises:
+        HBenchError: the folder holds the complete result of another command or of other weights, and may not be
+            overwritten.
+    """
     begun = task.folder.is_dir() and any(task.folder.iterdir())
+    if (task.folder / "provenance.json").is_file() and not task.resumable and not overwrite:
+        raise HBenchError(
+            f"{task.folder}: was made by another command or of other weights: choose another --out, or add --overwrite"
+        )
     again = [] if not begun else ["--resume"] if task.resumable else ["--overwrite"]
     arguments = [*task.arguments, *again]
     own = sys.argv
@@ -146,6 +166,7 @@ def tasks(
     from hbench.config import experiments_folder
     from hbench.data import load_reference
     from hbench.images import save_image, to_float
+    from hbench.load import run_hashes
     from hbench.runs import read_json
 
     name = str(run or experiment)
@@ -153,20 +174,22 @@ def tasks(
     lenet: list[str] = []  # its weights, where they are not the shipped ones
     if from_scratch:
         model, name = folder / "pretrain", str(folder / "train")
-        yield Task(["pretrain", experiment, *data, *common], model, resumable=True)
-        yield Task(["train", experiment, "--model", str(model), *common], Path(name), resumable=True)
+        yield Task(["pretrain", experiment, *data, *common], model, resumable=True, essential=True)
+        yield Task(["train", experiment, "--model", str(model), *common], Path(name), resumable=True, essential=True)
         if labelled:
-            yield Task(["lenet", experiment, *data, *common], folder / "lenet")
+            yield Task(["lenet", experiment, *data, *common], folder / "lenet", essential=True)
             lenet = [str(folder / "lenet" / "lenet.safetensors")]
 
-    yield Task(["rca", name, *common], folder / "rca")
+    hashes = run_hashes(Path(name))
+    yield Task(["rca", name, *common], folder / "rca", essential=True, weights=hashes)
     rca = folder / "rca" / "rca.json"
-    yield Task(["traverse", name, "--rca", str(rca), *common], folder / "traverse")
+    yield Task(["traverse", name, "--rca", str(rca), *common], folder / "traverse", weights=hashes)
     extractor = "lenet-digits" if labelled else "inception-v3-compat"
     weights = ["--weights", *lenet] if lenet else []
-    yield Task(["fid", name, "--feature-extractor", extractor, *weights, *data, *common], folder / f"fid-{extractor}")
+    fid = ["fid", name, "--feature-extractor", extractor, *weights, *data, *common]
+    yield Task(fid, folder / f"fid-{extractor}", weights=hashes)
     yield Task(["train-curves", name], folder / "train-curves")
-    yield Task(["properties", name, *common], folder / "properties")
+    yield Task(["properties", name, *common], folder / "properties", weights=hashes)
 
     missing = None
     try:
@@ -183,7 +206,8 @@ def tasks(
         best = [str(k) for k in sorted(range(len(accuracy)), key=lambda k: -accuracy[k])[:2]]
     s = f"{settings.discovery.S / 2:g}"
     shifts = [word for k in best for word in ("--shift", f"{k}={s}")]
-    yield Task(["edit", name, str(folder / "real-images"), *shifts, *common], folder / "edit", missing=missing)
+    edit = ["edit", name, str(folder / "real-images"), *shifts, *common]
+    yield Task(edit, folder / "edit", missing=missing, weights=hashes)
 
     yield Task(["vram-sweep", experiment, *common], folder / "vram-sweep", resumable=True)
     small = f"{settings.name}-ablations"

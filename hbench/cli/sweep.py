@@ -115,7 +115,8 @@ def vram_sweep(
         ordered = [rows[key] for key in sorted(rows)]
         table = pd.DataFrame([asdict(row) for row in ordered])
         result = {"cells": [asdict(row) for row in ordered]}
-        write_results(folder, NAME, result, table.drop(columns="step_seconds"), origin)
+        complete = all(cell.key in rows for cell in wanted)
+        write_results(folder, NAME, result, table.drop(columns="step_seconds"), origin, complete=complete)
         draw_sweep(ordered, memory_limit, f"{title}\n{origin['device']}", folder / f"{NAME}.png")
 
     todo = [cell for cell in wanted if cell.key not in rows]

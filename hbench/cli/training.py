@@ -106,6 +106,7 @@ def train(
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/lenet].")
 @data_options
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images.")
+@click.option("--overwrite", is_flag=True, help="Replace a LeNet that is already there.")
 @run_options
 def lenet(
     experiment: str,
@@ -115,11 +116,14 @@ def lenet(
     data_root: Path | None,
     download: bool,
     epochs: int,
+    overwrite: bool,
     device: str,
     seed: int,
     quiet: bool,
 ) -> None:
     """Train the digit LeNet whose features "hbench fid" uses, on the labelled images of EXPERIMENT.
+
+    It is so small that it is trained on the CPU, whatever --device says.
 
     \b
     Example:
@@ -134,7 +138,7 @@ def lenet(
     from hbench.data import load_labelled
     from hbench.device import pick_device
     from hbench.fid import real_reference
-    from hbench.lenet import FILE, accuracy, single_features, store_reference, train_lenet
+    from hbench.lenet import FILE, accuracy, save_lenet, single_features, train_lenet
     from hbench.runs import claim_folder, provenance, sha256, write_provenance
 
     pick_device(device)
@@ -144,11 +148,11 @@ def lenet(
     if labels is None or test_labels is None:
         raise HBenchError(f"{settings.name}: its images carry no labels: use an experiment on mnist or digits")
     folder = out or Path("runs") / settings.name / "lenet"
-    claim_folder(folder)
+    claim_folder(folder, overwrite=overwrite)
     origin = provenance(settings, pick_device("cpu"), seed)
-    network = train_lenet(settings, images, labels, folder / FILE, epochs=epochs, seed=seed, quiet=quiet)
+    network = train_lenet(settings, images, labels, epochs=epochs, seed=seed, quiet=quiet)
     reference = real_reference(single_features(network, test_images))
-    store_reference(folder / FILE, network, reference.statistics, reference.n, reference.halves)
+    save_lenet(folder / FILE, network, settings, reference.statistics, reference.n, reference.halves)
     details = {
         "n_train": len(images),
         "n_test": len(test_images),

@@ -3,16 +3,19 @@
 A chain is x_T -> … -> x_0: nodes are tensors, steps are callables from one node to the next. Nothing here knows about
 diffusion; any differentiable objective of the last node, and anything trainable inside the steps, will do.
 
-| strategy | memory | extra passes of the chain | when |
+| strategy | memory | steps run twice | when |
 |---|---|---|---|
-| ``node`` | graph of one step + M nodes | 1 | the default: flat in M |
-| ``vanilla`` | graphs of all M steps | 0 | the graph of the whole chain fits |
-| ``torch-checkpoint`` | graph of one step + M nodes | 1 | what torch.utils.checkpoint gives, to compare with |
+| ``node`` | graph of one step + M nodes | all | the default: flat in M |
+| ``node``, ``keep=r`` | graphs of r steps + M nodes | all but the last r | memory for r graphs is there |
+| ``vanilla`` | graphs of all M steps | none | the graph of the whole chain fits: the other end, r = M |
+| ``offload`` | graph of one layer; those of all M steps in CPU memory | none | a GPU with a fast bus |
+| ``torch-checkpoint`` | graph of one step + M nodes | all | what torch.utils.checkpoint gives, to compare with |
 
-A step is run twice by the last two, so it must be deterministic: no dropout, no sampling (eta = 0).
+A step that is run twice must be deterministic: no dropout, no sampling (eta = 0).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -20,11 +23,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Step = Callable[[Tensor], Tensor]
-Strategy = Literal["node", "vanilla", "torch-checkpoint"]
+Strategy = Literal["node", "vanilla", "offload", "torch-checkpoint"]
 
 
 def backpropagate(
-    steps: Sequence[Step], x_T: Tensor, objective: Step, strategy: Strategy = "node"
+    steps: Sequence[Step],
+    x_T: Tensor,
+    objective: Step,
+    strategy: Strategy = "node",
+    keep: int = 0,
+    nodes: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss ``objective(x_0)`` and x_0, after accumulating the loss's gradients as ``.backward()`` would.
 
@@ -36,63 +44,85 @@ def backpropagate(
         x_T: the first node.
         objective: x_0 -> scalar loss. It is run once.
         strategy: see the table above.
+        keep: with ``node``, of how many steps, the last ones, the graph is kept instead of recomputed: 0..M.
+        nodes: with ``node``, x_T and what each of the other steps returns, from a caller that knows it already; the
+            first step must then depend on something trainable.
 
     Returns:
         loss (scalar) and x_0, both detached.
 
     Raises:
-        ValueError: unknown strategy, a loss that is not a scalar, or one that requires no gradient.
+        ValueError: unknown strategy, ``keep`` or ``nodes`` out of range, a loss that is not a scalar, or one that
+            requires no gradient.
     """
     if strategy == "node":
-        return _node_by_node(steps, x_T, objective)
-    x = x_T
+        if not 0 <= keep <= len(steps):
+            raise ValueError(f"keep must be in 0..{len(steps)}, the number of steps, got {keep}")
+        recomputed, kept = steps[: len(steps) - keep], steps[len(steps) - keep :]
+        if nodes is not None and len(nodes) != len(recomputed) + 1:
+            raise ValueError(f"nodes must be {len(recomputed) + 1}, x_T included, got {len(nodes)}")
+        return _node_by_node(recomputed, kept, x_T, objective, nodes)
+    if keep or nodes:
+        raise ValueError(f'keep and nodes go with strategy "node", not with {strategy!r}')
     if strategy == "vanilla":
-        for step in steps:
-            x = step(x)
-    elif strategy == "torch-checkpoint":
-        for step in steps:
-            x = checkpoint(step, x, use_reentrant=False, preserve_rng_state=False)
-    else:
-        raise ValueError(f'strategy must be "node", "vanilla" or "torch-checkpoint", got {strategy!r}')
-    loss = _checked(objective(x))
-    loss.backward()
-    return loss.detach(), x.detach()
+        return _node_by_node([], steps, x_T, objective)
+    if strategy == "offload":
+        with torch.autograd.graph.save_on_cpu(pin_memory=x_T.is_cuda):
+            return _node_by_node([], steps, x_T, objective)
+    if strategy == "torch-checkpoint":
+        checkpointed = [partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False) for step in steps]
+        return _node_by_node([], checkpointed, x_T, objective)
+    raise ValueError(f'strategy must be "node", "vanilla", "offload" or "torch-checkpoint", got {strategy!r}')
 
 
-def _node_by_node(steps: Sequence[Step], x_T: Tensor, objective: Step) -> tuple[Tensor, Tensor]:
+def _node_by_node(
+    recomputed: Sequence[Step],
+    kept: Sequence[Step],
+    x_T: Tensor,
+    objective: Step,
+    known_nodes: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     # 1. Forward without gradients, recording every node. Until the first trainable step is found, gradients stay
     #    enabled, only to see whether a step's output requires one: nothing before that step needs a gradient.
-    nodes = [x_T.detach()]
-    first = 0 if x_T.requires_grad else len(steps)
-    for i, step in enumerate(steps):
-        with torch.set_grad_enabled(first == len(steps)):
-            x = step(nodes[-1])
-        if x.requires_grad:
-            first = min(first, i)
-        nodes.append(x.detach())
-        del x  # and its graph
+    if known_nodes is not None:
+        nodes, first = [node.detach() for node in known_nodes], 0
+    else:
+        nodes = [x_T.detach()]
+        first = 0 if x_T.requires_grad else len(recomputed)
+        for i, step in enumerate(recomputed):
+            with torch.set_grad_enabled(first == len(recomputed)):
+                x = step(nodes[-1])
+            if x.requires_grad:
+                first = min(first, i)
+            nodes.append(x.detach())
+            del x  # and its graph
 
-    # 2. The loss on the last node, and g = dloss/dx_0.
-    x_0 = nodes.pop().requires_grad_(first < len(steps))
+    # 2. The kept steps and the loss, as usual, from the last recorded node; g is the loss's gradient there.
+    leaf = nodes.pop()
+    leaf.requires_grad_(first < len(recomputed) or x_T.requires_grad)
+    x_0 = leaf
+    for step in kept:
+        x_0 = step(x_0)
     loss = _checked(objective(x_0))
     loss.backward()
-    g = x_0.grad
+    g = leaf.grad
+    loss, x_0 = loss.detach(), x_0.detach()  # the graph ends here
 
-    # 3. Each step in reverse order: recompute it from its recorded node, pull g through it.
-    for i in reversed(range(first, len(steps))):
+    # 3. Each other step in reverse order: recompute it from its recorded node, pull g through it.
+    for i in reversed(range(first, len(recomputed))):
         if g is None:  # the objective does not depend on x_0
             break
         leaf = nodes.pop()
         leaf.requires_grad_(i > first or x_T.requires_grad)
         with torch.enable_grad():
-            x = steps[i](leaf)
+            x = recomputed[i](leaf)
         x.backward(g)
         g = leaf.grad
-        del x, leaf
+        del x
 
     if x_T.requires_grad and g is not None:
         x_T.backward(g)
-    return loss.detach(), x_0.detach()
+    return loss, x_0
 
 
 def _checked(loss: Tensor) -> Tensor:

@@ -82,11 +82,9 @@ def shifted_step(
 ) -> tuple[Tensor, Tensor]:
     """X' at ``t_prev`` by one asymmetric step, first line of Eq. (2), and its P_t, which alone sees the shifted h_t.
 
-    Cost: the encoder once, the decoder twice.
+    Cost: the encoder once, the decoder twice, as one pass of twice the batch.
     """
-    h, skips, emb = model.encode(x_t, _times(x_t, t))
-    eps = _eps(model.decode(h, skips, emb), x_t)
-    eps_shifted = _eps(model.decode(h + delta_h(h, emb, t), skips, emb), x_t)
+    eps, eps_shifted = _both_eps(model, delta_h, x_t, t, len(x_t))
     x_0 = predict_x_0(x_t, eps_shifted, _at(alpha_bar, t))
     return _combine(x_0, eps, _at(alpha_bar, t_prev)), x_0
 
@@ -109,6 +107,32 @@ def generation_steps(
         return lambda x_t: regular_step(model, alpha_bar, x_t, t, t_prev)
 
     return [step(t, t_prev) for t, t_prev in transitions(descending)]
+
+
+def pair_steps(
+    model: UNetModel, alpha_bar: Tensor, descending: Sequence[int], delta_h: DeltaH, t_shift: int
+) -> list[Callable[[Tensor], Tensor]]:
+    """The regular and the shifted process side by side, as a chain of M callables that makes each pass for both at once.
+
+    The first callable takes x_T [B, C, H, W], which both have in common; what it returns, and all later nodes, are raw
+    samples and then shifted ones, [2B, C, H, W]. For where no gradient is needed: a graph would hold both.
+    """
+
+    def step(t: int, t_prev: int, is_first: bool) -> Callable[[Tensor], Tensor]:
+        def pair_step(x_t: Tensor) -> Tensor:
+            if t < t_shift:
+                x_prev = regular_step(model, alpha_bar, x_t, t, t_prev)
+                return torch.cat([x_prev, x_prev]) if is_first else x_prev
+            B = len(x_t) if is_first else len(x_t) // 2
+            eps, eps_shifted = _both_eps(model, delta_h, x_t, t, B)
+            x_0 = predict_x_0(x_t[:B], eps[:B], _at(alpha_bar, t))
+            x_0_shifted = predict_x_0(x_t[-B:], eps_shifted, _at(alpha_bar, t))
+            both = torch.cat([eps[:B], eps[-B:]])
+            return _combine(torch.cat([x_0, x_0_shifted]), both, _at(alpha_bar, t_prev))
+
+        return pair_step
+
+    return [step(t, t_prev, i == 0) for i, (t, t_prev) in enumerate(transitions(descending))]
 
 
 def inversion_steps(model: UNetModel, alpha_bar: Tensor, descending: Sequence[int]) -> list[Callable[[Tensor], Tensor]]:
@@ -146,6 +170,15 @@ def draw_x_T(seed: int, first: int, count: int, shape: Sequence[int]) -> Tensor:
 def seed_of(*entropy: int) -> int:
     """A 63-bit seed that is a well-mixed function of the given non-negative numbers; zeros at the end do not count."""
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _both_eps(model: UNetModel, delta_h: DeltaH, x_t: Tensor, t: int, count: int) -> tuple[Tensor, Tensor]:
+    """Eps of all samples, and eps with a shifted h_t of the last ``count`` ones; one pass of the decoder for both."""
+    h, skips, emb = model.encode(x_t, _times(x_t, t))
+    shifted = h[-count:] + delta_h(h[-count:], emb[-count:], t)
+    skips = [torch.cat([skip, skip[-count:]]) for skip in skips]
+    eps = _eps(model.decode(torch.cat([h, shifted]), skips, torch.cat([emb, emb[-count:]])), x_t)
+    return eps[:-count], eps[-count:]
 
 
 def _times(x: Tensor, t: int) -> Tensor:

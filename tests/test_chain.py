@@ -8,7 +8,15 @@ from hbench.models.adm import UNetModel
 from hbench.models.shift import ShiftBlock
 from hbench.sweep import saved_tensors_peak
 
-STRATEGIES = ["vanilla", "node", "torch-checkpoint"]
+STRATEGIES = {
+    "vanilla": {"strategy": "vanilla"},
+    "node": {"strategy": "node"},
+    "keep 1": {"strategy": "node", "keep": 1},
+    "keep 2": {"strategy": "node", "keep": 2},
+    "offload": {"strategy": "offload"},
+    "torch-checkpoint": {"strategy": "torch-checkpoint"},
+}
+each_strategy = pytest.mark.parametrize("how", STRATEGIES.values(), ids=STRATEGIES)
 
 
 class Toy(nn.Module):
@@ -35,9 +43,9 @@ def gradients(steps):
     return [p.grad for step in steps for p in step.parameters()]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@each_strategy
 @pytest.mark.parametrize("frozen", [(), (0, 1), (2,), (4,)])
-def test_equals_plain_backward(strategy, frozen):
+def test_equals_plain_backward(how, frozen):
     steps, x_T = toy_chain(frozen=frozen)
     x = x_T
     for step in steps:
@@ -47,7 +55,7 @@ def test_equals_plain_backward(strategy, frozen):
     expected = [None if g is None else g.clone() for g in gradients(steps)]
     for step in steps:
         step.zero_grad()
-    loss, x_0 = backpropagate(steps, x_T, cubic, strategy)
+    loss, x_0 = backpropagate(steps, x_T, cubic, **how)
     assert loss.item() == pytest.approx(expected_loss.item(), abs=1e-12)
     assert torch.equal(x_0, x.detach())
     assert not loss.requires_grad
@@ -58,10 +66,10 @@ def test_equals_plain_backward(strategy, frozen):
             torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_equals_finite_differences(strategy):
+@each_strategy
+def test_equals_finite_differences(how):
     steps, x_T = toy_chain()
-    backpropagate(steps, x_T, cubic, strategy)
+    backpropagate(steps, x_T, cubic, **how)
 
     def loss_at(parameter, index, offset):
         with torch.no_grad():
@@ -80,34 +88,55 @@ def test_equals_finite_differences(strategy):
             assert weight.grad.view(-1)[index].item() == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_gradients_accumulate_and_reach_the_objective(strategy):
+@each_strategy
+def test_gradients_accumulate_and_reach_the_objective(how):
     steps, x_T = toy_chain()
     scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
-    backpropagate(steps, x_T, lambda x: scale * cubic(x), strategy)
+    backpropagate(steps, x_T, lambda x: scale * cubic(x), **how)
     once = [g.clone() for g in [*gradients(steps), scale.grad]]
-    backpropagate(steps, x_T, lambda x: scale * cubic(x), strategy)
+    backpropagate(steps, x_T, lambda x: scale * cubic(x), **how)
     for g, first in zip([*gradients(steps), scale.grad], once, strict=True):
         torch.testing.assert_close(g, 2 * first)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_reaches_x_T_only_if_it_requires_a_gradient(strategy):
+@each_strategy
+def test_reaches_x_T_only_if_it_requires_a_gradient(how):
     steps, x_T = toy_chain()
     reference = x_T.clone().requires_grad_()
     backpropagate(steps, reference, cubic, "vanilla")
     x_T.requires_grad_()
-    backpropagate(steps, x_T, cubic, strategy)
+    backpropagate(steps, x_T, cubic, **how)
     torch.testing.assert_close(x_T.grad, reference.grad, rtol=0, atol=1e-10)
     plain = x_T.detach()
-    backpropagate(steps, plain, cubic, strategy)
+    backpropagate(steps, plain, cubic, **how)
     assert plain.grad is None
 
 
-def test_node_makes_exactly_one_extra_forward_pass():
+@pytest.mark.parametrize("keep", range(6))
+def test_node_recomputes_all_but_the_kept_steps(keep):
     steps, x_T = toy_chain()
-    backpropagate(steps, x_T, cubic, "node")
-    assert [step.calls for step in steps] == [2] * 5
+    backpropagate(steps, x_T, cubic, "node", keep=keep)
+    assert [step.calls for step in steps] == [2] * (5 - keep) + [1] * keep
+
+
+@pytest.mark.parametrize("keep", [0, 2, 5])
+def test_node_takes_the_nodes_that_the_caller_knows(keep):
+    steps, x_T = toy_chain()
+    backpropagate(steps, x_T, cubic, "vanilla")
+    expected = [g.clone() for g in gradients(steps)]
+    nodes = [x_T]
+    with torch.no_grad():
+        for step in steps[: 5 - keep]:
+            nodes.append(step(nodes[-1]))
+    for step in steps:
+        step.zero_grad()
+        step.calls = 0
+    backpropagate(steps, x_T, cubic, "node", keep, nodes)
+    assert [step.calls for step in steps] == [1] * 5
+    for got, wanted in zip(gradients(steps), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+    with pytest.raises(ValueError, match=f"nodes must be {6 - keep}"):
+        backpropagate(steps, x_T, cubic, "node", keep, [x_T] * 7)
 
 
 def test_node_does_not_recompute_steps_before_the_first_trainable_one():
@@ -137,11 +166,11 @@ def test_node_never_differentiates_its_first_node():
     assert wanted == [(True, True), (True, True), (False, True)]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_nodes_may_change_shape(strategy):
+@each_strategy
+def test_nodes_may_change_shape(how):
     torch.manual_seed(0)
     up, down = nn.Linear(4, 9).double(), nn.Linear(9, 2).double()
-    _, x_0 = backpropagate([up, down], torch.randn(3, 4, dtype=torch.float64), cubic, strategy)
+    _, x_0 = backpropagate([up, down], torch.randn(3, 4, dtype=torch.float64), cubic, **how)
     assert x_0.shape == (3, 2)
     assert up.weight.grad.abs().sum() > 0
 
@@ -152,10 +181,15 @@ def test_errors():
         backpropagate(steps, x_T, cubic, "fast")
     with pytest.raises(ValueError, match=r"scalar, got shape \[3, 4\]"):
         backpropagate(steps, x_T, lambda x: x)
+    for keep in (-1, 6):
+        with pytest.raises(ValueError, match=r"keep must be in 0\.\.5"):
+            backpropagate(steps, x_T, cubic, keep=keep)
+    with pytest.raises(ValueError, match="keep and nodes go with"):
+        backpropagate(steps, x_T, cubic, "vanilla", keep=1)
     frozen, x_T = toy_chain(frozen=range(5))
-    for strategy in STRATEGIES:
+    for how in STRATEGIES.values():
         with pytest.raises(ValueError, match="nothing to train"):
-            backpropagate(frozen, x_T, cubic, strategy)
+            backpropagate(frozen, x_T, cubic, **how)
 
 
 def unet_chain(M, dtype=torch.float32):
@@ -176,9 +210,9 @@ def unet_chain(M, dtype=torch.float32):
 
 def test_strategies_agree_on_the_diffusion_chain():
     found = []
-    for strategy in STRATEGIES:
+    for how in STRATEGIES.values():
         model, block, steps, x_T = unet_chain(5, torch.float64)
-        loss, x_0 = backpropagate(steps, x_T, lambda x: x.square().mean(), strategy)
+        loss, x_0 = backpropagate(steps, x_T, lambda x: x.square().mean(), **how)
         assert all(p.grad is None for p in model.parameters())
         found.append([loss, x_0, *(p.grad for p in block.parameters())])
         assert all(g.abs().sum() > 0 for g in found[-1][2:])
@@ -188,12 +222,18 @@ def test_strategies_agree_on_the_diffusion_chain():
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def saved_bytes_peak(strategy, M):
+def saved_bytes_peak(M, **how):
     _, _, steps, x_T = unet_chain(M)
-    return saved_tensors_peak(lambda: backpropagate(steps, x_T, lambda x: x.square().mean(), strategy))
+    return saved_tensors_peak(lambda: backpropagate(steps, x_T, lambda x: x.square().mean(), **how))
 
 
 def test_saved_bytes_are_flat_for_node_and_grow_for_vanilla():
-    node = {M: saved_bytes_peak("node", M) for M in (10, 20, 40)}
+    node = {M: saved_bytes_peak(M, strategy="node") for M in (10, 20, 40)}
     assert node[40] <= 1.05 * node[10]
-    assert saved_bytes_peak("vanilla", 20) >= 5 * node[20]
+    assert saved_bytes_peak(20, strategy="vanilla") >= 5 * node[20]
+
+
+def test_saved_bytes_grow_evenly_with_the_kept_steps():
+    held = [saved_bytes_peak(10, keep=keep) for keep in (0, 1, 6, 10)]
+    assert held[0] <= held[1] < held[2] < held[3]
+    assert saved_bytes_peak(10, strategy="vanilla") == held[3]

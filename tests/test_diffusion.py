@@ -11,6 +11,7 @@ from hbench.diffusion import (
     draw_x_T,
     generation_steps,
     inversion_steps,
+    pair_steps,
     predict_x_0,
     run,
     timesteps,
@@ -29,7 +30,7 @@ class ConstantEps(torch.nn.Module):
         self.eps = eps
 
     def encode(self, x, t, y=None):
-        return self.eps, [], None
+        return self.eps, [], torch.zeros(len(x), 1)
 
     def decode(self, h, skips, emb):
         return h
@@ -95,21 +96,50 @@ def test_only_P_sees_the_shift_and_only_from_t_shift_on():
     torch.testing.assert_close(steps[1](node), predict_x_0(node, eps, a_prev))  # regular below t_shift
 
 
-def test_shifted_step_runs_encoder_once_and_decoder_twice():
+def test_shifted_step_runs_encoder_once_and_decoder_twice_in_one_pass():
     calls = []
 
     class Counting(ConstantEps):
         def encode(self, x, t, y=None):
-            calls.append("encode")
+            calls.append(("encode", len(x)))
             return super().encode(x, t)
 
         def decode(self, h, skips, emb):
-            calls.append("decode")
+            calls.append(("decode", len(h)))
             return super().decode(h, skips, emb)
 
     x = torch.zeros(1, 1, 4, 4)
     generation_steps(Counting(x), A, [999], lambda h, emb, t: h)[0](x)
-    assert calls == ["encode", "decode", "decode"]
+    assert calls == [("encode", 1), ("decode", 2)]
+
+
+def test_pairs_are_what_the_two_processes_make_apart():
+    torch.manual_seed(0)
+    model = UNetModel(16, 1, 32, 1, 1, [2], channel_mult=(1, 2), use_scale_shift_norm=True).double().eval()
+    torch.nn.init.normal_(model.out[-1].weight, std=0.02)
+    rows = []
+
+    class Counting(torch.nn.Module):
+        def encode(self, x, t):
+            rows.append(len(x))
+            return model.encode(x, t)
+
+        decode = staticmethod(model.decode)
+
+        def forward(self, x, t):
+            return self.decode(*self.encode(x, t))
+
+    x_T = torch.randn(3, 1, 16, 16, dtype=torch.float64)
+    s = torch.tensor([0.5, -1, 2], dtype=torch.float64)[:, None, None, None]
+    for t_shift in (0, 500, 1000):
+        process = (A, timesteps(4))
+        delta_h = lambda h, emb, t: s * h.roll(1, 1) * (t / 1000)  # noqa: E731
+        with torch.no_grad():
+            rows.clear()
+            both = run(pair_steps(Counting(), *process, delta_h, t_shift), x_T)
+            assert rows == [3, 6, 6, 6]  # x_T is common to both
+            torch.testing.assert_close(both[:3], run(generation_steps(model, *process), x_T))
+            torch.testing.assert_close(both[3:], run(generation_steps(model, *process, delta_h, t_shift), x_T))
 
 
 def test_zero_shift_is_bit_identical_to_the_regular_process():

@@ -129,8 +129,19 @@ class Discovery(Section):
     """The reconstructor and the discriminator see values beyond +-soft_clip at a tenth of their excess: they cannot win
     by values that no image has, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
     reconstructor: Literal["lenet", "resnet18"]
-    strategy: Literal["node", "vanilla", "torch-checkpoint"] = "node"
-    """How to back-propagate through the chain: all give the same gradients."""
+    strategy: Literal["auto", "node", "vanilla", "offload", "torch-checkpoint"] = "auto"
+    """How to back-propagate through the chain (hbench.chain): all give the same gradients. "auto" measures one step and
+    takes "node" with as many kept graphs as fit into ``memory_budget``."""
+    keep: int = Field(default=0, ge=0)
+    """With strategy = "node": of so many steps, the last ones, the graph is kept instead of recomputed."""
+    memory_budget: float | None = Field(default=None, gt=0)
+    """GiB that a training step may use under "auto", as ``hbench plan`` counts them; default: of what the device has
+    free, nine tenths on a GPU, half on the CPU, which is not training's alone."""
+    checkpoint_blocks: bool = False
+    """Keep only the ends of each block of the UNet and of the discriminator, and recompute the inside: for models of
+    which a single step does not fit. About one more forward pass of what is differentiated."""
+    compile: bool = False
+    """torch.compile for encoder and decoder: minutes before the first step, faster steps after it."""
     pool: int = Field(default=0, ge=0)
     """Draw (x_T, x_0) from this many pairs made once, instead of new ones in every step; 0 = always new."""
     precision: Precision = "bfloat16"
@@ -207,6 +218,12 @@ class Experiment(Section):
             raise ValueError(f"data.size {self.data.size} is too small for the LeNet reconstructor: need at least 12")
         if self.diffusion.beta_start > self.diffusion.beta_end:
             raise ValueError("diffusion.beta_start must not exceed diffusion.beta_end")
+        if self.discovery.keep > self.discovery.M:
+            raise ValueError(f"discovery.keep must not exceed discovery.M = {self.discovery.M}")
+        if self.discovery.keep and self.discovery.strategy != "node":
+            raise ValueError('discovery.keep goes with discovery.strategy = "node"; "auto" finds it by itself')
+        if self.discovery.memory_budget and self.discovery.strategy != "auto":
+            raise ValueError('discovery.memory_budget goes with discovery.strategy = "auto"')
         if self.discovery.M > self.diffusion.T:
             raise ValueError(f"discovery.M must not exceed diffusion.T = {self.diffusion.T}")
         if self.discovery.t_shift >= self.diffusion.T:

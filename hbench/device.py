@@ -1,6 +1,11 @@
-"""Where the numbers are computed, and in which precision."""
+"""Where the numbers are computed, and in which precision.
+
+float32 means float32: TF32 is off in convolutions too, where PyTorch would have it on. Speed comes from bfloat16, under
+autocast; master weights, the nodes of the chain, losses and optimiser states stay float32.
+"""
 
 import torch
+from torch import nn
 
 from hbench.config import Precision
 from hbench.errors import HBenchError
@@ -20,9 +25,25 @@ def pick_device(name: str) -> torch.device:
         raise HBenchError(f'--device {name}: no such device: use "auto", "cpu", "cuda" or "cuda:N"') from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise HBenchError(f"--device {name}: found {torch.cuda.device_count()} CUDA devices: use --device cpu")
+    torch.backends.cudnn.allow_tf32 = False  # that of matrix products is off by PyTorch's own default
     return device
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which the networks run; their weights, and the nodes of the chain, stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    """The context in which the networks run; trainable weights, and the nodes of the chain, stay float32.
+
+    Casts of weights are not cached: with a cache, the gradients of all steps of a graph would be summed in bfloat16.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+
+
+def cast_frozen(network: nn.Module, precision: Precision) -> None:
+    """Stores the weights of a frozen network's convolutions and linear layers as autocast would cast them.
+
+    Autocast keeps no cast of a weight that needs no gradient: it would make one in every call, and every graph would
+    hold its own. The outputs under autocast are the same bits.
+    """
+    if precision == "bfloat16":
+        for module in network.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+                module.to(torch.bfloat16)

@@ -112,7 +112,7 @@ def generation_steps(
 def pair_steps(
     model: UNetModel, alpha_bar: Tensor, descending: Sequence[int], delta_h: DeltaH, t_shift: int
 ) -> list[Callable[[Tensor], Tensor]]:
-    """The regular and the shifted process side by side, as a chain of M callables that makes each pass for both at once.
+    """The regular and the shifted process side by side, a chain of M callables that make each pass for both.
 
     The first callable takes x_T [B, C, H, W], which both have in common; what it returns, and all later nodes, are raw
     samples and then shifted ones, [2B, C, H, W]. For where no gradient is needed: a graph would hold both.

@@ -16,7 +16,6 @@ step is the peak. Resident memory includes what glibc has not yet given back, as
 once would halve the speed that is measured in the same steps.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -28,26 +27,23 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from hbench.chain import Strategy
 from hbench.config import Experiment, parse_experiment
 from hbench.device import pick_device
 from hbench.diffusion import seed_of
 from hbench.errors import HBenchError, is_out_of_memory
+from hbench.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
 from hbench.runs import stop_requests
-from hbench.train import initial, raw_pairs, train_step
+from hbench.train import freeze, initial, raw_pairs, train_step
 
 Status = Literal["ok", "oom", "failed"]
-MIB = 2**20
 WARM_UP = 2
 """Discarded steps: the first allocates Adam's state and lets the libraries choose their kernels."""
 NAME = "vram-sweep"
@@ -80,7 +76,7 @@ class Cell:
 class Row:
     """What was measured; None where there is nothing to say."""
 
-    strategy: Strategy
+    strategy: str
     M: int
     batch_size: int
     precision: str
@@ -128,7 +124,11 @@ def cells(
 
     def cell(strategy: str, M: int) -> Cell:
         values = experiment.model_dump()
-        values["discovery"] |= {"strategy": strategy, "M": M, "pool": 0}
+        discovery = values["discovery"]
+        own = {"keep": 0 if strategy != "node" else discovery["keep"]}
+        if strategy != "auto":
+            own["memory_budget"] = None
+        values["discovery"] |= {"strategy": strategy, "M": M, "pool": 0, **own}
         return Cell(parse_experiment(values, f"{strategy}, M = {M}"), device, seed, repeats, memory_limit_mib)
 
     return [cell(strategy, M) for strategy in dict.fromkeys(strategies) for M in sorted(set(Ms))]
@@ -283,14 +283,16 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
 
 def training_step(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[int], dict[str, float]]:
     """A function that takes step i of ``hbench train`` with initial networks, and returns its metrics."""
-    return partial(
-        train_step, experiment, model, initial(experiment, model, seed), raw_pairs(experiment, model, seed), seed
-    )
+    from hbench.plan import resolve  # which takes cells of this module
+
+    frozen = freeze(experiment, model)
+    running = resolve(experiment, frozen, seed)
+    return partial(train_step, running, frozen, initial(running, frozen, seed), raw_pairs(running, frozen, seed), seed)
 
 
 def _initial_model(cell: Cell, device: torch.device) -> UNetModel:
     torch.manual_seed(seed_of(cell.seed))
-    return build_model(cell.experiment).to(device).eval().requires_grad_(False)
+    return build_model(cell.experiment).to(device)
 
 
 def _take_steps(
@@ -328,109 +330,6 @@ def _timed_row(cell: Cell, seconds: list[float]) -> Row:
 def _row(cell: Cell) -> Row:
     settings = cell.experiment.discovery
     return Row(settings.strategy, settings.M, settings.batch_size, settings.precision, cell.device)
-
-
-# Memory -------------------------------------------------------------------------------------------------------------
-
-
-def watch_resident() -> tuple[float, Callable[[], float], str]:
-    """This process's resident memory now, in MiB; a function that gives its peak since; and how that is known.
-
-    From Linux's high-water mark, which is reset now: else it would tell of the imports, whose own peak hides a small
-    experiment. Where it cannot be reset, resident memory is read every 2 ms.
-    """
-    with suppress(AttributeError):  # other C libraries have none
-        ctypes.CDLL(None).malloc_trim(0)  # else what is freed already would be used again without being seen
-    baseline = _status_mib("VmRSS")
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        reset = _status_mib("VmHWM") < baseline + 16  # the kernel counts pages loosely
-    except (OSError, KeyError):
-        reset = False
-    if reset:
-        return baseline, lambda: _status_mib("VmHWM"), "peak RSS over baseline, from VmHWM"
-    readings = [baseline]
-
-    def poll() -> None:
-        while True:
-            readings[0] = max(readings[0], _status_mib("VmRSS"))
-            time.sleep(0.002)
-
-    Thread(target=poll, daemon=True).start()
-    return baseline, lambda: readings[0], "peak RSS over baseline, polled every 2 ms"
-
-
-def _status_mib(name: str) -> float:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise HBenchError(
-            "memory on the CPU is read from Linux's /proc, which is not here: use a CUDA device"
-        ) from error
-    return int(dict(line.split(":", 1) for line in lines)[name].split()[0]) / 1024
-
-
-def saved_tensors_peak(run: Callable[[], object]) -> int:
-    """Largest number of bytes that autograd holds at one time while ``run`` runs, each storage counted once.
-
-    It counts what is saved for the backward pass, weights included, and is exact: no allocator or library blurs it. Of
-    torch.utils.checkpoint it sees nothing, which saves through hooks of its own.
-    """
-    held: dict[int, tuple[int, int]] = {}
-    total = peak = 0
-
-    class Saved:
-        def __init__(self, tensor: Tensor) -> None:
-            nonlocal total, peak
-            storage = tensor.untyped_storage()
-            self.tensor, self.key = tensor, storage.data_ptr()
-            count, size = held.get(self.key, (0, storage.nbytes()))
-            held[self.key] = (count + 1, size)
-            total += 0 if count else size
-            peak = max(peak, total)
-
-        def __del__(self) -> None:
-            nonlocal total
-            count, size = held.pop(self.key)
-            if count > 1:
-                held[self.key] = (count - 1, size)
-            else:
-                total -= size
-
-    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-        run()
-    return peak
-
-
-def gpu_processes(device: torch.device) -> dict[int, int | None]:
-    """Bytes that each process computing on the GPU holds there by NVML, by PID; None where the driver does not say.
-
-    Raises:
-        HBenchError: NVML does not work here.
-    """
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        uuid = torch.cuda.get_device_properties(device).uuid  # NVML's indices ignore CUDA_VISIBLE_DEVICES
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        return {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-    except pynvml.NVMLError as error:
-        raise HBenchError(
-            f"NVML does not answer ({error}): install NVIDIA's driver with NVML, or use --device cpu"
-        ) from error
-
-
-def gpu_memory(device: torch.device, idle: int) -> tuple[float, str]:
-    """MiB that this process holds on the GPU, its CUDA context included, and how it is known.
-
-    By its PID; or, where NVML does not list it (PIDs in a container are not the host's) or does not know (Windows), as
-    what the whole device holds over ``idle`` bytes, those before this process came.
-    """
-    own = gpu_processes(device).get(os.getpid())
-    if own is not None:
-        return own / MIB, "NVML, this process"
-    return (torch.cuda.device_memory_used(device) - idle) / MIB, "NVML, the device over its idle state"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Discovery of directions: shift block and reconstructor against a discriminator, through the whole frozen chain."""
 
+import copy
 import math
 import sys
 from collections.abc import Callable
@@ -13,12 +14,13 @@ from tqdm import tqdm
 
 from hbench.chain import backpropagate
 from hbench.config import Discovery, Experiment
-from hbench.device import autocast
+from hbench.device import autocast, cast_frozen
 from hbench.diffusion import (
     DeltaH,
     alpha_bar_schedule,
     draw_x_T,
     generation_steps,
+    pair_steps,
     regular_step,
     run,
     seed_of,
@@ -32,7 +34,7 @@ from hbench.figures import draw_curves
 from hbench.images import soft_clip
 from hbench.load import Run
 from hbench.models import build_discriminator, build_reconstructor, build_shift_block
-from hbench.models.adm import EncoderUNetModel, UNetModel
+from hbench.models.adm import EncoderUNetModel, UNetModel, checkpoint_blocks
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock, draw_shifts
 from hbench.runs import (
@@ -63,6 +65,21 @@ class Trained:
     optimizer_D: torch.optim.Optimizer
 
 
+def freeze(experiment: Experiment, model: UNetModel) -> UNetModel:
+    """A copy of the diffusion model as a discovery runs it.
+
+    Frozen, its weights in the networks' precision, compiled or with checkpointed blocks if the experiment says so.
+    """
+    settings = experiment.discovery
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    cast_frozen(frozen, settings.precision)
+    checkpoint_blocks(frozen, settings.checkpoint_blocks)
+    if settings.compile:
+        frozen.encode = torch.compile(frozen.encode, dynamic=False)  # type: ignore[method-assign]
+        frozen.decode = torch.compile(frozen.decode, dynamic=False)  # type: ignore[method-assign]
+    return frozen
+
+
 def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:
     """What a discovery starts with, on the device of the diffusion model."""
     settings = experiment.discovery
@@ -71,6 +88,7 @@ def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:
     shift_block = build_shift_block(experiment, model).to(device)
     reconstructor = build_reconstructor(experiment).to(device)
     discriminator = build_discriminator(experiment).to(device).eval()  # its dropout stays off, as the model's
+    checkpoint_blocks(discriminator, settings.checkpoint_blocks)
     return Trained(
         shift_block,
         reconstructor,
@@ -100,7 +118,7 @@ def train(
 
     Args:
         experiment: what to train and how.
-        model: the diffusion model; it is frozen.
+        model: the diffusion model; a frozen copy is trained on.
         out: an existing folder, empty unless ``resume``.
         seed: of initial weights, x_T, k and s.
         device: where to train.
@@ -118,8 +136,10 @@ def train(
         raise HBenchError(
             f"discovery.t_shift = {settings.t_shift} shifts no timestep: need at most {latest}, or more M"
         )
+    from hbench.plan import chosen, resolve  # which takes steps of this module to find out what fits
+
     origin = provenance(experiment, device, seed)
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.to(device)
     trained = initial(experiment, model, seed)
     parts: dict[str, nn.Module | torch.optim.Optimizer] = vars(trained)
 
@@ -132,21 +152,24 @@ def train(
     else:
         save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
     load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit
+    model = freeze(experiment, model)
+    running = chosen(experiment, state["keep"]) if resume else resolve(experiment, model, seed)
     metrics = Metrics(out, first)
     write_json(out / "experiment.json", experiment.model_dump(mode="json"))
 
     def checkpoint(step: int) -> None:
         metrics.flush()
-        save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
+        state = {name: part.state_dict() for name, part in parts.items()}
+        save_checkpoint(out, experiment, seed, step, state | {"keep": running.discovery.keep})
         draw_curves(out)
 
-    draw_raw = raw_pairs(experiment, model, seed, quiet)
+    draw_raw = raw_pairs(running, model, seed, quiet)
     with (
         stop_requests(max_minutes) as stop_reason,
         tqdm(total=settings.steps, initial=first, desc="train", unit="step", disable=quiet or None) as bar,
     ):
         for step in range(first, settings.steps):
-            row = train_step(experiment, model, trained, draw_raw, seed, step)
+            row = train_step(running, model, trained, draw_raw, seed, step)
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise HBenchError(
@@ -175,7 +198,9 @@ def train(
         assert isinstance(module, nn.Module)
         save_weights(out / f"{role}.safetensors", module, experiment, role, settings.weights)
         hashes[role] = sha256(out / f"{role}.safetensors")
-    write_provenance(out, origin, weights_sha256=hashes)
+    write_provenance(
+        out, origin, weights_sha256=hashes, strategy=running.discovery.strategy, keep=running.discovery.keep
+    )
     return True
 
 
@@ -183,7 +208,7 @@ def train_step(
     experiment: Experiment,
     model: UNetModel,
     trained: Trained,
-    draw_raw: Callable[[], tuple[Tensor, Tensor]],
+    draw_raw: Callable[[], tuple[Tensor, Tensor | None]],
     seed: int,
     step: int,
 ) -> dict[str, float]:
@@ -195,14 +220,14 @@ def train_step(
     trained.optimizer_D.param_groups[0]["lr"] = settings.lr_discriminator * factor
     x_T, x_0 = draw_raw()
     k, s = (v.to(x_T.device) for v in draw_shifts(len(x_T), settings.K, settings.S, settings.min_magnitude))
-    row, x_0_shifted = train_shift(experiment, model, trained, x_T, x_0, k, s)
+    row, x_0, x_0_shifted = train_shift(experiment, model, trained, x_T, x_0, k, s)
     return row | train_discriminator(settings, trained, x_0, x_0_shifted)
 
 
 def train_shift(
-    experiment: Experiment, model: UNetModel, trained: Trained, x_T: Tensor, x_0: Tensor, k: Tensor, s: Tensor
-) -> tuple[dict[str, float], Tensor]:
-    """Trains shift block and reconstructor on one batch; returns the metrics and x'_0.
+    experiment: Experiment, model: UNetModel, trained: Trained, x_T: Tensor, x_0: Tensor | None, k: Tensor, s: Tensor
+) -> tuple[dict[str, float], Tensor, Tensor]:
+    """Trains shift block and reconstructor on one batch; returns the metrics, x_0, which it makes if need be, and x'_0.
 
     One optimiser step through the chain, or with ``gradient = "per-step"`` one at every shifted timestep. The metrics
     of the latter are averaged; its accuracy flatters, since all but the first step know the batch.
@@ -211,10 +236,14 @@ def train_shift(
     reconstructor, discriminator, optimizer = trained.reconstructor, trained.discriminator, trained.optimizer
     alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
     delta_h = own(trained.shift_block, k, s)
+    nodes = None
+    if x_0 is None:
+        x_0, nodes = run_beside(settings, model, alpha_bar, delta_h, x_T)
+    raw = x_0
     rows: list[dict[str, Tensor]] = []
 
     def objective(x_0_shifted: Tensor) -> Tensor:
-        row = losses(settings, reconstructor, discriminator, x_0, x_0_shifted, k, s)
+        row = losses(settings, reconstructor, discriminator, raw, x_0_shifted, k, s)
         rows.append({name: value.detach() for name, value in row.items()})
         return row["loss"]
 
@@ -223,14 +252,35 @@ def train_shift(
     if settings.gradient == "per-step":
         x_0_shifted = descend_per_step(settings, model, alpha_bar, delta_h, optimizer, x_T, objective)
     else:
+        assert settings.strategy != "auto"  # hbench.plan resolves it
         descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
         chain = generation_steps(model, alpha_bar, descending, delta_h, settings.t_shift)
         optimizer.zero_grad()
         with autocast(x_T.device, settings.precision):
-            _, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy)
+            _, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy, settings.keep, nodes)
         optimizer.step()
     discriminator.requires_grad_(True)
-    return {name: torch.stack([row[name] for row in rows]).mean().item() for name in rows[0]}, x_0_shifted
+    return {name: torch.stack([row[name] for row in rows]).mean().item() for name in rows[0]}, raw, x_0_shifted
+
+
+@torch.no_grad()
+def run_beside(
+    settings: Discovery, model: UNetModel, alpha_bar: Tensor, delta_h: DeltaH, x_T: Tensor
+) -> tuple[Tensor, list[Tensor] | None]:
+    """x_0, and the nodes of the shifted process that ``strategy = "node"`` needs, from passes that serve both.
+
+    The nodes are x_T and what each recomputed step returns; None where no step is recomputed.
+    """
+    descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
+    joint = settings.M - settings.keep if settings.strategy == "node" and settings.gradient == "chain" else 0
+    B = len(x_T)
+    x, nodes = x_T, [x_T]
+    with autocast(x_T.device, settings.precision):
+        for step in pair_steps(model, alpha_bar, descending, delta_h, settings.t_shift)[:joint]:
+            x = step(x)
+            nodes.append(x[-B:].clone())  # not a view, which would keep the raw samples too
+        x_0 = run(generation_steps(model, alpha_bar, descending)[joint:], x[:B])
+    return x_0, nodes if joint else None
 
 
 def losses(
@@ -276,7 +326,6 @@ def descend_per_step(
     """
     x_t = x_T
     for t, t_prev in transitions(timesteps(settings.M, len(alpha_bar), settings.spacing)):
-        # entered anew at each step, since autocast keeps bfloat16 copies of the weights until it is left
         with autocast(x_T.device, settings.precision):
             if t < settings.t_shift:
                 x_t = regular_step(model, alpha_bar, x_t, t, t_prev)
@@ -315,8 +364,11 @@ def judge(discriminator: EncoderUNetModel, images: Tensor) -> Tensor:
 
 def raw_pairs(
     experiment: Experiment, model: UNetModel, seed: int, quiet: bool = False
-) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A function that draws a batch of (x_T, x_0 of the regular process), from a pool made once or newly generated."""
+) -> Callable[[], tuple[Tensor, Tensor | None]]:
+    """A function that draws a batch of x_T and x_0 of the regular process, from a pool of pairs that is made now.
+
+    Without a pool x_T is new and x_0 None: it is then made beside x'_0.
+    """
     settings = experiment.discovery
     device = next(model.parameters()).device
     shape = (experiment.data.channels, experiment.data.size, experiment.data.size)
@@ -329,9 +381,8 @@ def raw_pairs(
             x_0: Tensor = run(steps, x_T)
         return x_0
 
-    def draw_new() -> tuple[Tensor, Tensor]:
-        x_T = torch.randn(settings.batch_size, *shape).to(device)
-        return x_T, generate(x_T)
+    def draw_new() -> tuple[Tensor, None]:
+        return torch.randn(settings.batch_size, *shape).to(device), None
 
     if not settings.pool:
         return draw_new

@@ -15,7 +15,7 @@ from hbench.cli.evaluation import fid, rca, sample, traverse
 from hbench.cli.mos import mos
 from hbench.cli.reproduction import reproduce
 from hbench.cli.summary import report
-from hbench.cli.sweep import vram_sweep
+from hbench.cli.sweep import plan, vram_sweep
 from hbench.cli.training import lenet, pretrain, train
 from hbench.errors import HBenchError, is_out_of_memory
 
@@ -53,6 +53,7 @@ for command in (
     properties,
     edit,
     mos,
+    plan,
     vram_sweep,
     train_curves,
     ablations,

@@ -1,4 +1,4 @@
-"""The command that measures memory and speed of training."""
+"""The commands about memory and speed of training: measured over M, or predicted."""
 
 import re
 from dataclasses import asdict
@@ -34,9 +34,14 @@ def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return float(found[1]) * (1024 if found[2] == "G" else 1)
 
 
+m_option = click.option(
+    "--m", "Ms", callback=_whole_numbers, help="Generation steps [default: M/2, M, 2M, 4M of EXPERIMENT]."
+)
+
+
 @click.command("vram-sweep")
 @experiment_options
-@click.option("--m", "Ms", callback=_whole_numbers, help="Generation steps [default: M/2, M, 2M, 4M of EXPERIMENT].")
+@m_option
 @click.option("--strategies", default="vanilla,node,torch-checkpoint", show_default=True, help="Of back-propagation.")
 @click.option("--batch-size", type=click.IntRange(min=2), help="Images a step [default: EXPERIMENT's].")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed steps of each cell.")
@@ -128,3 +133,68 @@ def vram_sweep(
     failed = sum(row.status == "failed" for row in rows.values())
     if failed:
         raise HBenchError(f'{failed} cells failed: see "error" in {folder / NAME}.csv, then go on with --resume')
+
+
+@click.command()
+@experiment_options
+@m_option
+@click.option("--out", type=click.Path(path_type=Path), help="Keep the plan in this folder, with its provenance.")
+@click.option("--overwrite", is_flag=True, help="Replace a plan that is already there.")
+@run_options
+def plan(
+    experiment: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    Ms: list[int] | None,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Predict memory and speed of training EXPERIMENT for each strategy over M, and which one "auto" takes.
+
+    Measures one short training step, not whole ones: it needs the memory of the smallest strategy only. The memory is
+    what "hbench vram-sweep" would measure. "auto" keeps the graphs of the last "keep" steps of M: 0 is node, M vanilla.
+
+    \b
+    Example:
+        hbench plan mnist16 --set discovery.memory_budget=0.5
+    """
+    from hbench.config import load_experiment
+
+    settings = load_experiment(experiment, overrides)
+    if dry_run:
+        print_experiment(settings)
+        return
+    import pandas as pd
+    from tqdm import tqdm
+
+    from hbench.device import pick_device
+    from hbench.plan import budget_of, largest_keep, measure_apart, measured_line, predictions, what_would_fit
+    from hbench.runs import claim_folder, provenance
+    from hbench.sweep import cells, default_Ms
+
+    place = pick_device(device)
+    if out:
+        claim_folder(out, overwrite=overwrite)
+    origin = provenance(settings, place, seed)
+    chosen = sorted(set(Ms or default_Ms(settings)))
+    cells(settings, ["node"], chosen, device=str(place))  # refuses an M that the schedule does not have
+    budget = budget_of(settings, place)
+    others = ["torch-checkpoint", *(["offload"] if place.type == "cuda" else [])]
+    with tqdm(total=1 + len(others), desc="probes", disable=quiet or None) as bar:
+        probe = measure_apart(settings, str(place), seed)
+        bar.update()
+        rows = predictions(probe, settings, chosen, budget)
+        for strategy in others:
+            rows += measured_line(settings, strategy, chosen, probe, str(place), seed)
+            bar.update()
+    table = pd.DataFrame([asdict(row) for row in rows])
+    click.echo(table.to_string(index=False, float_format="{:.1f}".format))
+    click.echo(f"memory budget {budget:,.0f} MiB", err=True)
+    if out:
+        result = {"budget_mib": budget, "probe": asdict(probe), "predictions": [asdict(row) for row in rows]}
+        write_results(out, "plan", result, table, origin)
+    if largest_keep(probe, settings, settings.discovery.M, budget) is None:
+        raise HBenchError(what_would_fit(probe, settings, budget))

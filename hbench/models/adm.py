@@ -5,7 +5,8 @@ openai/guided-diffusion (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on 
 load as they are. Two things differ on purpose:
 
 - ``forward`` is ``decode(*encode(x, t, y))``: the shifted generation step runs the encoder once and the decoder twice.
-- No checkpoint call inside: a frozen model can be differentiated, and "vanilla" memory is what it says.
+- No checkpoint call inside, unless :func:`checkpoint_blocks` asks for it: a frozen model can be differentiated, and
+  "vanilla" memory is what it says.
 """
 
 import math
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 GROUPS = 32  # of every group norm, as in guided-diffusion
 
@@ -158,11 +160,27 @@ class AttentionBlock(nn.Module):
 class TimestepEmbedSequential(nn.Sequential):
     """A sequence whose residual blocks also receive the time embedding."""
 
+    recomputed = False
+    """Whether the backward pass recomputes what is inside."""
+
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         """The output of the last layer."""
+        if self.recomputed and torch.is_grad_enabled():
+            out: Tensor = checkpoint(self._layers, x, emb, use_reentrant=False, preserve_rng_state=self.training)
+            return out
+        return self._layers(x, emb)
+
+    def _layers(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
             x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x
+
+
+def checkpoint_blocks(network: nn.Module, recomputed: bool = True) -> None:
+    """Makes the backward pass keep only the ends of each block of a network, and recompute the inside, or not."""
+    for module in network.modules():
+        if isinstance(module, TimestepEmbedSequential):
+            module.recomputed = recomputed
 
 
 class EncoderHalf(nn.Module):
@@ -194,7 +212,7 @@ class EncoderHalf(nn.Module):
             raise ValueError(f"dims={dims}: only images are supported, use dims=2")
         if use_checkpoint:
             raise ValueError(
-                "use_checkpoint=True: this UNet has no checkpoint call inside; leave it False and choose a strategy "
+                "use_checkpoint=True: leave it False, and call checkpoint_blocks on the network or choose a strategy "
                 "of hbench.chain.backpropagate instead (the outputs are the same)"
             )
         if use_fp16:

@@ -1,0 +1,341 @@
+"""What training will need, before it starts: memory and time of each strategy over M, from a probe of one short step.
+
+The probe takes training steps as ``hbench train`` does, of a few generation steps with ``strategy = "node"``, and
+measures three things:
+
+- what the graph of a regular and of a shifted generation step holds: exact bytes, from autograd's own hooks;
+- the peak memory of the whole step, as the system or the driver sees it; what of it no graph explains (work space of
+  the kernels, gradients, optimiser states, the allocator's slack) is taken to be the same for all M and strategies;
+- the seconds of each kind of pass, and of what comes once a step (reconstructor, discriminator, optimisers).
+
+Everything else is arithmetic: a step with M, of which the last r graphs are kept, holds these graphs at once.
+``offload`` and ``torch-checkpoint`` keep
+things that autograd's hooks do not show: their lines go through two short cells of a sweep.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hbench import sweep
+from hbench.config import Experiment, parse_experiment
+from hbench.device import autocast, pick_device
+from hbench.diffusion import alpha_bar_schedule, generation_steps, pair_steps, timesteps
+from hbench.directions import own
+from hbench.errors import HBenchError
+from hbench.memory import MIB, free_mib, gpu_memory, saved_tensors_peak, watch_resident
+from hbench.models import build_model
+from hbench.models.adm import UNetModel
+from hbench.models.shift import draw_shifts
+from hbench.train import Trained, freeze, initial, losses, raw_pairs, train_discriminator, train_step
+
+SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.5}
+"""The default memory budget; a CPU's memory is not training's alone."""
+WARM_UP, REPEATS = 2, 3
+"""Steps of the probe: the first ones allocate Adam's state and let the libraries choose their kernels."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of one generation step of a batch, and MiB of its graph."""
+
+    forward: float
+    """Without a graph."""
+    beside: float
+    """Without a graph, for raw and shifted samples at once."""
+    both_ways: float
+    """With a graph, and backward through it."""
+    graph_mib: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a training step is made of, measured."""
+
+    first: Pass
+    """The first shifted step, from x_T, which needs no gradient and is common to raw and shifted samples."""
+    shifted: Pass
+    regular: Pass
+    objective_mib: float
+    """Graph of reconstructor and discriminator in the objective."""
+    discriminator_mib: float
+    """Graph of the discriminator's own step."""
+    node_mib: float
+    """One node of the chain."""
+    other_mib: float
+    """Of the measured peak, what no graph and no node explains."""
+    other_seconds: float
+    """Of a whole step, all but the generation steps."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line of the plan."""
+
+    strategy: str
+    M: int
+    keep: int
+    """Steps of which the graph is kept."""
+    memory_mib: float
+    """As in ``hbench vram-sweep``: over the memory before the first step on the CPU, of the whole process on CUDA."""
+    images_per_second: float
+
+
+def predict(probe: Probe, experiment: Experiment, M: int, keep: int, strategy: str) -> Prediction:
+    """Memory and speed of training with M steps of which the last ``keep`` graphs are kept."""
+    settings = experiment.discovery
+    shifted = [t >= settings.t_shift for t in timesteps(M, experiment.diffusion.T, settings.spacing)]
+    steps = [probe.first, *(probe.shifted if each else probe.regular for each in shifted[1:])]
+    recomputed, kept = steps[: M - keep], steps[M - keep :]
+    graphs = max(
+        sum(step.graph_mib for step in kept) + probe.objective_mib,
+        max((step.graph_mib for step in recomputed), default=0.0),
+        probe.discriminator_mib,
+    )
+    seconds = probe.other_seconds + sum(step.both_ways for step in steps)
+    if settings.pool:
+        seconds += sum(step.forward for step in recomputed)
+    else:
+        seconds += sum(step.beside for step in recomputed) + keep * probe.regular.forward
+    memory = probe.other_mib + graphs + len(recomputed) * probe.node_mib
+    return Prediction(strategy, M, keep, memory, settings.batch_size / seconds)
+
+
+def predictions(probe: Probe, experiment: Experiment, Ms: Sequence[int], budget_mib: float) -> list[Prediction]:
+    """The plan over M: ``node``, ``vanilla``, and what ``auto`` takes where anything fits."""
+    rows = [predict(probe, experiment, M, 0, "node") for M in Ms]
+    rows += [predict(probe, experiment, M, M, "vanilla") for M in Ms]
+    auto = [(M, largest_keep(probe, experiment, M, budget_mib)) for M in Ms]
+    return rows + [predict(probe, experiment, M, keep, "auto") for M, keep in auto if keep is not None]
+
+
+def largest_keep(probe: Probe, experiment: Experiment, M: int, budget_mib: float) -> int | None:
+    """The most graphs that fit into the budget, 0..M; None where not even one step does."""
+    fits = [r for r in range(M + 1) if predict(probe, experiment, M, r, "auto").memory_mib <= budget_mib]
+    return max(fits, default=None)
+
+
+def budget_of(experiment: Experiment, device: torch.device) -> float:
+    """MiB that a training step may use: the experiment's ``memory_budget``, or a share of what is free."""
+    if experiment.discovery.memory_budget is not None:
+        return experiment.discovery.memory_budget * 1024
+    return SHARE_OF_FREE[device.type] * free_mib(device)
+
+
+def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
+    """The experiment with "auto" replaced by what fits into its memory budget, for training on this frozen model.
+
+    Cost: with "auto", some short training steps of throw-away networks; else nothing.
+
+    Raises:
+        HBenchError: not even one step fits, or "offload" without a GPU.
+    """
+    settings = experiment.discovery
+    device = next(model.parameters()).device
+    if settings.strategy == "offload" and device.type == "cpu":
+        raise HBenchError('discovery.strategy = "offload" moves graphs to the CPU, and this is one: take "auto"')
+    if settings.strategy != "auto":
+        return experiment
+    if settings.gradient == "per-step":
+        return chosen(experiment, 0)
+    budget = budget_of(experiment, device)
+    probe = measure(experiment, model, seed)
+    keep = largest_keep(probe, experiment, settings.M, budget)
+    if keep is None:
+        raise HBenchError(what_would_fit(probe, experiment, budget))
+    return chosen(experiment, keep)
+
+
+def chosen(experiment: Experiment, keep: int) -> Experiment:
+    """The experiment with "auto" replaced by "node" that keeps ``keep`` graphs; others as they are."""
+    if experiment.discovery.strategy != "auto":
+        return experiment
+    replaced = {"strategy": "node", "keep": keep, "memory_budget": None}
+    return experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=replaced)})
+
+
+def what_would_fit(probe: Probe, experiment: Experiment, budget_mib: float) -> str:
+    """One line for a budget into which no strategy fits."""
+    settings = experiment.discovery
+    needed = predict(probe, experiment, settings.M, 0, "node").memory_mib
+    smaller = int(settings.batch_size * budget_mib / needed)
+    advice = f"discovery.batch_size={smaller}" if smaller >= 2 else "a smaller discovery.batch_size"
+    if not settings.checkpoint_blocks:
+        advice += " or discovery.checkpoint_blocks=true"
+    return (
+        f"one training step needs {needed:,.0f} MiB even with one graph at a time, and the memory budget is "
+        f"{budget_mib:,.0f} MiB: try --set {advice}, or a larger discovery.memory_budget"
+    )
+
+
+# The probe ----------------------------------------------------------------------------------------------------------
+
+
+def measure(experiment: Experiment, model: UNetModel, seed: int) -> Probe:
+    """Probes training on this frozen model, with networks of its own; see the module. Cost: a few short steps."""
+    short = shortened(experiment)
+    trained = initial(short, model, seed)
+    device = next(model.parameters()).device
+    step = partial(train_step, short, model, trained, raw_pairs(short, model, seed), seed)
+    if device.type == "cuda":
+        idle = torch.cuda.device_memory_used(device)
+        take_steps(step, device)
+        peak = gpu_memory(device, idle)[0]
+    else:
+        baseline, peak_of, _ = watch_resident()
+        take_steps(step, device)
+        peak = peak_of() - baseline
+    seconds = median_seconds(lambda: step(0), device)
+    return take_apart(short, model, trained, peak, seconds)
+
+
+def shortened(experiment: Experiment) -> Experiment:
+    """The experiment with the fewest generation steps that still have every kind of its own, and "node"."""
+    settings = experiment.discovery
+
+    def kinds(M: int) -> set[bool]:
+        return {t >= settings.t_shift for t in timesteps(M, experiment.diffusion.T, settings.spacing)}
+
+    M = next(M for M in range(1, settings.M + 1) if kinds(M) == kinds(settings.M))
+    values = {"M": M, "strategy": "node", "keep": 0, "memory_budget": None, "pool": 0}
+    return experiment.model_copy(update={"discovery": settings.model_copy(update=values)})
+
+
+def take_steps(step: Callable[[int], object], device: torch.device) -> None:
+    """The warm-up of the probe, done when the device has done it."""
+    for i in range(WARM_UP):
+        step(i)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Median wall time of ``run``."""
+    seconds = []
+    for _ in range(REPEATS):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds))
+
+
+def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: float, seconds: float) -> Probe:
+    """The parts of a step of the shortened experiment, whose peak memory and seconds are known."""
+    settings = short.discovery
+    device = next(model.parameters()).device
+    alpha_bar = alpha_bar_schedule(**short.diffusion.model_dump())
+    k, s = (v.to(device) for v in draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude))
+    delta_h = own(trained.shift_block, k, s)
+    x = torch.randn(settings.batch_size, short.data.channels, short.data.size, short.data.size, device=device)
+    networks = (model, trained.shift_block, trained.reconstructor, trained.discriminator)
+    resident = [parameter for network in networks for parameter in network.parameters()]
+
+    def held_mib(run: Callable[[], object]) -> float:
+        return saved_tensors_peak(run, resident) / MIB
+
+    def measured_pass(i: int, t_shift: int) -> Pass:
+        """Of step i, 0 or 1, of a chain of two steps that are both shifted or both regular."""
+        process = (model, alpha_bar, timesteps(2, len(alpha_bar), settings.spacing), delta_h, t_shift)
+        step, pair_step = generation_steps(*process)[i], pair_steps(*process)[i]
+        pair = torch.cat([x, x]) if i else x
+
+        def forward(step: Callable[[Tensor], Tensor], x: Tensor) -> None:
+            with torch.no_grad(), autocast(device, settings.precision):
+                step(x)
+
+        def both_ways(count: int) -> None:
+            leaves = [x.clone().requires_grad_(i > 0) for _ in range(count)]
+            with autocast(device, settings.precision):
+                torch.stack([step(leaf).sum() for leaf in leaves]).sum().backward()
+
+        return Pass(
+            forward=median_seconds(lambda: forward(step, x), device),
+            beside=median_seconds(lambda: forward(pair_step, pair), device),
+            both_ways=median_seconds(lambda: both_ways(1), device),
+            graph_mib=held_mib(lambda: both_ways(2)) - held_mib(lambda: both_ways(1)),
+        )
+
+    def objective() -> None:
+        with autocast(device, settings.precision):
+            seen = x.clone().requires_grad_()
+            losses(settings, trained.reconstructor, trained.discriminator, x, seen, k, s)["loss"].backward()
+
+    T = len(alpha_bar)
+    first, shifted, regular = measured_pass(0, 0), measured_pass(1, 0), measured_pass(1, T)
+    trained.discriminator.requires_grad_(False)
+    objective_mib = held_mib(objective)
+    trained.discriminator.requires_grad_(True)
+    discriminator_mib = held_mib(lambda: train_discriminator(settings, trained, x, x))
+    known = Probe(first, shifted, regular, objective_mib, discriminator_mib, x.nbytes / MIB, 0.0, 0.0)
+    rest = predict(known, short, settings.M, 0, "node")
+    return replace(
+        known,
+        other_mib=peak_mib - rest.memory_mib,
+        other_seconds=max(0.0, seconds - settings.batch_size / rest.images_per_second),
+    )
+
+
+def measure_apart(experiment: Experiment, device: str, seed: int) -> Probe:
+    """What :func:`measure` finds in a fresh process, of which nothing else has used the memory.
+
+    Raises:
+        HBenchError: the process died, of too little memory above all.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "hbench.plan"],
+        input=json.dumps({"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed}),
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,  # the same copy of hbench
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["killed by the system, as it does when memory runs out"]
+        raise HBenchError(f"the probe of one step failed ({lines[-1]}): lower discovery.batch_size")
+    values = json.loads(done.stdout.splitlines()[-1])
+    first, shifted, regular = (Pass(**values.pop(name)) for name in ("first", "shifted", "regular"))
+    return Probe(first, shifted, regular, **values)
+
+
+def measured_line(
+    experiment: Experiment, strategy: str, Ms: Sequence[int], probe: Probe, device: str, seed: int
+) -> list[Prediction]:
+    """The plan of a strategy whose graphs autograd does not show: the lines through two short cells of a sweep.
+
+    Raises:
+        HBenchError: one of the cells failed.
+    """
+    few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 2)
+    ends = (few, 2 * few)
+    rows = [sweep.measure_apart(cell) for cell in sweep.cells(experiment, [strategy], ends, device=device, seed=seed)]
+    used = [row.memory_mib for row in rows if row.memory_mib is not None]
+    if len(used) < len(rows):
+        failed = next(row for row in rows if row.memory_mib is None)
+        raise HBenchError(f"{strategy}, M = {failed.M}: {failed.error}: lower discovery.batch_size")
+    batch = experiment.discovery.batch_size
+    raw = probe.regular.forward if experiment.discovery.pool else 0.0  # of each step; a sweep has no pool
+    memory = np.polyfit(ends, used, 1)
+    seconds = np.polyfit(ends, [float(np.median(row.step_seconds)) - row.M * raw for row in rows], 1)
+    return [Prediction(strategy, M, 0, float(np.polyval(memory, M)), batch / float(np.polyval(seconds, M))) for M in Ms]
+
+
+if __name__ == "__main__":
+    given = json.load(sys.stdin)
+    wanted = parse_experiment(given["experiment"], "probe")
+    place = pick_device(given["device"])
+    torch.manual_seed(given["seed"])
+    network = freeze(wanted, build_model(wanted).to(place))
+    print(json.dumps(asdict(measure(wanted, network, given["seed"]))))

@@ -14,6 +14,7 @@ from torch import Tensor
 from hbench.errors import HBenchError
 
 MIB = 2**20
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_mib(device: torch.device) -> float:
@@ -25,11 +26,10 @@ def free_mib(device: torch.device) -> float:
         free, _ = torch.cuda.mem_get_info(device)
         return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / MIB
     free_here = _proc("/proc/meminfo", "MemAvailable")
-    group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):  # no such group, or "max"
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        statistics = (group / "memory.stat").read_text(encoding="ascii").split()
+        limit = int((CGROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        statistics = (CGROUP / "memory.stat").read_text(encoding="ascii").split()
         cache = int(statistics[statistics.index("inactive_file") + 1])  # given back when memory is asked for
         free_here = min(free_here, (limit - used + cache) / MIB)
     return free_here

@@ -51,7 +51,9 @@ def test_training_never_sees_the_noise_of_the_evaluation(tiny, tiny_model, monke
     from hbench.diffusion import draw_x_T
 
     seen = []
-    monkeypatch.setattr(module, "train_shift", lambda *arguments: seen.append(arguments[3]) or ({}, arguments[3]))
+    monkeypatch.setattr(
+        module, "train_shift", lambda *arguments: seen.append(arguments[3]) or ({}, arguments[3], arguments[3])
+    )
     monkeypatch.setattr(module, "train_discriminator", lambda *_: {})
     settings = tiny.discovery.model_copy(update={"pool": 0})
     experiment = tiny.model_copy(update={"discovery": settings})

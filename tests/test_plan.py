@@ -1,0 +1,192 @@
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import TINY
+
+import hbench.memory as memory
+import hbench.plan as module
+from hbench.cli import main
+from hbench.config import load_experiment
+from hbench.errors import HBenchError
+from hbench.memory import free_mib, saved_tensors_peak, watch_resident
+from hbench.models import build_model
+from hbench.plan import Pass, Probe, budget_of, chosen, largest_keep, measure, predict, resolve, shortened
+from hbench.train import freeze
+
+CPU = torch.device("cpu")
+OPTIONS = [part for override in TINY for part in ("--set", override)]
+
+
+def test_peak_of_resident_memory(monkeypatch):
+    def peak_of_64_mib():
+        baseline, peak, source = watch_resident()
+        torch.ones(16 * 2**20).sum()  # freed again
+        memory.time.sleep(0.05)
+        return peak() - baseline, source
+
+    peak, source = peak_of_64_mib()
+    assert 60 < peak < 90
+    assert "VmHWM" in source
+    real = memory._status_mib
+    monkeypatch.setattr(memory, "_status_mib", lambda name: real(name) + 1000 * (name == "VmHWM"))  # was not reset
+    monkeypatch.setattr(torch, "ones", lambda n: torch.zeros(n).fill_(1).add_(1).mul_(2).sqrt_())  # long enough to see
+    peak, source = peak_of_64_mib()
+    assert 60 < peak < 90
+    assert "polled" in source
+
+
+def test_saved_tensors_are_counted_once_and_let_go():
+    x = torch.zeros(1000, requires_grad=True)
+
+    def run():
+        for _ in range(3):
+            y = x.exp()  # saves its own 4,000 bytes
+            (y * y).sum().backward()  # saves them again
+
+    assert saved_tensors_peak(run) == 4000
+
+
+def test_resident_tensors_are_not_counted():
+    weight = torch.zeros(1000, requires_grad=True)
+    x = torch.zeros(500, requires_grad=True)
+    assert saved_tensors_peak(lambda: (weight.sum() * x).exp().sum() + (weight * weight).sum(), [weight, x]) == 2004
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() and not memory.Path("/proc/meminfo").exists(), reason="no /proc")
+def test_free_memory_ends_at_the_limit_of_the_container(monkeypatch, tmp_path):
+    free = free_mib(CPU)
+    assert free > 0
+    for name, text in {"max": 2**30, "current": 2**29, "stat": f"anon 5\ninactive_file {2**28}\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(f"{text}")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert free_mib(CPU) == pytest.approx(min(free, 768), rel=0.1)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_mib(CPU) == pytest.approx(free, rel=0.1)
+
+
+# The plan -----------------------------------------------------------------------------------------------------------
+
+PROBE = Probe(
+    first=Pass(forward=1.0, beside=1.0, both_ways=3.0, graph_mib=8.0),
+    shifted=Pass(forward=1.0, beside=2.0, both_ways=4.0, graph_mib=10.0),
+    regular=Pass(forward=0.5, beside=1.0, both_ways=2.0, graph_mib=6.0),
+    objective_mib=3.0,
+    discriminator_mib=5.0,
+    node_mib=0.5,
+    other_mib=20.0,
+    other_seconds=7.0,
+)
+
+
+def experiment(*overrides):
+    return load_experiment("mnist16", ["discovery.pool=0", "discovery.strategy=auto", *overrides])
+
+
+def test_prediction_by_hand():
+    # timesteps 999, 799, 599, 399, 199: three shifted, the first from x_T
+    node, vanilla, two = (predict(PROBE, experiment(), 5, keep, "node") for keep in (0, 5, 2))
+    assert node.memory_mib == 20 + 10 + 5 * 0.5
+    assert vanilla.memory_mib == 20 + (8 + 10 + 10 + 6 + 6) + 3
+    assert two.memory_mib == 20 + (6 + 6 + 3) + 3 * 0.5
+    chain, batch = 3 + 4 + 4 + 2 + 2, 32
+    assert node.images_per_second == batch / (7 + chain + (1 + 2 + 2 + 1 + 1))
+    assert vanilla.images_per_second == batch / (7 + chain + 5 * 0.5)
+    assert two.images_per_second == batch / (7 + chain + (1 + 2 + 2) + 2 * 0.5)
+    pooled = predict(PROBE, experiment("discovery.pool=100"), 5, 2, "node")
+    assert pooled.images_per_second == batch / (7 + chain + (1 + 1 + 1))
+
+
+@pytest.mark.parametrize(("budget", "keep"), [(30, None), (32.5, 1), (36.5, 2), (62.9, 4), (63, 5), (1000, 5)])
+def test_auto_keeps_as_many_graphs_as_fit(budget, keep):
+    found = largest_keep(PROBE, experiment(), 5, budget)
+    assert found == keep
+    if keep is not None:
+        assert predict(PROBE, experiment(), 5, keep, "auto").memory_mib <= budget
+        assert keep == 5 or predict(PROBE, experiment(), 5, keep + 1, "auto").memory_mib > budget
+
+
+def test_default_budget_is_a_share_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(module, "free_mib", lambda device: 1000.0)
+    assert budget_of(experiment(), CPU) == 500
+    assert budget_of(experiment("discovery.memory_budget=0.25"), CPU) == 256
+
+
+def test_the_short_chain_has_every_kind_of_step():
+    assert shortened(experiment()).discovery.M == 3  # 999, 666, 333
+    assert shortened(experiment("discovery.t_shift=0")).discovery.M == 1
+    assert shortened(experiment("discovery.t_shift=950")).discovery.M == 2
+
+
+def test_probe_predicts_what_autograd_holds():
+    settings = experiment("discovery.batch_size=4")
+    torch.manual_seed(0)
+    frozen = freeze(settings, build_model(settings))
+    probe = measure(settings, frozen, 0)
+    assert probe.regular.graph_mib < probe.shifted.graph_mib < 2 * probe.regular.graph_mib
+    assert min(probe.objective_mib, probe.discriminator_mib, probe.other_seconds, probe.regular.forward) > 0
+
+    from hbench.train import initial, raw_pairs, train_step
+
+    networks = initial(settings, frozen, 0)
+    resident = [p for part in (frozen, *list(vars(networks).values())[:3]) for p in part.parameters()]
+    for M, keep in [(5, 0), (5, 3), (8, 8)]:
+        values = {"M": M, "strategy": "node", "keep": keep}
+        running = settings.model_copy(update={"discovery": settings.discovery.model_copy(update=values)})
+        held = saved_tensors_peak(
+            lambda running=running: train_step(running, frozen, networks, raw_pairs(running, frozen, 0), 0, 0), resident
+        )
+        predicted = predict(probe, running, M, keep, "node")
+        graphs = predicted.memory_mib - probe.other_mib - (M - keep) * probe.node_mib
+        assert held / memory.MIB == pytest.approx(graphs, rel=0.02)
+
+
+def test_resolve_takes_auto_away_and_nothing_else(tiny, monkeypatch):
+    monkeypatch.setattr(module, "measure", lambda *_: PROBE)
+    model = build_model(tiny)
+    running = resolve(tiny, model, 0)
+    assert (running.discovery.strategy, running.discovery.keep) == ("node", tiny.discovery.M)
+    assert chosen(tiny, tiny.discovery.M) == running
+    fixed = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "vanilla"})})
+    assert resolve(fixed, model, 0) == fixed == chosen(fixed, 0)
+    per_step = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"gradient": "per-step"})})
+    assert resolve(per_step, model, 0).discovery.keep == 0
+
+
+def test_what_does_not_fit_says_what_would(tiny, monkeypatch):
+    monkeypatch.setattr(module, "measure", lambda *_: PROBE)
+    small = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"memory_budget": 0.02})})
+    with pytest.raises(
+        HBenchError, match=r"needs 32 MiB .* budget is 20 MiB: try --set discovery\.batch_size=2 or disc"
+    ):
+        resolve(small, build_model(tiny), 0)
+    offload = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "offload"})})
+    with pytest.raises(HBenchError, match="offload"):
+        resolve(offload, build_model(tiny), 0)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, ["plan", "digits16", *OPTIONS, "--device", "cpu", "--quiet", *arguments])
+
+
+def test_plan_command(tmp_path):
+    result = invoke("--m", "2,4", "--out", str(tmp_path / "plan"), "--set", "discovery.memory_budget=4")
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[:2] for line in lines[1:]] == [
+        [name, M] for name in ("node", "vanilla", "auto", "torch-checkpoint") for M in ("2", "4")
+    ]
+    written = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert written["budget_mib"] == 4096
+    assert [row["keep"] for row in written["predictions"]] == [0, 0, 2, 4, 2, 4, 0, 0]
+    assert invoke("--out", str(tmp_path / "plan")).exit_code == 1  # nothing is replaced
+
+
+def test_plan_command_refuses(tmp_path):
+    result = invoke("--m", "2000")
+    assert result.exit_code == 1
+    assert "M" in result.output
+    result = invoke("--set", "discovery.memory_budget=0.0001")
+    assert result.exit_code == 1
+    assert "discovery.checkpoint_blocks=true" in result.output

@@ -6,7 +6,7 @@ measures three things:
 - what the graph of a regular and of a shifted generation step holds: exact bytes, from autograd's own hooks;
 - the peak memory of the whole step, as the system or the driver sees it; what of it no graph explains (work space of
   the kernels, gradients, optimiser states, the allocator's slack) is taken to be the same for all M and strategies;
-- the seconds of each kind of pass, and of what comes once a step (reconstructor, discriminator, optimisers).
+- the seconds of each kind of pass, and of what comes once a step: reconstructor, discriminator, optimisers.
 
 Everything else is arithmetic: a step with M, of which the last r graphs are kept, holds these graphs at once.
 ``offload`` and ``torch-checkpoint`` keep
@@ -40,8 +40,8 @@ from hbench.train import Trained, freeze, initial, losses, raw_pairs, train_disc
 
 SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.5}
 """The default memory budget; a CPU's memory is not training's alone."""
-WARM_UP, REPEATS = 2, 3
-"""Steps of the probe: the first ones allocate Adam's state and let the libraries choose their kernels."""
+STEPS, REPEATS = 2, 5
+"""Whole steps of the probe, which allocate Adam's state and let libraries choose their kernels, and timed passes."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Probe:
     other_mib: float
     """Of the measured peak, what no graph and no node explains."""
     other_seconds: float
-    """Of a whole step, all but the generation steps."""
+    """Of a whole step, all but the generation steps: reconstructor, discriminator, optimisers."""
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,7 @@ def measure(experiment: Experiment, model: UNetModel, seed: int) -> Probe:
         baseline, peak_of, _ = watch_resident()
         take_steps(step, device)
         peak = peak_of() - baseline
-    seconds = median_seconds(lambda: step(0), device)
-    return take_apart(short, model, trained, peak, seconds)
+    return take_apart(short, model, trained, peak)
 
 
 def shortened(experiment: Experiment) -> Experiment:
@@ -211,15 +210,16 @@ def shortened(experiment: Experiment) -> Experiment:
 
 
 def take_steps(step: Callable[[int], object], device: torch.device) -> None:
-    """The warm-up of the probe, done when the device has done it."""
-    for i in range(WARM_UP):
+    """The whole steps of the probe; done when the device has done them."""
+    for i in range(STEPS):
         step(i)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def median_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Median wall time of ``run``."""
+    """Median wall time of ``run``, after a first time that does not count."""
+    run()
     seconds = []
     for _ in range(REPEATS):
         if device.type == "cuda":
@@ -232,8 +232,8 @@ def median_seconds(run: Callable[[], object], device: torch.device) -> float:
     return float(np.median(seconds))
 
 
-def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: float, seconds: float) -> Probe:
-    """The parts of a step of the shortened experiment, whose peak memory and seconds are known."""
+def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: float) -> Probe:
+    """The parts of a step of the shortened experiment, whose peak memory is known."""
     settings = short.discovery
     device = next(model.parameters()).device
     alpha_bar = alpha_bar_schedule(**short.diffusion.model_dump())
@@ -279,13 +279,15 @@ def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: 
     objective_mib = held_mib(objective)
     trained.discriminator.requires_grad_(True)
     discriminator_mib = held_mib(lambda: train_discriminator(settings, trained, x, x))
-    known = Probe(first, shifted, regular, objective_mib, discriminator_mib, x.nbytes / MIB, 0.0, 0.0)
-    rest = predict(known, short, settings.M, 0, "node")
-    return replace(
-        known,
-        other_mib=peak_mib - rest.memory_mib,
-        other_seconds=max(0.0, seconds - settings.batch_size / rest.images_per_second),
-    )
+
+    def once() -> None:
+        objective()
+        trained.optimizer.step()
+        train_discriminator(settings, trained, x, x)
+
+    other_seconds = median_seconds(once, device)
+    probe = Probe(first, shifted, regular, objective_mib, discriminator_mib, x.nbytes / MIB, 0.0, other_seconds)
+    return replace(probe, other_mib=peak_mib - predict(probe, short, settings.M, 0, "node").memory_mib)
 
 
 def measure_apart(experiment: Experiment, device: str, seed: int) -> Probe:

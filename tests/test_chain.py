@@ -1,12 +1,18 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hbench.chain import backpropagate
-from hbench.diffusion import alpha_bar_schedule, generation_steps, timesteps
-from hbench.models.adm import UNetModel
+from hbench.device import autocast, cast_frozen
+from hbench.diffusion import alpha_bar_schedule, generation_steps, run, timesteps
+from hbench.memory import saved_tensors_peak
+from hbench.models import build_model
+from hbench.models.adm import UNetModel, checkpoint_blocks
 from hbench.models.shift import ShiftBlock
-from hbench.sweep import saved_tensors_peak
+from hbench.train import freeze
 
 STRATEGIES = {
     "vanilla": {"strategy": "vanilla"},
@@ -199,13 +205,14 @@ def unet_chain(M, dtype=torch.float32):
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)
     model = model.to(dtype).eval().requires_grad_(False)
-    block = ShiftBlock(model.h_shape[0], model.emb_channels, K=3).to(dtype)
+    block = ShiftBlock(model.h_shape[0], model.emb_channels, K=3)
     nn.init.normal_(block.out_weight, std=0.05)
+    block.to(dtype)
     k = torch.tensor([0, 2])
     steps = generation_steps(
         model, alpha_bar_schedule(), timesteps(M), lambda h, emb, t: 2 * block(h, emb, k), t_shift=400
     )
-    return model, block, steps, torch.randn(2, 1, 16, 16, dtype=dtype)
+    return model, block, steps, torch.randn(2, 1, 16, 16).to(dtype)
 
 
 def test_strategies_agree_on_the_diffusion_chain():
@@ -220,6 +227,87 @@ def test_strategies_agree_on_the_diffusion_chain():
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def shift_gradient(how, dtype, precision="float32"):
+    model, block, steps, x_T = unet_chain(5, dtype)
+    cast_frozen(model, precision)
+    with autocast(x_T.device, precision):
+        backpropagate(steps, x_T, lambda x: x.float().square().mean(), **how)
+    return torch.cat([p.grad.flatten() for p in block.parameters()]).double()
+
+
+@each_strategy
+def test_gradients_of_each_precision(how):
+    exact = shift_gradient({"strategy": "vanilla"}, torch.float64)
+    single = shift_gradient(how, torch.float32)
+    assert (single - exact).norm() <= 1e-5 * exact.norm()
+    half = shift_gradient(how, torch.float32, "bfloat16")
+    assert torch.cosine_similarity(half, exact, dim=0) > 0.98
+
+
+def test_weights_that_are_cast_once_give_the_same_bits():
+    model, _, steps, x_T = unet_chain(3)
+    with torch.no_grad(), autocast(x_T.device, "bfloat16"):
+        expected = run(steps, x_T)
+        cast_frozen(model, "bfloat16")
+        assert torch.equal(run(steps, x_T), expected)
+    assert model.out[-1].weight.dtype == torch.bfloat16
+
+
+def test_checkpointed_blocks_give_the_same_gradients_and_run_twice():
+    calls = []
+    found = []
+    for recomputed in (False, True):
+        model, block, steps, x_T = unet_chain(3, torch.float64)
+        checkpoint_blocks(model, recomputed)
+        model.middle_block[0].register_forward_hook(lambda *_: calls.append(1))
+        calls.clear()
+        backpropagate(steps, x_T, lambda x: x.square().mean(), "vanilla")
+        found.append([len(calls), [p.grad for p in block.parameters()]])
+    assert [count for count, _ in found] == [3, 5]  # the first encoder pass needs no gradient
+    for plain, checkpointed in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=0, atol=1e-12)
+
+
+@each_strategy
+def test_the_chain_never_asks_the_device_for_a_number(how):
+    class NoSynchronisation(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            name = function.name()
+            if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal"):
+                assert arguments[0].dtype == torch.float64, name  # the schedule, which is always on the CPU
+            return function(*arguments, **(options or {}))
+
+    _, _, steps, x_T = unet_chain(3)
+    with NoSynchronisation():
+        backpropagate(steps, x_T, lambda x: x.square().mean(), **how)
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            x_T.mean().item()
+
+
+def test_compiled_once_for_all_timesteps(tiny, monkeypatch):
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    torch._dynamo.reset()
+    wanted = tiny.model_copy(
+        update={"discovery": tiny.discovery.model_copy(update={"compile": True, "precision": "float32"})}
+    )
+    plain = build_model(tiny)
+    model = freeze(wanted, plain)
+    x = torch.randn(2, 1, 16, 16)
+
+    def generate(M):
+        with torch.no_grad():
+            return run(generation_steps(model, alpha_bar_schedule(), timesteps(M)), x)
+
+    torch.testing.assert_close(generate(2), run(generation_steps(plain, alpha_bar_schedule(), timesteps(2)), x))
+    frames = counter.frame_count
+    assert frames >= 2
+    generate(9)
+    assert counter.frame_count == frames
 
 
 def saved_bytes_peak(M, **how):

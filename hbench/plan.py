@@ -14,6 +14,7 @@ things that autograd's hooks do not show: their lines go through two short cells
 """
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -134,7 +135,7 @@ def budget_of(experiment: Experiment, device: torch.device) -> float:
 def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
     """The experiment with "auto" replaced by what fits into its memory budget, for training on this frozen model.
 
-    Cost: with "auto", some short training steps of throw-away networks; else nothing.
+    Cost: with "auto", two short training steps of throw-away networks and some passes; else nothing.
 
     Raises:
         HBenchError: not even one step fits, or "offload" without a GPU.
@@ -148,7 +149,7 @@ def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
     if settings.gradient == "per-step":
         return chosen(experiment, 0)
     budget = budget_of(experiment, device)
-    probe = measure(experiment, model, seed)
+    probe = measure(experiment, model, seed, repeats=0)
     keep = largest_keep(probe, experiment, settings.M, budget)
     if keep is None:
         raise HBenchError(what_would_fit(probe, experiment, budget))
@@ -180,8 +181,12 @@ def what_would_fit(probe: Probe, experiment: Experiment, budget_mib: float) -> s
 # The probe ----------------------------------------------------------------------------------------------------------
 
 
-def measure(experiment: Experiment, model: UNetModel, seed: int) -> Probe:
-    """Probes training on this frozen model, with networks of its own; see the module. Cost: a few short steps."""
+def measure(experiment: Experiment, model: UNetModel, seed: int, repeats: int = REPEATS) -> Probe:
+    """Probes training on this frozen model, with networks of its own; see the module.
+
+    Cost: two short steps and some passes, and ten passes more for every repeat; all seconds are nan
+    without repeats.
+    """
     short = shortened(experiment)
     trained = initial(short, model, seed)
     device = next(model.parameters()).device
@@ -194,7 +199,7 @@ def measure(experiment: Experiment, model: UNetModel, seed: int) -> Probe:
         baseline, peak_of, _ = watch_resident()
         take_steps(step, device)
         peak = peak_of() - baseline
-    return take_apart(short, model, trained, peak)
+    return take_apart(short, model, trained, peak, repeats)
 
 
 def shortened(experiment: Experiment) -> Experiment:
@@ -217,11 +222,13 @@ def take_steps(step: Callable[[int], object], device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def median_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Median wall time of ``run``, after a first time that does not count."""
+def median_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median wall time of ``run``, after a first time that does not count; nan without repeats."""
+    if not repeats:
+        return math.nan
     run()
     seconds = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         started = time.perf_counter()
@@ -232,7 +239,7 @@ def median_seconds(run: Callable[[], object], device: torch.device) -> float:
     return float(np.median(seconds))
 
 
-def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: float) -> Probe:
+def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: float, repeats: int) -> Probe:
     """The parts of a step of the shortened experiment, whose peak memory is known."""
     settings = short.discovery
     device = next(model.parameters()).device
@@ -262,9 +269,9 @@ def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: 
                 torch.stack([step(leaf).sum() for leaf in leaves]).sum().backward()
 
         return Pass(
-            forward=median_seconds(lambda: forward(step, x), device),
-            beside=median_seconds(lambda: forward(pair_step, pair), device),
-            both_ways=median_seconds(lambda: both_ways(1), device),
+            forward=median_seconds(lambda: forward(step, x), device, repeats),
+            beside=median_seconds(lambda: forward(pair_step, pair), device, repeats),
+            both_ways=median_seconds(lambda: both_ways(1), device, repeats),
             graph_mib=held_mib(lambda: both_ways(2)) - held_mib(lambda: both_ways(1)),
         )
 
@@ -285,7 +292,7 @@ def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: 
         trained.optimizer.step()
         train_discriminator(settings, trained, x, x)
 
-    other_seconds = median_seconds(once, device)
+    other_seconds = median_seconds(once, device, repeats)
     probe = Probe(first, shifted, regular, objective_mib, discriminator_mib, x.nbytes / MIB, 0.0, other_seconds)
     return replace(probe, other_mib=peak_mib - predict(probe, short, settings.M, 0, "node").memory_mib)
 

@@ -1,163 +1,318 @@
-"""Speed and memory of the strategies side by side: ``make bench``. Ratios count, not seconds.
+"""Speed and memory of training, sampling and inversion, side by side: ``make bench``. Ratios count, not seconds.
 
-The table and its provenance are kept in results/bench/.
+In each benchmark the contenders take turns within one run, so that a busy moment of the machine hits all of them; a
+ratio is the median over rounds, with a bootstrap interval. The record, with its provenance, is in results/bench/.
 """
 
-import json
-import subprocess
-import sys
+import platform
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import bootstrap
+from torch.utils.flop_counter import FlopCounterMode
 
+from hbench import sweep
 from hbench.chain import backpropagate
 from hbench.config import load_experiment
-from hbench.device import autocast
-from hbench.diffusion import alpha_bar_schedule, generation_steps, timesteps
+from hbench.device import autocast, pick_device
+from hbench.diffusion import (
+    alpha_bar_schedule,
+    direction_to_x_t,
+    generation_steps,
+    inversion_steps,
+    predict_x_0,
+    run,
+    timesteps,
+    transitions,
+)
+from hbench.directions import own
 from hbench.load import load_model
-from hbench.models import build_shift_block
 from hbench.models.shift import draw_shifts
-from hbench.train import initial, judge, train_discriminator, train_shift
+from hbench.plan import measure, predict, resolve
+from hbench.runs import provenance
+from hbench.train import freeze, initial, judge, losses, raw_pairs, train_discriminator, train_step
 
-BATCH = 16
-
-
-def parts(M, batch=BATCH):
-    torch.manual_seed(0)
-    experiment = load_experiment("mnist16", [f"discovery.M={M}", f"discovery.batch_size={batch}"])
-    model = load_model(Path("mnist16"), experiment).requires_grad_(False)
-    shift_block = build_shift_block(experiment, model)
-    torch.nn.init.normal_(shift_block.out_weight, std=0.01)
-    return experiment, model, shift_block
+DEVICE = pick_device("auto")
+ROUNDS, WARM_UP = 5, 1
 
 
-def chain(M):
-    experiment, model, shift_block = parts(M)
-    k, s = draw_shifts(BATCH, experiment.discovery.K, 5.0, 0.5)
-    x_T = torch.randn(BATCH, 1, 16, 16)
-    steps = generation_steps(
-        model,
-        alpha_bar_schedule(),
-        timesteps(M),
-        lambda h, emb, t: s[:, None, None, None] * shift_block(h, emb, k),
-        experiment.discovery.t_shift,
-    )
-    return steps, x_T
+def interleaved(benchmark, contenders, ratios, **details):
+    """Times the contenders in turns and keeps medians, and ratios of pairs of them, in the benchmark's record."""
+    seconds = {name: [] for name in contenders}
+
+    def one_round():
+        for name, call in contenders.items():
+            started = time.perf_counter()
+            call()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - started)
+
+    benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=WARM_UP, iterations=1)
+    table = {name: np.array(values[WARM_UP:]) for name, values in seconds.items()}
+    found = {}
+    for name, (slow, fast) in ratios.items():
+        each = table[slow] / table[fast]
+        low, high = bootstrap((each,), np.median, method="percentile", rng=0).confidence_interval
+        found[name] = {"ratio": float(np.median(each)), "interval": [float(low), float(high)]}
+    origin = provenance(None, DEVICE, 0)
+    medians = {name: float(np.median(values)) for name, values in table.items()}
+    benchmark.extra_info.update(n=ROUNDS, medians=medians, ratios=found, provenance=origin, **details)
+    width = max(map(len, [*medians, *found]))
+    print(f"\n{details}")
+    for name, value in medians.items():
+        print(f"  {name:{width}}  {1e3 * value:9.1f} ms")
+    for name, value in found.items():
+        print(f"  {name:{width}}  {value['ratio']:9.2f}  [{value['interval'][0]:.2f}, {value['interval'][1]:.2f}]")
+    return medians
 
 
-@pytest.mark.benchmark(group="strategies, M = 10", min_rounds=5, warmup=True, warmup_iterations=2)
-@pytest.mark.parametrize("strategy", ["vanilla", "node", "torch-checkpoint"])
-def test_strategy(benchmark, strategy):
-    steps, x_T = chain(10)
-
-    def step():
-        with autocast(x_T.device, "bfloat16"):
-            backpropagate(steps, x_T, lambda x: x.square().mean(), strategy)
-
-    benchmark.extra_info.update(M=10, batch_size=BATCH, precision="bfloat16")
-    benchmark(step)
+def parts(*overrides):
+    """An experiment on the shipped model, without a pool, and the model on the device."""
+    experiment = load_experiment("mnist16", ["discovery.pool=0", "discovery.strategy=node", *overrides])
+    return experiment, load_model(Path("mnist16"), experiment).to(DEVICE)
 
 
-def test_node_and_whole_step_against_what_the_mathematics_needs(benchmark):
-    """Interleaved rounds of: node, torch-checkpoint, the whole training step, and its bare network passes."""
-    M = 10
-    experiment, model, shift_block = parts(M)
-    steps, x_T = chain(M)
-    trained = initial(experiment, model, seed=0)
-    trained.shift_block.load_state_dict(shift_block.state_dict())
-    for optimizer in (trained.optimizer, trained.optimizer_D):
-        optimizer.param_groups[0]["lr"] = 0.0
-    discriminator = trained.discriminator
-    k, s = draw_shifts(BATCH, experiment.discovery.K, 5.0, 0.5)
-    x_0 = torch.randn(BATCH, 1, 16, 16).clamp(-1, 1)
-    shifted = [t >= experiment.discovery.t_shift for t in timesteps(M)]
+def variant(experiment, **discovery):
+    return experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=discovery)})
 
-    def strategy(name):
-        with autocast(x_T.device, "bfloat16"):
-            backpropagate(steps, x_T, lambda x: x.square().mean(), name)
 
-    def whole_step():
-        _, x_0_shifted = train_shift(experiment, model, trained, x_T, x_0, k, s)
-        train_discriminator(experiment.discovery, trained, x_0, x_0_shifted)
+def whole_step(experiment, model, **discovery):
+    """A function that takes a training step with these settings, of networks of its own, as hbench train does."""
+    wanted = variant(experiment, **discovery)
+    frozen = freeze(wanted, model)
+    running = resolve(wanted, frozen, 0)
+    return partial(train_step, running, frozen, initial(running, frozen, 0), raw_pairs(running, frozen, 0), 0, 0)
 
-    def passes(x, twice, pull):
-        """One generation step's UNet passes; with ``pull``, also the backward ones that reach x, or else the shift."""
-        h, skips, emb = model.encode(x, torch.full((BATCH,), 500))
-        eps = model.decode(h, skips, emb)
-        if pull and not x.requires_grad:
-            h.requires_grad_()  # the first node needs no gradient, but the shift, before the second decoder pass, does
-        out = torch.cat([eps, model.decode(h, skips, emb)]) if twice else eps
+
+def field_step(experiment, model):
+    """The training step as the field writes it: two complete UNet calls for each asymmetric step, float32, eager,
+    torch.utils.checkpoint for each step."""
+    wanted = variant(experiment, precision="float32")
+    settings = wanted.discovery
+    model = freeze(wanted, model)
+    trained = initial(wanted, model, 0)
+    alpha_bar = alpha_bar_schedule()
+    descending = timesteps(settings.M)
+
+    def generation_step(k, s, t, t_prev):
+        delta_h = own(trained.shift_block, k, s)
+
+        def step(x):
+            times = torch.full((len(x),), t, device=x.device)
+            eps = model(x, times)
+            if t < settings.t_shift:
+                x_0 = predict_x_0(x, eps, float(alpha_bar[t]))
+            else:  # as a hook on the middle block has it: the second call computes everything again
+                h, skips, emb = model.encode(x, times)
+                x_0 = predict_x_0(x, model.decode(h + delta_h(h, emb, t), skips, emb), float(alpha_bar[t]))
+            a_prev = float(alpha_bar[t_prev]) if t_prev >= 0 else 1.0
+            return a_prev**0.5 * x_0 + direction_to_x_t(eps, a_prev)
+
+        return step
+
+    def take():
+        torch.manual_seed(0)
+        x_T = torch.randn(settings.batch_size, 1, 16, 16).to(DEVICE)
+        k, s = (v.to(DEVICE) for v in draw_shifts(len(x_T), settings.K, settings.S, settings.min_magnitude))
+        with torch.no_grad():
+            x_0 = run(generation_steps(model, alpha_bar, descending), x_T)
+        chain = [generation_step(k, s, t, t_prev) for t, t_prev in transitions(descending)]
+        trained.reconstructor.train()
+        trained.discriminator.requires_grad_(False)
+        trained.optimizer.zero_grad()
+
+        def objective(x):
+            return losses(settings, trained.reconstructor, trained.discriminator, x_0, x, k, s)["loss"]
+
+        _, x_0_shifted = backpropagate(chain, x_T, objective, "torch-checkpoint")
+        trained.optimizer.step()
+        trained.discriminator.requires_grad_(True)
+        train_discriminator(settings, trained, x_0, x_0_shifted)
+
+    return take
+
+
+def bare_passes(experiment, model):
+    """The network passes that a step of "node" requires, and nothing else: no loss, no optimiser, no shift block."""
+    settings = experiment.discovery
+    model = freeze(experiment, model)
+    discriminator = initial(experiment, model, 0).discriminator
+    B = settings.batch_size
+    x = torch.randn(B, 1, 16, 16, device=DEVICE)
+    shifted = [t >= settings.t_shift for t in timesteps(settings.M)]
+
+    def passes(count, decoded, pull):
+        """The encoder on ``count`` batches, the decoder on ``decoded``; backward to x, for the first node to h_t."""
+        times = torch.full((count * B,), 500, device=DEVICE)
+        leaf = torch.cat([x] * count).requires_grad_(pull == "x")
+        h, skips, emb = model.encode(leaf, times)
+        if pull == "h":
+            h.requires_grad_()
+        rest = slice(None, (decoded - count) * B)
+        if decoded > count:
+            h, *skips, emb = (torch.cat([each, each[rest]]) for each in (h, *skips, emb))
+        out = model.decode(h, skips, emb)
         if pull:
             out.backward(torch.ones_like(out))
 
-    def bare():
-        """The network passes of one training step, and nothing else."""
-        with autocast(x_T.device, "bfloat16"):
-            with torch.no_grad():
-                for twice in shifted:
-                    passes(x_T, twice, pull=False)
+    def take():
+        with autocast(DEVICE, settings.precision):
+            with torch.no_grad():  # raw and shifted samples at once; x_T is common to both
+                for i, twice in enumerate(shifted):
+                    passes(1 if i == 0 else 2, (1 if i == 0 else 2) + twice, None)
             for i, twice in enumerate(shifted):
-                passes(x_T.clone().requires_grad_(i > 0), twice, pull=True)
+                passes(1, 1 + twice, "x" if i else "h")
             discriminator.requires_grad_(False)
-            x = x_0.clone().requires_grad_()
-            judge(discriminator, x).sum().backward()
+            judge(discriminator, x.clone().requires_grad_()).sum().backward()
             discriminator.requires_grad_(True)
-            judge(discriminator, torch.cat([x_0, x_0])).sum().backward()
+            judge(discriminator, torch.cat([x, x])).sum().backward()
 
-    rounds = {
-        "node": lambda: strategy("node"),
-        "torch-checkpoint": lambda: strategy("torch-checkpoint"),
-        "vanilla": lambda: strategy("vanilla"),
-        "whole step": whole_step,
-        "bare passes": bare,
+    return take
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("M", [10, 20])
+def test_training_step(benchmark, M, precision):
+    """A whole training step by each strategy, as the field writes it, and its bare network passes."""
+    benchmark.group = f"training step, M = {M}, {precision}"
+    experiment, model = parts(f"discovery.M={M}", f"discovery.precision={precision}")
+    contenders = {
+        "node": whole_step(experiment, model, strategy="node"),
+        "vanilla": whole_step(experiment, model, strategy="vanilla"),
+        "torch-checkpoint": whole_step(experiment, model, strategy="torch-checkpoint"),
+        "auto, ample budget": whole_step(experiment, model, strategy="auto"),
+        "as the field writes it": field_step(experiment, model),
+        "bare passes": bare_passes(experiment, model),
     }
-    seconds = {name: [] for name in rounds}
-
-    def one_round():
-        for name, run in rounds.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-
-    benchmark.pedantic(one_round, rounds=15, warmup_rounds=2, iterations=1)
-    medians = {name: float(torch.tensor(values[2:]).median()) for name, values in seconds.items()}
     ratios = {
-        "torch-checkpoint / node": medians["torch-checkpoint"] / medians["node"],
-        "node / vanilla": medians["node"] / medians["vanilla"],
-        "whole step / bare passes": medians["whole step"] / medians["bare passes"],
+        "torch-checkpoint / node": ("torch-checkpoint", "node"),
+        "node / vanilla": ("node", "vanilla"),
+        "auto, ample budget / vanilla": ("auto, ample budget", "vanilla"),
+        "as the field writes it / node": ("as the field writes it", "node"),
+        "as the field writes it / auto": ("as the field writes it", "auto, ample budget"),
+        "node / bare passes": ("node", "bare passes"),
     }
-    benchmark.extra_info.update(M=M, batch_size=BATCH, precision="bfloat16", medians=medians, **ratios)
-    print({name: round(value, 3) for name, value in ratios.items()})
+    medians = interleaved(
+        benchmark, contenders, ratios, M=M, batch_size=experiment.discovery.batch_size, precision=precision
+    )
+    if precision == "bfloat16":
+        flops, peak = FlopCounterMode(display=False), matmul_flops_per_second()
+        with flops:
+            contenders["node"]()
+        share = flops.get_total_flops() / medians["node"] / peak
+        benchmark.extra_info.update(
+            node_gflop=flops.get_total_flops() / 1e9, matmul_gflop_per_second=peak / 1e9, share_of_matmul_peak=share
+        )
+        print(f"  node: {flops.get_total_flops() / 1e9:.0f} GFLOP, {share:.2f} of the peak, {peak / 1e9:.0f} GFLOP/s")
 
 
-PEAK = """
-import json, resource, sys, torch
-sys.path.insert(0, {folder!r})
-from bench_chain import chain
-from hbench.chain import backpropagate
-torch.set_num_threads(2)
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-steps, x_T = chain({M})
-with torch.no_grad():
-    steps[0](x_T)
-base = peak()
-for _ in range(2):
-    backpropagate(steps, x_T, lambda x: x.square().mean(), {strategy!r})
-print(json.dumps([base, peak()]))
-"""
+def test_compiled_training_step(benchmark):
+    """What torch.compile gains once it is warm; the warm-up rounds pay for the compilation."""
+    benchmark.group = "compile, M = 10, bfloat16"
+    experiment, model = parts()
+    contenders = {
+        "node": whole_step(experiment, model, strategy="node"),
+        "node, compiled": whole_step(experiment, model, strategy="node", compile=True),
+    }
+    interleaved(benchmark, contenders, {"node / node, compiled": ("node", "node, compiled")}, M=10)
 
 
-@pytest.mark.parametrize(("strategy", "M"), [("node", 10), ("node", 40), ("torch-checkpoint", 10), ("vanilla", 20)])
-def test_peak_memory(benchmark, strategy, M):
-    """Peak resident memory over the loaded model's, float32, each in a fresh process."""
-    code = PEAK.format(folder=str(Path(__file__).parent), M=M, strategy=strategy)
+def matmul_flops_per_second(size=2048):
+    """What a bfloat16 matrix product reaches here, the best of some: the practical peak of the device."""
+    a, b = torch.randn(2, size, size, device=DEVICE).bfloat16()
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        a @ b
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
 
-    def measure():
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        base, top = json.loads(done.stdout.splitlines()[-1])
-        benchmark.extra_info.update(M=M, batch_size=BATCH, precision="float32", base_mib=base, peak_mib=top)
-        print(f"{strategy} M={M}: peak {top:.0f} MiB, {top - base:.0f} MiB over the model")
 
-    benchmark.pedantic(measure, rounds=1, iterations=1)
+def test_auto_with_a_quarter_of_vanillas_memory(benchmark):
+    """Auto with a quarter of what vanilla uses: does it stay inside, and is it faster than node?"""
+    benchmark.group = "memory budget, M = 20, bfloat16"
+    experiment, model = parts("discovery.M=20")
+
+    def memory(strategy, **discovery):
+        wanted = variant(experiment, strategy=strategy, **discovery)
+        (cell,) = sweep.cells(wanted, [strategy], [20], device=str(DEVICE), repeats=3)
+        return sweep.measure_apart(cell).memory_mib
+
+    vanilla = memory("vanilla")
+    budget = vanilla / 4 / 1024
+    used = {"vanilla": vanilla, "node": memory("node"), "auto": memory("auto", memory_budget=budget)}
+    assert used["auto"] <= budget * 1024
+    contenders = {
+        "node": whole_step(experiment, model, strategy="node"),
+        "vanilla": whole_step(experiment, model, strategy="vanilla"),
+        "auto, a quarter": whole_step(experiment, model, strategy="auto", memory_budget=budget),
+    }
+    ratios = {
+        "node / auto, a quarter": ("node", "auto, a quarter"),
+        "auto, a quarter / vanilla": ("auto, a quarter", "vanilla"),
+    }
+    interleaved(benchmark, contenders, ratios, M=20, precision="bfloat16", memory_mib=used, budget_mib=budget * 1024)
+
+
+def test_plan_against_what_is_used(benchmark):
+    """The plan's prediction of a step's time, of a probe in this process, against the steps themselves."""
+    benchmark.group = "plan"
+    experiment, model = parts()
+    probe = measure(experiment, freeze(experiment, model), 0)
+    predicted = {}
+    contenders = {}
+    for name, keep in (("node", 0), ("keep 5", 5), ("vanilla", 10)):
+        contenders[name] = whole_step(experiment, model, strategy="node", keep=keep)
+        speed = predict(probe, experiment, 10, keep, "node").images_per_second
+        predicted[name] = experiment.discovery.batch_size / speed
+    medians = interleaved(benchmark, contenders, {}, M=10, predicted=predicted)
+    print({name: round(predicted[name] / medians[name], 3) for name in medians})
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_sampling_and_inversion_against_diffusers(benchmark, precision):
+    """50 steps from x_T, and back, against the loops of diffusers' pipelines with the same UNet and precision."""
+    diffusers = pytest.importorskip("diffusers")
+    benchmark.group = f"sampling and inversion, {precision}"
+    experiment, model = parts(f"discovery.precision={precision}")
+    model = freeze(experiment, model)
+    betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": False}
+    forward = diffusers.DDIMScheduler(**betas, timestep_spacing="trailing")
+    backward = diffusers.DDIMInverseScheduler(**betas, timestep_spacing="trailing")
+    x = torch.randn(64, 1, 16, 16, device=DEVICE)
+    alpha_bar, descending = alpha_bar_schedule(), timesteps(50)
+
+    def pipeline(scheduler):
+        scheduler.set_timesteps(50)
+        image = x
+        with torch.no_grad(), autocast(DEVICE, precision):
+            for t in scheduler.timesteps:
+                noise = model(image, t.expand(len(image)).to(DEVICE))
+                image = scheduler.step(noise, t, image).prev_sample
+        return image
+
+    def ours(steps):
+        with torch.no_grad(), autocast(DEVICE, precision):
+            return run(steps, x)
+
+    sampling, inversion = generation_steps(model, alpha_bar, descending), inversion_steps(model, alpha_bar, descending)
+    if precision == "float32":
+        torch.testing.assert_close(ours(sampling), pipeline(forward), rtol=1e-3, atol=1e-3)
+    contenders = {
+        "sampling": lambda: ours(sampling),
+        "sampling, diffusers": lambda: pipeline(forward),
+        "inversion": lambda: ours(inversion),
+        "inversion, diffusers": lambda: pipeline(backward),
+    }
+    ratios = {
+        "sampling: diffusers / hbench": ("sampling, diffusers", "sampling"),
+        "inversion: diffusers / hbench": ("inversion, diffusers", "inversion"),
+    }
+    interleaved(benchmark, contenders, ratios, M=50, batch_size=64, precision=precision, machine=platform.machine())

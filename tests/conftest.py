@@ -18,6 +18,7 @@ TINY = [
     "discovery.steps=4",
     "discovery.batch_size=4",
     "discovery.pool=8",
+    "discovery.strategy=node",
     "discovery.checkpoint_every=2",
 ]
 """Overrides that make digits16 a matter of seconds."""

@@ -4,19 +4,21 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import TINY
+from safetensors.torch import load_file
 
 import hbench.memory as memory
 import hbench.plan as module
 from hbench.cli import main
 from hbench.config import load_experiment
 from hbench.errors import HBenchError
+from hbench.load import load_model
 from hbench.memory import free_mib, saved_tensors_peak, watch_resident
 from hbench.models import build_model
 from hbench.plan import Pass, Probe, budget_of, chosen, largest_keep, measure, predict, resolve, shortened
-from hbench.train import freeze
+from hbench.train import freeze, train
 
 CPU = torch.device("cpu")
-OPTIONS = [part for override in TINY for part in ("--set", override)]
+OPTIONS = [part for override in [*TINY, "discovery.strategy=auto"] for part in ("--set", override)]
 
 
 def test_peak_of_resident_memory(monkeypatch):
@@ -142,8 +144,20 @@ def test_probe_predicts_what_autograd_holds():
         assert held / memory.MIB == pytest.approx(graphs, rel=0.02)
 
 
+def test_training_with_auto_ends_as_with_what_auto_took(tmp_path, tiny, tiny_model):
+    weights = {}
+    for name, settings in {"auto": {"strategy": "auto"}, "node": {"strategy": "node", "keep": 3}}.items():
+        wanted = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update=settings)})
+        (tmp_path / name).mkdir()
+        assert train(wanted, load_model(tiny_model, wanted), tmp_path / name, device=CPU, quiet=True)
+        weights[name] = load_file(tmp_path / name / "shift_block.safetensors")
+    assert json.loads((tmp_path / "auto" / "provenance.json").read_text())["keep"] == 3
+    assert all(torch.equal(value, weights["node"][key]) for key, value in weights["auto"].items())
+
+
 def test_resolve_takes_auto_away_and_nothing_else(tiny, monkeypatch):
-    monkeypatch.setattr(module, "measure", lambda *_: PROBE)
+    tiny = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "auto"})})
+    monkeypatch.setattr(module, "measure", lambda *_, **__: PROBE)
     model = build_model(tiny)
     running = resolve(tiny, model, 0)
     assert (running.discovery.strategy, running.discovery.keep) == ("node", tiny.discovery.M)
@@ -155,8 +169,9 @@ def test_resolve_takes_auto_away_and_nothing_else(tiny, monkeypatch):
 
 
 def test_what_does_not_fit_says_what_would(tiny, monkeypatch):
-    monkeypatch.setattr(module, "measure", lambda *_: PROBE)
-    small = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"memory_budget": 0.02})})
+    monkeypatch.setattr(module, "measure", lambda *_, **__: PROBE)
+    tight = {"strategy": "auto", "memory_budget": 0.02}
+    small = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update=tight)})
     with pytest.raises(
         HBenchError, match=r"needs 32 MiB .* budget is 20 MiB: try --set discovery\.batch_size=2 or disc"
     ):

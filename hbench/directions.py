@@ -17,12 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hbench import __version__
 from hbench.diffusion import DeltaH
 from hbench.errors import HBenchError
 from hbench.load import Run
 from hbench.models.shift import ShiftBlock
-from hbench.runs import read_metadata, replacing
+from hbench.runs import MADE_BY, check_finite, read_metadata, replacing
 
 Source = Callable[[Tensor, Tensor], DeltaH]
 """(k [B], s [B]) -> delta_h of each sample."""
@@ -110,7 +109,7 @@ def save_directions(path: Path, directions: Directions, run: Run) -> None:
     metadata = {
         "role": "directions",
         "experiment": run.experiment.model_dump_json(),
-        "hbench": __version__,
+        **MADE_BY,
         "n": str(directions.n),
         "seed": str(directions.seed),
         "shift_block_sha256": run.hashes["shift_block"],
@@ -134,6 +133,7 @@ def load_directions(path: Path, run: Run) -> Directions:
         raise HBenchError(f'{path}: directions of another run than this one: make its own with "hbench properties"')
     with safe_open(path, "pt") as file:
         values, visited = file.get_tensor("mean"), file.get_tensor("timesteps")
+    check_finite({"mean": values}, str(path), 'make it again with "hbench properties"')
     return Directions(
         timesteps=tuple(visited.tolist()),
         mean=values.to(next(run.model.parameters()).device),

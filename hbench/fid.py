@@ -7,7 +7,6 @@ determines them, features by the bytes of the images and of the extractor's weig
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from urllib.error import URLError
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.hub import get_dir
@@ -38,7 +38,7 @@ from hbench.intervals import jackknife
 from hbench.lenet import EXTRACTOR as LENET
 from hbench.lenet import load_lenet
 from hbench.load import Run
-from hbench.runs import load_pickled, read_experiment, replacing, sha256, write_json
+from hbench.runs import load_pickled, read_experiment, remove_leftovers, replacing, sha256, temporary_name, write_json
 
 INCEPTION = "inception-v3-compat"
 GROUPS = 20
@@ -234,7 +234,10 @@ def features(
         digest.update(path.read_bytes())
     file = cache / "features" / f"{digest.hexdigest()[:32]}.safetensors"
     if file.is_file():
-        return load_file(file)["features"]
+        try:
+            return load_file(file)["features"]
+        except (SafetensorError, KeyError) as error:
+            raise HBenchError(f"{file}: damaged ({error}): remove it, and it will be made again") from error
     layer = FEATURE_EXTRACTORS_REGISTRY[extractor].get_default_feature_layer_for_metric("fid")
     cuda = device.type == "cuda"
     try:
@@ -283,6 +286,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, quiet: bool = F
         "device": next(run.model.parameters()).device.type,
     }
     folder = cache / "samples" / _key(determining)
+    remove_leftovers(folder)
     write_json(folder / "samples.json", determining)
     raw, shifted = folder / "raw", folder / "shifted"
     with tqdm(total=count, desc="samples", unit="image", disable=quiet or None) as bar:
@@ -301,6 +305,7 @@ def image_folder(images: Tensor, cache: Path) -> Path:
     digest = hashlib.sha256(str(tuple(images.shape)).encode() + images.numpy().tobytes())
     folder = cache / "real" / digest.hexdigest()[:32]
     if not all(_png(folder, i).is_file() for i in range(len(images))):
+        remove_leftovers(folder)
         _save_pngs(images, folder, range(len(images)))
     return folder
 
@@ -319,12 +324,12 @@ def _save_pngs(images: Tensor, folder: Path, indices: Iterable[int]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for i, image in zip(indices, images.cpu(), strict=True):
             pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-            temporary = folder / f".{i:06d}.{os.getpid()}.tmp"
+            temporary = temporary_name(_png(folder, i))
             Image.fromarray(pixels).save(temporary, format="PNG")
             temporary.replace(_png(folder, i))  # a kill leaves no half image; no fsync, since it can be made again
     except OSError as error:
         advice = "free some space or choose another --cache"
-        raise HBenchError(f"{folder}: cannot write ({error.strerror}): {advice}") from error
+        raise HBenchError(f"{folder}: cannot write ({error}): {advice}") from error
 
 
 def _digest(stats: Statistics) -> str:

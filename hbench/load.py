@@ -109,9 +109,10 @@ def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
 def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, resume: bool) -> UNetModel:
     """The model for a discovery in ``folder``: the given one, by default the pretrained one of the experiment's name.
 
-    A resumed discovery goes on with the model in its folder; HBenchError if another one is given.
+    A resumed discovery goes on with the model in its folder, where it has come so far; HBenchError if another one is
+    given.
     """
-    if not resume:
+    if not resume or not (folder / "model.safetensors").is_file():
         return load_model(given or Path("runs") / experiment.name / "pretrain", experiment)
     model = load_model(folder, experiment)
     if given:

@@ -43,7 +43,7 @@ from hbench.diffusion import seed_of
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
-from hbench.runs import stop_requests
+from hbench.runs import read_json, stop_requests
 from hbench.train import initial, raw_pairs, train_step
 
 Status = Literal["ok", "oom", "failed"]
@@ -144,13 +144,11 @@ def finished(folder: Path, origin: Mapping[str, Any]) -> list[Row]:
     """The rows in a folder that a sweep of the given provenance can go on from; failed ones are to be made again.
 
     Raises:
-        HBenchError: no sweep there, or one that was measured differently.
+        HBenchError: what is there was measured differently, or is damaged.
     """
-    try:
-        earlier = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        table = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
-        raise HBenchError(f"{folder}: no sweep to resume: leave --resume out") from error
+    if not (folder / "provenance.json").is_file():
+        return []  # killed before anything was measured
+    earlier, table = (read_json(folder / name) for name in ("provenance.json", f"{NAME}.json"))
     for name in SAME_TO_RESUME:
         where, old, new = _difference(name, earlier.get(name), origin[name])
         if old != new:
@@ -434,6 +432,8 @@ def gpu_memory(device: torch.device, idle: int) -> tuple[float, str]:
 
 
 if __name__ == "__main__":
+    with suppress(AttributeError):  # Linux only: a cell whose sweep was killed would disturb the next one's
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     with suppress(OSError):  # where the machine's memory ends, the system is to kill this process, not its parent
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     values = json.load(sys.stdin)

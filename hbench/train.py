@@ -44,7 +44,7 @@ from hbench.runs import (
     save_weights,
     sha256,
     stop_requests,
-    write_json,
+    write_experiment,
     write_provenance,
 )
 
@@ -104,7 +104,7 @@ def train(
         out: an existing folder, empty unless ``resume``.
         seed: of initial weights, x_T, k and s.
         device: where to train.
-        resume: go on from the checkpoint in ``out``.
+        resume: go on from the checkpoint in ``out``, from the start where there is none yet.
         max_minutes: stop cleanly after this time.
         quiet: no progress bar.
         on_checkpoint: called with the number of steps done and the run as it stands, in eval mode.
@@ -124,16 +124,15 @@ def train(
     parts: dict[str, nn.Module | torch.optim.Optimizer] = vars(trained)
 
     first = 0
-    if resume:
-        state = load_checkpoint(out, experiment, seed)
+    if resume and (state := load_checkpoint(out, experiment, seed, parts.keys())):
         first = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    else:
+    write_experiment(out, experiment)
+    if not first:
         save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
     load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit
     metrics = Metrics(out, first)
-    write_json(out / "experiment.json", experiment.model_dump(mode="json"))
 
     def checkpoint(step: int) -> None:
         metrics.flush()
@@ -150,7 +149,8 @@ def train(
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise HBenchError(
-                        f"step {step}: {name} is {value}: resume from {out} with a lower discovery.lr, or in float32"
+                        f"step {step}: {name} is {value}: train again in another --out, with a lower discovery.lr "
+                        "or in float32"
                     )
 
             done = step + 1

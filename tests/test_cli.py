@@ -164,16 +164,6 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
     assert not (tmp_path / "out").exists()
 
 
-def test_truncated_checkpoint_is_refused(tmp_path, tiny_model):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "checkpoint.pt").write_bytes((tiny_model / "checkpoint.pt").read_bytes()[:1000])
-    options = [part for override in TINY for part in ("--set", override)]
-    assert "damaged" in refused("pretrain", "digits16", *options, "--out", folder, "--resume")
-    empty = tmp_path / "empty"
-    assert "leave --resume out" in refused("pretrain", "digits16", *options, "--out", empty, "--resume")
-
-
 def test_demo_runs_through(tmp_path, monkeypatch):
     from hbench import demo
     from hbench.cli import demonstration

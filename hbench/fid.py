@@ -7,8 +7,10 @@ determines them, features by the bytes of the images and of the extractor's weig
 
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -38,7 +40,7 @@ from hbench.intervals import jackknife
 from hbench.lenet import EXTRACTOR as LENET
 from hbench.lenet import load_lenet
 from hbench.load import Run
-from hbench.runs import load_pickled, read_experiment, remove_leftovers, replacing, sha256, temporary_name, write_json
+from hbench.runs import load_pickled, read_experiment, replacing, sha256, temporary_name, write_json
 
 INCEPTION = "inception-v3-compat"
 GROUPS = 20
@@ -241,13 +243,14 @@ def features(
     layer = FEATURE_EXTRACTORS_REGISTRY[extractor].get_default_feature_layer_for_metric("fid")
     cuda = device.type == "cuda"
     try:
-        network = create_feature_extractor(
-            extractor,
-            [layer],
-            cuda=cuda,
-            feature_extractor_weights_path=None if weights is None else str(weights),
-            verbose=False,
-        )
+        with _no_code_in_weights():
+            network = create_feature_extractor(
+                extractor,
+                [layer],
+                cuda=cuda,
+                feature_extractor_weights_path=None if weights is None else str(weights),
+                verbose=False,
+            )
     except (RuntimeError, KeyError, TypeError, UnpicklingError) as error:
         if is_out_of_memory(error):
             raise
@@ -262,11 +265,30 @@ def features(
             f"put {file_name} into {get_dir()}/checkpoints, or pass it with --weights"
         ) from error
     shown = not quiet and sys.stderr.isatty()
-    found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]
+    try:
+        found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]
+    except (OSError, SyntaxError) as error:  # of Pillow
+        problem = (str(error).splitlines() or ["no more is known"])[-1]
+        raise HBenchError(f"{cache}: an image is damaged ({problem}): remove it, and it will be made again") from error
     with replacing(file) as temporary:
         save_file({"features": found.contiguous()}, temporary)
     result: Tensor = found
     return result
+
+
+@contextmanager
+def _no_code_in_weights() -> Iterator[None]:
+    """PyTorch loads nothing but tensors, whatever a library asks for: torch-fidelity would run what a pickle says."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 # Images -------------------------------------------------------------------------------------------------------------
@@ -286,7 +308,6 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, quiet: bool = F
         "device": next(run.model.parameters()).device.type,
     }
     folder = cache / "samples" / _key(determining)
-    remove_leftovers(folder)
     write_json(folder / "samples.json", determining)
     raw, shifted = folder / "raw", folder / "shifted"
     with tqdm(total=count, desc="samples", unit="image", disable=quiet or None) as bar:
@@ -305,7 +326,6 @@ def image_folder(images: Tensor, cache: Path) -> Path:
     digest = hashlib.sha256(str(tuple(images.shape)).encode() + images.numpy().tobytes())
     folder = cache / "real" / digest.hexdigest()[:32]
     if not all(_png(folder, i).is_file() for i in range(len(images))):
-        remove_leftovers(folder)
         _save_pngs(images, folder, range(len(images)))
     return folder
 

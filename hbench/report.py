@@ -5,6 +5,7 @@ run stands in the table as such.
 """
 
 import base64
+import html
 import json
 import math
 import os
@@ -13,13 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbench.config import Experiment, Paper, parse_experiment
 from hbench.errors import HBenchError
-from hbench.runs import read_json, write_json, write_text
+from hbench.runs import read_json, refuse_links, write_json, write_text
 
 REASONS = "not-run.json"
 """Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
@@ -84,6 +86,8 @@ def collect(folder: Path) -> Report:
     Raises:
         HBenchError: nothing of hbench's there.
     """
+    if folder.is_dir():
+        refuse_links(folder)
     origins = {}
     for artifact in ARTIFACTS:
         if (folder / artifact.folder / "provenance.json").is_file():
@@ -127,7 +131,8 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
     environment.filters |= {"picture": _inline, "facts": _facts}
     write_text(out / "report.html", environment.get_template("report.html").render(reports=reports))
     environment.autoescape = False
-    environment.filters |= {"cell": _markdown_cell, "relative": lambda path: os.path.relpath(path, out)}
+    environment.filters |= {"plain": _markdown, "code": _code, "address": quote}
+    environment.filters["relative"] = lambda path: os.path.relpath(path, out)
     write_text(out / "report.md", environment.get_template("report.md").render(reports=reports))
     table = [{"experiment": r.experiment.title} | asdict(row) for r in reports for row in r.rows]
     write_json(out / "report.json", table)
@@ -359,5 +364,11 @@ def _facts(origin: Values) -> list[tuple[str, str]]:
     return list(facts.items())
 
 
-def _markdown_cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _code(text: str) -> str:
+    """Text that does not end a code span of Markdown."""
+    return " ".join(text.split()).replace("`", "'")
+
+
+def _markdown(text: str) -> str:
+    """Text that is nothing but text in Markdown: one line, without HTML and borders of a table."""
+    return html.escape(_code(text), quote=False).replace("|", "\\|")

@@ -23,6 +23,20 @@ TINY = [
 """Overrides that make digits16 a matter of seconds."""
 
 
+def pytest_addoption(parser):
+    parser.addoption("--faults", type=int, default=4, metavar="N", help="kills of the fault campaign")
+    parser.addoption("--faults-record", metavar="FILE", help="JSON file that keeps the campaign's counts")
+
+
+def pytest_terminal_summary(terminalreporter):
+    from test_faults import COUNTS  # what the campaign has done in this session
+
+    if COUNTS:
+        kills, losses = (sum(count[what] for count in COUNTS.values()) for what in ("kills", "losses"))
+        by_command = ", ".join(f"{name} {count['kills']}" for name, count in COUNTS.items())
+        terminalreporter.write_line(f"faults: {kills} kills, {losses} losses ({by_command})")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)

@@ -184,17 +184,6 @@ def test_demo_runs_through(tmp_path, monkeypatch):
     assert page.count("data:image/png;base64,") == 6
 
 
-def test_out_of_memory_names_the_knob(tmp_path, tiny_run, monkeypatch):
-    from hbench import evaluate
-
-    def exhausted(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-
-    monkeypatch.setattr(evaluate, "rca", exhausted)
-    line = refused("rca", tiny_run, "--out", tmp_path / "rca")
-    assert "out of memory: lower the batch size" in line
-
-
 def test_resume_takes_the_model_of_the_run(tiny_run, tiny_model, tmp_path):
     options = [part for override in TINY for part in ("--set", override)]
     same = invoke("train", "digits16", *options, "--model", tiny_model, "--out", tiny_run, "--resume", "--quiet")

@@ -4,6 +4,8 @@ Numbers go to stdout, everything else to stderr. torch is imported inside the co
 """
 
 import errno
+import io
+import sys
 from typing import Any
 
 import click
@@ -23,7 +25,7 @@ from hbench.errors import HBenchError, is_out_of_memory
 OUT_OF_MEMORY = {
     "pretrain": "lower pretrain.batch_size, or choose another --device",
     "train": "lower discovery.batch_size in a new --out, or go on with --resume and a smaller discovery.memory_budget, "
-    'discovery.checkpoint_blocks = true or discovery.strategy = "node": "hbench plan EXPERIMENT" predicts each one\'s need',
+    'discovery.checkpoint_blocks = true or discovery.strategy = "node": "hbench plan EXPERIMENT" predicts what fits',
 }
 OUT_OF_MEMORY["ablations"] = OUT_OF_MEMORY["train"]
 """What to do about it, by command."""
@@ -34,6 +36,8 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
         try:
             return super().invoke(ctx)
         except HBenchError as error:

@@ -27,7 +27,7 @@ class Data(Section):
     """Where the images come from, and the shape they get."""
 
     dataset: Literal["digits", "mnist", "folder"]
-    label: str = Field(min_length=1)
+    label: str = Field(pattern=r"^\w[\w .()+-]*$")
     """Name of the data in the paper's notation, "MNIST" in MNIST32-400-20-32-5."""
     size: int = Field(ge=8, le=1024)
     """Height and width in pixels after resizing and centre crop."""

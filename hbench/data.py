@@ -6,6 +6,7 @@ Everything fits in memory: the largest set of the paper, CelebAHQ at 128 pixels,
 import os
 import struct
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -182,10 +183,10 @@ def read_image(path: Path, data: Data) -> tuple[Tensor, str]:
 
     mode = "L" if data.channels == 1 else "RGB"
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ExitStack() as opened:
+            warnings.simplefilter("ignore", UserWarning)  # of damage beside the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(path)
-        with picture:
+            picture = opened.enter_context(Image.open(path))
             if picture.mode == "F":  # of no known range
                 raise ValueError("floating-point pixels; save it with 8 or 16 bits")
             upright = ImageOps.exif_transpose(picture)

@@ -200,6 +200,10 @@ def check_extractor(extractor: str, weights: Path | None, data: Data) -> None:
         raise HBenchError(
             f'no feature extractor "{extractor}": choose one of {", ".join(sorted(FEATURE_EXTRACTORS_REGISTRY))}'
         )
+    if extractor.startswith(("clip-", "dinov2-")):
+        raise HBenchError(
+            f"{extractor}: comes as code that would be run, not as plain weights: choose {INCEPTION}, vgg16 or {LENET}"
+        )
     if extractor == LENET:
         assert weights is not None
         if read_experiment(weights).data != data:

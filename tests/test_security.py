@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import hbench
 from hbench.cli import main
-from hbench.config import Data
+from hbench.config import Data, load_experiment
 from hbench.data import load_images
 from hbench.errors import HBenchError
 from hbench.fid import check_extractor, features, image_folder, pngs
@@ -288,7 +288,7 @@ def test_names_become_no_part_of_a_report(run, tmp_path):
         shutil.copytree(run, folder)
         file = folder / "rca" / "provenance.json"
         origin = json.loads(file.read_text())
-        origin["experiment"]["data"]["label"] = origin["experiment"]["name"] = text
+        origin["experiment"]["name"] = text
         origin |= {"command": f"hbench rca {text}", "device": text, "title": text, text: text, "driver": text}
         origin["git"] = {"commit": text, "dirty": True}
         origin["versions"] = {text: text}
@@ -303,6 +303,12 @@ def test_names_become_no_part_of_a_report(run, tmp_path):
     assert (evil / "report.md").read_text().count("\n|") == (plain / "report.md").read_text().count("\n|")
 
 
+@pytest.mark.parametrize("label", ["", "<b>", "$x^$", "a|b", "`", "=1+1", "a\nb", "../x"])
+def test_labels_are_words(label):
+    with pytest.raises(HBenchError, match=r"data\.label"):
+        load_experiment("digits16", [f"data.label={json.dumps(label)}"])
+
+
 def test_names_become_no_part_of_a_sheet(tiny_run, tmp_path):
     pages = {}
     for name, text in (("plain", "harmless"), ("evil", EVIL.replace("/", ""))):
@@ -313,7 +319,7 @@ def test_names_become_no_part_of_a_sheet(tiny_run, tmp_path):
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata()
             experiment = json.loads(metadata["experiment"])
-            experiment["data"]["label"] = text
+            experiment["name"] = text
             save_file(load_file(file), file, metadata | {"experiment": json.dumps(experiment)})
         out = tmp_path / f"mos-{name}"
         options = ["--assessors", 1, "--examples", 1, "--label-studio", "--out", out, "--quiet"]
@@ -323,3 +329,9 @@ def test_names_become_no_part_of_a_sheet(tiny_run, tmp_path):
         assert "alert(1)" not in pages[name]  # nothing of the run's names is on a blind sheet
         assert "alert(1)" not in (out / "label_studio" / "config.xml").read_text()
     assert elements(pages["evil"]) == elements(pages["plain"])
+
+
+@pytest.mark.parametrize("extractor", ["clip-vit-b-32", "dinov2-vit-s-14"])
+def test_extractors_that_come_as_code_are_refused(tiny_run, tmp_path, extractor):
+    line = refused("fid", tiny_run, "--feature-extractor", extractor, "--out", tmp_path / "out")
+    assert f"{extractor}: comes as code that would be run" in line

@@ -41,7 +41,9 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except HBenchError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(" ".join(str(error).split())) from error
+        except click.BadParameter as error:  # of a value that may have lines
+            raise click.UsageError(" ".join(error.format_message().split()), error.ctx) from error
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

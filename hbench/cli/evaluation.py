@@ -187,7 +187,7 @@ def sample(
     "extractor",
     default="inception-v3-compat",
     show_default=True,
-    help='Any of torch-fidelity\'s, or "lenet-digits".',
+    help='Of torch-fidelity those that are plain weights, or "lenet-digits".',
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Of the extractor [default: torch-fidelity's own].")
 @click.option(

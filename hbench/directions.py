@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -131,12 +131,13 @@ def load_directions(path: Path, run: Run) -> Directions:
         raise HBenchError(f'{path}: holds {found}, need directions: give a file that "hbench properties" wrote')
     if metadata.get("shift_block_sha256") != run.hashes["shift_block"]:
         raise HBenchError(f'{path}: directions of another run than this one: make its own with "hbench properties"')
-    with safe_open(path, "pt") as file:
-        values, visited = file.get_tensor("mean"), file.get_tensor("timesteps")
-    check_finite({"mean": values}, str(path), 'make it again with "hbench properties"')
-    return Directions(
-        timesteps=tuple(visited.tolist()),
-        mean=values.to(next(run.model.parameters()).device),
-        n=int(metadata["n"]),
-        seed=int(metadata["seed"]),
-    )
+    again = 'make it again with "hbench properties"'
+    try:
+        with safe_open(path, "pt") as file:
+            values, visited = file.get_tensor("mean"), file.get_tensor("timesteps")
+        n, seed = int(metadata["n"]), int(metadata["seed"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise HBenchError(f"{path}: damaged ({error}): {again}") from error
+    check_finite({"mean": values}, str(path), again)
+    place = next(run.model.parameters()).device
+    return Directions(timesteps=tuple(visited.tolist()), mean=values.to(place), n=n, seed=seed)

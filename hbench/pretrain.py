@@ -83,8 +83,8 @@ def pretrain(
 
     def checkpoint(step: int) -> None:
         metrics.flush()
+        draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
         save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
-        draw_curves(out)
 
     with (
         stop_requests(max_minutes) as stop_reason,

@@ -27,6 +27,19 @@ REASONS = "not-run.json"
 """Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
 OF_THE_RUN = ("rca", "traverse", "fid-inception-v3-compat", "fid-lenet-digits", "properties", "edit")
 """Folders of what is measured on the run's own weights."""
+SHOWN_FACTS = {
+    "command",
+    "title",
+    "started_utc",
+    "wall_seconds",
+    "device",
+    "threads",
+    "driver",
+    "seed",
+    "git",
+    "versions",
+}
+"""Of a provenance, what the page says in words of its own."""
 Values = dict[str, Any]
 
 
@@ -91,7 +104,11 @@ def collect(folder: Path) -> Report:
     origins = {}
     for artifact in ARTIFACTS:
         if (folder / artifact.folder / "provenance.json").is_file():
-            origins[artifact.folder] = read_json(folder / artifact.folder / "provenance.json")
+            file = folder / artifact.folder / "provenance.json"
+            origin = read_json(file)
+            if not isinstance(origin, dict) or not SHOWN_FACTS | {"experiment"} <= origin.keys():
+                raise HBenchError(f'{file}: not as hbench writes it: make it again with "hbench {artifact.command}"')
+            origins[artifact.folder] = origin
     found = [origin["experiment"] for origin in origins.values() if origin.get("experiment")]
     if not found:
         raise HBenchError(f'{folder}: no results there: make some with "hbench reproduce", or "hbench rca" and others')
@@ -348,19 +365,7 @@ def _facts(origin: Values) -> list[tuple[str, str]]:
         "commit": f"{git['commit']}{' with uncommitted changes' if git['dirty'] else ''}" if git else "not a checkout",
         "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
     }
-    known = {
-        "command",
-        "title",
-        "started_utc",
-        "wall_seconds",
-        "device",
-        "threads",
-        "driver",
-        "seed",
-        "git",
-        "versions",
-    }
-    facts |= {name: json.dumps(value) for name, value in origin.items() if name not in known}
+    facts |= {name: json.dumps(value) for name, value in origin.items() if name not in SHOWN_FACTS}
     return list(facts.items())
 
 

@@ -216,6 +216,8 @@ def _writer(name: str) -> int | None:
 
 
 def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":  # where it cannot be asked without a signal
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -149,6 +149,8 @@ def finished(folder: Path, origin: Mapping[str, Any]) -> list[Row]:
     if not (folder / "provenance.json").is_file():
         return []  # killed before anything was measured
     earlier, table = (read_json(folder / name) for name in ("provenance.json", f"{NAME}.json"))
+    if not isinstance(earlier, dict):
+        raise HBenchError(f"{folder}: its provenance.json is damaged: measure again with --overwrite")
     for name in SAME_TO_RESUME:
         where, old, new = _difference(name, earlier.get(name), origin[name])
         if old != new:
@@ -156,7 +158,10 @@ def finished(folder: Path, origin: Mapping[str, Any]) -> list[Row]:
                 f"{folder}: was measured with {where} = {old!r}, not {new!r}: resume with the same settings, "
                 "or use another --out"
             )
-    rows = [read_row(values) for values in table["cells"]]
+    try:
+        rows = [read_row(values) for values in table["cells"]]
+    except (KeyError, TypeError) as error:
+        raise HBenchError(f"{folder}: its {NAME}.json is damaged ({error}): measure again with --overwrite") from error
     return [row for row in rows if row.status != "failed"]
 
 

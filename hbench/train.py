@@ -136,8 +136,8 @@ def train(
 
     def checkpoint(step: int) -> None:
         metrics.flush()
+        draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
         save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
-        draw_curves(out)
 
     draw_raw = raw_pairs(experiment, model, seed, quiet)
     with (

@@ -1,4 +1,5 @@
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny, and threads that wait cost more than they give
 
@@ -29,11 +30,10 @@ def pytest_addoption(parser):
 
 
 def pytest_terminal_summary(terminalreporter):
-    from test_faults import COUNTS  # what the campaign has done in this session
-
-    if COUNTS:
-        kills, losses = (sum(count[what] for count in COUNTS.values()) for what in ("kills", "losses"))
-        by_command = ", ".join(f"{name} {count['kills']}" for name, count in COUNTS.items())
+    counts = getattr(sys.modules.get("test_faults"), "COUNTS", {})  # of the campaign, where it was run
+    if counts:
+        kills, losses = (sum(count[what] for count in counts.values()) for what in ("kills", "losses"))
+        by_command = ", ".join(f"{name} {count['kills']}" for name, count in counts.items())
         terminalreporter.write_line(f"faults: {kills} kills, {losses} losses ({by_command})")
 
 

@@ -267,7 +267,7 @@ def same_as_whole(out, tiny_run):
     for role in ROLES:
         expected, found = load_file(tiny_run / f"{role}.safetensors"), load_file(out / f"{role}.safetensors")
         assert all(torch.equal(expected[name], found[name]) for name in expected), role
-    for name in ("metrics.jsonl", "metrics.csv"):
+    for name in ("metrics.jsonl", "metrics.csv", "curves.png"):
         assert (out / name).read_bytes() == (tiny_run / name).read_bytes()
     return True
 
@@ -332,6 +332,19 @@ def test_a_kill_between_checkpoint_and_pointer_leaves_the_one_before(half, tiny,
     assert pointer(half) == before
     assert invoke(*resume(half)).exit_code == 0
     assert len(list(half.glob("checkpoint-*"))) == 1
+    assert same_as_whole(half, tiny_run)
+
+
+def test_a_kill_just_after_the_last_checkpoint_costs_no_picture(half, tiny_run, monkeypatch):
+    def killed(*arguments):
+        save_checkpoint(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", killed)
+        assert invoke(*resume(half)).exit_code == 1
+    assert pointer(half)["step"] == 4
+    assert invoke(*resume(half)).exit_code == 0
     assert same_as_whole(half, tiny_run)
 
 

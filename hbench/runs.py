@@ -44,7 +44,7 @@ CHECKPOINT = "checkpoint.json"
 EXPERIMENT = "experiment.json"
 """The first file of a training, so that --resume knows its folder."""
 LOCK = ".hbench.lock"
-WITHOUT_EFFECT = {"strategy", "memory_budget", "checkpoint_blocks"}
+WITHOUT_EFFECT = {"strategy", "keep", "memory_budget", "checkpoint_blocks"}
 """Settings that change memory and time, not the result: a training that ran out of memory may go on with others."""
 PACKAGES = (
     "torch",

@@ -214,6 +214,9 @@ def _other_processes(device: torch.device) -> list[int] | None:
 
 def measure_apart(cell: Cell) -> Row:
     """What :func:`measure` finds in a fresh process; ``failed``, with the last line of its error, if it dies of one."""
+    end_with_parent = None
+    if sys.platform == "linux":  # a cell that outlives its sweep would disturb the cells of the next one
+        end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     done = subprocess.run(
         CHILD,
         input=json.dumps({**vars(cell), "experiment": cell.experiment.model_dump(mode="json")}),
@@ -221,6 +224,7 @@ def measure_apart(cell: Cell) -> Row:
         text=True,
         cwd=Path(__file__).parent.parent,  # the same copy of hbench
         start_new_session=True,  # Ctrl-C is for this process, which lets the cell finish
+        preexec_fn=end_with_parent,
         check=False,
     )
     if done.returncode == -signal.SIGKILL:
@@ -437,8 +441,6 @@ def gpu_memory(device: torch.device, idle: int) -> tuple[float, str]:
 
 
 if __name__ == "__main__":
-    with suppress(AttributeError):  # Linux only: a cell whose sweep was killed would disturb the next one's
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     with suppress(OSError):  # where the machine's memory ends, the system is to kill this process, not its parent
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     values = json.load(sys.stdin)

@@ -113,6 +113,22 @@ def children(pid):
         return []
 
 
+def runs(pid):
+    """Whether a process is there, and not only waits to be buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def all_gone(pids):
+    """Whether processes are gone, or will be in a moment."""
+    deadline = time.monotonic() + 2
+    while any(map(runs, pids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not any(map(runs, pids))
+
+
 def writing(folder):
     return any(file.name.endswith(".tmp") for file in folder.rglob(".*"))
 
@@ -134,10 +150,7 @@ def kill(words, folder, lock, rng, duration, log):
     process.kill()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL), log.read_text()
-    deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{child}").exists() for child in own) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not any(Path(f"/proc/{child}").exists() for child in own)
+    assert all_gone(own)
     return process.exitcode == -signal.SIGKILL
 
 
@@ -631,6 +644,18 @@ def test_out_of_memory_elsewhere_names_the_device(tmp_path, tiny_run, monkeypatc
 
 
 # Leftovers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_the_cell_of_a_killed_sweep_ends_with_it(tmp_path):
+    words, _ = command("sweep", tmp_path / "out", None, None, None)
+    process = start(words, tmp_path / "log")
+    while not (own := children(process.pid)) and process.is_alive():
+        time.sleep(0.001)
+    process.kill()  # while the cell still imports
+    process.join()
+    assert own
+    assert all_gone(own)
 
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):

@@ -21,7 +21,7 @@ from hbench.lenet import FILE, load_lenet, single_features
 from hbench.load import SHIPPED, load_run
 from hbench.models.adm import UNetModel
 from hbench.models.reconstructor import LENET_FEATURES
-from hbench.runs import CHECKPOINT, load_checkpoint, read_experiment
+from hbench.runs import read_checkpoint, read_experiment
 from hbench.train import train
 
 VARIANTS = {
@@ -96,14 +96,11 @@ def train_variants(
             values["discovery"] |= settings
             changed = parse_experiment(values, variant)
             folder = run_folder(out, variant, seed)
-            resume = (folder / CHECKPOINT).is_file()
-            if resume and load_checkpoint(folder, changed, seed) and (folder / "provenance.json").is_file():
+            if (folder / "provenance.json").is_file() and read_checkpoint(folder, changed, seed):
                 continue
             folder.mkdir(exist_ok=True)
             left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
-            if not train(
-                changed, model, folder, seed=seed, device=device, resume=resume, max_minutes=left, quiet=quiet
-            ):
+            if not train(changed, model, folder, seed=seed, device=device, resume=True, max_minutes=left, quiet=quiet):
                 return False
     return True
 

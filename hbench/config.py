@@ -20,14 +20,14 @@ Precision = Literal["float32", "bfloat16"]
 class Section(BaseModel):
     """A frozen table of settings that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
     """Where the images come from, and the shape they get."""
 
     dataset: Literal["digits", "mnist", "folder"]
-    label: str = Field(min_length=1)
+    label: str = Field(pattern=r"^\w[\w .()+-]*$")
     """Name of the data in the paper's notation, "MNIST" in MNIST32-400-20-32-5."""
     size: int = Field(ge=8, le=1024)
     """Height and width in pixels after resizing and centre crop."""
@@ -253,11 +253,13 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
         raise HBenchError(f'no experiment "{name}": choose one of {", ".join(known)}, or give the path of a .toml file')
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise HBenchError(f"{path}: not valid TOML: {error}") from error
+    if "name" in values:  # it would say where results go
+        raise HBenchError(f'{path}: unknown key "name": an experiment has the name of its file')
     for override in overrides:
         _apply_override(values, override)
-    return parse_experiment({"name": path.stem, **values}, source=str(path))
+    return parse_experiment({**values, "name": path.stem}, source=str(path))
 
 
 def parse_experiment(values: dict[str, Any], source: str) -> Experiment:
@@ -275,7 +277,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise HBenchError(f'--set {override}: write "section.key=value", for example discovery.K=16')
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()  # an unquoted string
     table = values.setdefault(section, {})
     if section == "name" or not isinstance(table, dict):

@@ -1,6 +1,5 @@
 """Training curves of several runs, read from what each has logged (Fig. 10)."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from hbench.config import Experiment, parse_experiment
+from hbench.config import Experiment
 from hbench.errors import HBenchError
 from hbench.intervals import batch_means
 from hbench.load import locate
+from hbench.runs import read_written_experiment
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def _read(run: Path, name: str) -> Curves:
         if not file.is_file():
             raise HBenchError(f'{run}: no {file.name} there: give the folder of a "hbench train"')
     try:
-        experiment = parse_experiment(json.loads(settings.read_text(encoding="utf-8")), str(settings))
+        experiment = read_written_experiment(settings)
         rows = pd.read_csv(metrics)
     except ValueError as error:  # of json, pandas and the decoding of text
         problem = str(error).splitlines()[0]

@@ -4,6 +4,9 @@ Everything fits in memory: the largest set of the paper, CelebAHQ at 128 pixels,
 """
 
 import os
+import struct
+import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +19,18 @@ from hbench.errors import HBenchError
 
 DOWNLOADS = Path.home() / ".cache" / "hbench"
 EXTENSIONS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises for damaged images."""
 Split = Literal["train", "test"]
 
 
@@ -159,20 +174,33 @@ def read_image(path: Path, data: Data) -> tuple[Tensor, str]:
         uint8 [channels, size, size], and for example "28x28 RGB -> 16x16 L".
 
     Raises:
-        HBenchError: not a readable image, or fewer than 8x8 pixels.
+        HBenchError: not a readable image, fewer than 8x8 pixels, or more than Pillow takes for harmless.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    import warnings
+
+    from PIL import Image, ImageOps
     from torchvision.transforms.v2 import functional as F
 
     mode = "L" if data.channels == 1 else "RGB"
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(), ExitStack() as opened:
+            warnings.simplefilter("ignore", UserWarning)  # of damage beside the pixels
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = opened.enter_context(Image.open(path))
+            if picture.mode == "F":  # of no known range
+                raise ValueError("floating-point pixels; save it with 8 or 16 bits")
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to white instead of scaling
                 upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).round().astype(np.uint8))
             pixels = F.pil_to_tensor(upright.convert(mode))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise HBenchError(f"{path}: not a readable image ({error}): repair or remove it") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise HBenchError(
+            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels, as a file has that is made to fill the memory: "
+            "make it smaller or remove it"
+        ) from error
+    except UNREADABLE as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise HBenchError(f"{path}: not a readable image ({problem}): repair or remove it") from error
     height, width = pixels.shape[1:]
     if min(height, width) < 8:
         raise HBenchError(f"{path}: {width}x{height} pixels are too few, need at least 8x8: remove it")

@@ -13,16 +13,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hbench import __version__
 from hbench.diffusion import DeltaH
 from hbench.errors import HBenchError
 from hbench.load import Run
 from hbench.models.shift import ShiftBlock
-from hbench.runs import read_metadata, replacing
+from hbench.runs import MADE_BY, check_finite, read_metadata, replacing
 
 Source = Callable[[Tensor, Tensor], DeltaH]
 """(k [B], s [B]) -> delta_h of each sample."""
@@ -110,7 +109,7 @@ def save_directions(path: Path, directions: Directions, run: Run) -> None:
     metadata = {
         "role": "directions",
         "experiment": run.experiment.model_dump_json(),
-        "hbench": __version__,
+        **MADE_BY,
         "n": str(directions.n),
         "seed": str(directions.seed),
         "shift_block_sha256": run.hashes["shift_block"],
@@ -132,11 +131,13 @@ def load_directions(path: Path, run: Run) -> Directions:
         raise HBenchError(f'{path}: holds {found}, need directions: give a file that "hbench properties" wrote')
     if metadata.get("shift_block_sha256") != run.hashes["shift_block"]:
         raise HBenchError(f'{path}: directions of another run than this one: make its own with "hbench properties"')
-    with safe_open(path, "pt") as file:
-        values, visited = file.get_tensor("mean"), file.get_tensor("timesteps")
-    return Directions(
-        timesteps=tuple(visited.tolist()),
-        mean=values.to(next(run.model.parameters()).device),
-        n=int(metadata["n"]),
-        seed=int(metadata["seed"]),
-    )
+    again = 'make it again with "hbench properties"'
+    try:
+        with safe_open(path, "pt") as file:
+            values, visited = file.get_tensor("mean"), file.get_tensor("timesteps")
+        n, seed = int(metadata["n"]), int(metadata["seed"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise HBenchError(f"{path}: damaged ({error}): {again}") from error
+    check_finite({"mean": values}, str(path), again)
+    place = next(run.model.parameters()).device
+    return Directions(timesteps=tuple(visited.tolist()), mean=values.to(place), n=n, seed=seed)

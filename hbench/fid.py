@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +20,7 @@ from urllib.error import URLError
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.hub import get_dir
@@ -38,7 +40,7 @@ from hbench.intervals import jackknife
 from hbench.lenet import EXTRACTOR as LENET
 from hbench.lenet import load_lenet
 from hbench.load import Run
-from hbench.runs import load_pickled, read_experiment, replacing, sha256, write_json
+from hbench.runs import load_pickled, read_experiment, replacing, sha256, temporary_name, write_json
 
 INCEPTION = "inception-v3-compat"
 GROUPS = 20
@@ -198,6 +200,10 @@ def check_extractor(extractor: str, weights: Path | None, data: Data) -> None:
         raise HBenchError(
             f'no feature extractor "{extractor}": choose one of {", ".join(sorted(FEATURE_EXTRACTORS_REGISTRY))}'
         )
+    if extractor.startswith(("clip-", "dinov2-")):
+        raise HBenchError(
+            f"{extractor}: comes as code that would be run, not as plain weights: choose {INCEPTION}, vgg16 or {LENET}"
+        )
     if extractor == LENET:
         assert weights is not None
         if read_experiment(weights).data != data:
@@ -234,17 +240,21 @@ def features(
         digest.update(path.read_bytes())
     file = cache / "features" / f"{digest.hexdigest()[:32]}.safetensors"
     if file.is_file():
-        return load_file(file)["features"]
+        try:
+            return load_file(file)["features"]
+        except (SafetensorError, KeyError) as error:
+            raise HBenchError(f"{file}: damaged ({error}): remove it, and it will be made again") from error
     layer = FEATURE_EXTRACTORS_REGISTRY[extractor].get_default_feature_layer_for_metric("fid")
     cuda = device.type == "cuda"
     try:
-        network = create_feature_extractor(
-            extractor,
-            [layer],
-            cuda=cuda,
-            feature_extractor_weights_path=None if weights is None else str(weights),
-            verbose=False,
-        )
+        with _no_code_in_weights():
+            network = create_feature_extractor(
+                extractor,
+                [layer],
+                cuda=cuda,
+                feature_extractor_weights_path=None if weights is None else str(weights),
+                verbose=False,
+            )
     except (RuntimeError, KeyError, TypeError, UnpicklingError) as error:
         if is_out_of_memory(error):
             raise
@@ -259,11 +269,30 @@ def features(
             f"put {file_name} into {get_dir()}/checkpoints, or pass it with --weights"
         ) from error
     shown = not quiet and sys.stderr.isatty()
-    found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]
+    try:
+        found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]
+    except (OSError, SyntaxError) as error:  # of Pillow
+        problem = (str(error).splitlines() or ["no more is known"])[-1]
+        raise HBenchError(f"{cache}: an image is damaged ({problem}): remove it, and it will be made again") from error
     with replacing(file) as temporary:
         save_file({"features": found.contiguous()}, temporary)
     result: Tensor = found
     return result
+
+
+@contextmanager
+def _no_code_in_weights() -> Iterator[None]:
+    """PyTorch loads nothing but tensors, whatever a library asks for: torch-fidelity would run what a pickle says."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 # Images -------------------------------------------------------------------------------------------------------------
@@ -319,12 +348,12 @@ def _save_pngs(images: Tensor, folder: Path, indices: Iterable[int]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for i, image in zip(indices, images.cpu(), strict=True):
             pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-            temporary = folder / f".{i:06d}.{os.getpid()}.tmp"
+            temporary = temporary_name(_png(folder, i))
             Image.fromarray(pixels).save(temporary, format="PNG")
             temporary.replace(_png(folder, i))  # a kill leaves no half image; no fsync, since it can be made again
     except OSError as error:
         advice = "free some space or choose another --cache"
-        raise HBenchError(f"{folder}: cannot write ({error.strerror}): {advice}") from error
+        raise HBenchError(f"{folder}: cannot write ({error}): {advice}") from error
 
 
 def _digest(stats: Statistics) -> str:

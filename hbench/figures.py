@@ -1,5 +1,6 @@
 """Charts of metrics and results, each drawn of what a command has measured."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,14 +37,15 @@ RUN_CURVES = {
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Writes a figure as PNG in one move."""
-    with replacing(path) as temporary:
+    """Writes a figure as PNG in one move; a character that the font lacks becomes a box."""
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
         figure.savefig(temporary, format="png", dpi=120)
 
 
 def plain(text: str) -> str:
-    """Text from outside, whose dollar signs matplotlib is not to take for mathematics."""
-    return text.replace("$", r"\$")
+    """Text from outside, whose dollar signs matplotlib is not to take for mathematics; bytes of no text become "?"."""
+    return text.encode(errors="replace").decode().replace("$", r"\$")
 
 
 def draw_curves(folder: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hbench.runs import replacing
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """Float images in [-1, 1] as uint8 [0, 255], rounded; values outside are clamped first."""
@@ -31,13 +33,14 @@ def save_grid(images: Tensor, path: Path, columns: int, scale: int = 1) -> None:
     from torchvision.utils import make_grid, save_image
 
     enlarged = to_uint8(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(make_grid(enlarged.float() / 255, nrow=columns, padding=2, pad_value=0.5), path)
+    grid = make_grid(enlarged.float() / 255, nrow=columns, padding=2, pad_value=0.5)
+    with replacing(path) as temporary:
+        save_image(grid, temporary, format="png")
 
 
 def save_image(image: Tensor, path: Path) -> None:
     """Writes one float image [C, H, W] as PNG in its own size, grey or RGB."""
     from torchvision.transforms.v2.functional import to_pil_image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_pil_image(to_uint8(image)).save(path)
+    with replacing(path) as temporary:
+        to_pil_image(to_uint8(image)).save(temporary, format="png")

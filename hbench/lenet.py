@@ -22,7 +22,7 @@ from hbench.diffusion import seed_of
 from hbench.errors import HBenchError
 from hbench.images import to_float
 from hbench.models.reconstructor import LENET_FEATURES, lenet_backbone, lenet_head
-from hbench.runs import read_experiment, read_metadata, save_weights
+from hbench.runs import load_tensors, read_experiment, read_metadata, save_weights
 
 EXTRACTOR = "lenet-digits"
 FILE = "lenet.safetensors"
@@ -100,8 +100,8 @@ def load_lenet(path: Path) -> DigitLeNet:
         raise HBenchError(f'{path}: holds {found or "foreign weights"}, need a LeNet: make one with "hbench lenet"')
     data = read_experiment(path).data
     tensors = load_file(path)
-    lenet = DigitLeNet(data.channels, data.size, len(tensors["head.3.bias"]))
-    lenet.load_state_dict(tensors)
+    lenet = DigitLeNet(data.channels, data.size, len(tensors.get("head.3.bias", ())))
+    load_tensors(lenet, tensors, str(path))
     return lenet.eval()
 
 

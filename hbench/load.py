@@ -1,5 +1,6 @@
 """Runs and models read back from disk; a name such as "mnist16" stands for the run shipped with hbench."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hbench.models import build_discriminator, build_model, build_reconstructor,
 from hbench.models.adm import EncoderUNetModel, UNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock
-from hbench.runs import load_pickled, load_tensors, load_weights, read_experiment, sha256
+from hbench.runs import load_pickled, load_tensors, load_weights, read_experiment, refuse_links, sha256
 
 ROLES = ("model", "shift_block", "reconstructor", "discriminator")
 SHIPPED = Path(__file__).parent / "shipped"
@@ -31,8 +32,14 @@ class Run:
 
 
 def locate(path: Path) -> Path:
-    """The path itself, or the shipped run of that name where nothing lies at the path."""
+    """The path itself, or the shipped run of that name where nothing lies at the path.
+
+    Raises:
+        HBenchError: a link leads out of a folder there, which may have come from anyone.
+    """
     shipped = SHIPPED / path
+    if path.is_dir():
+        refuse_links(path)
     if not path.exists() and len(path.parts) == 1 and shipped.is_dir():
         return shipped
     return path
@@ -109,9 +116,10 @@ def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
 def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, resume: bool) -> UNetModel:
     """The model for a discovery in ``folder``: the given one, by default the pretrained one of the experiment's name.
 
-    A resumed discovery goes on with the model in its folder; HBenchError if another one is given.
+    A resumed discovery goes on with the model in its folder, where it has come so far; HBenchError if another one is
+    given.
     """
-    if not resume:
+    if not resume or not (folder / "model.safetensors").is_file():
         return load_model(given or Path("runs") / experiment.name / "pretrain", experiment)
     model = load_model(folder, experiment)
     if given:
@@ -135,9 +143,13 @@ def load_names(path: Path) -> dict[int, str]:
     file = locate(path) / "names.txt"
     names = {}
     if file.is_file():
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise HBenchError(f"{file}: not UTF-8: save it as UTF-8") from error
+        for number, line in enumerate(lines, start=1):
             index, colon, name = line.partition(":")
-            if line.strip() and not (colon and index.strip().isdigit()):
+            if line.strip() and not (colon and re.fullmatch("[0-9]{1,9}", index.strip())):
                 raise HBenchError(f'{file}, line {number}: write "index: name", for example "3: thickness"')
             if line.strip():
                 names[int(index)] = name.strip()

@@ -25,7 +25,7 @@ from hbench.runs import (
     save_weights,
     sha256,
     stop_requests,
-    write_json,
+    write_experiment,
     write_provenance,
 )
 
@@ -54,7 +54,7 @@ def pretrain(
         out: an existing folder, empty unless ``resume``.
         seed: of initial weights, batches and noise.
         device: where to train.
-        resume: go on from the checkpoint in ``out``.
+        resume: go on from the checkpoint in ``out``, from the start where there is none yet.
         max_minutes: stop cleanly after this time.
         quiet: no progress bar.
 
@@ -74,18 +74,17 @@ def pretrain(
     parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "average": average, "optimizer": optimizer}
 
     first = 0
-    if resume:
-        state = load_checkpoint(out, experiment, seed)
+    if resume and (state := load_checkpoint(out, experiment, seed, parts.keys())):
         first = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
+    write_experiment(out, experiment)
     metrics = Metrics(out, first)
-    write_json(out / "experiment.json", experiment.model_dump(mode="json"))
 
     def checkpoint(step: int) -> None:
         metrics.flush()
+        draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
         save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
-        draw_curves(out)
 
     with (
         stop_requests(max_minutes) as stop_reason,
@@ -100,7 +99,8 @@ def pretrain(
             loss = eps_mse(model, alpha_bar, x_0, settings)
             if not math.isfinite(value := loss.item()):
                 raise HBenchError(
-                    f"step {step}: the loss is {value}: resume from {out} with a lower pretrain.lr, or in float32"
+                    f"step {step}: the loss is {value}: train again in another --out, with a lower pretrain.lr "
+                    "or in float32"
                 )
             optimizer.zero_grad()
             loss.backward()

@@ -5,6 +5,7 @@ run stands in the table as such.
 """
 
 import base64
+import html
 import json
 import math
 import os
@@ -13,18 +14,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbench.config import Experiment, Paper, parse_experiment
 from hbench.errors import HBenchError
-from hbench.runs import read_json, write_json, write_text
+from hbench.runs import read_json, refuse_links, write_json, write_text
 
 REASONS = "not-run.json"
 """Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
 OF_THE_RUN = ("rca", "traverse", "fid-inception-v3-compat", "fid-lenet-digits", "properties", "edit")
 """Folders of what is measured on the run's own weights."""
+SHOWN_FACTS = {
+    "command",
+    "title",
+    "started_utc",
+    "wall_seconds",
+    "device",
+    "threads",
+    "driver",
+    "seed",
+    "git",
+    "versions",
+}
+"""Of a provenance, what the page says in words of its own."""
 Values = dict[str, Any]
 
 
@@ -84,10 +99,16 @@ def collect(folder: Path) -> Report:
     Raises:
         HBenchError: nothing of hbench's there.
     """
+    if folder.is_dir():
+        refuse_links(folder)
     origins = {}
     for artifact in ARTIFACTS:
         if (folder / artifact.folder / "provenance.json").is_file():
-            origins[artifact.folder] = read_json(folder / artifact.folder / "provenance.json")
+            file = folder / artifact.folder / "provenance.json"
+            origin = read_json(file)
+            if not isinstance(origin, dict) or not SHOWN_FACTS | {"experiment"} <= origin.keys():
+                raise HBenchError(f'{file}: not as hbench writes it: make it again with "hbench {artifact.command}"')
+            origins[artifact.folder] = origin
     found = [origin["experiment"] for origin in origins.values() if origin.get("experiment")]
     if not found:
         raise HBenchError(f'{folder}: no results there: make some with "hbench reproduce", or "hbench rca" and others')
@@ -127,7 +148,8 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
     environment.filters |= {"picture": _inline, "facts": _facts}
     write_text(out / "report.html", environment.get_template("report.html").render(reports=reports))
     environment.autoescape = False
-    environment.filters |= {"cell": _markdown_cell, "relative": lambda path: os.path.relpath(path, out)}
+    environment.filters |= {"plain": _markdown, "code": _code, "address": quote}
+    environment.filters["relative"] = lambda path: os.path.relpath(path, out)
     write_text(out / "report.md", environment.get_template("report.md").render(reports=reports))
     table = [{"experiment": r.experiment.title} | asdict(row) for r in reports for row in r.rows]
     write_json(out / "report.json", table)
@@ -343,21 +365,15 @@ def _facts(origin: Values) -> list[tuple[str, str]]:
         "commit": f"{git['commit']}{' with uncommitted changes' if git['dirty'] else ''}" if git else "not a checkout",
         "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
     }
-    known = {
-        "command",
-        "title",
-        "started_utc",
-        "wall_seconds",
-        "device",
-        "threads",
-        "driver",
-        "seed",
-        "git",
-        "versions",
-    }
-    facts |= {name: json.dumps(value) for name, value in origin.items() if name not in known}
+    facts |= {name: json.dumps(value) for name, value in origin.items() if name not in SHOWN_FACTS}
     return list(facts.items())
 
 
-def _markdown_cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _code(text: str) -> str:
+    """Text that does not end a code span of Markdown."""
+    return " ".join(text.split()).replace("`", "'")
+
+
+def _markdown(text: str) -> str:
+    """Text that is nothing but text in Markdown: one line, without HTML and borders of a table."""
+    return html.escape(_code(text), quote=False).replace("|", "\\|")

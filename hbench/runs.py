@@ -1,20 +1,25 @@
 """What a run leaves on disk: weights that carry their configuration, resumable checkpoints, metrics, provenance.
 
 Every file is written beside its place and then moved there, so that a killed process leaves the old one or the new one.
+A command locks the folder that it writes to; the system gives up the lock of a killed process. A run folder may come
+from anyone: nothing in it is executed, and no link leads out of it.
 """
 
+import errno
 import hashlib
+import io
 import json
 import math
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +35,17 @@ from hbench import __version__
 from hbench.config import Experiment, parse_experiment
 from hbench.errors import HBenchError
 
-CHECKPOINT = "checkpoint.pt"
+FORMAT = 1
+"""Of the files written here; to be raised whenever an older hbench could not read them, a new setting included."""
+MADE_BY = {"hbench": __version__, "format": str(FORMAT)}
+"""What the metadata of every weights file says."""
+CHECKPOINT = "checkpoint.json"
+"""Which file holds the last checkpoint, its SHA-256, and whose it is."""
+EXPERIMENT = "experiment.json"
+"""The first file of a training, so that --resume knows its folder."""
+LOCK = ".hbench.lock"
+WITHOUT_EFFECT = {"strategy", "keep", "memory_budget", "checkpoint_blocks"}
+"""Settings that change memory and time, not the result: a training that ran out of memory may go on with others."""
 PACKAGES = (
     "torch",
     "torchvision",
@@ -51,7 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         HBenchError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -59,15 +74,17 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save has no better one for a full disk
-        temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
         raise HBenchError(f"{path}: cannot write ({error}): free some space or choose another --out") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one move."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be any bytes
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -87,20 +104,127 @@ def read_json(path: Path) -> Any:
     """What a JSON file of hbench holds; HBenchError where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise HBenchError(f"{path}: cannot be read ({error}): make it again") from error
 
 
-def claim_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Makes an output folder, refusing one that already holds something unless ``overwrite`` is set."""
-    if folder.exists() and not folder.is_dir():
-        raise HBenchError(f"{folder}: is a file, not a folder: choose another --out")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise HBenchError(f"{folder}: already holds results: choose another --out, or add --overwrite")
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
+    """An output folder that only this process of hbench writes to while the block runs.
+
+    It is made where it is missing, and what killed processes have left half written in it is removed.
+
+    Args:
+        folder: the folder.
+        overwrite: accept one that already holds something.
+        resume: accept one in which a training has begun, and only such a one.
+
+    Raises:
+        HBenchError: it holds something else, cannot be made, is in use, or has a link that leads out of it.
+    """
+    _check_claim(folder, overwrite, resume)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HBenchError(f"{folder}: cannot be made ({error.strerror}): choose another --out") from error
+    refuse_links(folder)
+    with _lock(folder):
+        _check_claim(folder, overwrite, resume)  # another process may have come and gone since
+        remove_leftovers(folder)
+        yield
+
+
+def _check_claim(folder: Path, overwrite: bool, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise HBenchError(f"{folder}: is a file, not a folder: choose another --out")
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    held = {name for name in held if name != LOCK and _writer(name) is None}
+    if resume and (not folder.is_dir() or (held and EXPERIMENT not in held)):
+        raise HBenchError(f"{folder}: nothing to resume there: leave --resume out, or give its --out")
+    if held and not overwrite and not resume:
+        raise HBenchError(f"{folder}: already holds results: choose another --out, or add --overwrite")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    if sys.platform == "win32":  # has no fcntl
+        yield
+        return
+    import fcntl
+
+    path = folder / LOCK
+    try:
+        file = path.open("a+", encoding="ascii")
+    except OSError as error:
+        raise HBenchError(f"{folder}: cannot write ({error.strerror}): choose another --out") from error
+    with file:
+        try:
+            # not flock, which processes forked from a killed one would go on holding
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())  # not just given up
+        except OSError as error:
+            # on a file system without locks, two processes at once are the user's to avoid
+            locked = error.errno not in (errno.EACCES, errno.EAGAIN)
+        if not locked:
+            file.seek(0)
+            raise HBenchError(
+                f"{folder}: another hbench process writes here (PID {file.read().strip() or 'unknown'}): "
+                "wait for it to end, or choose another --out"
+            )
+        with suppress(OSError):  # the PID is for people only
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def refuse_links(folder: Path) -> None:
+    """HBenchError where a symbolic link below a folder leads out of it, to be read or written through unseen."""
+    root = os.path.realpath(folder)
+    for place, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = os.path.join(place, name)  # noqa: PTH118
+            target = os.path.realpath(path)
+            if os.path.islink(path) and os.path.commonpath([root, target]) != root:  # noqa: PTH114
+                shown = folder / os.path.relpath(path, root)
+                raise HBenchError(f"{shown}: is a link out of its folder: put what it leads to in its place")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes were writing below a folder; files of living ones stay."""
+    for path in folder.rglob(".*.tmp"):
+        pid = _writer(path.name)
+        if pid is not None and not _is_alive(pid):
+            path.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where this process writes a file before it moves it to ``path``."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _writer(name: str) -> int | None:
+    """The process that a name of :func:`temporary_name` belongs to."""
+    found = re.fullmatch(r"\..+\.([0-9]{1,9})\.tmp", name)
+    return int(found[1]) if found else None
+
+
+def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":  # where it cannot be asked without a signal
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's
+        return True
+    return True
 
 
 # Weights ------------------------------------------------------------------------------------------------------------
@@ -113,7 +237,8 @@ def save_weights(path: Path, module: nn.Module, experiment: Experiment, role: st
         name: (value.to(target) if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in module.state_dict().items()
     }
-    metadata = {"role": role, "experiment": experiment.model_dump_json(), "hbench": __version__}
+    check_finite(tensors, f"{role} as {dtype}", "it is not written; train again with a lower learning rate")
+    metadata = {"role": role, "experiment": experiment.model_dump_json(), **MADE_BY}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -127,9 +252,32 @@ def read_experiment(path: Path) -> Experiment:
     metadata = read_metadata(path)
     try:
         values = json.loads(metadata["experiment"])
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise HBenchError(f"{path}: not made by hbench: it carries no experiment") from error
     return parse_experiment(values, source=str(path))
+
+
+def write_experiment(folder: Path, experiment: Experiment) -> None:
+    """Writes the experiment of a training as ``experiment.json``: call it before anything else is written."""
+    write_json(folder / EXPERIMENT, {**MADE_BY, **experiment.model_dump(mode="json")})
+
+
+def read_written_experiment(path: Path) -> Experiment:
+    """The experiment in a file of :func:`write_experiment`; HBenchError where it is damaged or of a newer hbench."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise HBenchError(f"{path}: holds no experiment: train again")
+    check_format(values, path)
+    return parse_experiment({key: value for key, value in values.items() if key not in MADE_BY}, str(path))
+
+
+def check_format(values: Mapping[str, Any], path: Path) -> None:
+    """HBenchError where what a file says of itself is that a newer hbench wrote it."""
+    found = str(values.get("format", FORMAT))  # the first files had none
+    if found.isdecimal() and int(found[:9]) > FORMAT:
+        raise HBenchError(
+            f"{path}: was written by hbench {values.get('hbench')}, newer than this {__version__}: update hbench"
+        )
 
 
 def load_weights(path: Path, module: nn.Module, role: str) -> None:
@@ -147,7 +295,11 @@ def load_weights(path: Path, module: nn.Module, role: str) -> None:
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copies tensors into a module of exactly these names and shapes; HBenchError names the first differences."""
+    """Copies tensors into a module of exactly these names and shapes.
+
+    Raises:
+        HBenchError: others, with the first differences, or values that are not finite.
+    """
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     other = {name: tuple(value.shape) for name, value in tensors.items()}
     if own != other:
@@ -156,7 +308,15 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         raise HBenchError(
             f"{source}: {len(differing)} parameters do not fit the model ({shown}): make the [model] settings match"
         )
+    check_finite(tensors, source, "it is damaged, or its training diverged; give another file")
     module.load_state_dict(dict(tensors))
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str, advice: str) -> None:
+    """HBenchError where a tensor holds NaN or an infinity."""
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise HBenchError(f"{source}: {name} holds NaN or infinity: {advice}")
 
 
 def load_pickled(path: Path) -> dict[str, Any]:
@@ -171,7 +331,16 @@ def load_pickled(path: Path) -> dict[str, Any]:
         raise HBenchError(f"{path}: no such file")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (
+        UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise HBenchError(
             f"{path}: not a checkpoint of plain tensors, or damaged: it was refused; get the file again"
         ) from error
@@ -187,52 +356,119 @@ def sha256(path: Path) -> str:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says about itself; HBenchError for a missing or damaged file."""
+    """What a safetensors file says about itself; HBenchError where it is missing, damaged or of a newer one."""
     if not path.is_file():
         raise HBenchError(f"{path}: no such file")
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() or {}
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise HBenchError(f"{path}: not a safetensors file, or damaged ({error}): make or fetch it again") from error
+    check_format(metadata, path)
+    return metadata
 
 
 # Checkpoints --------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(folder: Path, experiment: Experiment, seed: int, step: int, state: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, experiment: Experiment, seed: int, step: int, state: Mapping[str, Any]) -> None:
     """Writes everything that training needs to go on after ``step`` steps as if it had never stopped.
 
-    No generator state is among it: each step seeds the generators from (seed, step).
+    No generator state is among it: each step seeds the generators from (seed, step). The file is named by its content
+    and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256.
+
+    Raises:
+        HBenchError: a tensor is not finite, or the disk is full; the checkpoint before stays.
     """
-    values = {"experiment": experiment.model_dump_json(), "seed": seed, "step": step, **state}
-    with replacing(folder / CHECKPOINT) as temporary:
-        torch.save(values, temporary)
+    advice = "the last good checkpoint stays; train again in another --out with a lower learning rate, or in float32"
+    check_finite(dict(_named_tensors(state)), f"step {step}", advice)
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()
+    file = f"checkpoint-{step:06d}-{digest[:8]}.pt"
+    with replacing(folder / file) as temporary:
+        temporary.write_bytes(content.getbuffer())
+    about = {
+        "step": step,
+        "seed": seed,
+        "file": file,
+        "sha256": digest,
+        "experiment": experiment.model_dump(mode="json"),
+    }
+    write_json(folder / CHECKPOINT, {**MADE_BY, **about})
+    for other in folder.glob("checkpoint-*.pt"):
+        if other.name != file:
+            other.unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path, experiment: Experiment, seed: int) -> dict[str, Any]:
-    """The checkpoint of a run folder, if it belongs to the same experiment and seed; else HBenchError."""
-    if not (folder / CHECKPOINT).is_file():
-        raise HBenchError(f"{folder}: no {CHECKPOINT} to resume from: leave --resume out")
-    values = load_pickled(folder / CHECKPOINT)
-    if not {"experiment", "seed", "step"} <= values.keys():
-        raise HBenchError(f"{folder / CHECKPOINT}: not a checkpoint of hbench")
-    if values["seed"] != seed:
-        raise HBenchError(f"{folder}: was started with --seed {values['seed']}, not {seed}: resume with that seed")
-    saved, wanted = (  # read back, so that a setting that an older hbench did not know has its default
-        parse_experiment(json.loads(text), str(folder / CHECKPOINT)).model_dump()
-        for text in (values["experiment"], experiment.model_dump_json())
-    )
-    for section, settings in wanted.items():
-        if saved.get(section) != settings:
-            what, old = section, saved.get(section)
-            if isinstance(old, dict):
-                key = next(key for key in settings.keys() | old.keys() if old.get(key) != settings.get(key))
-                what, old = f"{section}.{key}", old.get(key)
+def read_checkpoint(folder: Path, experiment: Experiment, seed: int) -> dict[str, Any] | None:
+    """What ``checkpoint.json`` says of a training: ``step``, ``file``, ``sha256``; None where it has not come so far.
+
+    Raises:
+        HBenchError: it is of another experiment or seed, of a newer hbench, damaged, or gone from a finished training.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        if any((folder / name).is_file() for name in ("provenance.json", "checkpoint.pt")):
+            raise HBenchError(f"{folder}: holds a training, but no {CHECKPOINT} to go on from: choose another --out")
+        return None
+    about = read_json(path)
+    fields = {"step": int, "seed": int, "file": str, "sha256": str, "experiment": dict}
+    if isinstance(about, dict):
+        check_format(about, path)
+    if not isinstance(about, dict) or not all(isinstance(about.get(name), kind) for name, kind in fields.items()):
+        raise HBenchError(f"{path}: {_LOST}")
+    if about["seed"] != seed:
+        raise HBenchError(f"{folder}: was started with --seed {about['seed']}, not {seed}: resume with that seed")
+    # read back, so that a setting that an older hbench did not know has its default
+    saved, wanted = parse_experiment(about["experiment"], str(path)).model_dump(), experiment.model_dump()
+    for name, old, new in _flat(saved, wanted):
+        if old != new and name.rpartition(".")[2] not in WITHOUT_EFFECT:
             raise HBenchError(
-                f"{folder}: was started with {what} = {old!r}: resume with the same settings, or use another --out"
+                f"{folder}: was started with {name} = {old!r}: resume with the same settings, or use another --out"
             )
-    return values
+    return about
+
+
+def _flat(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Each setting of two experiments: its name, and its value in both."""
+    for section, settings in wanted.items():
+        if isinstance(settings, dict):
+            yield from ((f"{section}.{key}", saved[section][key], value) for key, value in settings.items())
+        else:
+            yield section, saved[section], settings
+
+
+_LOST = "damaged: bring it back from a copy, or train again in another --out"
+
+
+def load_checkpoint(folder: Path, experiment: Experiment, seed: int, parts: Collection[str]) -> dict[str, Any] | None:
+    """The state of each part and the ``step`` that a run folder's checkpoint holds; None where there is none yet.
+
+    Raises:
+        HBenchError: as in :func:`read_checkpoint`, or it is damaged, or of another command.
+    """
+    about = read_checkpoint(folder, experiment, seed)
+    if about is None:
+        return None
+    if not re.fullmatch(r"checkpoint-[0-9]+-[0-9a-f]{8}\.pt", about["file"]):
+        raise HBenchError(f"{folder / CHECKPOINT}: {_LOST}")
+    file = folder / about["file"]
+    if not file.is_file() or sha256(file) != about["sha256"]:
+        raise HBenchError(f"{file}: {_LOST}")
+    state = load_pickled(file)
+    if state.keys() != set(parts):
+        raise HBenchError(f"{folder}: was started by another command of hbench: choose another --out")
+    return {**state, "step": about["step"]}
+
+
+def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested dicts and lists, each with its path."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _named_tensors(each, f"{name}.{key}" if name else str(key))
 
 
 # Metrics ------------------------------------------------------------------------------------------------------------
@@ -241,17 +477,22 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int) -> dict[str
 class Metrics:
     """One row of numbers a step: ``metrics.jsonl``, brought up to date at each checkpoint, and ``metrics.csv`` from it.
 
-    Opened again at a checkpoint's step, it drops the rows that came after that checkpoint.
+    Opened again at a checkpoint's step, it drops the rows that came after that checkpoint; HBenchError where one of
+    those before it is missing.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self._path = folder / "metrics.jsonl"
-        kept = []
-        if step and self._path.is_file():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                if not line.endswith("}") or json.loads(line)["step"] >= step:
-                    break  # cut short by a kill, or made after the checkpoint
-                kept.append(line + "\n")
+        kept: list[str] = []
+        if step:
+            try:
+                lines = self._path.read_text(encoding="utf-8").splitlines()[:step]  # the rest came after the checkpoint
+                whole = [json.loads(line)["step"] for line in lines] == list(range(step))
+            except (OSError, ValueError, TypeError, KeyError):
+                whole = False
+            if not whole:
+                raise HBenchError(f"{self._path}: rows are missing: bring it back, or train again in another --out")
+            kept = [line + "\n" for line in lines]
         write_text(self._path, "".join(kept))
         self._pending: list[str] = []
 
@@ -266,6 +507,8 @@ class Metrics:
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(self._pending)
+                file.flush()
+                os.fsync(file.fileno())  # the checkpoint that follows must not outlive its rows
         except OSError as error:
             raise HBenchError(f"{self._path}: cannot write ({error.strerror}): free some space") from error
         self._pending.clear()
@@ -325,14 +568,16 @@ def provenance(experiment: Experiment | None, device: torch.device, seed: int, *
         "threads": torch.get_num_threads(),
         "seed": seed,
         "started_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "started_monotonic": time.monotonic(),
         **details,
     }
 
 
 def write_provenance(folder: Path, origin: Mapping[str, Any], **details: Any) -> None:
     """Writes ``provenance.json``: what :func:`provenance` said at the start, the wall time since, and more details."""
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(origin["started_utc"])).total_seconds()
-    write_json(folder / "provenance.json", {**origin, "wall_seconds": round(seconds, 1), **details})
+    seconds = time.monotonic() - origin["started_monotonic"]  # which no change of the clock can make wrong
+    known = {name: value for name, value in origin.items() if name != "started_monotonic"}
+    write_json(folder / "provenance.json", {**known, "wall_seconds": round(seconds, 1), **details})
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ from hbench.evaluate import generate, noise, traverse
 from hbench.images import to_uint8
 from hbench.load import Run
 from hbench.models.shift import ShiftBlock
-from hbench.runs import write_json, write_text
+from hbench.runs import replacing, write_json, write_text
 
 COLUMNS = ("sheet", "assessor", "item", "mark", "name")
 """Of a file of marks, one line per item."""
@@ -302,11 +302,11 @@ def write_sheets(
         page = pages.get_template("sheet.html").render(sheet=sheet, rows=rows, **shared)
         write_text(folder / f"sheet_{sheet.assessor}.html", page)
         beside = folder / f"sheet_{sheet.assessor}"
-        beside.mkdir(exist_ok=True)
         scale = max(1, 96 // max(height, width))
         enlarged = [png(grid, scale) for grid in shown]
         for item, picture in zip(sheet.items, enlarged, strict=True):
-            (beside / f"{item.item:03d}.png").write_bytes(picture)
+            with replacing(beside / f"{item.item:03d}.png") as temporary:
+                temporary.write_bytes(picture)
         lines = [",".join(COLUMNS), *(f"{sheet.sheet},{sheet.assessor},{i.item},," for i in sheet.items)]
         write_text(beside / f"marks_{sheet.assessor}.csv", "\n".join(lines) + "\n")
         write_text(beside / "README.txt", pages.get_template("sheet.txt").render(sheet=sheet, **shared))

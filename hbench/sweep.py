@@ -16,6 +16,7 @@ step is the peak. Resident memory includes what glibc has not yet given back, as
 once would halve the speed that is measured in the same steps.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -40,7 +41,7 @@ from hbench.errors import HBenchError, is_out_of_memory
 from hbench.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
-from hbench.runs import stop_requests
+from hbench.runs import read_json, stop_requests
 from hbench.train import freeze, initial, raw_pairs, train_step
 
 Status = Literal["ok", "oom", "failed"]
@@ -144,13 +145,13 @@ def finished(folder: Path, origin: Mapping[str, Any]) -> list[Row]:
     """The rows in a folder that a sweep of the given provenance can go on from; failed ones are to be made again.
 
     Raises:
-        HBenchError: no sweep there, or one that was measured differently.
+        HBenchError: what is there was measured differently, or is damaged.
     """
-    try:
-        earlier = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        table = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
-        raise HBenchError(f"{folder}: no sweep to resume: leave --resume out") from error
+    if not (folder / "provenance.json").is_file():
+        return []  # killed before anything was measured
+    earlier, table = (read_json(folder / name) for name in ("provenance.json", f"{NAME}.json"))
+    if not isinstance(earlier, dict):
+        raise HBenchError(f"{folder}: its provenance.json is damaged: measure again with --overwrite")
     for name in SAME_TO_RESUME:
         where, old, new = _difference(name, earlier.get(name), origin[name])
         if old != new:
@@ -158,7 +159,10 @@ def finished(folder: Path, origin: Mapping[str, Any]) -> list[Row]:
                 f"{folder}: was measured with {where} = {old!r}, not {new!r}: resume with the same settings, "
                 "or use another --out"
             )
-    rows = [read_row(values) for values in table["cells"]]
+    try:
+        rows = [read_row(values) for values in table["cells"]]
+    except (KeyError, TypeError) as error:
+        raise HBenchError(f"{folder}: its {NAME}.json is damaged ({error}): measure again with --overwrite") from error
     return [row for row in rows if row.status != "failed"]
 
 
@@ -211,6 +215,9 @@ def _other_processes(device: torch.device) -> list[int] | None:
 
 def measure_apart(cell: Cell) -> Row:
     """What :func:`measure` finds in a fresh process; ``failed``, with the last line of its error, if it dies of one."""
+    end_with_parent = None
+    if sys.platform == "linux":  # a cell that outlives its sweep would disturb the cells of the next one
+        end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     done = subprocess.run(
         CHILD,
         input=json.dumps({**vars(cell), "experiment": cell.experiment.model_dump(mode="json")}),
@@ -218,6 +225,7 @@ def measure_apart(cell: Cell) -> Row:
         text=True,
         cwd=Path(__file__).parent.parent,  # the same copy of hbench
         start_new_session=True,  # Ctrl-C is for this process, which lets the cell finish
+        preexec_fn=end_with_parent,
         check=False,
     )
     if done.returncode == -signal.SIGKILL:

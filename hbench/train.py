@@ -46,7 +46,7 @@ from hbench.runs import (
     save_weights,
     sha256,
     stop_requests,
-    write_json,
+    write_experiment,
     write_provenance,
 )
 
@@ -122,7 +122,7 @@ def train(
         out: an existing folder, empty unless ``resume``.
         seed: of initial weights, x_T, k and s.
         device: where to train.
-        resume: go on from the checkpoint in ``out``.
+        resume: go on from the checkpoint in ``out``, from the start where there is none yet.
         max_minutes: stop cleanly after this time.
         quiet: no progress bar.
         on_checkpoint: called with the number of steps done and the run as it stands, in eval mode.
@@ -143,25 +143,26 @@ def train(
     trained = initial(experiment, model, seed)
     parts: dict[str, nn.Module | torch.optim.Optimizer] = vars(trained)
 
-    first = 0
-    if resume:
-        state = load_checkpoint(out, experiment, seed)
+    first, keep = 0, None
+    asked = (settings.strategy, settings.memory_budget)
+    if resume and (state := load_checkpoint(out, experiment, seed, [*parts, "asked", "keep"])):
+        keep = state["keep"] if state["asked"] == asked else None  # the same graphs, the same bits
         first = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    else:
+    write_experiment(out, experiment)
+    if not first:
         save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
     load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit
     model = freeze(experiment, model)
-    running = chosen(experiment, state["keep"]) if resume else resolve(experiment, model, seed)
+    running = resolve(experiment, model, seed) if keep is None else chosen(experiment, keep)
     metrics = Metrics(out, first)
-    write_json(out / "experiment.json", experiment.model_dump(mode="json"))
 
     def checkpoint(step: int) -> None:
         metrics.flush()
+        draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
         state = {name: part.state_dict() for name, part in parts.items()}
-        save_checkpoint(out, experiment, seed, step, state | {"keep": running.discovery.keep})
-        draw_curves(out)
+        save_checkpoint(out, experiment, seed, step, state | {"asked": asked, "keep": running.discovery.keep})
 
     draw_raw = raw_pairs(running, model, seed, quiet)
     with (
@@ -173,7 +174,8 @@ def train(
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise HBenchError(
-                        f"step {step}: {name} is {value}: resume from {out} with a lower discovery.lr, or in float32"
+                        f"step {step}: {name} is {value}: train again in another --out, with a lower discovery.lr "
+                        "or in float32"
                     )
 
             done = step + 1

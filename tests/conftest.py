@@ -1,4 +1,5 @@
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny, and threads that wait cost more than they give
 
@@ -22,6 +23,19 @@ TINY = [
     "discovery.checkpoint_every=2",
 ]
 """Overrides that make digits16 a matter of seconds."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", type=int, default=4, metavar="N", help="kills of the fault campaign")
+    parser.addoption("--faults-record", metavar="FILE", help="JSON file that keeps the campaign's counts")
+
+
+def pytest_terminal_summary(terminalreporter):
+    counts = getattr(sys.modules.get("test_faults"), "COUNTS", {})  # of the campaign, where it was run
+    if counts:
+        kills, losses = (sum(count[what] for count in counts.values()) for what in ("kills", "losses"))
+        by_command = ", ".join(f"{name} {count['kills']}" for name, count in counts.items())
+        terminalreporter.write_line(f"faults: {kills} kills, {losses} losses ({by_command})")
 
 
 @pytest.fixture(scope="session", autouse=True)

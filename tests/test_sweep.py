@@ -235,7 +235,7 @@ def test_sigterm_lets_the_cell_finish(tmp_path, monkeypatch, measured):
         (["--memory-limit", "24"], "write a number with its unit"),
         (["--memory-limit", "0GiB"], "write a number with its unit"),
         (["--batch-size", "1"], "is not in the range"),
-        (["--resume"], "no sweep to resume"),
+        (["--resume"], "nothing to resume there"),
         (["--resume", "--overwrite"], "leave one of them out"),
     ],
 )

@@ -3,6 +3,9 @@
 Numbers go to stdout, everything else to stderr. torch is imported inside the commands, so that help is instant.
 """
 
+import errno
+import io
+import sys
 from typing import Any
 
 import click
@@ -19,22 +22,41 @@ from hbench.cli.sweep import plan, vram_sweep
 from hbench.cli.training import lenet, pretrain, train
 from hbench.errors import HBenchError, is_out_of_memory
 
+OUT_OF_MEMORY = {
+    "pretrain": "lower pretrain.batch_size, or choose another --device",
+    "train": "lower discovery.batch_size in a new --out, or go on with --resume and a smaller discovery.memory_budget, "
+    'discovery.checkpoint_blocks = true or discovery.strategy = "node": "hbench plan EXPERIMENT" predicts what fits',
+}
+OUT_OF_MEMORY["ablations"] = OUT_OF_MEMORY["train"]
+"""What to do about it, by command."""
+
 
 class Group(click.Group):
     """The group that turns every HBenchError into one line and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
         try:
             return super().invoke(ctx)
         except HBenchError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(" ".join(str(error).split())) from error
+        except click.BadParameter as error:  # of a value that may have lines
+            raise click.UsageError(" ".join(error.format_message().split()), error.ctx) from error
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            advice = "lower the batch size with --set, or choose another --device"
             first = (str(error).splitlines() or ["no more is known"])[0]
+            advice = OUT_OF_MEMORY.get(ctx.invoked_subcommand or "", "choose another --device")
             raise click.ClickException(f"out of memory: {advice} ({first})") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever reads the output has seen enough
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(
+                f"{where}{error.strerror or error}: check the path, its permissions and the free space"
+            ) from error
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hbench.cli.options import (
+    claim_folder,
     experiment_options,
     print_experiment,
     run_options,
@@ -38,7 +39,7 @@ def train_curves(runs: tuple[Path, ...], out: Path, overwrite: bool, device: str
     from hbench.device import pick_device
     from hbench.figures import draw_run_curves
     from hbench.load import locate
-    from hbench.runs import claim_folder, provenance, sha256
+    from hbench.runs import provenance, sha256
 
     place = pick_device(device)
     curves = read_curves(runs)
@@ -111,7 +112,7 @@ def ablations(
     from hbench.figures import draw_ablations
     from hbench.grids import draw_directions
     from hbench.load import model_to_train_on
-    from hbench.runs import claim_folder, provenance, save_weights, sha256, write_text
+    from hbench.runs import provenance, save_weights, sha256, write_experiment, write_text
 
     place = pick_device(device)
     folder = out or Path("runs") / settings.name / "ablations"
@@ -119,9 +120,10 @@ def ablations(
     weights = choose_lenet(lenet, settings, count)
     if not weights:
         click.echo("no digit LeNet for these images, so no FD: --lenet takes one of hbench lenet", err=True)
-    claim_folder(folder, overwrite=resume)
+    claim_folder(folder, resume=resume)
     origin = provenance(settings, place, seed, variants=VARIANTS, training_seeds=seeds)
-    if not resume:
+    write_experiment(folder, settings)
+    if not (folder / "model.safetensors").is_file():
         save_weights(folder / "model.safetensors", network, settings, "model", settings.pretrain.weights)
     if not train_variants(settings, network, seeds, folder, device=place, max_minutes=max_minutes, quiet=quiet):
         return

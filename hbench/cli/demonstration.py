@@ -6,7 +6,7 @@ import click
 
 from hbench.cli.comparison import train_curves
 from hbench.cli.evaluation import rca, traverse
-from hbench.cli.options import run_options
+from hbench.cli.options import claim_folder, run_options
 
 SHIPPED = Path("mnist16")
 PAIRS, EXAMPLES = 1000, 4
@@ -29,7 +29,6 @@ def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str
     from hbench.device import pick_device
     from hbench.figures import draw_growth
     from hbench.report import collect, write_pages
-    from hbench.runs import claim_folder
 
     place = pick_device(device)
     claim_folder(out, overwrite=overwrite)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PICTURED = (-1.0, -0.5, 0.5, 1.0)  # magnitudes of the comparison, in units of S
 MOST_ROWS = 40  # of the picture of edits
+LONGEST = 24  # name beside a row, in characters
 
 
 @click.command()
@@ -219,7 +220,9 @@ def edit(
     write_results(folder, "edit", result, table, origin, n=len(files))
 
     columns = [*kinds[:2], *(label(each, digits=3) for each in edits)]
-    rows = [f"{file.stem}\n{psnr(mse):.1f} dB" for file, mse in zip(files, errors, strict=True)]
+    shown = [" ".join(file.stem.split()) for file in files]
+    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in shown]
+    rows = [f"{name}\n{psnr(mse):.1f} dB" for name, mse in zip(shown, errors, strict=True)]
     if crossed:
         images, columns, rows = _unfold(images, edits, rows, samples)
     if len(images) > MOST_ROWS:

@@ -187,7 +187,7 @@ def sample(
     "extractor",
     default="inception-v3-compat",
     show_default=True,
-    help='Any of torch-fidelity\'s, or "lenet-digits".',
+    help='Of torch-fidelity those that are plain weights, or "lenet-digits".',
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Of the extractor [default: torch-fidelity's own].")
 @click.option(
@@ -232,7 +232,7 @@ def fid(
     from hbench.figures import draw_fidelity
     from hbench.lenet import EXTRACTOR, FILE
     from hbench.load import SHIPPED, load_run
-    from hbench.runs import sha256
+    from hbench.runs import remove_leftovers, sha256
 
     if extractor == EXTRACTOR and weights is None:
         weights = SHIPPED / "mnist16" / FILE
@@ -241,6 +241,7 @@ def fid(
     count = samples or loaded.experiment.evaluation.fid_samples
     distances.check_extractor(extractor, weights, loaded.experiment.data)
     folder, origin = open_results(loaded, run, f"fid-{extractor}", out, overwrite, seed)
+    remove_leftovers(cache)
     if extractor == EXTRACTOR and weights and not at_hand(loaded.experiment.data, data_root, download):
         reference = distances.lenet_reference(weights)
     else:

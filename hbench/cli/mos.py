@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hbench.cli.options import run_options, write_results
+from hbench.cli.options import claim_folder, run_options, write_results
 
 if TYPE_CHECKING:
     from hbench.mos import Estimate
@@ -73,7 +73,7 @@ def export(
     from hbench.device import pick_device
     from hbench.load import load_run
     from hbench.mos import guarded
-    from hbench.runs import claim_folder, provenance
+    from hbench.runs import provenance
     from hbench.sheets import design, pictures, refuse_marked, write_sheets
 
     if not samples % 2:
@@ -162,7 +162,7 @@ def score(
     from hbench.figures import draw_mos
     from hbench.mos import guarded, proposed_names, read_key, read_marks
     from hbench.mos import score as measure
-    from hbench.runs import claim_folder, provenance, sha256, write_text
+    from hbench.runs import provenance, sha256, write_text
 
     study = read_key(key)
     read = read_marks(marks, study, partial)

@@ -43,7 +43,7 @@ data_options = combined(
     click.option("--download", is_flag=True, help="Let torchvision download MNIST if it is missing."),
 )
 training_options = combined(
-    click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out."),
+    click.option("--resume", is_flag=True, help="Go on in --out, where a training was stopped or killed."),
     click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after this time."),
 )
 source_options = combined(
@@ -72,10 +72,15 @@ def result_folder(run: Path) -> Path:
     return run if locate(run) == run else Path("runs") / f"shipped-{run.name}"
 
 
+def claim_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Makes an output folder, and keeps it for this process until the command ends; see ``claimed_folder``."""
+    from hbench.runs import claimed_folder
+
+    click.get_current_context().with_resource(claimed_folder(folder, overwrite=overwrite, resume=resume))
+
+
 def claim_results(run: Path, name: str, out: Path | None, overwrite: bool) -> Path:
     """The claimed output folder of a result."""
-    from hbench.runs import claim_folder
-
     folder = out or result_folder(run) / name
     claim_folder(folder, overwrite=overwrite)
     return folder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hbench.cli.options import data_options, run_options
+from hbench.cli.options import claim_folder, data_options, run_options
 from hbench.errors import HBenchError
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def reproduce(
     if not from_scratch and run is None and not (SHIPPED / settings.name).is_dir():
         raise HBenchError(f"no run of {settings.name} is shipped: give one with --run, or add --from-scratch")
     folder = out or Path("runs") / "reproduce" / settings.name
+    claim_folder(folder, overwrite=True)
     data = (["--data-root", str(data_root)] if data_root else []) + (["--download"] if download else [])
     common = ["--device", device, "--seed", str(seed)] + (["--quiet"] if quiet else [])
 

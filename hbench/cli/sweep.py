@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hbench.cli.options import experiment_options, print_experiment, run_options, write_results
+from hbench.cli.options import claim_folder, experiment_options, print_experiment, run_options, write_results
 from hbench.errors import HBenchError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def vram_sweep(
 
     from hbench.device import pick_device
     from hbench.figures import draw_sweep
-    from hbench.runs import claim_folder, provenance
+    from hbench.runs import provenance, write_experiment
     from hbench.sweep import NAME, cells, default_Ms, finished, sweep
 
     place = pick_device(device)
@@ -111,8 +111,11 @@ def vram_sweep(
     )
     folder = out or Path("runs") / settings.name / NAME
     origin = provenance(settings, place, seed, repeats=repeats, memory_limit_mib=memory_limit, allow_busy=allow_busy)
+    claim_folder(folder, overwrite=overwrite, resume=resume)
     rows = {row.key: row for row in finished(folder, origin)} if resume else {}
-    claim_folder(folder, overwrite=overwrite or resume)
+    write_experiment(folder, settings)
+    if not rows:  # so that what an --overwrite replaces is not gone on from
+        write_results(folder, NAME, {"cells": []}, pd.DataFrame(columns=SHOWN), origin, complete=False)
     title = f"{settings.title}, M varied: batch {settings.discovery.batch_size}, {settings.discovery.precision}"
 
     def save(row: "Row") -> None:
@@ -172,7 +175,7 @@ def plan(
 
     from hbench.device import pick_device
     from hbench.plan import budget_of, largest_keep, measure_apart, measured_line, predictions, what_would_fit
-    from hbench.runs import claim_folder, provenance
+    from hbench.runs import provenance
     from hbench.sweep import cells, default_Ms
 
     place = pick_device(device)

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import data_options, experiment_options, print_experiment, run_options, training_options
+from hbench.cli.options import (
+    claim_folder,
+    data_options,
+    experiment_options,
+    print_experiment,
+    run_options,
+    training_options,
+)
 from hbench.errors import HBenchError
 
 
@@ -42,12 +49,11 @@ def pretrain(
     from hbench.data import load_images
     from hbench.device import pick_device
     from hbench.pretrain import pretrain as train_model
-    from hbench.runs import claim_folder
 
     place = pick_device(device)
     images = load_images(settings.data, data_root, download=download)
     folder = out or Path("runs") / settings.name / "pretrain"
-    claim_folder(folder, overwrite=resume)
+    claim_folder(folder, resume=resume)
     if train_model(
         settings, images, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes, quiet=quiet
     ):
@@ -88,13 +94,12 @@ def train(
         return
     from hbench.device import pick_device
     from hbench.load import model_to_train_on
-    from hbench.runs import claim_folder
     from hbench.train import train as discover
 
     place = pick_device(device)
     folder = out or Path("runs") / settings.name / "train"
     network = model_to_train_on(model, folder, settings, resume)
-    claim_folder(folder, overwrite=resume)
+    claim_folder(folder, resume=resume)
     if discover(
         settings, network, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes, quiet=quiet
     ):
@@ -139,7 +144,7 @@ def lenet(
     from hbench.device import pick_device
     from hbench.fid import real_reference
     from hbench.lenet import FILE, accuracy, save_lenet, single_features, train_lenet
-    from hbench.runs import claim_folder, provenance, sha256, write_provenance
+    from hbench.runs import provenance, sha256, write_provenance
 
     pick_device(device)
     (images, labels), (test_images, test_labels) = (

@@ -8,6 +8,7 @@ Process 0 alone prints and writes. A single process makes no process group: ever
 torch and accelerate are imported inside the functions, so that help is instant.
 """
 
+import atexit
 import io
 import os
 import shlex
@@ -75,35 +76,29 @@ def check_batch_size(name: str, batch_size: int) -> None:
 
 
 def start(device: "torch.device") -> None:
-    """Lets the processes find each other; call it once in each, before any other function that sends something.
+    """Lets the processes find each other; call it in each, before any other function that sends something.
 
-    gloo carries the messages on the CPU, NCCL on CUDA. A single process does nothing.
+    gloo carries the messages on the CPU, NCCL on CUDA. A single process does nothing, nor does a second call.
 
     Raises:
         HBenchError: some process does not come, or the network or the GPUs cannot be used.
     """
     if world_size() == 1:
         return
+    import torch.distributed as dist
     from accelerate import PartialState
 
+    if dist.is_initialized():
+        return
     _end_when_stuck()
     with _reporting_lost_processes():
         try:
             state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
         except NotImplementedError as error:  # accelerate's, for GPUs that need other settings of NCCL
             raise HBenchError(str(error)) from error
+    atexit.register(dist.destroy_process_group)
     if rank() == 0:
         print(f"{world_size()} processes, {state.backend}, {device.type}", file=sys.stderr)
-
-
-def finish() -> None:
-    """Closes what :func:`start` opened; without effect on a single process."""
-    if world_size() == 1 or "torch" not in sys.modules:
-        return
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def backend() -> str | None:

@@ -17,7 +17,7 @@ from hbench.cli.reproduction import reproduce
 from hbench.cli.summary import report
 from hbench.cli.sweep import vram_sweep
 from hbench.cli.training import lenet, pretrain, train
-from hbench.distributed import finish, only_process_0_prints, world_size
+from hbench.distributed import only_process_0_prints, world_size
 from hbench.errors import HBenchError, is_out_of_memory
 
 
@@ -51,7 +51,6 @@ def main(ctx: click.Context) -> None:
     command = main.commands[str(ctx.invoked_subcommand)]
     if world_size() > 1 and "processes" not in [parameter.name for parameter in command.params]:
         raise HBenchError(f"{world_size()} processes cannot share hbench {command.name}: start it without torchrun")
-    ctx.call_on_close(finish)
 
 
 for command in (

@@ -39,12 +39,12 @@ def options(*overrides):
 
 
 def start(processes, *arguments):
-    """A process or a torchrun of several, in its own session, so that nothing outlives a failed test."""
+    """A process, or a torchrun of several."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    return subprocess.Popen(command, env=environment, **pipes)
 
 
 def finish(process, seconds=100):
@@ -52,7 +52,8 @@ def finish(process, seconds=100):
     try:
         return process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for each in (*ranks(process), process):
+            each.kill()
         raise
 
 
@@ -142,8 +143,9 @@ for reconstructor in ("lenet", "resnet18"):
         print(difference)
     for name, statistic in found[1].named_buffers():
         torch.testing.assert_close(statistic, expected[1].get_buffer(name), rtol=1e-5, atol=1e-6)
-    state = [value.numpy().tobytes() for network in networks(reconstructor, 3) for value in network.state_dict().values()]
-    assert len(set(gathered([hashlib.sha256(b"".join(state)).hexdigest()]))) == 1
+    values = [value for network in networks(reconstructor, 3) for value in network.state_dict().values()]
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
+    assert len(set(gathered([digest]))) == 1
 """
 
 
@@ -158,15 +160,13 @@ def test_gradients_are_those_of_the_whole_batch_and_weights_the_same_everywhere(
 
 def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, tiny_run, tiny_model):
 
+    distance = ["--feature-extractor", "lenet-digits", "--samples", "70"]
+
     def commands(folder):
         return [
             ["rca", str(tiny_run), "--pairs", "150", "--out", str(folder / "rca"), "--quiet"],
             ["sample", str(tiny_model), "--count", "70", "--steps", "3", "--out", str(folder / "samples"), "--quiet"],
-            [
-                *"fid mnist16 --feature-extractor lenet-digits --samples 70 --quiet --cache".split(),
-                str(folder / "cache"),
-            ]
-            + ["--out", str(folder / "fid")],
+            ["fid", "mnist16", *distance, "--cache", str(folder / "cache"), "--out", str(folder / "fid"), "--quiet"],
         ]
 
     folders = [tmp_path / "by1", tmp_path / "by2"]

@@ -139,7 +139,7 @@ for reconstructor in ("lenet", "resnet18"):
         assert ours.state_dict().keys() == whole.state_dict().keys()
         ours, whole = (torch.cat([p.grad.flatten() for p in network.parameters()]) for network in (ours, whole))
         difference = float((ours - whole).norm() / whole.norm())
-        assert 0 < difference < 1e-5, (reconstructor, difference)
+        assert difference < 1e-5, (reconstructor, difference)
         print(difference)
     for name, statistic in found[1].named_buffers():
         torch.testing.assert_close(statistic, expected[1].get_buffer(name), rtol=1e-5, atol=1e-6)
@@ -187,7 +187,10 @@ def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, tiny_model):
     arguments = ["train", "digits16", *options("discovery.steps=100000"), "--model", tiny_model]
     process = start(2, "-m", "hbench", *arguments, "--out", tmp_path / "run", "--quiet")
     wait_for(tmp_path / "run" / "checkpoint.pt", process)
-    ranks(process)[1].send_signal(signal.SIGTERM)
+    second = ranks(process)[1]
+    for _ in range(2):  # torchrun repeats what Slurm sends
+        second.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
     out, err = finish(process)
     assert process.returncode == 0, err
     assert out == ""
@@ -248,6 +251,31 @@ def test_the_error_of_one_process_is_told(tmp_path):
     assert time.monotonic() - started < 30
     assert process.returncode
     assert err.count("Error: no space left on this node") == 1
+
+
+def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
+    """The Python handler of the signal cannot run while it waits."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, time, torch\n"
+        "from hbench import distributed\n"
+        "from hbench.runs import stop_requests\n"
+        "distributed.STUCK_SECONDS = 1\n"
+        "distributed.start(torch.device('cpu'))\n"
+        "with stop_requests(None):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'ready{distributed.rank()}').touch()\n"
+        "    if distributed.rank() == 1:\n"
+        "        time.sleep(1000)\n"
+        "    distributed.mean({'loss': 0.0})\n"
+    )
+    process = start(2, script)
+    for each in (0, 1):
+        wait_for(tmp_path / f"ready{each}", process)
+    started = time.monotonic()
+    ranks(process)[0].send_signal(signal.SIGTERM)
+    finish(process, seconds=30)
+    assert time.monotonic() - started < 15
+    assert process.returncode
 
 
 def test_commands_that_cannot_share_their_work_refuse_torchrun():

@@ -66,7 +66,7 @@ def wait_for(path, process):
     deadline = time.monotonic() + 60
     while not path.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
-    assert path.exists(), process.communicate()
+    assert path.exists(), finish(process, seconds=0)
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
         "distributed.STUCK_SECONDS = 1\n"
         "distributed.start(torch.device('cpu'))\n"
         "with stop_requests(None):\n"
-        f"    pathlib.Path({str(tmp_path)!r}, f'ready{distributed.rank()}').touch()\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'ready{{distributed.rank()}}').touch()\n"
         "    if distributed.rank() == 1:\n"
         "        time.sleep(1000)\n"
         "    distributed.mean({'loss': 0.0})\n"

@@ -4,21 +4,34 @@ float32 means float32: TF32 is off in convolutions too, where PyTorch would have
 autocast; master weights, the nodes of the chain, losses and optimiser states stay float32.
 """
 
+import os
+
 import torch
 from torch import nn
 
 from hbench.config import Precision
+from hbench.distributed import launched, world_size
 from hbench.errors import HBenchError
 
 
 def pick_device(name: str) -> torch.device:
     """The device called ``name``; "auto" is CUDA where there is one, else the CPU.
 
+    Of the processes on one machine, each has a GPU of its own by "auto" and "cuda": the one of its local rank.
+
     Raises:
-        HBenchError: no such device here.
+        HBenchError: no such device here, or more processes than GPUs.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and launched():
+        if name != "cuda" and world_size() > 1:
+            raise HBenchError(f"--device {name}: {world_size()} processes need a GPU each: use --device cuda")
+        here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if here > gpus:
+            raise HBenchError(f"{here} processes on this machine, but {gpus} GPUs: start at most one process a GPU")
+        if name == "cuda":
+            name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

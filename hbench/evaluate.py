@@ -16,6 +16,7 @@ from hbench.config import Experiment, Precision
 from hbench.device import autocast
 from hbench.diffusion import DeltaH, alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
 from hbench.directions import Source, own, scaled
+from hbench.distributed import gathered, turns
 from hbench.errors import HBenchError
 from hbench.images import soft_clip
 from hbench.intervals import student, wilson
@@ -109,19 +110,28 @@ def shift_interval(run_: Run, M: int | None = None) -> list[int]:
 def sample_model(
     experiment: Experiment, model: UNetModel, count: int, M: int, seed: int = 0, quiet: bool = False
 ) -> Tensor:
-    """``count`` samples of a diffusion model in M steps: float32 [count, C, H, W], unclamped, on the CPU."""
+    """``count`` samples of a diffusion model in M steps: float32 [count, C, H, W], unclamped, on the CPU.
+
+    Several processes make them together, and each gets all.
+    """
     device = next(model.parameters()).device
     shape = (experiment.data.channels, experiment.data.size, experiment.data.size)
     alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
     steps = generation_steps(model.eval(), alpha_bar, timesteps(M, len(alpha_bar), experiment.discovery.spacing))
     images = []
-    with tqdm(total=count, desc="samples", unit="image", disable=quiet or None) as bar:
-        for first in range(0, count, BATCH):
-            x_T = draw_x_T(seed, first, min(BATCH, count - first), shape).to(device)
+    batches = turns(batches_of(count))
+    with tqdm(total=sum(map(len, batches)), desc="samples", unit="image", disable=quiet or None) as bar:
+        for batch in batches:
+            x_T = draw_x_T(seed, batch[0], len(batch), shape).to(device)
             with autocast(device, experiment.pretrain.precision):
                 images.append(run(steps, x_T).cpu())
-            bar.update(len(x_T))
-    return torch.cat(images)
+            bar.update(len(batch))
+    return torch.cat(gathered(images))
+
+
+def batches_of(count: int) -> list[range]:
+    """The indices of ``count`` images, batch by batch: the same batches however many processes share them."""
+    return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
 
 
 def draw_pairs(run_: Run, seed: int, first: int, count: int, source: Source | None = None) -> Pairs:
@@ -158,23 +168,25 @@ def rca(
 ) -> RCA:
     """Reconstructor classification accuracy on ``count`` fresh pairs of :func:`draw_pairs`.
 
-    Cost: two chains a pair; ``on_pairs`` is called with each batch of them, for whoever needs the images too.
+    Cost: two chains a pair; ``on_pairs`` is called with each batch of them, for whoever needs the images too. Several
+    processes share the batches, and each gets the result.
     """
     K, bound = run_.experiment.discovery.K, run_.experiment.discovery.soft_clip
-    confusion = np.zeros((K, K), dtype=int)
-    seen_of_each = []  # sample: |s_hat - s|, D of both images, and whether the shifted one has left the domain
-    for first in tqdm(range(0, count, BATCH), desc="RCA", unit="batch", disable=quiet or None):
-        pairs = draw_pairs(run_, seed, first, min(BATCH, count - first), source)
+    seen_of_each = []  # sample: k, its prediction, |s_hat - s|, D of both images, has the shifted one left the domain
+    for batch in tqdm(turns(batches_of(count)), desc="RCA", unit="batch", disable=quiet or None):
+        pairs = draw_pairs(run_, seed, batch[0], len(batch), source)
         if on_pairs:
             on_pairs(pairs)
         x_0, x_0_shifted, k, s = pairs
         seen, seen_shifted = soft_clip(x_0, bound), soft_clip(x_0_shifted, bound)
         logits, s_hat = run_.reconstructor(seen, seen_shifted)
-        np.add.at(confusion, (k.cpu().numpy(), logits.argmax(1).cpu().numpy()), 1)
         judged = [judge(run_.discriminator, images).sigmoid() for images in (seen, seen_shifted)]
         outside = x_0_shifted.abs().amax((1, 2, 3)) > 1.5
-        seen_of_each.append(torch.stack([(s_hat - s).abs(), *judged, outside], dim=1).double().cpu().numpy())
-    values = np.concatenate(seen_of_each)
+        seen = torch.stack([k, logits.argmax(1), (s_hat - s).abs(), *judged, outside], dim=1)
+        seen_of_each.append(seen.double().cpu().numpy())
+    drawn_and_predicted, values = np.split(np.concatenate(gathered(seen_of_each)), [2], axis=1)
+    confusion = np.zeros((K, K), dtype=int)
+    np.add.at(confusion, tuple(drawn_and_predicted.astype(int).T), 1)
     magnitude_error, D_raw, D_shifted, share_outside = values.mean(0).tolist()
     bounds = [(float(low), float(high)) for low, high in zip(*student(values), strict=True)]
     right, drawn = confusion.diagonal(), confusion.sum(1)

@@ -33,8 +33,9 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 from tqdm import tqdm
 
 from hbench.config import Data
+from hbench.distributed import turns, wait
 from hbench.errors import HBenchError, is_out_of_memory
-from hbench.evaluate import BATCH, draw_pairs
+from hbench.evaluate import batches_of, draw_pairs
 from hbench.images import to_uint8
 from hbench.intervals import jackknife
 from hbench.lenet import EXTRACTOR as LENET
@@ -301,7 +302,11 @@ def _no_code_in_weights() -> Iterator[None]:
 def sample_folders(run: Run, count: int, cache: Path, seed: int, quiet: bool = False) -> tuple[Path, Path]:
     """Folders with at least ``count`` raw and shifted samples as PNGs, made where they are missing.
 
-    Sample i depends only on the run and (seed, i). A killed call goes on where it stopped.
+    Sample i depends only on the run and (seed, i). A killed call goes on where it stopped. Several processes make them
+    together, into the same folders.
+
+    Raises:
+        HBenchError: the folders cannot be written, or lack what the other processes wrote.
     """
     settings = run.experiment.discovery
     determining = {
@@ -314,14 +319,17 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, quiet: bool = F
     folder = cache / "samples" / _key(determining)
     write_json(folder / "samples.json", determining)
     raw, shifted = folder / "raw", folder / "shifted"
-    with tqdm(total=count, desc="samples", unit="image", disable=quiet or None) as bar:
-        for first in range(0, count, BATCH):
-            chosen = range(first, min(first + BATCH, count))
+    batches = turns(batches_of(count))
+    with tqdm(total=sum(map(len, batches)), desc="samples", unit="image", disable=quiet or None) as bar:
+        for chosen in batches:
             if not all(_png(kind, i).is_file() for kind in (raw, shifted) for i in chosen):
-                pairs = draw_pairs(run, seed, first, len(chosen))
+                pairs = draw_pairs(run, seed, chosen[0], len(chosen))
                 _save_pngs(to_uint8(pairs.x_0), raw, chosen)
                 _save_pngs(to_uint8(pairs.x_0_shifted), shifted, chosen)
             bar.update(len(chosen))
+    wait()
+    if missing := [file for kind in (raw, shifted) for i in range(count) if not (file := _png(kind, i)).is_file()]:
+        raise HBenchError(f"{missing[0]}: not to be seen: choose a --cache that all processes share")
     return raw, shifted
 
 

@@ -32,6 +32,7 @@ from hbench.config import Experiment, parse_experiment
 from hbench.device import autocast, pick_device
 from hbench.diffusion import alpha_bar_schedule, generation_steps, pair_steps, timesteps
 from hbench.directions import own
+from hbench.distributed import gathered, local_world_size, shard
 from hbench.errors import HBenchError
 from hbench.memory import MIB, free_mib, gpu_memory, saved_tensors_peak, watch_resident
 from hbench.models import build_model
@@ -129,7 +130,8 @@ def budget_of(experiment: Experiment, device: torch.device) -> float:
     """MiB that a training step may use: the experiment's ``memory_budget``, or a share of what is free."""
     if experiment.discovery.memory_budget is not None:
         return experiment.discovery.memory_budget * 1024
-    return SHARE_OF_FREE[device.type] * free_mib(device)
+    sharing = local_world_size() if device.type == "cpu" else 1  # each process has a GPU of its own
+    return SHARE_OF_FREE[device.type] * free_mib(device) / sharing
 
 
 def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
@@ -150,10 +152,10 @@ def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
         return chosen(experiment, 0)
     budget = budget_of(experiment, device)
     probe = measure(experiment, model, seed, repeats=0)
-    keep = largest_keep(probe, experiment, settings.M, budget)
-    if keep is None:
+    keeps = gathered([largest_keep(probe, experiment, settings.M, budget)])
+    if None in keeps:
         raise HBenchError(what_would_fit(probe, experiment, budget))
-    return chosen(experiment, keep)
+    return chosen(experiment, min(keep for keep in keeps if keep is not None))
 
 
 def chosen(experiment: Experiment, keep: int) -> Experiment:
@@ -244,9 +246,10 @@ def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: 
     settings = short.discovery
     device = next(model.parameters()).device
     alpha_bar = alpha_bar_schedule(**short.diffusion.model_dump())
-    k, s = (v.to(device) for v in draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude))
+    shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
+    k, s = (shard(v).to(device) for v in shifts)
     delta_h = own(trained.shift_block, k, s)
-    x = torch.randn(settings.batch_size, short.data.channels, short.data.size, short.data.size, device=device)
+    x = torch.randn(len(k), short.data.channels, short.data.size, short.data.size, device=device)
     networks = (model, trained.shift_block, trained.reconstructor, trained.discriminator)
     resident = [parameter for network in networks for parameter in network.parameters()]
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from hbench.config import Experiment, Pretrain
 from hbench.device import autocast
 from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
+from hbench.distributed import agreed, average_gradients, check_batch_size, mean, rank, shard, world_size
 from hbench.errors import HBenchError
 from hbench.figures import draw_curves
 from hbench.images import save_grid, to_float
@@ -47,6 +48,8 @@ def pretrain(
 
     Writes to ``out``: ``model.safetensors`` (the average, when complete), sample grids, metrics, curves, checkpoint and
     provenance. Everything random in a step follows from (seed, step), so a resumed run ends with the same bits.
+    Several processes call it alike and share each batch, and the first of them writes; only dropout depends on their
+    number.
 
     Args:
         experiment: what to train and how.
@@ -59,9 +62,11 @@ def pretrain(
         quiet: no progress bar.
 
     Raises:
-        HBenchError: the loss is not finite (the last good checkpoint stays), or ``out`` cannot be written.
+        HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays), or
+            ``out`` cannot be written.
     """
     settings = experiment.pretrain
+    check_batch_size("pretrain.batch_size", settings.batch_size)
     origin = provenance(experiment, device, seed, n_images=len(images))
     torch.manual_seed(seed_of(seed))
     model = build_model(experiment).to(device).train()
@@ -78,10 +83,14 @@ def pretrain(
         first = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    write_experiment(out, experiment)
-    metrics = Metrics(out, first)
+    metrics = None
+    if rank() == 0:
+        write_experiment(out, experiment)
+        metrics = Metrics(out, first)
 
     def checkpoint(step: int) -> None:
+        if not metrics:
+            return
         metrics.flush()
         draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
         save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
@@ -95,52 +104,64 @@ def pretrain(
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * lr_factor(settings, step)
 
-            x_0 = to_float(images[torch.randint(len(images), (settings.batch_size,))]).to(device)
-            loss = eps_mse(model, alpha_bar, x_0, settings)
-            if not math.isfinite(value := loss.item()):
+            x_0 = to_float(images[torch.randint(len(images), (settings.batch_size,))])
+            x_0, t, eps = (shard(v).to(device) for v in (x_0, *draw_noise(x_0, len(alpha_bar))))
+            if world_size() > 1:
+                torch.manual_seed(seed_of(seed, step, 3, rank()))  # of dropout: other masks on each process
+            loss = eps_mse(model, alpha_bar, x_0, t, eps, settings)
+            value = mean({"loss": loss.item()})["loss"]
+            if not math.isfinite(value):
                 raise HBenchError(
                     f"step {step}: the loss is {value}: train again in another --out, with a lower pretrain.lr "
                     "or in float32"
                 )
             optimizer.zero_grad()
             loss.backward()
+            average_gradients(model.parameters())
             nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
             optimizer.step()
             average.update_parameters(model)
 
             done = step + 1
-            metrics.log(step, {"loss": value})
+            if metrics:
+                metrics.log(step, {"loss": value})
             bar.set_postfix(loss=f"{value:.4f}", refresh=False)
             bar.update()
-            if done % settings.sample_every == 0 or done == settings.steps:
+            if rank() == 0 and (done % settings.sample_every == 0 or done == settings.steps):
                 draw_samples(experiment, averaged_model, out / "samples" / f"{done:06d}.png", device)
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 checkpoint(done)
-            if done < settings.steps and (reason := stop_reason()):
+            if done < settings.steps and (reason := agreed(stop_reason())):
                 checkpoint(done)
                 print(
                     f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume", file=sys.stderr
                 )
                 return False
 
+    if rank():
+        return True
     weights = out / "model.safetensors"
     save_weights(weights, average.module, experiment, "model", settings.weights)
     write_provenance(out, origin, weights_sha256=sha256(weights))
     return True
 
 
-def eps_mse(model: UNetModel, alpha_bar: Tensor, x_0: Tensor, settings: Pretrain) -> Tensor:
-    """Mean squared error of eps at random timesteps; scalar.
+def draw_noise(x_0: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """Random timesteps [B] and noise eps for a whole batch x_0 [B, C, H, W], on the CPU.
 
     The timesteps are uniform over 0..T-1 but stratified over the batch, which lowers the variance of the loss.
     """
     batch = len(x_0)
-    t = ((torch.arange(batch) + torch.rand(batch)) / batch * len(alpha_bar)).long().clamp(max=len(alpha_bar) - 1)
-    alpha_bar_t = alpha_bar[t].float().to(x_0.device)[:, None, None, None]
-    eps = torch.randn(x_0.shape).to(x_0.device)
+    t = ((torch.arange(batch) + torch.rand(batch)) / batch * T).long().clamp(max=T - 1)
+    return t, torch.randn(x_0.shape)
+
+
+def eps_mse(model: UNetModel, alpha_bar: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, settings: Pretrain) -> Tensor:
+    """Mean squared error of the predicted eps at the timesteps t [B]; scalar."""
+    alpha_bar_t = alpha_bar[t.cpu()].float().to(x_0.device)[:, None, None, None]
     x_t = alpha_bar_t.sqrt() * x_0 + (1 - alpha_bar_t).sqrt() * eps
     with autocast(x_0.device, settings.precision):
-        output = model(x_t, t.to(x_0.device))
+        output = model(x_t, t)
     return nn.functional.mse_loss(output[:, : x_0.shape[1]].float(), eps)
 
 

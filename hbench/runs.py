@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from hbench import __version__
 from hbench.config import Experiment, parse_experiment
+from hbench.distributed import backend, launched, world_size
 from hbench.errors import HBenchError
 
 FORMAT = 1
@@ -524,14 +525,16 @@ class Metrics:
 def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None]]:
     """A function that says why to stop after the current step, or None: SIGTERM, SIGINT, or ``max_minutes`` are over.
 
-    A second signal acts as it would without hbench.
+    A second signal acts as it would without hbench; but torchrun passes on what the terminal or Slurm sent already, so
+    under torchrun it changes nothing.
     """
     reasons: list[str] = []
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         reasons.append(signal.Signals(number).name)
-        signal.signal(number, previous[number])
+        if not launched():
+            signal.signal(number, previous[number])
 
     def reason() -> str | None:
         if deadline is not None and time.monotonic() >= deadline and not reasons:
@@ -566,6 +569,8 @@ def provenance(experiment: Experiment | None, device: torch.device, seed: int, *
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "driver": _driver_version() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
+        "processes": world_size(),
+        "backend": backend(),
         "seed": seed,
         "started_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "started_monotonic": time.monotonic(),

@@ -29,12 +29,14 @@ from hbench.diffusion import (
     transitions,
 )
 from hbench.directions import own
+from hbench.distributed import agreed, average_gradients, check_batch_size, gathered, mean, rank, shard, turns, wait
 from hbench.errors import HBenchError
 from hbench.figures import draw_curves
 from hbench.images import soft_clip
 from hbench.load import Run
 from hbench.models import build_discriminator, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel, UNetModel, checkpoint_blocks
+from hbench.models.batch_norm import share_batch_norm
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock, draw_shifts
 from hbench.runs import (
@@ -86,7 +88,9 @@ def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:
     device = next(model.parameters()).device
     torch.manual_seed(seed_of(seed))
     shift_block = build_shift_block(experiment, model).to(device)
-    reconstructor = build_reconstructor(experiment).to(device)
+    reconstructor = build_reconstructor(experiment)
+    share_batch_norm(reconstructor)
+    reconstructor.to(device)
     discriminator = build_discriminator(experiment).to(device).eval()  # its dropout stays off, as the model's
     checkpoint_blocks(discriminator, settings.checkpoint_blocks)
     return Trained(
@@ -114,7 +118,8 @@ def train(
 
     Writes to ``out``: the frozen model, shift block, reconstructor and discriminator as safetensors, metrics, curves,
     checkpoint and provenance; the folder needs nothing but itself. Everything random in a step follows from
-    (seed, step), so a resumed run ends with the same bits.
+    (seed, step), so a resumed run ends with the same bits. Several processes call it alike and share each batch; the
+    first of them writes.
 
     Args:
         experiment: what to train and how.
@@ -128,8 +133,8 @@ def train(
         on_checkpoint: called with the number of steps done and the run as it stands, in eval mode.
 
     Raises:
-        HBenchError: no timestep is shifted, a loss is not finite (the last good checkpoint stays), or ``out`` cannot be
-            written.
+        HBenchError: no timestep is shifted, the processes cannot share a batch, a loss is not finite (the last good
+            checkpoint stays), or ``out`` cannot be written.
     """
     settings = experiment.discovery
     if (latest := timesteps(settings.M, experiment.diffusion.T, settings.spacing)[0]) < settings.t_shift:
@@ -138,6 +143,7 @@ def train(
         )
     from hbench.plan import chosen, resolve  # which takes steps of this module to find out what fits
 
+    check_batch_size("discovery.batch_size", settings.batch_size)
     origin = provenance(experiment, device, seed)
     model = model.to(device)
     trained = initial(experiment, model, seed)
@@ -150,15 +156,19 @@ def train(
         first = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    write_experiment(out, experiment)
-    if not first:
+    if rank() == 0:
+        write_experiment(out, experiment)
+    if rank() == 0 and not first:
         save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
+    wait()
     load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit
     model = freeze(experiment, model)
     running = resolve(experiment, model, seed) if keep is None else chosen(experiment, keep)
-    metrics = Metrics(out, first)
+    metrics = Metrics(out, first) if rank() == 0 else None
 
     def checkpoint(step: int) -> None:
+        if not metrics:
+            return
         metrics.flush()
         draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
         state = {name: part.state_dict() for name, part in parts.items()}
@@ -179,21 +189,24 @@ def train(
                     )
 
             done = step + 1
-            metrics.log(step, row)
+            if metrics:
+                metrics.log(step, row)
             bar.set_postfix({n: f"{row[n]:.2f}" for n in ("loss", "accuracy", "D_raw", "D_shifted")}, refresh=False)
             bar.update()
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 checkpoint(done)
-                if on_checkpoint:
+                if on_checkpoint and rank() == 0:
                     networks = (trained.shift_block, trained.reconstructor.eval(), trained.discriminator)
                     on_checkpoint(done, Run(experiment, model, *networks))
-            if done < settings.steps and (reason := stop_reason()):
+            if done < settings.steps and (reason := agreed(stop_reason())):
                 checkpoint(done)
                 print(
                     f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume", file=sys.stderr
                 )
                 return False
 
+    if rank():
+        return True
     hashes = {"model": sha256(out / "model.safetensors")}
     for role in ("shift_block", "reconstructor", "discriminator"):
         module = parts[role]
@@ -214,16 +227,20 @@ def train_step(
     seed: int,
     step: int,
 ) -> dict[str, float]:
-    """Takes step ``step`` of training and returns its metrics; everything random in it follows from (seed, step)."""
+    """Takes step ``step`` of training and returns its metrics; everything random in it follows from (seed, step).
+
+    Each process takes it on its slice of the batch; the metrics are those of the whole batch.
+    """
     settings = experiment.discovery
     torch.manual_seed(seed_of(seed, step, 2))  # not the stream of the evaluation's x_T, (seed, i), nor of its k and s
     factor = lr_factor(settings, step)
     trained.optimizer.param_groups[0]["lr"] = settings.lr * factor
     trained.optimizer_D.param_groups[0]["lr"] = settings.lr_discriminator * factor
     x_T, x_0 = draw_raw()
-    k, s = (v.to(x_T.device) for v in draw_shifts(len(x_T), settings.K, settings.S, settings.min_magnitude))
+    shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
+    k, s = (shard(v).to(x_T.device) for v in shifts)
     row, x_0, x_0_shifted = train_shift(experiment, model, trained, x_T, x_0, k, s)
-    return row | train_discriminator(settings, trained, x_0, x_0_shifted)
+    return mean(row | train_discriminator(settings, trained, x_0, x_0_shifted))
 
 
 def train_shift(
@@ -260,6 +277,7 @@ def train_shift(
         optimizer.zero_grad()
         with autocast(x_T.device, settings.precision):
             _, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy, settings.keep, nodes)
+        average_gradients(optimizer.param_groups[0]["params"])
         optimizer.step()
     discriminator.requires_grad_(True)
     return {name: torch.stack([row[name] for row in rows]).mean().item() for name in rows[0]}, raw, x_0_shifted
@@ -336,6 +354,7 @@ def descend_per_step(
             loss = objective(predicted)
         optimizer.zero_grad()
         loss.backward()
+        average_gradients(optimizer.param_groups[0]["params"])
         optimizer.step()
         x_t = x_prev.detach()
     return x_t
@@ -349,6 +368,7 @@ def train_discriminator(settings: Discovery, trained: Trained, x_0: Tensor, x_0_
     loss = F.softplus(-raw).mean() + F.softplus(shifted).mean()
     trained.optimizer_D.zero_grad()
     loss.backward()
+    average_gradients(trained.discriminator.parameters())
     trained.optimizer_D.step()
     return {
         "loss_D": loss.item(),
@@ -369,7 +389,8 @@ def raw_pairs(
 ) -> Callable[[], tuple[Tensor, Tensor | None]]:
     """A function that draws a batch of x_T and x_0 of the regular process, from a pool of pairs that is made now.
 
-    Without a pool x_T is new and x_0 None: it is then made beside x'_0.
+    Without a pool x_T is new and x_0 None: it is then made beside x'_0. Of several processes, each gets its slice of
+    the batch; they make the pool together.
     """
     settings = experiment.discovery
     device = next(model.parameters()).device
@@ -384,18 +405,17 @@ def raw_pairs(
         return x_0
 
     def draw_new() -> tuple[Tensor, None]:
-        return torch.randn(settings.batch_size, *shape).to(device), None
+        return shard(torch.randn(settings.batch_size, *shape)).to(device), None
 
     if not settings.pool:
         return draw_new
     noise = draw_x_T(seed_of(seed, 0, 0), 0, settings.pool, shape)
-    images = torch.empty_like(noise)
-    chunks = torch.arange(settings.pool).split(settings.batch_size)
-    for chunk in tqdm(chunks, desc="raw samples", unit="batch", disable=quiet or None):
-        images[chunk] = generate(noise[chunk].to(device)).cpu()
+    chunks = turns(noise.split(settings.batch_size))
+    made = tqdm(chunks, desc="raw samples", unit="batch", disable=quiet or None)
+    images = torch.cat(gathered([generate(chunk.to(device)).cpu() for chunk in made]))
 
     def draw_pooled() -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(settings.pool, (settings.batch_size,))
+        chosen = shard(torch.randint(settings.pool, (settings.batch_size,)))
         return noise[chosen].to(device), images[chosen].to(device)
 
     return draw_pooled

@@ -126,7 +126,7 @@ def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
     assert len(before) == 260
     for lost in (raw / "000070.png", shifted / "000129.png"):
         lost.unlink()
-    monkeypatch.setattr("hbench.fid.BATCH", 64)
+    monkeypatch.setattr("hbench.evaluate.BATCH", 64)
     assert sample_folders(run, 130, tmp_path, seed=3, quiet=True) == (raw, shifted)
     assert {path: path.read_bytes() for path in before} == before
     assert sample_folders(run, 2, tmp_path, seed=4, quiet=True) != (raw, shifted)

@@ -20,6 +20,7 @@ from hbench.cli.reproduction import reproduce
 from hbench.cli.summary import report
 from hbench.cli.sweep import plan, vram_sweep
 from hbench.cli.training import lenet, pretrain, train
+from hbench.distributed import only_process_0_prints, world_size
 from hbench.errors import HBenchError, is_out_of_memory
 
 OUT_OF_MEMORY = {
@@ -32,7 +33,12 @@ OUT_OF_MEMORY["ablations"] = OUT_OF_MEMORY["train"]
 
 
 class Group(click.Group):
-    """The group that turns every HBenchError into one line and exit code 1."""
+    """The group that turns every HBenchError into one line and exit code 1, printed by one process."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the command line."""
+        with only_process_0_prints():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
@@ -61,8 +67,12 @@ class Group(click.Group):
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hbench")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Find interpretable directions in the h-space of frozen diffusion models, and measure them."""
+    command = main.commands[str(ctx.invoked_subcommand)]
+    if world_size() > 1 and "processes" not in [parameter.name for parameter in command.params]:
+        raise HBenchError(f"{world_size()} processes cannot share hbench {command.name}: start it without torchrun")
 
 
 for command in (

@@ -10,6 +10,7 @@ from hbench.cli.options import (
     data_options,
     load_run_and_source,
     open_results,
+    processes_option,
     result_options,
     run_argument,
     run_options,
@@ -23,6 +24,7 @@ from hbench.cli.options import (
 @click.option("--pairs", "count", type=click.IntRange(min=1), default=10_000, show_default=True, help="Fresh pairs.")
 @source_options
 @result_options
+@processes_option
 @run_options
 def rca(
     run: Path,
@@ -44,12 +46,15 @@ def rca(
     import numpy as np
     import pandas as pd
 
+    from hbench.distributed import rank
     from hbench.evaluate import rca as measure
     from hbench.figures import draw_confusion
 
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
     folder, origin = open_results(loaded, run, "rca", out, overwrite, seed, **details)
     result = measure(loaded, count, seed, quiet, source)
+    if rank():
+        return
     lows, highs = zip(*result.per_direction_interval, strict=True)
     table = pd.DataFrame(
         {
@@ -139,6 +144,7 @@ def traverse(
 @click.option("--count", type=click.IntRange(min=1), default=64, show_default=True, help="Samples in the grid.")
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Generation steps M.")
 @result_options
+@processes_option
 @run_options
 def sample(
     model: Path,
@@ -161,12 +167,14 @@ def sample(
     """
     from hbench.config import load_experiment
     from hbench.device import pick_device
+    from hbench.distributed import rank, start
     from hbench.evaluate import sample_model
     from hbench.images import save_grid
     from hbench.load import load_model, model_experiment
     from hbench.runs import provenance, write_provenance
 
     place = pick_device(device)
+    start(place)
     settings = load_experiment(experiment) if experiment else model_experiment(model)
     if steps > settings.diffusion.T:
         raise click.BadParameter(f"at most {settings.diffusion.T}, the number of timesteps", param_hint="--steps")
@@ -174,6 +182,8 @@ def sample(
     folder = claim_results(model if model.is_dir() else Path(model.stem), "samples", out, overwrite)
     origin = provenance(settings, place, seed, n=count, M=steps)
     images = sample_model(settings, network, count, steps, seed, quiet)
+    if rank():
+        return
     save_grid(images, folder / "samples.png", columns=max(1, round(count**0.5)), scale=max(1, 64 // settings.data.size))
     write_provenance(folder, origin)
     click.echo(folder / "samples.png")
@@ -199,6 +209,7 @@ def sample(
 )
 @data_options
 @result_options
+@processes_option
 @run_options
 def fid(
     run: Path,
@@ -229,6 +240,7 @@ def fid(
     from hbench import fid as distances
     from hbench.data import at_hand, load_reference
     from hbench.device import pick_device
+    from hbench.distributed import rank, start
     from hbench.figures import draw_fidelity
     from hbench.lenet import EXTRACTOR, FILE
     from hbench.load import SHIPPED, load_run
@@ -237,10 +249,14 @@ def fid(
     if extractor == EXTRACTOR and weights is None:
         weights = SHIPPED / "mnist16" / FILE
     place = pick_device(device)
+    start(place)
     loaded = load_run(run, place)
     count = samples or loaded.experiment.evaluation.fid_samples
     distances.check_extractor(extractor, weights, loaded.experiment.data)
     folder, origin = open_results(loaded, run, f"fid-{extractor}", out, overwrite, seed)
+    if rank():  # process 0 measures
+        distances.sample_folders(loaded, count, cache, seed, quiet)
+        return
     remove_leftovers(cache)
     if extractor == EXTRACTOR and weights and not at_hand(loaded.experiment.data, data_root, download):
         reference = distances.lenet_reference(weights)

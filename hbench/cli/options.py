@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hbench.distributed import check_processes, rank
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -65,6 +67,16 @@ run_options = combined(
 )
 
 
+processes_option = click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    expose_value=False,
+    callback=lambda ctx, param, value: check_processes(value),
+    help="Refuse to run unless torchrun started so many.",
+)
+"""Of the commands that several processes can share: the others refuse to run under torchrun."""
+
+
 def result_folder(run: Path) -> Path:
     """Where a run's results lie: in its own folder, or under runs/ for a run shipped with hbench."""
     from hbench.load import locate
@@ -73,9 +85,14 @@ def result_folder(run: Path) -> Path:
 
 
 def claim_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Makes an output folder, and keeps it for this process until the command ends; see ``claimed_folder``."""
+    """Makes an output folder, and keeps it for this process until the command ends; see ``claimed_folder``.
+
+    Of several processes, the one that writes does it for all.
+    """
     from hbench.runs import claimed_folder
 
+    if rank():
+        return
     click.get_current_context().with_resource(claimed_folder(folder, overwrite=overwrite, resume=resume))
 
 
@@ -103,10 +120,13 @@ def load_run_and_source(
     """The run, what --direction-source and --directions stand for, and both as details for the provenance."""
     from hbench.device import pick_device
     from hbench.directions import source_of
+    from hbench.distributed import start
     from hbench.load import load_run
     from hbench.runs import sha256
 
-    loaded = load_run(run, pick_device(device))
+    place = pick_device(device)
+    start(place)
+    loaded = load_run(run, place)
     source = source_of(loaded, name, directions)
     return loaded, source, {"direction_source": name, "directions_sha256": directions and sha256(directions)}
 

@@ -9,6 +9,7 @@ from hbench.cli.options import (
     data_options,
     experiment_options,
     print_experiment,
+    processes_option,
     run_options,
     training_options,
 )
@@ -20,6 +21,7 @@ from hbench.errors import HBenchError
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/pretrain].")
 @data_options
 @training_options
+@processes_option
 @run_options
 def pretrain(
     experiment: str,
@@ -48,10 +50,13 @@ def pretrain(
         return
     from hbench.data import load_images
     from hbench.device import pick_device
+    from hbench.distributed import process_0_first, start
     from hbench.pretrain import pretrain as train_model
 
     place = pick_device(device)
-    images = load_images(settings.data, data_root, download=download)
+    start(place)
+    with process_0_first():  # since it may download them
+        images = load_images(settings.data, data_root, download=download)
     folder = out or Path("runs") / settings.name / "pretrain"
     claim_folder(folder, resume=resume)
     if train_model(
@@ -65,6 +70,7 @@ def pretrain(
 @click.option("--model", type=click.Path(path_type=Path), help="Weights [default: runs/EXPERIMENT/pretrain].")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/train].")
 @training_options
+@processes_option
 @run_options
 def train(
     experiment: str,
@@ -93,10 +99,12 @@ def train(
         print_experiment(settings)
         return
     from hbench.device import pick_device
+    from hbench.distributed import start
     from hbench.load import model_to_train_on
     from hbench.train import train as discover
 
     place = pick_device(device)
+    start(place)
     folder = out or Path("runs") / settings.name / "train"
     network = model_to_train_on(model, folder, settings, resume)
     claim_folder(folder, resume=resume)

@@ -1,0 +1,267 @@
+"""What the processes of one run say to each other, through accelerate: ``torchrun --nproc_per_node N -m hbench ...``.
+
+No module is wrapped. Every process holds all of them, draws what is random in a step for the whole batch, and works on
+its own slice of it; before each optimiser step the gradients are averaged in one flat reduction. So the batch size
+stays the global one, and the result does not depend on the number of processes, up to the rounding of sums.
+
+Process 0 alone prints and writes. A single process makes no process group: everything here then returns at once.
+torch and accelerate are imported inside the functions, so that help is instant.
+"""
+
+import atexit
+import io
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from hbench.errors import HBenchError, is_out_of_memory
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for process 0 to write or measure, before they take it for hung."""
+STUCK_SECONDS = 20
+"""After a SIGTERM, for the step and its checkpoint; torchrun kills after 30."""
+FIRST_WORD_SECONDS = 3
+"""For process 0 to print an error that all processes meet, and for torchrun to end the others."""
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def local_world_size() -> int:
+    """The number of processes on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else 1
+
+
+def rank() -> int:
+    """The number of this process, 0 .. world_size() - 1; process 0 prints and writes."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def check_processes(wanted: int | None) -> None:
+    """Refuses to run with another number of processes than wanted; any is right for None.
+
+    Raises:
+        HBenchError: torchrun started fewer or more, or this is a single process.
+    """
+    if wanted not in (None, found := world_size()):
+        command = shlex.join(sys.argv[1:])
+        raise HBenchError(
+            f"--processes {wanted}, but {found} {'is' if found == 1 else 'are'} running: start them all by "
+            f'"torchrun --standalone --nproc_per_node {wanted} -m hbench {command}"'
+        )
+
+
+def check_batch_size(name: str, batch_size: int) -> None:
+    """Raises HBenchError if the processes cannot share a batch evenly; ``name`` is that of the setting."""
+    if batch_size % world_size():
+        raise HBenchError(
+            f"{name} = {batch_size} cannot be shared evenly by {world_size()} processes: make it a multiple of that"
+        )
+
+
+def start(device: "torch.device") -> None:
+    """Lets the processes find each other; call it in each, before any other function that sends something.
+
+    gloo carries the messages on the CPU, NCCL on CUDA. A single process does nothing, nor does a second call.
+
+    Raises:
+        HBenchError: some process does not come, or the network or the GPUs cannot be used.
+    """
+    if world_size() == 1:
+        return
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    if dist.is_initialized():
+        return
+    _end_when_stuck()
+    with _reporting_lost_processes():
+        try:
+            state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+        except NotImplementedError as error:  # accelerate's, for GPUs that need other settings of NCCL
+            raise HBenchError(str(error)) from error
+    atexit.register(dist.destroy_process_group)
+    if rank() == 0:
+        print(f"{world_size()} processes, {state.backend}, {device.type}", file=sys.stderr)
+
+
+def backend() -> str | None:
+    """What carries the messages, "gloo" or "nccl"; None for a single process."""
+    if world_size() == 1:
+        return None
+    import torch.distributed as dist
+
+    return str(dist.get_backend())
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def shard(batch: "Tensor") -> "Tensor":
+    """This process's slice of a whole batch [B, ...]: [B / world_size(), ...]."""
+    each = len(batch) // world_size()
+    return batch[rank() * each : (rank() + 1) * each]
+
+
+def average_gradients(parameters: "Iterable[nn.Parameter]") -> None:
+    """Replaces the gradients by their means over the processes, in one flat reduction.
+
+    With losses that are means over equal slices, they become the gradients of the whole batch. Call it between the
+    backward passes, of which there may be many, and the optimiser step.
+    """
+    if world_size() == 1:
+        return
+    import torch
+
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    total(flat)
+    for gradient, mean_ in zip(gradients, flat.div_(world_size()).split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean_.view_as(gradient))
+
+
+def mean(values: Mapping[str, float]) -> dict[str, float]:
+    """The means of these numbers over the processes, the same on each; nan or infinite where any process's are."""
+    if world_size() == 1:
+        return dict(values)
+    import torch
+    from accelerate import PartialState
+
+    sums = torch.tensor(list(values.values()), dtype=torch.float64, device=PartialState().device)
+    total(sums)
+    return dict(zip(values, (sums / world_size()).tolist(), strict=True))
+
+
+def agreed(reason: str | None) -> str | None:
+    """The same reason to stop on every process: that of the first process which has one, or None."""
+    if world_size() == 1 or not mean({"stop": reason is not None})["stop"]:
+        return reason
+    return next(each for each in _every([reason]) if each)
+
+
+def total(tensor: "Tensor") -> None:
+    """Replaces a contiguous tensor by its sum over the processes, bit by bit the same on each."""
+    import torch.distributed as dist
+
+    with _reporting_lost_processes():
+        dist.all_reduce(tensor)
+
+
+# Work that is shared out --------------------------------------------------------------------------------------------
+
+
+def turns(tasks: Sequence[T]) -> Sequence[T]:
+    """The tasks of this process: every world_size()-th, so that whoever goes on after a kill shares the rest evenly."""
+    return tasks[rank() :: world_size()]
+
+
+def gathered(results: list[T]) -> list[T]:
+    """The results of all processes' :func:`turns`, on each of them and in the order of the tasks."""
+    if world_size() == 1:
+        return results
+    return [
+        each for _, each in sorted(_every([(rank() + i * world_size(), r) for i, r in enumerate(results)]), key=_first)
+    ]
+
+
+@contextmanager
+def process_0_first() -> Iterator[None]:
+    """A block that the other processes enter once process 0 has left it."""
+    if rank():
+        wait()
+    yield
+    if rank() == 0:
+        wait()
+
+
+def wait() -> None:
+    """Returns once every process has come here."""
+    if world_size() == 1:
+        return
+    from accelerate import PartialState
+
+    with _reporting_lost_processes():
+        PartialState().wait_for_everyone()
+
+
+def _first(pair: tuple[int, object]) -> int:
+    return pair[0]
+
+
+def _every(own: list[T]) -> list[T]:
+    from accelerate.utils import gather_object
+
+    with _reporting_lost_processes():
+        everyones: list[T] = gather_object(own)
+    return everyones
+
+
+# Endings ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def only_process_0_prints() -> Iterator[None]:
+    """Silences the other processes; but one that ends with an error tells it, unless process 0 ends with it first."""
+    if rank() == 0:
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(said):
+            yield
+    except SystemExit as end:
+        if end.code:
+            time.sleep(FIRST_WORD_SECONDS)
+            print(f"process {rank()}: {said.getvalue().strip()}", file=sys.stderr, flush=True)
+        raise
+
+
+@contextmanager
+def _reporting_lost_processes() -> Iterator[None]:
+    """Turns the error of a collective that lost a process into an HBenchError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        first = (str(error).splitlines() or ["no more is known"])[0]
+        raise HBenchError(f"another process of this run has ended: its error says why ({first})") from error
+
+
+def _end_when_stuck() -> None:
+    """From now on, a process that is asked to stop ends even if it waits for others that will never come.
+
+    Then Python cannot run its signal handlers, but it can still write the signal's number to a socket.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        with writer:  # keeps it open
+            reader.recv(1)
+            time.sleep(STUCK_SECONDS)
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,331 @@
+"""Two processes of one thread, started by torchrun, against one."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import TINY
+from safetensors.torch import load_file
+
+from hbench import distributed
+from hbench.cli import main
+from hbench.device import pick_device
+from hbench.errors import HBenchError
+
+ROOT = Path(__file__).parent
+FLOAT = [
+    "pretrain.precision=float32",
+    "pretrain.weights=float32",
+    "pretrain.ema=0.5",
+    "discovery.precision=float32",
+    "discovery.weights=float32",
+    "discovery.checkpoint_every=4",
+]
+RUNS = {"chain": [], "per-step": ["discovery.gradient=per-step"]}
+ROLES = ("shift_block", "reconstructor", "discriminator")
+
+
+def options(*overrides):
+    return [part for override in (*TINY, *overrides) for part in ("--set", override)]
+
+
+def start(processes, *arguments):
+    """A process, or a torchrun of several."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
+def finish(process, seconds=100):
+    """Its output and error output, within the time."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        for each in (*ranks(process), process):
+            each.kill()
+        raise
+
+
+def ranks(process):
+    """The processes that a torchrun started, in the order of their ranks."""
+    return sorted(psutil.Process(process.pid).children(), key=lambda child: int(child.environ()["RANK"]))
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    assert path.exists(), finish(process, seconds=0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model):
+    """Folders of the same trainings, in float64: by one process, and by two."""
+    folders = []
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"by{processes}")
+        commands = [["pretrain", "digits16", *options(*FLOAT), "--out", str(folder / "pretrain"), "--quiet"]]
+        for name, overrides in RUNS.items():
+            out = ["--model", str(tiny_model), "--out", str(folder / name), "--quiet"]
+            commands.append(["train", "digits16", *options(*FLOAT, *overrides), *out])
+        process = start(processes, ROOT / "commands.py", "float64", json.dumps(commands))
+        out, err = finish(process)
+        assert process.returncode == 0, err
+        assert out.count("\n") == len(commands)  # one process prints
+        folders.append(folder)
+    return folders
+
+
+def metrics(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [[float(value) for value in row.values()] for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", ["pretrain", *RUNS])
+def test_two_processes_train_as_one_does(name, trained):
+    one, two = (folder / name for folder in trained)
+    for role in ["model"] if name == "pretrain" else ROLES:
+        expected, found = load_file(one / f"{role}.safetensors"), load_file(two / f"{role}.safetensors")
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+    torch.testing.assert_close(torch.tensor(metrics(two)), torch.tensor(metrics(one)), rtol=1e-5, atol=1e-5)
+
+
+def test_provenance_tells_how_many_took_part(trained):
+    records = [json.loads((folder / "chain" / "provenance.json").read_text()) for folder in trained]
+    assert [(r["processes"], r["backend"]) for r in records] == [(1, None), (2, "gloo")]
+
+
+GRADIENTS = """
+import hashlib, os, sys, torch
+from hbench.config import load_experiment
+from hbench.distributed import gathered, start
+from hbench.models import build_model
+from hbench.train import initial, raw_pairs, train_step
+
+def networks(reconstructor, steps):
+    experiment = load_experiment("digits16", [*sys.argv[1:], "discovery.reconstructor=" + reconstructor])
+    torch.manual_seed(0)
+    model = build_model(experiment).eval().requires_grad_(False)
+    torch.nn.init.normal_(model.out[2].weight, std=0.05)  # its and the shift block's zeros would hide the rest
+    trained = initial(experiment, model, 0)
+    torch.nn.init.normal_(trained.shift_block.out_weight, std=0.05)
+    torch.nn.init.normal_(trained.discriminator.out[3].weight, std=0.05)
+    draw_raw = raw_pairs(experiment, model, 0, quiet=True)
+    for step in range(steps):
+        train_step(experiment, model, trained, draw_raw, 0, step)
+    return trained.shift_block, trained.reconstructor, trained.discriminator
+
+start(torch.device("cpu"))
+launched = os.environ["TORCHELASTIC_RUN_ID"]
+for reconstructor in ("lenet", "resnet18"):
+    found = networks(reconstructor, 1)
+    del os.environ["TORCHELASTIC_RUN_ID"]  # on its own
+    expected = networks(reconstructor, 1)
+    os.environ["TORCHELASTIC_RUN_ID"] = launched
+    for ours, whole in zip(found, expected, strict=True):
+        assert ours.state_dict().keys() == whole.state_dict().keys()
+        ours, whole = (torch.cat([p.grad.flatten() for p in network.parameters()]) for network in (ours, whole))
+        difference = float((ours - whole).norm() / whole.norm())
+        assert difference < 1e-5, (reconstructor, difference)
+        print(difference)
+    for name, statistic in found[1].named_buffers():
+        torch.testing.assert_close(statistic, expected[1].get_buffer(name), rtol=1e-5, atol=1e-6)
+    values = [value for network in networks(reconstructor, 3) for value in network.state_dict().values()]
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
+    assert len(set(gathered([digest]))) == 1
+"""
+
+
+def test_gradients_are_those_of_the_whole_batch_and_weights_the_same_everywhere(tmp_path):
+    """In float32: gradients within 1e-5, after the first step; weights bit by bit, after the third."""
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    process = start(2, script, *TINY, *FLOAT, "discovery.pool=0", "discovery.batch_size=8")
+    _, err = finish(process)
+    assert process.returncode == 0, err
+
+
+def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, tiny_run, tiny_model):
+
+    distance = ["--feature-extractor", "lenet-digits", "--samples", "70"]
+
+    def commands(folder):
+        return [
+            ["rca", str(tiny_run), "--pairs", "150", "--out", str(folder / "rca"), "--quiet"],
+            ["sample", str(tiny_model), "--count", "70", "--steps", "3", "--out", str(folder / "samples"), "--quiet"],
+            ["fid", "mnist16", *distance, "--cache", str(folder / "cache"), "--out", str(folder / "fid"), "--quiet"],
+        ]
+
+    folders = [tmp_path / "by1", tmp_path / "by2"]
+    for arguments in commands(folders[0]):
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+    process = start(2, ROOT / "commands.py", "float32", json.dumps(commands(folders[1])))
+    _, err = finish(process)
+    assert process.returncode == 0, err
+    one, two = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders)
+    assert one.keys() == two.keys()
+    made = [path for path in one if path.suffix == ".png" or path.name in ("rca.json", "fid.json", "rca.csv")]
+    assert len(made) > 2 * 70
+    assert all(one[path] == two[path] for path in made)
+
+
+def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, tiny_model):
+    """SIGTERM reaches one process only; the checkpoint is resumed by another number of processes."""
+    arguments = ["train", "digits16", *options("discovery.steps=100000"), "--model", tiny_model]
+    process = start(2, "-m", "hbench", *arguments, "--out", tmp_path / "run", "--quiet")
+    wait_for(tmp_path / "run" / "checkpoint.pt", process)
+    second = ranks(process)[1]
+    for _ in range(2):  # torchrun repeats what Slurm sends
+        second.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    out, err = finish(process)
+    assert process.returncode == 0, err
+    assert out == ""
+    assert err.count("stopped by SIGTERM after step") == 1
+    done = int(err.partition("after step ")[2].split()[0])
+    assert len(metrics(tmp_path / "run")) == done
+
+    resumed = [
+        *map(str, arguments[:-2]),
+        "--out",
+        str(tmp_path / "run"),
+        "--resume",
+        "--max-minutes",
+        "1e-6",
+        "--quiet",
+    ]
+    result = CliRunner().invoke(main, resumed)
+    assert result.exit_code == 0, result.output
+    assert f"stopped by --max-minutes 1e-06 after step {done + 1} of" in result.stderr
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others(victim, tmp_path, tiny_model):
+    arguments = ["train", "digits16", *options("discovery.steps=100000"), "--model", tiny_model, "--quiet"]
+    process = start(2, "-m", "hbench", *arguments, "--out", tmp_path / "run")
+    wait_for(tmp_path / "run" / "checkpoint.pt", process)
+    both = ranks(process)
+    both[victim].kill()
+    started = time.monotonic()
+    _, err = finish(process, seconds=60)
+    assert time.monotonic() - started < 30
+    assert not psutil.wait_procs(both, timeout=1)[1]
+    assert process.returncode
+    assert "SIGKILL" in err
+    assert "Traceback" not in err.partition("ChildFailedError")[0].rpartition("Traceback")[0]  # only torchrun's own
+
+
+def test_the_error_of_one_process_is_told(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "import click, torch\n"
+        "from hbench.cli import main\n"
+        "from hbench.distributed import mean, rank, start\n"
+        "from hbench.errors import HBenchError\n"
+        "@main.command('fail')\n"
+        "@click.option('--processes')\n"
+        "def fail(processes):\n"
+        "    start(torch.device('cpu'))\n"
+        "    if rank() == 1:\n"
+        "        raise HBenchError('no space left on this node')\n"
+        "    mean({'loss': 0.0})\n"
+        "main(['fail'])\n"
+    )
+    process = start(2, script)
+    started = time.monotonic()
+    _, err = finish(process, seconds=60)
+    assert time.monotonic() - started < 30
+    assert process.returncode
+    assert err.count("Error: no space left on this node") == 1
+
+
+def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
+    """The Python handler of the signal cannot run while it waits."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, time, torch\n"
+        "from hbench import distributed\n"
+        "from hbench.runs import stop_requests\n"
+        "distributed.STUCK_SECONDS = 1\n"
+        "distributed.start(torch.device('cpu'))\n"
+        "with stop_requests(None):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'ready{{distributed.rank()}}').touch()\n"
+        "    if distributed.rank() == 1:\n"
+        "        time.sleep(1000)\n"
+        "    distributed.mean({'loss': 0.0})\n"
+    )
+    process = start(2, script)
+    for each in (0, 1):
+        wait_for(tmp_path / f"ready{each}", process)
+    started = time.monotonic()
+    ranks(process)[0].send_signal(signal.SIGTERM)
+    finish(process, seconds=30)
+    assert time.monotonic() - started < 15
+    assert process.returncode
+
+
+def test_commands_that_cannot_share_their_work_refuse_torchrun():
+    process = start(2, "-m", "hbench", "vram-sweep", "digits16")
+    out, err = finish(process)
+    assert process.returncode
+    assert out == ""
+    assert err.count("Error: 2 processes cannot share hbench vram-sweep: start it without torchrun") == 1
+
+
+def test_more_processes_than_there_are_is_refused():
+    result = CliRunner().invoke(main, ["rca", "mnist16", "--processes", "4"])
+    assert result.exit_code == 1
+    assert "--processes 4, but 1 is running: start them all by" in result.output
+    assert "torchrun --standalone --nproc_per_node 4 -m hbench" in result.output
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """This process believes to be the second of two."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name, value in {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_slices_and_turns(second_of_two):
+    assert distributed.shard(torch.arange(6)).tolist() == [3, 4, 5]
+    assert distributed.turns(range(5)) == range(1, 5, 2)
+    with pytest.raises(HBenchError, match=r"batch_size = 5 cannot be shared evenly by 2 processes"):
+        distributed.check_batch_size("discovery.batch_size", 5)
+
+
+def test_each_process_needs_a_gpu_of_its_own(second_of_two, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:1")
+    with pytest.raises(HBenchError, match="need a GPU each: use --device cuda"):
+        pick_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(HBenchError, match="2 processes on this machine, but 1 GPUs"):
+        pick_device("auto")
+
+
+def test_one_process_imports_no_accelerate_and_makes_no_process_group(tiny_run, tmp_path):
+    code = (
+        "import sys, torch\n"
+        "from hbench.cli import main\n"
+        f"main(['rca', {str(tiny_run)!r}, '--pairs', '4', '--out', {str(tmp_path / 'rca')!r}], standalone_mode=False)\n"
+        "assert not torch.distributed.is_initialized()\n"
+        "assert 'accelerate' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

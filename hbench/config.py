@@ -141,7 +141,8 @@ class Discovery(Section):
     """Keep only the ends of each block of the UNet and of the discriminator, and recompute the inside: for models of
     which a single step does not fit. About one more forward pass of what is differentiated."""
     compile: bool = False
-    """torch.compile for encoder and decoder: minutes before the first step, faster steps after it."""
+    """torch.compile for encoder and decoder, on CUDA with CUDA graphs: minutes of compilation before the first step,
+    faster ones after it (results/bench). Needs a C++ compiler, on CUDA Triton."""
     pool: int = Field(default=0, ge=0)
     """Draw (x_T, x_0) from this many pairs made once, instead of new ones in every step; 0 = always new."""
     precision: Precision = "bfloat16"

@@ -14,7 +14,16 @@ from tqdm import tqdm
 
 from hbench.config import Experiment, Precision
 from hbench.device import autocast
-from hbench.diffusion import DeltaH, alpha_bar_schedule, draw_x_T, generation_steps, run, seed_of, timesteps
+from hbench.diffusion import (
+    DeltaH,
+    alpha_bar_schedule,
+    draw_x_T,
+    generation_steps,
+    pair_steps,
+    run,
+    seed_of,
+    timesteps,
+)
 from hbench.directions import Source, own, scaled
 from hbench.distributed import gathered, turns
 from hbench.errors import HBenchError
@@ -26,7 +35,7 @@ from hbench.models.shift import draw_shifts, magnitudes
 from hbench.runs import read_json
 from hbench.train import judge
 
-BATCH = 64  # of generated images; the numbers do not depend on it, up to kernel rounding
+BATCH = 64  # of generated images, raw and shifted ones counted; no number depends on it, up to kernel rounding
 
 
 class Pairs(NamedTuple):
@@ -129,25 +138,31 @@ def sample_model(
     return torch.cat(gathered(images))
 
 
-def batches_of(count: int) -> list[range]:
+def batches_of(count: int, size: int = BATCH) -> list[range]:
     """The indices of ``count`` images, batch by batch: the same batches however many processes share them."""
-    return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
+@torch.no_grad()
 def draw_pairs(run_: Run, seed: int, first: int, count: int, source: Source | None = None) -> Pairs:
     """Fresh pairs ``first`` .. ``first + count - 1`` with random k and s; pair i depends only on (seed, i).
 
-    Shifted by each sample's own direction, or that of another ``source``.
+    Shifted by each sample's own direction, or that of another ``source``. Both are made in the same passes.
     """
     source = source or partial(own, run_.shift_block)
     settings = run_.experiment.discovery
+    alpha_bar = alpha_bar_schedule(**run_.experiment.diffusion.model_dump())
+    descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
     x_T = noise(run_, seed, first, count)
     shifts = []
     for i in range(first, first + count):
         generator = torch.Generator().manual_seed(seed_of(seed, i, 1))
         shifts.append(draw_shifts(1, settings.K, settings.S, settings.min_magnitude, generator))
     k, s = (torch.cat(values).to(x_T.device) for values in zip(*shifts, strict=True))
-    return Pairs(generate(run_, x_T), generate(run_, x_T, source(k, s)), k, s)
+    steps = pair_steps(run_.model, alpha_bar, descending, source(k, s), settings.t_shift)
+    with autocast(x_T.device, settings.precision):
+        x_0, x_0_shifted = run(steps, x_T).chunk(2)
+    return Pairs(x_0, x_0_shifted, k, s)
 
 
 def noise(run_: Run, seed: int, first: int, count: int) -> Tensor:
@@ -173,7 +188,7 @@ def rca(
     """
     K, bound = run_.experiment.discovery.K, run_.experiment.discovery.soft_clip
     seen_of_each = []  # sample: k, its prediction, |s_hat - s|, D of both images, has the shifted one left the domain
-    for batch in tqdm(turns(batches_of(count)), desc="RCA", unit="batch", disable=quiet or None):
+    for batch in tqdm(turns(batches_of(count, BATCH // 2)), desc="RCA", unit="batch", disable=quiet or None):
         pairs = draw_pairs(run_, seed, batch[0], len(batch), source)
         if on_pairs:
             on_pairs(pairs)

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from hbench.config import Data
 from hbench.distributed import turns, wait
 from hbench.errors import HBenchError, is_out_of_memory
-from hbench.evaluate import batches_of, draw_pairs
+from hbench.evaluate import BATCH, batches_of, draw_pairs
 from hbench.images import to_uint8
 from hbench.intervals import jackknife
 from hbench.lenet import EXTRACTOR as LENET
@@ -319,7 +319,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, quiet: bool = F
     folder = cache / "samples" / _key(determining)
     write_json(folder / "samples.json", determining)
     raw, shifted = folder / "raw", folder / "shifted"
-    batches = turns(batches_of(count))
+    batches = turns(batches_of(count, BATCH // 2))
     with tqdm(total=sum(map(len, batches)), desc="samples", unit="image", disable=quiet or None) as bar:
         for chosen in batches:
             if not all(_png(kind, i).is_file() for kind in (raw, shifted) for i in chosen):

@@ -76,9 +76,10 @@ def freeze(experiment: Experiment, model: UNetModel) -> UNetModel:
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     cast_frozen(frozen, settings.precision)
     checkpoint_blocks(frozen, settings.checkpoint_blocks)
-    if settings.compile:
-        frozen.encode = torch.compile(frozen.encode, dynamic=False)  # type: ignore[method-assign]
-        frozen.decode = torch.compile(frozen.decode, dynamic=False)  # type: ignore[method-assign]
+    if settings.compile:  # on CUDA also captured as CUDA graphs, and replayed for every timestep
+        mode = "reduce-overhead" if next(model.parameters()).is_cuda else None
+        frozen.encode = torch.compile(frozen.encode, dynamic=False, mode=mode)  # type: ignore[method-assign]
+        frozen.decode = torch.compile(frozen.decode, dynamic=False, mode=mode)  # type: ignore[method-assign]
     return frozen
 
 

@@ -37,7 +37,7 @@ from hbench.runs import provenance
 from hbench.train import freeze, initial, judge, losses, raw_pairs, train_discriminator, train_step
 
 DEVICE = pick_device("auto")
-ROUNDS, WARM_UP = 5, 1
+ROUNDS, WARM_UP = 9, 2
 
 
 def interleaved(benchmark, contenders, ratios, **details):

@@ -111,7 +111,7 @@ def test_per_step_equals_a_loop_written_out(tiny_model):
     experiment = tiny_with("discovery.gradient=per-step", "discovery.fidelity=l1")
     settings = experiment.discovery
     tested, written = Parts(experiment, tiny_model), Parts(experiment, tiny_model)
-    row, x_0_shifted = tested.train_shift()
+    row, _, x_0_shifted = tested.train_shift()
 
     a = [*alpha_bar_schedule().tolist(), 1.0]
     x, found = written.x_T, []

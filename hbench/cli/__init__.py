@@ -25,8 +25,9 @@ from hbench.errors import HBenchError, is_out_of_memory
 
 OUT_OF_MEMORY = {
     "pretrain": "lower pretrain.batch_size, or choose another --device",
-    "train": "lower discovery.batch_size in a new --out, or go on with --resume and a smaller discovery.memory_budget, "
-    'discovery.checkpoint_blocks = true or discovery.strategy = "node": "hbench plan EXPERIMENT" predicts what fits',
+    "train": "lower discovery.batch_size in a new --out, or go on with --resume and --set discovery.strategy=node, "
+    'a smaller discovery.memory_budget with "auto", or discovery.checkpoint_blocks=true; "hbench plan EXPERIMENT" '
+    "predicts what fits",
 }
 OUT_OF_MEMORY["ablations"] = OUT_OF_MEMORY["train"]
 """What to do about it, by command."""

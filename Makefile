@@ -15,7 +15,7 @@ lint: .venv/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/.installed-test
+bench: .venv/.installed-test .venv/.installed-bench
 	$(BIN)/python -m pytest tests/bench_chain.py tests/bench_distributed.py --benchmark-only --benchmark-disable-gc
 
 clean:

@@ -9,8 +9,8 @@ measures three things:
 - the seconds of each kind of pass, and of what comes once a step: reconstructor, discriminator, optimisers.
 
 Everything else is arithmetic: a step with M, of which the last r graphs are kept, holds these graphs at once.
-``offload`` and ``torch-checkpoint`` keep
-things that autograd's hooks do not show: their lines go through two short cells of a sweep.
+``offload`` and ``torch-checkpoint`` keep things that autograd's hooks do not show: their lines go through two short
+cells of a sweep.
 """
 
 import json
@@ -73,8 +73,10 @@ class Probe:
     """Graph of the discriminator's own step."""
     node_mib: float
     """One node of the chain."""
+    before_mib: float
+    """Of the process on the GPU before its first step; 0 on the CPU, where only what comes on top is counted."""
     other_mib: float
-    """Of the measured peak, what no graph and no node explains."""
+    """Of the measured peak on top of that, what no graph and no node explains."""
     other_seconds: float
     """Of a whole step, all but the generation steps: reconstructor, discriminator, optimisers."""
 
@@ -108,7 +110,7 @@ def predict(probe: Probe, experiment: Experiment, M: int, keep: int, strategy: s
         seconds += sum(step.forward for step in recomputed)
     else:
         seconds += sum(step.beside for step in recomputed) + keep * probe.regular.forward
-    memory = probe.other_mib + graphs + len(recomputed) * probe.node_mib
+    memory = probe.before_mib + probe.other_mib + graphs + len(recomputed) * probe.node_mib
     return Prediction(strategy, M, keep, memory, settings.batch_size / seconds)
 
 
@@ -126,12 +128,15 @@ def largest_keep(probe: Probe, experiment: Experiment, M: int, budget_mib: float
     return max(fits, default=None)
 
 
-def budget_of(experiment: Experiment, device: torch.device) -> float:
-    """MiB that a training step may use: the experiment's ``memory_budget``, or a share of what is free."""
+def budget_of(experiment: Experiment, device: torch.device, before_mib: float = 0.0) -> float:
+    """MiB that training may use: the experiment's ``memory_budget``, or a share of what is free.
+
+    To the latter comes what this process has on the GPU already, ``before_mib``.
+    """
     if experiment.discovery.memory_budget is not None:
         return experiment.discovery.memory_budget * 1024
     sharing = local_world_size() if device.type == "cpu" else 1  # each process has a GPU of its own
-    return SHARE_OF_FREE[device.type] * free_mib(device) / sharing
+    return before_mib + SHARE_OF_FREE[device.type] * free_mib(device) / sharing
 
 
 def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
@@ -150,12 +155,22 @@ def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
         return experiment
     if settings.gradient == "per-step":
         return chosen(experiment, 0)
-    budget = budget_of(experiment, device)
     probe = measure(experiment, model, seed, repeats=0)
+    budget = budget_of(experiment, device, probe.before_mib)
     keeps = gathered([largest_keep(probe, experiment, settings.M, budget)])
     if None in keeps:
         raise HBenchError(what_would_fit(probe, experiment, budget))
     return chosen(experiment, min(keep for keep in keeps if keep is not None))
+
+
+def resolve_apart(experiment: Experiment, device: str, seed: int) -> Experiment:
+    """The same, found out in a fresh process, for a training with initial weights."""
+    probe = measure_apart(experiment, device, seed, repeats=0)
+    budget = budget_of(experiment, torch.device(device))
+    keep = largest_keep(probe, experiment, experiment.discovery.M, budget)
+    if keep is None:
+        raise HBenchError(what_would_fit(probe, experiment, budget))
+    return chosen(experiment, keep)
 
 
 def chosen(experiment: Experiment, keep: int) -> Experiment:
@@ -183,25 +198,28 @@ def what_would_fit(probe: Probe, experiment: Experiment, budget_mib: float) -> s
 # The probe ----------------------------------------------------------------------------------------------------------
 
 
-def measure(experiment: Experiment, model: UNetModel, seed: int, repeats: int = REPEATS) -> Probe:
+def measure(experiment: Experiment, model: UNetModel, seed: int, repeats: int = REPEATS, idle: int = 0) -> Probe:
     """Probes training on this frozen model, with networks of its own; see the module.
 
-    Cost: two short steps and some passes, and ten passes more for every repeat; all seconds are nan
-    without repeats.
+    Cost: two short steps and some passes, and ten passes more for every repeat; all seconds are nan without repeats.
+    On the GPU, ``idle`` is what the device holds in bytes without this process, in case its driver cannot tell.
     """
     short = shortened(experiment)
     trained = initial(short, model, seed)
     device = next(model.parameters()).device
     step = partial(train_step, short, model, trained, raw_pairs(short, model, seed), seed)
     if device.type == "cuda":
-        idle = torch.cuda.device_memory_used(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before, reserved = gpu_memory(device, idle)[0], torch.cuda.memory_reserved(device)
         take_steps(step, device)
-        peak = gpu_memory(device, idle)[0]
+        peak = (torch.cuda.max_memory_reserved(device) - reserved) / MIB
     else:
+        before = 0.0
         baseline, peak_of, _ = watch_resident()
         take_steps(step, device)
         peak = peak_of() - baseline
-    return take_apart(short, model, trained, peak, repeats)
+    return take_apart(short, model, trained, before, peak, repeats)
 
 
 def shortened(experiment: Experiment) -> Experiment:
@@ -241,8 +259,10 @@ def median_seconds(run: Callable[[], object], device: torch.device, repeats: int
     return float(np.median(seconds))
 
 
-def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: float, repeats: int) -> Probe:
-    """The parts of a step of the shortened experiment, whose peak memory is known."""
+def take_apart(
+    short: Experiment, model: UNetModel, trained: Trained, before_mib: float, peak_mib: float, repeats: int
+) -> Probe:
+    """The parts of a step of the shortened experiment, whose peak memory over that before it is known."""
     settings = short.discovery
     device = next(model.parameters()).device
     alpha_bar = alpha_bar_schedule(**short.diffusion.model_dump())
@@ -296,19 +316,21 @@ def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: 
         train_discriminator(settings, trained, x, x)
 
     other_seconds = median_seconds(once, device, repeats)
-    probe = Probe(first, shifted, regular, objective_mib, discriminator_mib, x.nbytes / MIB, 0.0, other_seconds)
-    return replace(probe, other_mib=peak_mib - predict(probe, short, settings.M, 0, "node").memory_mib)
+    probe = Probe(first, shifted, regular, objective_mib, discriminator_mib, x.nbytes / MIB, 0.0, 0.0, other_seconds)
+    explained = predict(probe, short, settings.M, 0, "node").memory_mib
+    return replace(probe, before_mib=before_mib, other_mib=peak_mib - explained)
 
 
-def measure_apart(experiment: Experiment, device: str, seed: int) -> Probe:
+def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int = REPEATS) -> Probe:
     """What :func:`measure` finds in a fresh process, of which nothing else has used the memory.
 
     Raises:
         HBenchError: the process died, of too little memory above all.
     """
+    given = {"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed, "repeats": repeats}
     done = subprocess.run(
         [sys.executable, "-m", "hbench.plan"],
-        input=json.dumps({"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed}),
+        input=json.dumps(given),
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,  # the same copy of hbench
@@ -348,6 +370,7 @@ if __name__ == "__main__":
     given = json.load(sys.stdin)
     wanted = parse_experiment(given["experiment"], "probe")
     place = pick_device(given["device"])
+    idle = torch.cuda.device_memory_used(place) if place.type == "cuda" else 0  # before the process has a CUDA context
     torch.manual_seed(given["seed"])
     network = freeze(wanted, build_model(wanted).to(place))
-    print(json.dumps(asdict(measure(wanted, network, given["seed"]))))
+    print(json.dumps(asdict(measure(wanted, network, given["seed"], given["repeats"], idle))))

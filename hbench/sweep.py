@@ -90,6 +90,8 @@ class Row:
     """Distance between the quartiles."""
     status: Status = "ok"
     error: str | None = None
+    keep: int = 0
+    """Steps of which the graph was kept, of "node" and "auto"."""
     baseline_mib: float | None = None
     """The process's memory just before the first step: what memory_mib is over on the CPU, and includes on CUDA."""
     saved_tensors_mib: float | None = None
@@ -214,7 +216,18 @@ def _other_processes(device: torch.device) -> list[int] | None:
 
 
 def measure_apart(cell: Cell) -> Row:
-    """What :func:`measure` finds in a fresh process; ``failed``, with the last line of its error, if it dies of one."""
+    """What :func:`measure` finds in a fresh process; ``failed``, with the last line of its error, if it dies of one.
+
+    What "auto" takes is found out in another one, whose probe would else leave memory behind that the steps use again.
+    """
+    if cell.experiment.discovery.strategy == "auto":
+        from hbench.plan import resolve_apart  # which takes cells of this module
+
+        try:
+            running = resolve_apart(cell.experiment, cell.device, cell.seed)
+        except HBenchError as error:
+            return _empty(cell, "oom", str(error))
+        return replace(measure_apart(replace(cell, experiment=running)), strategy="auto")
     end_with_parent = None
     if sys.platform == "linux":  # a cell that outlives its sweep would disturb the cells of the next one
         end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -291,7 +304,7 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
 
 def training_step(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[int], dict[str, float]]:
     """A function that takes step i of ``hbench train`` with initial networks, and returns its metrics."""
-    from hbench.plan import resolve  # which takes cells of this module
+    from hbench.plan import resolve
 
     frozen = freeze(experiment, model)
     running = resolve(experiment, frozen, seed)
@@ -337,7 +350,7 @@ def _timed_row(cell: Cell, seconds: list[float]) -> Row:
 
 def _row(cell: Cell) -> Row:
     settings = cell.experiment.discovery
-    return Row(settings.strategy, settings.M, settings.batch_size, settings.precision, cell.device)
+    return Row(settings.strategy, settings.M, settings.batch_size, settings.precision, cell.device, keep=settings.keep)
 
 
 if __name__ == "__main__":

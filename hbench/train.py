@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +73,9 @@ def freeze(experiment: Experiment, model: UNetModel) -> UNetModel:
     """A copy of the diffusion model as a discovery runs it.
 
     Frozen, its weights in the networks' precision, compiled or with checkpointed blocks if the experiment says so.
+
+    Raises:
+        HBenchError: it is to be compiled for the CPU, and there is no C++ compiler.
     """
     settings = experiment.discovery
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
@@ -78,6 +83,8 @@ def freeze(experiment: Experiment, model: UNetModel) -> UNetModel:
     checkpoint_blocks(frozen, settings.checkpoint_blocks)
     if settings.compile:  # on CUDA also captured as CUDA graphs, and replayed for every timestep
         mode = "reduce-overhead" if next(model.parameters()).is_cuda else None
+        if mode is None and not any(map(shutil.which, [os.environ.get("CXX", ""), "g++", "clang++"])):
+            raise HBenchError("discovery.compile = true needs a C++ compiler: install g++, or leave it out")
         frozen.encode = torch.compile(frozen.encode, dynamic=False, mode=mode)  # type: ignore[method-assign]
         frozen.decode = torch.compile(frozen.decode, dynamic=False, mode=mode)  # type: ignore[method-assign]
     return frozen

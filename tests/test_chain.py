@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hbench.chain import backpropagate
 from hbench.device import autocast, cast_frozen
 from hbench.diffusion import alpha_bar_schedule, generation_steps, run, timesteps
+from hbench.errors import HBenchError
 from hbench.memory import saved_tensors_peak
 from hbench.models import build_model
 from hbench.models.adm import UNetModel, checkpoint_blocks
@@ -284,6 +285,13 @@ def test_the_chain_never_asks_the_device_for_a_number(how):
         backpropagate(steps, x_T, lambda x: x.square().mean(), **how)
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             x_T.mean().item()
+
+
+def test_compiling_without_a_compiler_is_refused(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    wanted = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"compile": True})})
+    with pytest.raises(HBenchError, match=r"needs a C\+\+ compiler"):
+        freeze(wanted, build_model(tiny))
 
 
 def test_compiled_once_for_all_timesteps(tiny, monkeypatch):

@@ -77,7 +77,8 @@ PROBE = Probe(
     objective_mib=3.0,
     discriminator_mib=5.0,
     node_mib=0.5,
-    other_mib=20.0,
+    before_mib=4.0,
+    other_mib=16.0,
     other_seconds=7.0,
 )
 
@@ -112,6 +113,7 @@ def test_auto_keeps_as_many_graphs_as_fit(budget, keep):
 def test_default_budget_is_a_share_of_what_is_free(monkeypatch):
     monkeypatch.setattr(module, "free_mib", lambda device: 1000.0)
     assert budget_of(experiment(), CPU) == 500
+    assert budget_of(experiment(), torch.device("cuda"), 300.0) == 1200
     assert budget_of(experiment("discovery.memory_budget=0.25"), CPU) == 256
 
 

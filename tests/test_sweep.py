@@ -87,6 +87,21 @@ def test_the_step_is_the_trainers(tmp_path, tiny):
     assert rows == [{"step": i, **row} for i, row in enumerate(taken)]
 
 
+def test_auto_is_a_row_with_what_it_kept(tiny):
+    ample, tight = (
+        measure_apart(cells(with_budget(tiny, gib), ["auto"], [4], device="cpu", repeats=1)[0]) for gib in (4, 0.001)
+    )
+    assert (ample.strategy, ample.M, ample.keep, ample.status) == ("auto", 4, 4, "ok")
+    assert ample.memory_mib > 0
+    assert (tight.strategy, tight.status) == ("auto", "oom")
+    assert "memory budget is 1 MiB" in tight.error
+
+
+def with_budget(tiny, gib):
+    update = {"strategy": "auto", "memory_budget": gib}
+    return tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update=update)})
+
+
 def test_memory_limit_makes_a_row():
     (cell,) = tiny_cells(memory_limit_mib=0.5)
     row = measure(cell)

@@ -13,7 +13,7 @@ from hbench.errors import HBenchError
 if TYPE_CHECKING:
     from hbench.sweep import Row
 
-SHOWN = ["strategy", "M", "memory_mib", "images_per_second", "images_per_second_iqr", "status"]
+SHOWN = ["strategy", "M", "keep", "memory_mib", "images_per_second", "images_per_second_iqr", "status"]
 
 
 def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:

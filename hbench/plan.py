@@ -352,9 +352,10 @@ def measured_line(
     Raises:
         HBenchError: one of the cells failed.
     """
-    few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 2)
-    ends = (few, 2 * few)
-    rows = [sweep.measure_apart(cell) for cell in sweep.cells(experiment, [strategy], ends, device=device, seed=seed)]
+    few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 10)
+    ends = (2 * few, 10 * few)  # so far apart that the noise of their memory does not tilt the line
+    cells = sweep.cells(experiment, [strategy], ends, device=device, seed=seed, repeats=2)
+    rows = [sweep.measure_apart(cell) for cell in cells]
     used = [row.memory_mib for row in rows if row.memory_mib is not None]
     if len(used) < len(rows):
         failed = next(row for row in rows if row.memory_mib is None)

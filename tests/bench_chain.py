@@ -283,6 +283,52 @@ def test_plan_against_what_is_used(benchmark):
     print({name: round(predicted[name] / medians[name], 3) for name in medians})
 
 
+def test_choices(benchmark):
+    """What hbench chose, against what it did not: a shifted step with its backward pass, and sampling by batches."""
+    benchmark.group = "choices, bfloat16"
+    experiment, model = parts()
+    frozen = freeze(experiment, model)
+    cast_in_every_call = freeze(variant(experiment, precision="float32"), model)
+    channels_last = freeze(experiment, model).to(memory_format=torch.channels_last)
+    block = initial(experiment, model, 0).shift_block
+    settings = experiment.discovery
+    x = torch.randn(settings.batch_size, 1, 16, 16, device=DEVICE)
+    k, s = (v.to(DEVICE) for v in draw_shifts(len(x), settings.K, settings.S, settings.min_magnitude))
+    delta_h = own(block, k, s)
+
+    def step(network):
+        (_, shifted) = generation_steps(network, alpha_bar_schedule(), timesteps(2), delta_h, 0)
+        with autocast(DEVICE, "bfloat16"):
+            shifted(x.clone().requires_grad_()).sum().backward()
+
+    def two_decoder_passes():
+        leaf = x.clone().requires_grad_()
+        with autocast(DEVICE, "bfloat16"):
+            h, skips, emb = frozen.encode(leaf, torch.full((len(x),), 499, device=DEVICE))
+            eps = frozen.decode(h, skips, emb)
+            (eps + frozen.decode(h + delta_h(h, emb, 499), skips, emb)).sum().backward()
+
+    def sample(batch):
+        with torch.no_grad(), autocast(DEVICE, "bfloat16"):
+            for _ in range(128 // batch):
+                frozen(torch.cat([x] * 4)[:batch], torch.full((batch,), 499, device=DEVICE))
+
+    contenders = {
+        "step": lambda: step(frozen),
+        "two decoder passes": two_decoder_passes,
+        "weights cast in every call": lambda: step(cast_in_every_call),
+        "channels_last": lambda: step(channels_last),
+        "128 images by 32": lambda: sample(32),
+        "128 images by 64": lambda: sample(64),
+        "128 images by 128": lambda: sample(128),
+    }
+    ratios = {f"{name} / step": (name, "step") for name in list(contenders)[1:4]} | {
+        "batch 32 / 64": ("128 images by 32", "128 images by 64"),
+        "batch 128 / 64": ("128 images by 128", "128 images by 64"),
+    }
+    interleaved(benchmark, contenders, ratios, batch_size=len(x), precision="bfloat16")
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_sampling_and_inversion_against_diffusers(benchmark, precision):
     """50 steps from x_T, and back, against the loops of diffusers' pipelines with the same UNet and precision."""

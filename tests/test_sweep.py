@@ -348,3 +348,17 @@ def test_without_a_driver_one_line(monkeypatch):
 def test_rows_survive_their_json():
     row = fake(tiny_cells()[0], other_processes=2)
     assert module.read_row(json.loads(json.dumps(asdict(row)))) == row
+
+
+def test_resume_mends_a_table_that_a_kill_left_behind(measured, tmp_path):
+    arguments = ["--m", "2,3", "--strategies", "node", "--out", str(tmp_path / "x")]
+    assert invoke(*arguments).exit_code == 0
+    table, picture = tmp_path / "x" / "vram-sweep.csv", tmp_path / "x" / "vram-sweep.png"
+    whole = table.read_text()
+    table.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    picture.unlink()
+    measured.clear()
+    assert invoke(*arguments, "--resume").exit_code == 0
+    assert measured == []
+    assert table.read_text() == whole
+    assert picture.is_file()

@@ -1,17 +1,13 @@
 """The commands about memory and speed of training: measured over M, or predicted."""
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from hbench.cli.options import claim_folder, experiment_options, print_experiment, run_options, write_results
 from hbench.errors import HBenchError
-
-if TYPE_CHECKING:
-    from hbench.sweep import Row
 
 SHOWN = ["strategy", "M", "keep", "memory_mib", "images_per_second", "images_per_second_iqr", "status"]
 
@@ -97,7 +93,7 @@ def vram_sweep(
     from hbench.device import pick_device
     from hbench.figures import draw_sweep
     from hbench.runs import provenance, write_experiment
-    from hbench.sweep import NAME, cells, default_Ms, finished, sweep
+    from hbench.sweep import NAME, Row, cells, default_Ms, finished, sweep
 
     place = pick_device(device)
     wanted = cells(
@@ -114,21 +110,24 @@ def vram_sweep(
     claim_folder(folder, overwrite=overwrite, resume=resume)
     rows = {row.key: row for row in finished(folder, origin)} if resume else {}
     write_experiment(folder, settings)
-    if not rows:  # so that what an --overwrite replaces is not gone on from
-        write_results(folder, NAME, {"cells": []}, pd.DataFrame(columns=SHOWN), origin, complete=False)
     title = f"{settings.title}, M varied: batch {settings.discovery.batch_size}, {settings.discovery.precision}"
 
-    def save(row: "Row") -> None:
-        rows[row.key] = row
+    def save() -> None:
         ordered = [rows[key] for key in sorted(rows)]
-        table = pd.DataFrame([asdict(row) for row in ordered])
+        table = pd.DataFrame([asdict(row) for row in ordered], columns=[field.name for field in fields(Row)])
         result = {"cells": [asdict(row) for row in ordered]}
         complete = all(cell.key in rows for cell in wanted)
         write_results(folder, NAME, result, table.drop(columns="step_seconds"), origin, complete=complete)
-        draw_sweep(ordered, memory_limit, f"{title}\n{origin['device']}", folder / f"{NAME}.png")
+        if rows:
+            draw_sweep(ordered, memory_limit, f"{title}\n{origin['device']}", folder / f"{NAME}.png")
 
+    def add(row: Row) -> None:
+        rows[row.key] = row
+        save()
+
+    save()  # what an --overwrite replaces is gone, and what a kill left behind its table is brought up to date
     todo = [cell for cell in wanted if cell.key not in rows]
-    if not sweep(todo, save, allow_busy=allow_busy, quiet=quiet):
+    if not sweep(todo, add, allow_busy=allow_busy, quiet=quiet):
         return
     table = pd.DataFrame([asdict(rows[key]) for key in sorted(rows)])
     click.echo(table[SHOWN].to_string(index=False, float_format="{:.1f}".format, na_rep="-"))

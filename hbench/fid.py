@@ -33,7 +33,7 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 from tqdm import tqdm
 
 from hbench.config import Data
-from hbench.distributed import turns, wait
+from hbench.distributed import rank, turns, wait
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.evaluate import BATCH, batches_of, draw_pairs
 from hbench.images import to_uint8
@@ -317,7 +317,8 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, quiet: bool = F
         "device": next(run.model.parameters()).device.type,
     }
     folder = cache / "samples" / _key(determining)
-    write_json(folder / "samples.json", determining)
+    if rank() == 0:
+        write_json(folder / "samples.json", determining)
     raw, shifted = folder / "raw", folder / "shifted"
     batches = turns(batches_of(count, BATCH // 2))
     with tqdm(total=sum(map(len, batches)), desc="samples", unit="image", disable=quiet or None) as bar:

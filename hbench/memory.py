@@ -14,25 +14,46 @@ from torch import Tensor
 from hbench.errors import HBenchError
 
 MIB = 2**20
+
+
+class UnknownMemoryError(HBenchError):
+    """This system does not say how much memory is used or free."""
+
+
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_mib(device: torch.device) -> float:
     """MiB that this process could still take on a device, what PyTorch's allocator keeps in reserve included.
 
-    On the CPU that is the memory which Linux says is available, or the container's limit (cgroup v2) if that is less.
+    On the CPU that is the memory which Linux says is available, or the limit of the container or the job (cgroup v2) if
+    that is less.
+
+    Raises:
+        UnknownMemoryError: another system than Linux, and no GPU.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / MIB
     free_here = _proc("/proc/meminfo", "MemAvailable")
-    with suppress(OSError, ValueError):  # no such group, or "max"
-        limit = int((CGROUP / "memory.max").read_text(encoding="ascii"))
-        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
-        statistics = (CGROUP / "memory.stat").read_text(encoding="ascii").split()
-        cache = int(statistics[statistics.index("inactive_file") + 1])  # given back when memory is asked for
-        free_here = min(free_here, (limit - used + cache) / MIB)
+    for group in _groups():
+        with suppress(OSError, ValueError):  # no limit
+            limit = int((group / "memory.max").read_text(encoding="ascii"))
+            used = int((group / "memory.current").read_text(encoding="ascii"))
+            statistics = (group / "memory.stat").read_text(encoding="ascii").split()
+            cache = int(statistics[statistics.index("inactive_file") + 1])  # given back when memory is asked for
+            free_here = min(free_here, (limit - used + cache) / MIB)
     return free_here
+
+
+def _groups() -> list[Path]:
+    """The folders of this process's control group and of those around it."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            if line.startswith("0::/"):
+                inner = CGROUP / line.removeprefix("0::/")
+                return [group for group in (inner, *inner.parents) if group.is_relative_to(CGROUP)]
+    return [CGROUP]
 
 
 def watch_resident() -> tuple[float, Callable[[], float], str]:
@@ -41,7 +62,7 @@ def watch_resident() -> tuple[float, Callable[[], float], str]:
     From Linux's high-water mark, which is reset now: else it would tell of the imports, whose own peak hides a small
     experiment. Where it cannot be reset, resident memory is read every 2 ms.
     """
-    with suppress(AttributeError):  # other C libraries have none
+    with suppress(AttributeError, TypeError):  # other C libraries have none, and Windows no such library
         ctypes.CDLL(None).malloc_trim(0)  # else what is freed already would be used again without being seen
     baseline = _status_mib("VmRSS")
     try:
@@ -70,7 +91,7 @@ def _proc(file: str, name: str) -> float:
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise HBenchError(
+        raise UnknownMemoryError(
             "memory on the CPU is read from Linux's /proc, which is not here: use a CUDA device"
         ) from error
     return int(dict(line.split(":", 1) for line in lines)[name].split()[0]) / 1024
@@ -80,8 +101,8 @@ def saved_tensors_peak(run: Callable[[], object], resident: Iterable[Tensor] = (
     """Largest number of bytes that autograd holds at one time while ``run`` runs, each storage counted once.
 
     It counts what is saved for the backward pass, but for tensors that are ``resident`` anyway, such as weights. It is
-    exact: no allocator or library blurs it. Of torch.utils.checkpoint it sees nothing, which saves through hooks of its
-    own.
+    exact: no allocator or library blurs it. Of torch.utils.checkpoint it sees what a block starts from, not what is
+    recomputed inside.
     """
     held = {tensor.untyped_storage().data_ptr(): (1, 0) for tensor in resident}
     total = peak = 0
@@ -123,7 +144,7 @@ def gpu_processes(device: torch.device) -> dict[int, int | None]:
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         return {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
     except pynvml.NVMLError as error:
-        raise HBenchError(
+        raise UnknownMemoryError(
             f"NVML does not answer ({error}): install NVIDIA's driver with NVML, or use --device cpu"
         ) from error
 

@@ -15,7 +15,7 @@ cells of a sweep.
 
 import json
 import math
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,13 +32,19 @@ from hbench.config import Experiment, parse_experiment
 from hbench.device import autocast, pick_device
 from hbench.diffusion import alpha_bar_schedule, generation_steps, pair_steps, timesteps
 from hbench.directions import own
-from hbench.distributed import gathered, local_world_size, shard
-from hbench.errors import HBenchError
-from hbench.memory import MIB, free_mib, gpu_memory, saved_tensors_peak, watch_resident
+from hbench.distributed import gathered, local_world_size, rank, shard, world_size
+from hbench.errors import HBenchError, is_out_of_memory
+from hbench.memory import MIB, UnknownMemoryError, free_mib, gpu_memory, saved_tensors_peak, watch_resident
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
 from hbench.models.shift import draw_shifts
+from hbench.runs import read_json, write_json
 from hbench.train import Trained, freeze, initial, losses, raw_pairs, train_discriminator, train_step
+
+
+class DoesNotFitError(HBenchError):
+    """Not even one training step fits into the memory budget."""
+
 
 SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.5}
 """The default memory budget; a CPU's memory is not training's alone."""
@@ -73,8 +79,10 @@ class Probe:
     """Graph of the discriminator's own step."""
     node_mib: float
     """One node of the chain."""
+    free_mib: float
+    """What the process could take of the device's memory before its first step."""
     before_mib: float
-    """Of the process on the GPU before its first step; 0 on the CPU, where only what comes on top is counted."""
+    """What it had on the GPU then; 0 on the CPU, where only what comes on top is counted."""
     other_mib: float
     """Of the measured peak on top of that, what no graph and no node explains."""
     other_seconds: float
@@ -128,48 +136,83 @@ def largest_keep(probe: Probe, experiment: Experiment, M: int, budget_mib: float
     return max(fits, default=None)
 
 
-def budget_of(experiment: Experiment, device: torch.device, before_mib: float = 0.0) -> float:
+def budget_of(experiment: Experiment, device: torch.device, probe: Probe) -> float:
     """MiB that training may use: the experiment's ``memory_budget``, or a share of what is free.
 
-    To the latter comes what this process has on the GPU already, ``before_mib``.
+    To the latter comes what the process has on the GPU already.
     """
     if experiment.discovery.memory_budget is not None:
         return experiment.discovery.memory_budget * 1024
     sharing = local_world_size() if device.type == "cpu" else 1  # each process has a GPU of its own
-    return before_mib + SHARE_OF_FREE[device.type] * free_mib(device) / sharing
+    return probe.before_mib + SHARE_OF_FREE[device.type] * probe.free_mib / sharing
 
 
 def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
     """The experiment with "auto" replaced by what fits into its memory budget, for training on this frozen model.
 
-    Cost: with "auto", two short training steps of throw-away networks and some passes; else nothing.
+    Where the system does not tell its memory, that is "node". Cost: with "auto", two short training steps of throw-away
+    networks and some passes; else nothing.
 
     Raises:
-        HBenchError: not even one step fits, or "offload" without a GPU.
+        DoesNotFitError: not even one step fits, on any of the processes.
+        HBenchError: "offload" without a GPU.
     """
     settings = experiment.discovery
     device = next(model.parameters()).device
+    if settings.gradient == "per-step":
+        return chosen(experiment, 0)
     if settings.strategy == "offload" and device.type == "cpu":
         raise HBenchError('discovery.strategy = "offload" moves graphs to the CPU, and this is one: take "auto"')
     if settings.strategy != "auto":
         return experiment
-    if settings.gradient == "per-step":
+    try:
+        probe = measure(experiment, model, seed, repeats=0)
+    except UnknownMemoryError as error:
+        print(f'{error}; until then "auto" is "node"', file=sys.stderr)
         return chosen(experiment, 0)
-    probe = measure(experiment, model, seed, repeats=0)
-    budget = budget_of(experiment, device, probe.before_mib)
-    keeps = gathered([largest_keep(probe, experiment, settings.M, budget)])
-    if None in keeps:
-        raise HBenchError(what_would_fit(probe, experiment, budget))
-    return chosen(experiment, min(keep for keep in keeps if keep is not None))
+    budget = budget_of(experiment, device, probe)
+    keep = largest_keep(probe, experiment, settings.M, budget)
+    found = gathered([what_would_fit(probe, experiment, budget) if keep is None else keep])
+    if refusals := [each for each in found if isinstance(each, str)]:
+        raise DoesNotFitError(refusals[0])
+    return chosen(experiment, min(each for each in found if isinstance(each, int)))
 
 
-def resolve_apart(experiment: Experiment, device: str, seed: int) -> Experiment:
-    """The same, found out in a fresh process, for a training with initial weights."""
+def resolve_once(experiment: Experiment, model: UNetModel, seed: int, out: Path) -> Experiment:
+    """What :func:`resolve` says, noted in the folder of a training, so that one that goes on there gets the same bits.
+
+    With another budget, number of processes or kind of device it is found out anew.
+    """
+    settings = experiment.discovery
+    if settings.strategy != "auto":
+        return resolve(experiment, model, seed)
+    device = next(model.parameters()).device
+    asked = {
+        "memory_budget": settings.memory_budget,
+        "checkpoint_blocks": settings.checkpoint_blocks,
+        "processes": world_size(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+    note = out / "strategy.json"
+    noted = read_json(note) if note.is_file() else None
+    if isinstance(noted, dict) and noted.get("asked") == asked and noted.get("keep") in range(settings.M + 1):
+        return chosen(experiment, noted["keep"])
+    running = resolve(experiment, model, seed)
+    if rank() == 0:
+        write_json(note, {"asked": asked, "keep": running.discovery.keep})
+    return running
+
+
+def resolve_apart(experiment: Experiment, device: str, seed: int, limit_mib: float | None = None) -> Experiment:
+    """The same, found out in a fresh process, for a training with initial weights; it may not pass ``limit_mib``."""
+    if experiment.discovery.gradient == "per-step":
+        return chosen(experiment, 0)
     probe = measure_apart(experiment, device, seed, repeats=0)
-    budget = budget_of(experiment, torch.device(device))
+    budget = budget_of(experiment, torch.device(device), probe)
+    budget = budget if limit_mib is None else min(budget, limit_mib)
     keep = largest_keep(probe, experiment, experiment.discovery.M, budget)
     if keep is None:
-        raise HBenchError(what_would_fit(probe, experiment, budget))
+        raise DoesNotFitError(what_would_fit(probe, experiment, budget))
     return chosen(experiment, keep)
 
 
@@ -185,7 +228,7 @@ def what_would_fit(probe: Probe, experiment: Experiment, budget_mib: float) -> s
     """One line for a budget into which no strategy fits."""
     settings = experiment.discovery
     needed = predict(probe, experiment, settings.M, 0, "node").memory_mib
-    smaller = int(settings.batch_size * budget_mib / needed)
+    smaller = int(settings.batch_size * budget_mib / needed) // world_size() * world_size()
     advice = f"discovery.batch_size={smaller}" if smaller >= 2 else "a smaller discovery.batch_size"
     if not settings.checkpoint_blocks:
         advice += " or discovery.checkpoint_blocks=true"
@@ -203,11 +246,15 @@ def measure(experiment: Experiment, model: UNetModel, seed: int, repeats: int = 
 
     Cost: two short steps and some passes, and ten passes more for every repeat; all seconds are nan without repeats.
     On the GPU, ``idle`` is what the device holds in bytes without this process, in case its driver cannot tell.
+
+    Raises:
+        UnknownMemoryError: the system does not say how much memory is used or free.
     """
     short = shortened(experiment)
     trained = initial(short, model, seed)
     device = next(model.parameters()).device
     step = partial(train_step, short, model, trained, raw_pairs(short, model, seed), seed)
+    free = free_mib(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -219,7 +266,7 @@ def measure(experiment: Experiment, model: UNetModel, seed: int, repeats: int = 
         baseline, peak_of, _ = watch_resident()
         take_steps(step, device)
         peak = peak_of() - baseline
-    return take_apart(short, model, trained, before, peak, repeats)
+    return replace(take_apart(short, model, trained, peak, repeats), free_mib=free, before_mib=before)
 
 
 def shortened(experiment: Experiment) -> Experiment:
@@ -259,9 +306,7 @@ def median_seconds(run: Callable[[], object], device: torch.device, repeats: int
     return float(np.median(seconds))
 
 
-def take_apart(
-    short: Experiment, model: UNetModel, trained: Trained, before_mib: float, peak_mib: float, repeats: int
-) -> Probe:
+def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: float, repeats: int) -> Probe:
     """The parts of a step of the shortened experiment, whose peak memory over that before it is known."""
     settings = short.discovery
     device = next(model.parameters()).device
@@ -316,29 +361,25 @@ def take_apart(
         train_discriminator(settings, trained, x, x)
 
     other_seconds = median_seconds(once, device, repeats)
-    probe = Probe(first, shifted, regular, objective_mib, discriminator_mib, x.nbytes / MIB, 0.0, 0.0, other_seconds)
-    explained = predict(probe, short, settings.M, 0, "node").memory_mib
-    return replace(probe, before_mib=before_mib, other_mib=peak_mib - explained)
+    node_mib = x.nbytes / MIB
+    probe = Probe(first, shifted, regular, objective_mib, discriminator_mib, node_mib, 0.0, 0.0, 0.0, other_seconds)
+    return replace(probe, other_mib=peak_mib - predict(probe, short, settings.M, 0, "node").memory_mib)
 
 
 def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int = REPEATS) -> Probe:
     """What :func:`measure` finds in a fresh process, of which nothing else has used the memory.
 
     Raises:
-        HBenchError: the process died, of too little memory above all.
+        DoesNotFitError: it died of too little memory.
+        HBenchError: of something else.
     """
     given = {"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed, "repeats": repeats}
-    done = subprocess.run(
-        [sys.executable, "-m", "hbench.plan"],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent,  # the same copy of hbench
-        check=False,
-    )
+    done = sweep.run_apart("hbench.plan", given)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["killed by the system, as it does when memory runs out"]
-        raise HBenchError(f"the probe of one step failed ({lines[-1]}): lower discovery.batch_size")
+        out_of_memory = done.returncode == -signal.SIGKILL or is_out_of_memory(RuntimeError(lines[-1]))
+        kind = DoesNotFitError if out_of_memory else HBenchError
+        raise kind(f"the probe of one step failed ({lines[-1]}): lower discovery.batch_size")
     values = json.loads(done.stdout.splitlines()[-1])
     first, shifted, regular = (Pass(**values.pop(name)) for name in ("first", "shifted", "regular"))
     return Probe(first, shifted, regular, **values)
@@ -368,6 +409,7 @@ def measured_line(
 
 
 if __name__ == "__main__":
+    sweep.die_first()
     given = json.load(sys.stdin)
     wanted = parse_experiment(given["experiment"], "probe")
     place = pick_device(given["device"])

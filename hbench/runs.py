@@ -198,7 +198,7 @@ def refuse_links(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes were writing below a folder; files of living ones stay."""
+    """Removes what killed processes of this machine were writing below a folder; files of living ones stay."""
     for path in folder.rglob(".*.tmp"):
         pid = _writer(path.name)
         if pid is not None and not _is_alive(pid):
@@ -207,13 +207,18 @@ def remove_leftovers(folder: Path) -> None:
 
 def temporary_name(path: Path) -> Path:
     """Where this process writes a file before it moves it to ``path``."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp")
 
 
 def _writer(name: str) -> int | None:
-    """The process that a name of :func:`temporary_name` belongs to."""
-    found = re.fullmatch(r"\..+\.([0-9]{1,9})\.tmp", name)
+    """The process of this machine that a name of :func:`temporary_name` belongs to."""
+    found = re.fullmatch(rf"\..+\.{_machine()}\.([0-9]{{1,9}})\.tmp", name)
     return int(found[1]) if found else None
+
+
+def _machine() -> str:
+    """The name of this machine, since several may write to one folder and number their processes alike."""
+    return re.sub("[^0-9A-Za-z-]", "-", platform.node())[:40]
 
 
 def _is_alive(pid: int) -> bool:

@@ -53,7 +53,7 @@ SAME_TO_RESUME = (
     "experiment", "git", "versions", "device", "driver", "threads", "seed", "repeats", "memory_limit_mib"
 )  # fmt: skip
 """What the provenance of two halves of a sweep must agree in."""
-CHILD = [sys.executable, "-m", "hbench.sweep"]
+CHILD = [sys.executable, "-m"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def cells(
     def cell(strategy: str, M: int) -> Cell:
         values = experiment.model_dump()
         discovery = values["discovery"]
-        own = {"keep": 0 if strategy != "node" else discovery["keep"]}
+        own = {"keep": min(discovery["keep"], M) if strategy == "node" else 0}
         if strategy != "auto":
             own["memory_budget"] = None
         values["discovery"] |= {"strategy": strategy, "M": M, "pool": 0, **own}
@@ -221,19 +221,30 @@ def measure_apart(cell: Cell) -> Row:
     What "auto" takes is found out in another one, whose probe would else leave memory behind that the steps use again.
     """
     if cell.experiment.discovery.strategy == "auto":
-        from hbench.plan import resolve_apart  # which takes cells of this module
+        from hbench.plan import DoesNotFitError, resolve_apart  # which takes cells of this module
 
         try:
-            running = resolve_apart(cell.experiment, cell.device, cell.seed)
+            running = resolve_apart(cell.experiment, cell.device, cell.seed, cell.memory_limit_mib)
         except HBenchError as error:
-            return _empty(cell, "oom", str(error))
+            return _empty(cell, "oom" if isinstance(error, DoesNotFitError) else "failed", str(error))
         return replace(measure_apart(replace(cell, experiment=running)), strategy="auto")
+    done = run_apart("hbench.sweep", {**vars(cell), "experiment": cell.experiment.model_dump(mode="json")})
+    if done.returncode == -signal.SIGKILL:
+        return _empty(cell, "oom", "killed by the system, as it does when memory runs out")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
+        return _empty(cell, "failed", lines[-1])
+    return read_row(json.loads(done.stdout.splitlines()[-1]))
+
+
+def run_apart(module: str, given: Mapping[str, Any]) -> "subprocess.CompletedProcess[str]":
+    """Runs a module of hbench as a program, to measure in it what no other work has touched; it reads JSON."""
     end_with_parent = None
-    if sys.platform == "linux":  # a cell that outlives its sweep would disturb the cells of the next one
+    if sys.platform == "linux":  # one that outlives its sweep would disturb the cells of the next one
         end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    done = subprocess.run(
-        CHILD,
-        input=json.dumps({**vars(cell), "experiment": cell.experiment.model_dump(mode="json")}),
+    return subprocess.run(
+        [*CHILD, module],
+        input=json.dumps(given),
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,  # the same copy of hbench
@@ -241,12 +252,12 @@ def measure_apart(cell: Cell) -> Row:
         preexec_fn=end_with_parent,
         check=False,
     )
-    if done.returncode == -signal.SIGKILL:
-        return _empty(cell, "oom", "killed by the system, as it does when memory runs out")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
-        return _empty(cell, "failed", lines[-1])
-    return read_row(json.loads(done.stdout.splitlines()[-1]))
+
+
+def die_first() -> None:
+    """Where the machine's memory ends, the system is to kill this process, not its parent."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def read_row(values: dict[str, Any]) -> Row:
@@ -354,8 +365,7 @@ def _row(cell: Cell) -> Row:
 
 
 if __name__ == "__main__":
-    with suppress(OSError):  # where the machine's memory ends, the system is to kill this process, not its parent
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    die_first()
     values = json.load(sys.stdin)
     given = Cell(**values | {"experiment": parse_experiment(values["experiment"], "cell")})
     print(json.dumps(asdict(measure(given))))

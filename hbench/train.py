@@ -149,7 +149,7 @@ def train(
         raise HBenchError(
             f"discovery.t_shift = {settings.t_shift} shifts no timestep: need at most {latest}, or more M"
         )
-    from hbench.plan import chosen, resolve  # which takes steps of this module to find out what fits
+    from hbench.plan import resolve_once  # which takes steps of this module to find out what fits
 
     check_batch_size("discovery.batch_size", settings.batch_size)
     origin = provenance(experiment, device, seed)
@@ -157,10 +157,8 @@ def train(
     trained = initial(experiment, model, seed)
     parts: dict[str, nn.Module | torch.optim.Optimizer] = vars(trained)
 
-    first, keep = 0, None
-    asked = (settings.strategy, settings.memory_budget)
-    if resume and (state := load_checkpoint(out, experiment, seed, [*parts, "asked", "keep"])):
-        keep = state["keep"] if state["asked"] == asked else None  # the same graphs, the same bits
+    first = 0
+    if resume and (state := load_checkpoint(out, experiment, seed, parts.keys())):
         first = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
@@ -171,7 +169,7 @@ def train(
     wait()
     load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit
     model = freeze(experiment, model)
-    running = resolve(experiment, model, seed) if keep is None else chosen(experiment, keep)
+    running = resolve_once(experiment, model, seed, out)
     metrics = Metrics(out, first) if rank() == 0 else None
 
     def checkpoint(step: int) -> None:
@@ -179,8 +177,7 @@ def train(
             return
         metrics.flush()
         draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
-        state = {name: part.state_dict() for name, part in parts.items()}
-        save_checkpoint(out, experiment, seed, step, state | {"asked": asked, "keep": running.discovery.keep})
+        save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
 
     draw_raw = raw_pairs(running, model, seed, quiet)
     with (

@@ -66,7 +66,7 @@ def test_compiled_and_replayed_steps_give_the_same_gradients(strategy):
 
 
 def test_a_training_step_never_waits_for_the_device_inside_the_chain():
-    experiment, model = setup(strategy="node")
+    experiment, model = setup(strategy="node", precision="float32")
     block = initial(experiment, model, 0).shift_block
     k, s = (v.to(CUDA) for v in draw_shifts(4, 3, 5.0, 0.5))
     x_T = torch.randn(4, 1, 16, 16).to(CUDA)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,18 @@ from hbench.errors import HBenchError
 from hbench.load import load_model
 from hbench.memory import free_mib, saved_tensors_peak, watch_resident
 from hbench.models import build_model
-from hbench.plan import Pass, Probe, budget_of, chosen, largest_keep, measure, predict, resolve, shortened
+from hbench.plan import (
+    Pass,
+    Probe,
+    budget_of,
+    chosen,
+    largest_keep,
+    measure,
+    predict,
+    resolve,
+    resolve_once,
+    shortened,
+)
 from hbench.train import freeze, train
 
 CPU = torch.device("cpu")
@@ -56,13 +68,15 @@ def test_resident_tensors_are_not_counted():
     assert saved_tensors_peak(lambda: (weight.sum() * x).exp().sum() + (weight * weight).sum(), [weight, x]) == 2004
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() and not memory.Path("/proc/meminfo").exists(), reason="no /proc")
-def test_free_memory_ends_at_the_limit_of_the_container(monkeypatch, tmp_path):
+def test_free_memory_ends_at_the_limit_of_the_container_or_the_job(monkeypatch, tmp_path):
     free = free_mib(CPU)
     assert free > 0
-    for name, text in {"max": 2**30, "current": 2**29, "stat": f"anon 5\ninactive_file {2**28}\n"}.items():
-        (tmp_path / f"memory.{name}").write_text(f"{text}")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    job = tmp_path / "job"
+    job.mkdir()
+    monkeypatch.setattr(memory, "_groups", lambda: [job, tmp_path])
+    for folder, limit in ((tmp_path, 2**30), (job, "max")):
+        for name, text in {"max": limit, "current": 2**29, "stat": f"anon 5\ninactive_file {2**28}"}.items():
+            (folder / f"memory.{name}").write_text(f"{text}\n")
     assert free_mib(CPU) == pytest.approx(min(free, 768), rel=0.1)
     (tmp_path / "memory.max").write_text("max\n")
     assert free_mib(CPU) == pytest.approx(free, rel=0.1)
@@ -77,6 +91,7 @@ PROBE = Probe(
     objective_mib=3.0,
     discriminator_mib=5.0,
     node_mib=0.5,
+    free_mib=1000.0,
     before_mib=4.0,
     other_mib=16.0,
     other_seconds=7.0,
@@ -110,11 +125,10 @@ def test_auto_keeps_as_many_graphs_as_fit(budget, keep):
         assert keep == 5 or predict(PROBE, experiment(), 5, keep + 1, "auto").memory_mib > budget
 
 
-def test_default_budget_is_a_share_of_what_is_free(monkeypatch):
-    monkeypatch.setattr(module, "free_mib", lambda device: 1000.0)
-    assert budget_of(experiment(), CPU) == 500
-    assert budget_of(experiment(), torch.device("cuda"), 300.0) == 1200
-    assert budget_of(experiment("discovery.memory_budget=0.25"), CPU) == 256
+def test_default_budget_is_a_share_of_what_is_free():
+    assert budget_of(experiment(), CPU, PROBE) == 4 + 500
+    assert budget_of(experiment(), torch.device("cuda"), PROBE) == 4 + 900
+    assert budget_of(experiment("discovery.memory_budget=0.25"), CPU, PROBE) == 256
 
 
 def test_the_short_chain_has_every_kind_of_step():
@@ -155,6 +169,30 @@ def test_training_with_auto_ends_as_with_what_auto_took(tmp_path, tiny, tiny_mod
         weights[name] = load_file(tmp_path / name / "shift_block.safetensors")
     assert json.loads((tmp_path / "auto" / "provenance.json").read_text())["keep"] == 3
     assert all(torch.equal(value, weights["node"][key]) for key, value in weights["auto"].items())
+
+
+def test_what_auto_took_is_noted_for_those_who_go_on(tiny, tmp_path, monkeypatch):
+    ample = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "auto"})})
+    model = build_model(tiny)
+    monkeypatch.setattr(module, "measure", lambda *_, **__: PROBE)
+    assert resolve_once(ample, model, 0, tmp_path).discovery.keep == 3
+    monkeypatch.setattr(module, "measure", lambda *_, **__: replace(PROBE, free_mib=62.0))  # something else has grown
+    assert resolve_once(ample, model, 0, tmp_path).discovery.keep == 3
+    assert resolve(ample, model, 0).discovery.keep == 1
+    budget = {"strategy": "auto", "memory_budget": 0.033}
+    tight = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update=budget)})
+    assert resolve_once(tight, model, 0, tmp_path).discovery.keep == 1  # another budget
+    assert resolve_once(ample, model, 0, tmp_path).discovery.keep == 1  # which is noted now
+
+
+def test_auto_is_node_where_memory_is_unknown(tiny, monkeypatch, capsys):
+    def unknown(*_, **__):
+        raise memory.UnknownMemoryError("no /proc")
+
+    monkeypatch.setattr(module, "measure", unknown)
+    ample = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "auto"})})
+    assert resolve(ample, build_model(tiny), 0).discovery.keep == 0
+    assert "no /proc" in capsys.readouterr().err
 
 
 def test_resolve_takes_auto_away_and_nothing_else(tiny, monkeypatch):

@@ -183,11 +183,11 @@ def plan(
     origin = provenance(settings, place, seed)
     chosen = sorted(set(Ms or default_Ms(settings)))
     cells(settings, ["node"], chosen, device=str(place))  # refuses an M that the schedule does not have
-    budget = budget_of(settings, place)
     others = ["torch-checkpoint", *(["offload"] if place.type == "cuda" else [])]
     with tqdm(total=1 + len(others), desc="probes", disable=quiet or None) as bar:
         probe = measure_apart(settings, str(place), seed)
         bar.update()
+        budget = budget_of(settings, place, probe)
         rows = predictions(probe, settings, chosen, budget)
         for strategy in others:
             rows += measured_line(settings, strategy, chosen, probe, str(place), seed)

@@ -29,7 +29,17 @@ from hbench import train as module
 from hbench.cli import main
 from hbench.errors import HBenchError
 from hbench.load import ROLES, load_model
-from hbench.runs import CHECKPOINT, FORMAT, LOCK, claimed_folder, provenance, save_checkpoint, save_weights, sha256
+from hbench.runs import (
+    CHECKPOINT,
+    FORMAT,
+    LOCK,
+    claimed_folder,
+    provenance,
+    save_checkpoint,
+    save_weights,
+    sha256,
+    temporary_name,
+)
 from hbench.train import train
 
 CPU = torch.device("cpu")
@@ -389,7 +399,8 @@ def test_files_of_a_newer_version_are_named(tmp_path, tiny_run):
 def test_resume_starts_where_a_kill_left_no_checkpoint(half, tmp_path, tiny_run, tiny_model):
     for file in (half / CHECKPOINT, half / pointer(half)["file"]):
         file.unlink()
-    (half / ".metrics.csv.999999999.tmp").write_text("half a row")
+    dead = temporary_name(half / "metrics.csv").name.replace(str(os.getpid()), "999999999")
+    (half / dead).write_text("half a row")
     assert "already holds results" in refused(*resume(half)[:-3], "--model", tiny_model, "--out", half)
     assert invoke(*resume(half)).exit_code == 0  # on the model that it had begun with
     assert same_as_whole(half, tiny_run)
@@ -664,7 +675,9 @@ def test_the_cell_of_a_killed_sweep_ends_with_it(tmp_path):
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    names = [f".a.png.{process.pid}.tmp", ".b.999999999.tmp", ".hidden", ".notes.tmp", "c.999999999.tmp"]
+    own = temporary_name(tmp_path / "a.png").name
+    living, dead = (own.replace(str(os.getpid()), str(pid)) for pid in (process.pid, 999999999))
+    names = [living, dead, ".b.elsewhere.999999999.tmp", ".hidden", ".notes.tmp", "c.999999999.tmp"]
     for folder in (tmp_path, tmp_path / "samples"):
         folder.mkdir(exist_ok=True)
         for name in names:
@@ -675,7 +688,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     finally:
         process.kill()
         process.wait()
-    kept = sorted(name for name in names if name != ".b.999999999.tmp")
+    kept = sorted(name for name in names if name != dead)
     assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == kept
     assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == kept
 

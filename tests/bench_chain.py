@@ -4,6 +4,7 @@ In each benchmark the contenders take turns within one run, so that a busy momen
 ratio is the median over rounds, with a bootstrap interval. The record, with its provenance, is in results/bench/.
 """
 
+import os
 import platform
 import time
 from functools import partial
@@ -38,6 +39,12 @@ from hbench.train import freeze, initial, judge, losses, raw_pairs, train_discri
 
 DEVICE = pick_device("auto")
 ROUNDS, WARM_UP = 7, 1
+
+
+@pytest.fixture(autouse=True)
+def all_cores(one_thread):
+    """Benchmarks use the whole machine, unlike the tests."""
+    torch.set_num_threads(os.cpu_count() or 1)
 
 
 def interleaved(benchmark, contenders, ratios, **details):

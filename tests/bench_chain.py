@@ -6,6 +6,8 @@ ratio is the median over rounds, with a bootstrap interval. The record, with its
 
 import os
 import platform
+import shlex
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -66,7 +68,7 @@ def interleaved(benchmark, contenders, ratios, **details):
         each = table[slow] / table[fast]
         low, high = bootstrap((each,), np.median, method="percentile", rng=0).confidence_interval
         found[name] = {"ratio": float(np.median(each)), "interval": [float(low), float(high)]}
-    origin = provenance(None, DEVICE, 0)
+    origin = provenance(None, DEVICE, 0) | {"command": shlex.join(["pytest", *sys.argv[1:]])}
     medians = {name: float(np.median(values)) for name, values in table.items()}
     benchmark.extra_info.update(n=ROUNDS, medians=medians, ratios=found, provenance=origin, **details)
     width = max(map(len, [*medians, *found]))

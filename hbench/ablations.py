@@ -1,7 +1,7 @@
-"""The ablations of Fig. 3 and Sec. 4.4: each variant of the training over several seeds, measured alike."""
+"""Variants of the training over several seeds, measured alike: those of Fig. 3 and Sec. 4.4, or any settings."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hbench.config import Experiment, parse_experiment
+from hbench.config import Experiment, override
 from hbench.curves import last_third, read_curves
 from hbench.errors import HBenchError
 from hbench.evaluate import Pairs, rca, traverse
@@ -21,16 +21,17 @@ from hbench.lenet import FILE, load_lenet, single_features
 from hbench.load import SHIPPED, load_run
 from hbench.models.adm import UNetModel
 from hbench.models.reconstructor import LENET_FEATURES
-from hbench.runs import read_checkpoint, read_experiment
+from hbench.runs import read_checkpoint
 from hbench.train import train
+from hbench.weights import read_experiment
 
-VARIANTS = {
-    "full": {"fidelity": "adversarial", "gradient": "chain"},
-    "l1": {"fidelity": "l1", "gradient": "chain"},
-    "none": {"fidelity": "none", "gradient": "chain"},
-    "per-step": {"fidelity": "adversarial", "gradient": "per-step"},
+PAPER = {
+    "full": ["discovery.fidelity=adversarial", "discovery.gradient=chain"],
+    "l1": ["discovery.fidelity=l1", "discovery.gradient=chain"],
+    "none": ["discovery.fidelity=none", "discovery.gradient=chain"],
+    "per-step": ["discovery.fidelity=adversarial", "discovery.gradient=per-step"],
 }
-"""The [discovery] settings of each variant; all others are the experiment's."""
+"""The variants of Fig. 3 and Sec. 4.4: the overrides of each; all other settings are the experiment's."""
 DIRECTIONS, EXAMPLES, SAMPLES = 4, 4, 5
 """Of each variant, in the picture."""
 
@@ -70,6 +71,22 @@ class Ablations:
     """One a direction."""
 
 
+def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
+    """Variants from "section.key=value,value,…": the experiment as it is, then each of these values alone.
+
+    Raises:
+        HBenchError: one is not of that form, or names no [discovery] setting.
+    """
+    variants: dict[str, list[str]] = {"as it is": []}
+    for each in over:
+        key, separator, values = each.partition("=")
+        if not separator or not key.startswith("discovery."):
+            raise HBenchError(f'--over {each}: write "discovery.key=value,value", for example discovery.S=2,5')
+        name = key.removeprefix("discovery.")
+        variants |= {f"{name}={value.strip()}": [f"{key}={value}"] for value in values.split(",")}
+    return variants
+
+
 def run_folder(out: Path, variant: str, seed: int) -> Path:
     """Where the run of a variant and seed lies."""
     return out / f"{variant}-seed{seed}"
@@ -78,6 +95,7 @@ def run_folder(out: Path, variant: str, seed: int) -> Path:
 def train_variants(
     experiment: Experiment,
     model: UNetModel,
+    variants: Mapping[str, Sequence[str]],
     seeds: Sequence[int],
     out: Path,
     *,
@@ -91,10 +109,8 @@ def train_variants(
     """
     started = time.monotonic()
     for seed in seeds:
-        for variant, settings in VARIANTS.items():
-            values = experiment.model_dump()
-            values["discovery"] |= settings
-            changed = parse_experiment(values, variant)
+        for variant, overrides in variants.items():
+            changed = override(experiment, overrides)
             folder = run_folder(out, variant, seed)
             if (folder / "provenance.json").is_file() and read_checkpoint(folder, changed, seed):
                 continue
@@ -129,6 +145,7 @@ def lenet_distance(batches: Sequence[Tensor], lenet: Path) -> float:
 
 def measure_variants(
     out: Path,
+    variants: Sequence[str],
     seeds: Sequence[int],
     *,
     device: torch.device,
@@ -141,6 +158,7 @@ def measure_variants(
 
     Args:
         out: where :func:`train_variants` has put them.
+        variants: their names.
         seeds: of the training.
         device: where to generate.
         lenet: for the FD; None = no FD.
@@ -149,7 +167,7 @@ def measure_variants(
         quiet: no progress bars.
     """
     rows, images, labels = [], [], []
-    for variant in VARIANTS:
+    for variant in variants:
         for training_seed in seeds:
             folder = run_folder(out, variant, training_seed)
             run = load_run(folder, device)

@@ -258,8 +258,8 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
         raise HBenchError(f"{path}: not valid TOML: {error}") from error
     if "name" in values:  # it would say where results go
         raise HBenchError(f'{path}: unknown key "name": an experiment has the name of its file')
-    for override in overrides:
-        _apply_override(values, override)
+    for each in overrides:
+        _apply_override(values, each)
     return parse_experiment({**values, "name": path.stem}, source=str(path))
 
 
@@ -269,6 +269,18 @@ def parse_experiment(values: dict[str, Any], source: str) -> Experiment:
         return Experiment.model_validate(values)
     except ValidationError as error:
         raise HBenchError(f"{source}: {_first_problem(error)}") from error
+
+
+def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with other settings, each ``section.key=value``.
+
+    Raises:
+        HBenchError: unknown key, or a value out of range.
+    """
+    values = experiment.model_dump()
+    for each in overrides:
+        _apply_override(values, each)
+    return parse_experiment(values, source=", ".join(overrides))
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

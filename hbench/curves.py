@@ -11,7 +11,7 @@ from hbench.config import Experiment
 from hbench.errors import HBenchError
 from hbench.intervals import batch_means
 from hbench.load import locate
-from hbench.runs import read_written_experiment
+from hbench.weights import read_written_experiment
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from hbench.diffusion import DeltaH
 from hbench.errors import HBenchError
+from hbench.files import replacing
 from hbench.load import Run
 from hbench.models.shift import ShiftBlock
-from hbench.runs import MADE_BY, check_finite, read_metadata, replacing
+from hbench.weights import MADE_BY, check_finite, read_metadata
 
 Source = Callable[[Tensor, Tensor], DeltaH]
 """(k [B], s [B]) -> delta_h of each sample."""

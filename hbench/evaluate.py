@@ -27,13 +27,13 @@ from hbench.diffusion import (
 from hbench.directions import Source, own, scaled
 from hbench.distributed import gathered, turns
 from hbench.errors import HBenchError
+from hbench.files import read_json
 from hbench.images import soft_clip
 from hbench.intervals import student, wilson
 from hbench.load import Run
 from hbench.models.adm import UNetModel
 from hbench.models.shift import draw_shifts, magnitudes
-from hbench.runs import read_json
-from hbench.train import judge
+from hbench.training_step import judge
 
 BATCH = 64  # of generated images, raw and shifted ones counted; no number depends on it, up to kernel rounding
 

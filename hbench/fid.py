@@ -36,12 +36,13 @@ from hbench.config import Data
 from hbench.distributed import rank, turns, wait
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.evaluate import BATCH, batches_of, draw_pairs
+from hbench.files import replacing, sha256, temporary_name, write_json
 from hbench.images import to_uint8
 from hbench.intervals import jackknife
 from hbench.lenet import EXTRACTOR as LENET
 from hbench.lenet import load_lenet
 from hbench.load import Run
-from hbench.runs import load_pickled, read_experiment, replacing, sha256, temporary_name, write_json
+from hbench.weights import load_pickled, read_experiment
 
 INCEPTION = "inception-v3-compat"
 GROUPS = 20

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hbench.runs import replacing
+from hbench.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,7 +121,8 @@ def draw_ablations(table: "DataFrame", chance: float, title: str, path: Path) ->
     }
     shown = {name: panel for name, panel in panels.items() if table[panel[0]].notna().any(axis=None)}
     variants = list(table["variant"].unique())
-    figure = Figure(figsize=(4 * len(shown), 4), layout="constrained")
+    figure = Figure(figsize=(max(4, 0.4 * len(variants)) * len(shown), 4), layout="constrained")
+    many = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 8} if len(variants) > 4 else {}
     for axis, (name, (metrics, reference)) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
         width = 0.8 / len(metrics)
         for i, variant in enumerate(variants):
@@ -132,7 +133,7 @@ def draw_ablations(table: "DataFrame", chance: float, title: str, path: Path) ->
                 axis.plot([x] * len(values), values, "o", color="black", markersize=4)
         if reference is not None:
             axis.axhline(reference, color="grey", linestyle=":")
-        axis.set_xticks(range(len(variants)), variants)
+        axis.set_xticks(range(len(variants)), variants, **many)
         axis.set_title(name, fontsize=10)
     figure.suptitle(title)
     save_figure(figure, path)

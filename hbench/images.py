@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hbench.runs import replacing
+from hbench.files import replacing
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from hbench.diffusion import seed_of
 from hbench.errors import HBenchError
 from hbench.images import to_float
 from hbench.models.reconstructor import LENET_FEATURES, lenet_backbone, lenet_head
-from hbench.runs import load_tensors, read_experiment, read_metadata, save_weights
+from hbench.weights import load_tensors, read_experiment, read_metadata, save_weights
 
 EXTRACTOR = "lenet-digits"
 FILE = "lenet.safetensors"

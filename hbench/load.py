@@ -8,11 +8,12 @@ import torch
 
 from hbench.config import Experiment
 from hbench.errors import HBenchError
+from hbench.files import refuse_links, sha256
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel, UNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock
-from hbench.runs import load_pickled, load_tensors, load_weights, read_experiment, refuse_links, sha256
+from hbench.weights import load_pickled, load_tensors, load_weights, read_experiment
 
 ROLES = ("model", "shift_block", "reconstructor", "discriminator")
 SHIPPED = Path(__file__).parent / "shipped"

@@ -2,11 +2,10 @@
 
 import ctypes
 import os
-import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import torch
 from torch import Tensor
@@ -56,7 +55,8 @@ def _groups() -> list[Path]:
     return [CGROUP]
 
 
-def watch_resident() -> tuple[float, Callable[[], float], str]:
+@contextmanager
+def watch_resident() -> Iterator[tuple[float, Callable[[], float], str]]:
     """This process's resident memory now, in MiB; a function that gives its peak since; and how that is known.
 
     From Linux's high-water mark, which is reset now: else it would tell of the imports, whose own peak hides a small
@@ -71,16 +71,20 @@ def watch_resident() -> tuple[float, Callable[[], float], str]:
     except (OSError, KeyError):
         reset = False
     if reset:
-        return baseline, lambda: _status_mib("VmHWM"), "peak RSS over baseline, from VmHWM"
-    readings = [baseline]
+        yield baseline, lambda: _status_mib("VmHWM"), "peak RSS over baseline, from VmHWM"
+        return
+    highest, over = baseline, Event()
 
     def poll() -> None:
-        while True:
-            readings[0] = max(readings[0], _status_mib("VmRSS"))
-            time.sleep(0.002)
+        nonlocal highest
+        while not over.wait(0.002):
+            highest = max(highest, _status_mib("VmRSS"))
 
     Thread(target=poll, daemon=True).start()
-    return baseline, lambda: readings[0], "peak RSS over baseline, polled every 2 ms"
+    try:
+        yield baseline, lambda: highest, "peak RSS over baseline, polled every 2 ms"
+    finally:
+        over.set()
 
 
 def _status_mib(name: str) -> float:

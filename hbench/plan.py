@@ -27,19 +27,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hbench import sweep
+from hbench.apart import die_first, run_apart
 from hbench.config import Experiment, parse_experiment
 from hbench.device import autocast, pick_device
 from hbench.diffusion import alpha_bar_schedule, generation_steps, pair_steps, timesteps
 from hbench.directions import own
 from hbench.distributed import gathered, local_world_size, rank, shard, world_size
 from hbench.errors import HBenchError, is_out_of_memory
+from hbench.files import read_json, write_json
 from hbench.memory import MIB, UnknownMemoryError, free_mib, gpu_memory, saved_tensors_peak, watch_resident
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
 from hbench.models.shift import draw_shifts
-from hbench.runs import read_json, write_json
-from hbench.train import Trained, freeze, initial, losses, raw_pairs, train_discriminator, train_step
+from hbench.training_step import Trained, freeze, initial, losses, raw_pairs, train_discriminator, train_step
 
 
 class DoesNotFitError(HBenchError):
@@ -263,9 +263,9 @@ def measure(experiment: Experiment, model: UNetModel, seed: int, repeats: int = 
         peak = (torch.cuda.max_memory_reserved(device) - reserved) / MIB
     else:
         before = 0.0
-        baseline, peak_of, _ = watch_resident()
-        take_steps(step, device)
-        peak = peak_of() - baseline
+        with watch_resident() as (baseline, peak_of, _):
+            take_steps(step, device)
+            peak = peak_of() - baseline
     return replace(take_apart(short, model, trained, peak, repeats), free_mib=free, before_mib=before)
 
 
@@ -374,7 +374,7 @@ def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int =
         HBenchError: of something else.
     """
     given = {"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed, "repeats": repeats}
-    done = sweep.run_apart("hbench.plan", given)
+    done = run_apart("hbench.plan", given)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["killed by the system, as it does when memory runs out"]
         out_of_memory = done.returncode == -signal.SIGKILL or is_out_of_memory(RuntimeError(lines[-1]))
@@ -385,31 +385,8 @@ def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int =
     return Probe(first, shifted, regular, **values)
 
 
-def measured_line(
-    experiment: Experiment, strategy: str, Ms: Sequence[int], probe: Probe, device: str, seed: int
-) -> list[Prediction]:
-    """The plan of a strategy whose graphs autograd does not show: the lines through two short cells of a sweep.
-
-    Raises:
-        HBenchError: one of the cells failed.
-    """
-    few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 10)
-    ends = (2 * few, 10 * few)  # so far apart that the noise of their memory does not tilt the line
-    cells = sweep.cells(experiment, [strategy], ends, device=device, seed=seed, repeats=2)
-    rows = [sweep.measure_apart(cell) for cell in cells]
-    used = [row.memory_mib for row in rows if row.memory_mib is not None]
-    if len(used) < len(rows):
-        failed = next(row for row in rows if row.memory_mib is None)
-        raise HBenchError(f"{strategy}, M = {failed.M}: {failed.error}: lower discovery.batch_size")
-    batch = experiment.discovery.batch_size
-    raw = probe.regular.forward if experiment.discovery.pool else 0.0  # of each step; a sweep has no pool
-    memory = np.polyfit(ends, used, 1)
-    seconds = np.polyfit(ends, [float(np.median(row.step_seconds)) - row.M * raw for row in rows], 1)
-    return [Prediction(strategy, M, 0, float(np.polyval(memory, M)), batch / float(np.polyval(seconds, M))) for M in Ms]
-
-
 if __name__ == "__main__":
-    sweep.die_first()
+    die_first()
     given = json.load(sys.stdin)
     wanted = parse_experiment(given["experiment"], "probe")
     place = pick_device(given["device"])

@@ -15,20 +15,13 @@ from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, run
 from hbench.distributed import agreed, average_gradients, check_batch_size, mean, rank, shard, world_size
 from hbench.errors import HBenchError
 from hbench.figures import draw_curves
+from hbench.files import sha256
 from hbench.images import save_grid, to_float
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
-from hbench.runs import (
-    Metrics,
-    load_checkpoint,
-    provenance,
-    save_checkpoint,
-    save_weights,
-    sha256,
-    stop_requests,
-    write_experiment,
-    write_provenance,
-)
+from hbench.provenance import provenance, write_provenance
+from hbench.runs import Metrics, load_checkpoint, save_checkpoint, stop_requests
+from hbench.weights import save_weights, write_experiment
 
 GRID_SAMPLES, GRID_STEPS = 64, 20  # of the sample grids
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbench.config import Experiment, Paper, parse_experiment
 from hbench.errors import HBenchError
-from hbench.runs import read_json, refuse_links, write_json, write_text
+from hbench.files import read_json, refuse_links, write_json, write_text
 
 REASONS = "not-run.json"
 """Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
@@ -279,7 +279,8 @@ def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
     names = {"rca": "RCA", "fd_shifted": "FD (LeNet digits), shifted", "outside": "outside the domain"}
     names |= {"D_raw": "D on raw", "D_shifted": "D on shifted"}
     rows = []
-    if raw := [line for line in result["summary"] if line["metric"] == "fd_raw"]:
+    raw = [line for line in result["summary"] if line["metric"] == "fd_raw"]
+    if raw and len({line["mean"] for line in raw}) == 1:
         name = "FD (LeNet digits), raw: the same samples for all"
         rows.append(Row(name, "Fig. 3", "", f"{raw[0]['mean']:.3f}", n=f"{result['runs'][0]['n']:,} samples"))
     for line in result["summary"]:
@@ -289,6 +290,10 @@ def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
             name = f"{line['variant']}: {names[line['metric']]}"
             rows.append(Row(name, item, "", _number(line["mean"]), bounds, f"{line['seeds']} trainings"))
     return rows
+
+
+def _setting_rows(result: Values, paper: Paper) -> list[Row]:
+    return [replace(row, item="") for row in _ablation_rows(result, paper)]
 
 
 def _mos_rows(result: Values, paper: Paper) -> list[Row]:
@@ -344,6 +349,7 @@ ARTIFACTS = (
         "properties", "properties", "Own, mean and time-invariant directions", "Fig. 9", "properties", _property_rows
     ),
     Artifact("ablations", "ablations", "Ablations", "Fig. 3, Sec. 4.4", "ablations", _ablation_rows),
+    Artifact("settings", "ablations", "What the settings do", "", "ablations --over", _setting_rows),
 )
 """In the order of the page."""
 

@@ -29,10 +29,10 @@ from hbench.config import Section
 from hbench.diffusion import seed_of
 from hbench.errors import HBenchError
 from hbench.evaluate import generate, noise, traverse
+from hbench.files import replacing, write_json, write_text
 from hbench.images import to_uint8
 from hbench.load import Run
 from hbench.models.shift import ShiftBlock
-from hbench.runs import replacing, write_json, write_text
 
 COLUMNS = ("sheet", "assessor", "item", "mark", "name")
 """Of a file of marks, one line per item."""

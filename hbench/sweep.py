@@ -16,15 +16,12 @@ step is the peak. Resident memory includes what glibc has not yet given back, as
 once would halve the speed that is measured in the same steps.
 """
 
-import ctypes
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,15 +31,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from hbench.apart import die_first, run_apart
 from hbench.config import Experiment, parse_experiment
 from hbench.device import pick_device
 from hbench.diffusion import seed_of
 from hbench.errors import HBenchError, is_out_of_memory
+from hbench.files import read_json
 from hbench.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
-from hbench.runs import read_json, stop_requests
-from hbench.train import freeze, initial, raw_pairs, train_step
+from hbench.plan import DoesNotFitError, Prediction, Probe, resolve, resolve_apart, shortened
+from hbench.runs import stop_requests
+from hbench.training_step import freeze, initial, raw_pairs, train_step
 
 Status = Literal["ok", "oom", "failed"]
 WARM_UP = 2
@@ -53,7 +53,6 @@ SAME_TO_RESUME = (
     "experiment", "git", "versions", "device", "driver", "threads", "seed", "repeats", "memory_limit_mib"
 )  # fmt: skip
 """What the provenance of two halves of a sweep must agree in."""
-CHILD = [sys.executable, "-m"]
 
 
 @dataclass(frozen=True)
@@ -221,8 +220,6 @@ def measure_apart(cell: Cell) -> Row:
     What "auto" takes is found out in another one, whose probe would else leave memory behind that the steps use again.
     """
     if cell.experiment.discovery.strategy == "auto":
-        from hbench.plan import DoesNotFitError, resolve_apart  # which takes cells of this module
-
         try:
             running = resolve_apart(cell.experiment, cell.device, cell.seed, cell.memory_limit_mib)
         except HBenchError as error:
@@ -235,29 +232,6 @@ def measure_apart(cell: Cell) -> Row:
         lines = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
         return _empty(cell, "failed", lines[-1])
     return read_row(json.loads(done.stdout.splitlines()[-1]))
-
-
-def run_apart(module: str, given: Mapping[str, Any]) -> "subprocess.CompletedProcess[str]":
-    """Runs a module of hbench as a program, to measure in it what no other work has touched; it reads JSON."""
-    end_with_parent = None
-    if sys.platform == "linux":  # one that outlives its sweep would disturb the cells of the next one
-        end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    return subprocess.run(
-        [*CHILD, module],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent,  # the same copy of hbench
-        start_new_session=True,  # Ctrl-C is for this process, which lets the cell finish
-        preexec_fn=end_with_parent,
-        check=False,
-    )
-
-
-def die_first() -> None:
-    """Where the machine's memory ends, the system is to kill this process, not its parent."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def read_row(values: dict[str, Any]) -> Row:
@@ -283,9 +257,10 @@ def measure(cell: Cell) -> Row:
 
 def _measure_cpu(cell: Cell, device: torch.device) -> Row:
     step = training_step(cell.experiment, _initial_model(cell, device), cell.seed)
-    baseline, peak, source = watch_resident()
-    seconds = _take_steps(cell, step, device, lambda: peak() - baseline)
-    row = replace(_timed_row(cell, seconds), memory_mib=peak() - baseline, memory_source=source, baseline_mib=baseline)
+    with watch_resident() as (baseline, peak, source):
+        seconds = _take_steps(cell, step, device, lambda: peak() - baseline)
+        memory = peak() - baseline
+    row = replace(_timed_row(cell, seconds), memory_mib=memory, memory_source=source, baseline_mib=baseline)
     if cell.experiment.discovery.strategy == "torch-checkpoint":
         return row
     return replace(row, saved_tensors_mib=saved_tensors_peak(lambda: step(WARM_UP + cell.repeats)) / MIB)
@@ -310,13 +285,34 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
     )
 
 
+def measured_line(
+    experiment: Experiment, strategy: str, Ms: Sequence[int], probe: Probe, device: str, seed: int
+) -> list[Prediction]:
+    """The plan of a strategy whose graphs autograd does not show: the lines through two short cells of a sweep.
+
+    Raises:
+        HBenchError: one of the cells failed.
+    """
+    few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 10)
+    ends = (2 * few, 10 * few)  # so far apart that the noise of their memory does not tilt the line
+    short = cells(experiment, [strategy], ends, device=device, seed=seed, repeats=2)
+    rows = [measure_apart(cell) for cell in short]
+    used = [row.memory_mib for row in rows if row.memory_mib is not None]
+    if len(used) < len(rows):
+        failed = next(row for row in rows if row.memory_mib is None)
+        raise HBenchError(f"{strategy}, M = {failed.M}: {failed.error}: lower discovery.batch_size")
+    batch = experiment.discovery.batch_size
+    raw = probe.regular.forward if experiment.discovery.pool else 0.0  # of each step; a sweep has no pool
+    memory = np.polyfit(ends, used, 1)
+    seconds = np.polyfit(ends, [float(np.median(row.step_seconds)) - row.M * raw for row in rows], 1)
+    return [Prediction(strategy, M, 0, float(np.polyval(memory, M)), batch / float(np.polyval(seconds, M))) for M in Ms]
+
+
 # Steps --------------------------------------------------------------------------------------------------------------
 
 
 def training_step(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[int], dict[str, float]]:
     """A function that takes step i of ``hbench train`` with initial networks, and returns its metrics."""
-    from hbench.plan import resolve
-
     frozen = freeze(experiment, model)
     running = resolve(experiment, frozen, seed)
     return partial(train_step, running, frozen, initial(running, frozen, seed), raw_pairs(running, frozen, seed), seed)

@@ -36,8 +36,8 @@ from hbench.directions import own
 from hbench.load import load_model
 from hbench.models.shift import draw_shifts
 from hbench.plan import measure, predict, resolve
-from hbench.runs import provenance
-from hbench.train import freeze, initial, judge, losses, raw_pairs, train_discriminator, train_step
+from hbench.provenance import provenance
+from hbench.training_step import freeze, initial, judge, losses, raw_pairs, train_discriminator, train_step
 
 DEVICE = pick_device("auto")
 ROUNDS, WARM_UP = 7, 1

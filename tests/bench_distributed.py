@@ -19,10 +19,11 @@ import hbench.models.batch_norm
 from hbench import distributed
 from hbench.config import load_experiment
 from hbench.diffusion import timesteps
+from hbench.files import write_json
 from hbench.load import load_model
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
-from hbench.runs import provenance, write_json, write_provenance
-from hbench.train import initial, raw_pairs, train_step
+from hbench.provenance import provenance, write_provenance
+from hbench.training_step import initial, raw_pairs, train_step
 
 SETTINGS = ["discovery.pool=0"]  # as in the paper: new raw pairs in every step
 TURNS, STEPS, WARM_UP = 12, 3, 2

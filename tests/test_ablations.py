@@ -16,7 +16,8 @@ from hbench.errors import HBenchError
 from hbench.load import SHIPPED, load_model, load_run
 from hbench.models import build_discriminator, build_reconstructor, build_shift_block
 from hbench.runs import CHECKPOINT
-from hbench.train import Trained, losses, train, train_shift
+from hbench.train import train
+from hbench.training_step import Trained, losses, train_shift
 
 CPU = torch.device("cpu")
 FLOAT = "discovery.precision=float32"

@@ -13,7 +13,7 @@ from hbench.memory import saved_tensors_peak
 from hbench.models import build_model
 from hbench.models.adm import UNetModel, checkpoint_blocks
 from hbench.models.shift import ShiftBlock
-from hbench.train import freeze
+from hbench.training_step import freeze
 
 STRATEGIES = {
     "vanilla": {"strategy": "vanilla"},

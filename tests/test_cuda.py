@@ -14,7 +14,7 @@ from hbench.memory import MIB
 from hbench.models import build_model
 from hbench.models.shift import draw_shifts
 from hbench.plan import measure_apart, predict
-from hbench.train import freeze, initial, raw_pairs, train_step
+from hbench.training_step import freeze, initial, raw_pairs, train_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 CUDA = torch.device("cuda")

@@ -113,7 +113,7 @@ import hashlib, os, sys, torch
 from hbench.config import load_experiment
 from hbench.distributed import gathered, start
 from hbench.models import build_model
-from hbench.train import initial, raw_pairs, train_step
+from hbench.training_step import initial, raw_pairs, train_step
 
 def networks(reconstructor, steps):
     experiment = load_experiment("digits16", [*sys.argv[1:], "discovery.reconstructor=" + reconstructor])

@@ -26,21 +26,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hbench import train as module
+from hbench import training_step
 from hbench.cli import main
 from hbench.errors import HBenchError
+from hbench.files import LOCK, claimed_folder, sha256, temporary_name
 from hbench.load import ROLES, load_model
-from hbench.runs import (
-    CHECKPOINT,
-    FORMAT,
-    LOCK,
-    claimed_folder,
-    provenance,
-    save_checkpoint,
-    save_weights,
-    sha256,
-    temporary_name,
-)
+from hbench.provenance import provenance
+from hbench.runs import CHECKPOINT, save_checkpoint
 from hbench.train import train
+from hbench.weights import FORMAT, save_weights
 
 CPU = torch.device("cpu")
 
@@ -461,7 +455,7 @@ def test_a_clock_that_goes_back_changes_nothing(half, tiny_run, monkeypatch):
         def now(cls, tz=None):
             return cls(next(years), 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr("hbench.runs.datetime", Clock)
+    monkeypatch.setattr("hbench.provenance.datetime", Clock)
     monkeypatch.setattr(time, "time", lambda: float(10**9 * next(years)))
     for file in half.iterdir():
         os.utime(file, (2**32, 2**32))  # the files are of the future
@@ -611,7 +605,7 @@ def test_weights_too_large_for_float16_are_not_written(tmp_path, tiny, tiny_mode
     ],
 )
 def test_out_of_memory_in_the_middle_of_training(half, tiny_run, monkeypatch, error):
-    real = module.train_discriminator
+    real = training_step.train_discriminator
 
     def exhausted(*arguments):
         if exhausted.calls == 1:
@@ -622,7 +616,7 @@ def test_out_of_memory_in_the_middle_of_training(half, tiny_run, monkeypatch, er
     exhausted.calls = 0
     before = pointer(half)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "train_discriminator", exhausted)
+        patch.setattr(training_step, "train_discriminator", exhausted)
         line = refused(*resume(half))
     assert exhausted.calls == 1  # a step was done, the next failed
     assert line.startswith("Error: out of memory: ")
@@ -643,7 +637,9 @@ def test_out_of_memory_in_the_middle_of_training(half, tiny_run, monkeypatch, er
 
 def test_out_of_memory_and_resumed_as_it_was_ends_with_the_same_bits(half, tiny_run, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module, "train_discriminator", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("gone")))
+        patch.setattr(
+            training_step, "train_discriminator", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("gone"))
+        )
         refused(*resume(half))
     assert invoke(*resume(half)).exit_code == 0
     assert same_as_whole(half, tiny_run)

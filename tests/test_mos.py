@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hbench.cli import main
 from hbench.errors import HBenchError
 from hbench.figures import draw_mos
+from hbench.files import write_json
 from hbench.load import load_names, load_run
 from hbench.mos import guarded, proposed_names, read_key, read_marks, score
-from hbench.runs import write_json
 from hbench.sheets import (
     FRAME,
     Direction,

@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -15,19 +16,9 @@ from hbench.errors import HBenchError
 from hbench.load import load_model
 from hbench.memory import free_mib, saved_tensors_peak, watch_resident
 from hbench.models import build_model
-from hbench.plan import (
-    Pass,
-    Probe,
-    budget_of,
-    chosen,
-    largest_keep,
-    measure,
-    predict,
-    resolve,
-    resolve_once,
-    shortened,
-)
-from hbench.train import freeze, train
+from hbench.plan import Pass, Probe, budget_of, chosen, largest_keep, measure, predict, resolve, resolve_once, shortened
+from hbench.train import train
+from hbench.training_step import freeze
 
 CPU = torch.device("cpu")
 OPTIONS = [part for override in [*TINY, "discovery.strategy=auto"] for part in ("--set", override)]
@@ -35,10 +26,10 @@ OPTIONS = [part for override in [*TINY, "discovery.strategy=auto"] for part in (
 
 def test_peak_of_resident_memory(monkeypatch):
     def peak_of_64_mib():
-        baseline, peak, source = watch_resident()
-        torch.ones(16 * 2**20).sum()  # freed again
-        memory.time.sleep(0.05)
-        return peak() - baseline, source
+        with watch_resident() as (baseline, peak, source):
+            torch.ones(16 * 2**20).sum()  # freed again
+            time.sleep(0.05)
+            return peak() - baseline, source
 
     peak, source = peak_of_64_mib()
     assert 60 < peak < 90
@@ -145,7 +136,7 @@ def test_probe_predicts_what_autograd_holds():
     assert probe.regular.graph_mib < probe.shifted.graph_mib < 2 * probe.regular.graph_mib
     assert min(probe.objective_mib, probe.discriminator_mib, probe.other_seconds, probe.regular.forward) > 0
 
-    from hbench.train import initial, raw_pairs, train_step
+    from hbench.training_step import initial, raw_pairs, train_step
 
     networks = initial(settings, frozen, 0)
     resident = [p for part in (frozen, *list(vars(networks).values())[:3]) for p in part.parameters()]

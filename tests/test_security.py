@@ -23,9 +23,10 @@ from hbench.config import Data, load_experiment
 from hbench.data import load_images
 from hbench.errors import HBenchError
 from hbench.fid import check_extractor, features, image_folder, pngs
+from hbench.files import claimed_folder, sha256
 from hbench.load import load_run
 from hbench.report import REASONS, collect, write_pages
-from hbench.runs import CHECKPOINT, claimed_folder, sha256
+from hbench.runs import CHECKPOINT
 
 CPU = torch.device("cpu")
 OPTIONS = [part for override in TINY for part in ("--set", override)]

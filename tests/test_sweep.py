@@ -134,9 +134,9 @@ def test_out_of_memory_is_a_row_and_other_errors_are_not(monkeypatch, error):
 
 def test_a_killed_and_a_broken_process(monkeypatch):
     (cell,) = tiny_cells()
-    monkeypatch.setattr(module, "CHILD", [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    monkeypatch.setattr("hbench.apart.CHILD", [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
     assert measure_apart(cell).status == "oom"
-    monkeypatch.setattr(module, "CHILD", [sys.executable, "-c", "raise ValueError('no such kernel')"])
+    monkeypatch.setattr("hbench.apart.CHILD", [sys.executable, "-c", "raise ValueError('no such kernel')"])
     row = measure_apart(cell)
     assert (row.status, row.error) == ("failed", "ValueError: no such kernel")
 

@@ -40,7 +40,7 @@ def command(name, out, model, *extra):
 
 
 def test_training_never_sees_the_noise_of_the_evaluation(tiny, tiny_model, monkeypatch):
-    import hbench.train as module
+    import hbench.training_step as module
     from hbench.diffusion import draw_x_T
 
     seen = []

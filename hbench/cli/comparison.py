@@ -38,8 +38,9 @@ def train_curves(runs: tuple[Path, ...], out: Path, overwrite: bool, device: str
     from hbench.curves import compare, read_curves
     from hbench.device import pick_device
     from hbench.figures import draw_run_curves
+    from hbench.files import sha256
     from hbench.load import locate
-    from hbench.runs import provenance, sha256
+    from hbench.provenance import provenance
 
     place = pick_device(device)
     curves = read_curves(runs)
@@ -71,6 +72,9 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
 @click.command()
 @experiment_options
 @click.option("--model", type=click.Path(path_type=Path), help="Weights [default: runs/EXPERIMENT/pretrain].")
+@click.option(
+    "--over", multiple=True, metavar="KEY=VALUE,...", help="Instead: EXPERIMENT with each of these values; repeatable."
+)
 @click.option("--seeds", default="0,1,2", show_default=True, callback=parse_seeds, help="Of the trainings.")
 @click.option("--pairs", "count", type=click.IntRange(min=1), default=1000, show_default=True, help="To measure with.")
 @click.option("--lenet", type=click.Path(path_type=Path), help='Made by "hbench lenet" [default: the shipped one].')
@@ -82,6 +86,7 @@ def ablations(
     overrides: tuple[str, ...],
     dry_run: bool,
     model: Path | None,
+    over: tuple[str, ...],
     seeds: tuple[int, ...],
     count: int,
     lenet: Path | None,
@@ -94,46 +99,57 @@ def ablations(
 ) -> None:
     """Train EXPERIMENT in full, with l1 or nothing in place of D, and per step; measure every run (Fig. 3, Sec. 4.4).
 
+    With --over the variants are EXPERIMENT as it is and with each value in turn: what does a setting do?
     --resume skips finished runs, goes on with the others, and measures all of them again. --seed is that of the pairs
     to measure with. Images without a digit LeNet get no FD.
 
     \b
     Example:
         hbench ablations mnist16-ablations --model mnist16 --seeds 0,1,2
+        hbench ablations mnist16-ablations --model mnist16 --over discovery.lambda_adv=0.1,3 --over discovery.S=2
     """
-    from hbench.config import load_experiment
+    from hbench.config import load_experiment, override
 
     settings = load_experiment(experiment, overrides)
     if dry_run:
         print_experiment(settings)
         return
-    from hbench.ablations import VARIANTS, choose_lenet, measure_variants, summarise, train_variants
+    from hbench.ablations import PAPER, choose_lenet, measure_variants, one_at_a_time, summarise, train_variants
     from hbench.device import pick_device
     from hbench.figures import draw_ablations
+    from hbench.files import sha256, write_text
     from hbench.grids import draw_directions
     from hbench.load import model_to_train_on
-    from hbench.runs import provenance, save_weights, sha256, write_experiment, write_text
+    from hbench.provenance import provenance
+    from hbench.weights import save_weights, write_experiment
 
     place = pick_device(device)
-    folder = out or Path("runs") / settings.name / "ablations"
+    variants = one_at_a_time(over) if over else PAPER
+    for changes in variants.values():
+        override(settings, changes)  # refuses a wrong one before any is trained
+    folder = out or Path("runs") / settings.name / ("settings" if over else "ablations")
     network = model_to_train_on(model, folder, settings, resume)
     weights = choose_lenet(lenet, settings, count)
     if not weights:
         click.echo("no digit LeNet for these images, so no FD: --lenet takes one of hbench lenet", err=True)
     claim_folder(folder, resume=resume)
-    origin = provenance(settings, place, seed, variants=VARIANTS, training_seeds=seeds)
+    origin = provenance(settings, place, seed, variants=variants, training_seeds=seeds)
     write_experiment(folder, settings)
     if not (folder / "model.safetensors").is_file():
         save_weights(folder / "model.safetensors", network, settings, "model", settings.pretrain.weights)
-    if not train_variants(settings, network, seeds, folder, device=place, max_minutes=max_minutes, quiet=quiet):
+    if not train_variants(
+        settings, network, variants, seeds, folder, device=place, max_minutes=max_minutes, quiet=quiet
+    ):
         return
-    result = measure_variants(folder, seeds, device=place, lenet=weights, count=count, seed=seed, quiet=quiet)
+    result = measure_variants(
+        folder, list(variants), seeds, device=place, lenet=weights, count=count, seed=seed, quiet=quiet
+    )
     summary = summarise(result.table)
     title = f"{settings.title}, {settings.discovery.steps} steps, batch {settings.discovery.batch_size}"
     n = f"{len(seeds)} training seeds, n = {count} pairs each"
     draw_ablations(result.table, 1 / settings.discovery.K, f"{title}, {n}", folder / "ablations.png")
     title += f", training seed {seeds[0]}"
-    S, columns = settings.discovery.S, len(result.images) // len(VARIANTS)
+    S, columns = settings.discovery.S, len(result.images) // len(variants)
     draw_directions(result.images, result.labels, S, title, folder / "directions.png", columns)
     write_text(folder / "summary.csv", summary.to_csv(index=False))
     hashes = {path.stem: sha256(path) for path in (folder / "model.safetensors", weights) if path}

@@ -73,11 +73,11 @@ def properties(
     from hbench.device import pick_device
     from hbench.directions import save_directions
     from hbench.figures import draw_properties, plain
+    from hbench.files import write_text
     from hbench.grids import draw_sources
     from hbench.load import load_names, load_run
     from hbench.properties import compare
     from hbench.properties import properties as measure
-    from hbench.runs import write_text
 
     names = load_names(run)
     loaded = load_run(run, pick_device(device))
@@ -177,9 +177,9 @@ def edit(
     from hbench.data import image_files, read_image
     from hbench.edit import edit as generate_edits
     from hbench.edit import invert, label, mean_square_error, psnr
+    from hbench.files import sha256
     from hbench.grids import draw_edits
     from hbench.images import save_image, to_float
-    from hbench.runs import sha256
 
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
     experiment = loaded.experiment

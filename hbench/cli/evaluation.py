@@ -171,7 +171,7 @@ def sample(
     from hbench.evaluate import sample_model
     from hbench.images import save_grid
     from hbench.load import load_model, model_experiment
-    from hbench.runs import provenance, write_provenance
+    from hbench.provenance import provenance, write_provenance
 
     place = pick_device(device)
     start(place)
@@ -242,9 +242,9 @@ def fid(
     from hbench.device import pick_device
     from hbench.distributed import rank, start
     from hbench.figures import draw_fidelity
+    from hbench.files import remove_leftovers, sha256
     from hbench.lenet import EXTRACTOR, FILE
     from hbench.load import SHIPPED, load_run
-    from hbench.runs import remove_leftovers, sha256
 
     if extractor == EXTRACTOR and weights is None:
         weights = SHIPPED / "mnist16" / FILE

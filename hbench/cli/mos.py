@@ -73,7 +73,7 @@ def export(
     from hbench.device import pick_device
     from hbench.load import load_run
     from hbench.mos import guarded
-    from hbench.runs import provenance
+    from hbench.provenance import provenance
     from hbench.sheets import design, pictures, refuse_marked, write_sheets
 
     if not samples % 2:
@@ -160,9 +160,10 @@ def score(
 
     from hbench.device import pick_device
     from hbench.figures import draw_mos
+    from hbench.files import sha256, write_text
     from hbench.mos import guarded, proposed_names, read_key, read_marks
     from hbench.mos import score as measure
-    from hbench.runs import provenance, sha256, write_text
+    from hbench.provenance import provenance
 
     study = read_key(key)
     read = read_marks(marks, study, partial)

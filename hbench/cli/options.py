@@ -89,7 +89,7 @@ def claim_folder(folder: Path, *, overwrite: bool = False, resume: bool = False)
 
     Of several processes, the one that writes does it for all.
     """
-    from hbench.runs import claimed_folder
+    from hbench.files import claimed_folder
 
     if rank():
         return
@@ -107,7 +107,7 @@ def open_results(
     loaded: "Run", run: Path, name: str, out: Path | None, overwrite: bool, seed: int, **details: Any
 ) -> tuple[Path, dict[str, Any]]:
     """The claimed folder of a loaded run's result, and the provenance as of now, with details of the result."""
-    from hbench.runs import provenance
+    from hbench.provenance import provenance
 
     folder = claim_results(run, name, out, overwrite)
     device = next(loaded.model.parameters()).device
@@ -121,8 +121,8 @@ def load_run_and_source(
     from hbench.device import pick_device
     from hbench.directions import source_of
     from hbench.distributed import start
+    from hbench.files import sha256
     from hbench.load import load_run
-    from hbench.runs import sha256
 
     place = pick_device(device)
     start(place)
@@ -135,7 +135,8 @@ def write_results(
     folder: Path, name: str, result: dict[str, Any], table: "DataFrame", origin: dict[str, Any], **details: Any
 ) -> None:
     """Writes a result as JSON and CSV, with its provenance and the given details of it beside them."""
-    from hbench.runs import write_json, write_provenance, write_text
+    from hbench.files import write_json, write_text
+    from hbench.provenance import write_provenance
 
     write_json(folder / f"{name}.json", result)
     write_text(folder / f"{name}.csv", table.to_csv(index=False))

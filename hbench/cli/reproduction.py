@@ -42,7 +42,7 @@ class Task:
 
     def done(self) -> bool:
         """Whether the folder holds the complete result of this very command."""
-        from hbench.runs import read_json
+        from hbench.files import read_json
 
         file = self.folder / "provenance.json"
         if not file.is_file():
@@ -90,9 +90,9 @@ def reproduce(
         hbench reproduce digits16 --from-scratch
     """
     from hbench.config import load_experiment
+    from hbench.files import write_json
     from hbench.load import SHIPPED
     from hbench.report import REASONS
-    from hbench.runs import write_json
 
     if run and from_scratch:
         raise click.UsageError("give --run or --from-scratch, not both")
@@ -166,9 +166,9 @@ def tasks(
     """The commands in order. Later ones are made of the results of earlier ones, so run each before asking on."""
     from hbench.config import experiments_folder
     from hbench.data import load_reference
+    from hbench.files import read_json
     from hbench.images import save_image, to_float
     from hbench.load import run_hashes
-    from hbench.runs import read_json
 
     name = str(run or experiment)
     labelled = settings.data.dataset in ("mnist", "digits")

@@ -92,8 +92,9 @@ def vram_sweep(
 
     from hbench.device import pick_device
     from hbench.figures import draw_sweep
-    from hbench.runs import provenance, write_experiment
+    from hbench.provenance import provenance
     from hbench.sweep import NAME, Row, cells, default_Ms, finished, sweep
+    from hbench.weights import write_experiment
 
     place = pick_device(device)
     wanted = cells(
@@ -173,9 +174,9 @@ def plan(
     from tqdm import tqdm
 
     from hbench.device import pick_device
-    from hbench.plan import budget_of, largest_keep, measure_apart, measured_line, predictions, what_would_fit
-    from hbench.runs import provenance
-    from hbench.sweep import cells, default_Ms
+    from hbench.plan import budget_of, largest_keep, measure_apart, predictions, what_would_fit
+    from hbench.provenance import provenance
+    from hbench.sweep import cells, default_Ms, measured_line
 
     place = pick_device(device)
     if out:

@@ -151,8 +151,9 @@ def lenet(
     from hbench.data import load_labelled
     from hbench.device import pick_device
     from hbench.fid import real_reference
+    from hbench.files import sha256
     from hbench.lenet import FILE, accuracy, save_lenet, single_features, train_lenet
-    from hbench.runs import provenance, sha256, write_provenance
+    from hbench.provenance import provenance, write_provenance
 
     pick_device(device)
     (images, labels), (test_images, test_labels) = (

@@ -1,0 +1,37 @@
+"""Measurements in a fresh process, whose memory and speed no other work has touched."""
+
+import ctypes
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+CHILD = [sys.executable, "-m"]
+
+
+def run_apart(module: str, given: Mapping[str, Any]) -> "subprocess.CompletedProcess[str]":
+    """Runs a module of hbench as a program, to measure in it what no other work has touched; it reads JSON."""
+    end_with_parent = None
+    if sys.platform == "linux":  # one that outlives its sweep would disturb the cells of the next one
+        end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    return subprocess.run(
+        [*CHILD, module],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,  # the same copy of hbench
+        start_new_session=True,  # Ctrl-C is for this process, which lets the cell finish
+        preexec_fn=end_with_parent,
+        check=False,
+    )
+
+
+def die_first() -> None:
+    """Where the machine's memory ends, the system is to kill this process, not its parent."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

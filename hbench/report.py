@@ -55,6 +55,8 @@ class Row:
     interval: str = ""
     n: str = ""
     ran: bool = True
+    provenance: str = ""
+    """Where it comes from: a path in the folder of the report."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Section:
     title: str
     item: str
     pictures: list[Path]
+    named: list[Values]
+    """Directions with a name that someone gave them by eye: ``direction``, ``name`` and ``accuracy``."""
     provenance: Path
     origin: Values
     """What the provenance file says."""
@@ -71,9 +75,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found in one folder."""
+    """All that was found in one folder; of an experiment that was not run there is none, nor a section."""
 
-    folder: Path
+    folder: Path | None
     experiment: Experiment
     rows: list[Row]
     sections: list[Section]
@@ -91,6 +95,8 @@ class Artifact:
     command: str
     """That makes it, after ``hbench``."""
     rows: Callable[[Values, Paper], list[Row]]
+    published: Callable[[Paper], str] = lambda _: ""
+    """The paper's number, to stand beside what was not run."""
 
 
 def collect(folder: Path) -> Report:
@@ -124,36 +130,69 @@ def collect(folder: Path) -> Report:
             reason = reasons.get(
                 artifact.folder, f'no {artifact.folder}/ in {folder}: "hbench {artifact.command}" makes it'
             )
-            rows.append(Row(artifact.title, artifact.item, "", f"not run: {reason}", ran=False))
+            rows.append(_missing(artifact, experiment, reason))
             continue
         file = place / f"{artifact.result}.json"
         try:
-            rows += artifact.rows(read_json(file), experiment.paper)
+            result = read_json(file)
+            found = artifact.rows(result, experiment.paper)
+            named = [each for each in result.get("directions", []) if each["name"]]
         except (KeyError, TypeError) as error:
             raise HBenchError(
                 f'{file}: not as this version writes it ({error}): make it again with "hbench {artifact.command}"'
             ) from error
+        rows += [replace(row, provenance=f"{artifact.folder}/provenance.json") for row in found]
         pictures, provenance = sorted(place.glob("*.png")), place / "provenance.json"
-        sections.append(Section(artifact.title, artifact.item, pictures, provenance, origins[artifact.folder]))
+        sections.append(Section(artifact.title, artifact.item, pictures, named, provenance, origins[artifact.folder]))
     return Report(folder, experiment, rows, sections)
+
+
+def not_run(experiment: Experiment, reason: str) -> Report:
+    """The report of an experiment that was not run: the paper's numbers, and why there are none of ours."""
+    return Report(
+        None, experiment, [_missing(artifact, experiment, reason) for artifact in ARTIFACTS if artifact.item], []
+    )
+
+
+def _missing(artifact: Artifact, experiment: Experiment, reason: str) -> Row:
+    return Row(artifact.title, artifact.item, artifact.published(experiment.paper), f"not run: {reason}", ran=False)
 
 
 def write_pages(reports: Sequence[Report], out: Path) -> None:
     """Writes ``report.html``, one file that needs no other, ``report.md``, and the table as CSV and JSON."""
     import pandas as pd
 
-    environment = Environment(
-        loader=PackageLoader("hbench"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, **_TEMPLATES)
     environment.filters |= {"picture": _inline, "facts": _facts}
     write_text(out / "report.html", environment.get_template("report.html").render(reports=reports))
-    environment.autoescape = False
-    environment.filters |= {"plain": _markdown, "code": _code, "address": quote}
-    environment.filters["relative"] = lambda path: os.path.relpath(path, out)
-    write_text(out / "report.md", environment.get_template("report.md").render(reports=reports))
+    write_text(out / "report.md", _markdown_page("report.md", out, reports=reports))
     table = [{"experiment": r.experiment.title} | asdict(row) for r in reports for row in r.rows]
     write_json(out / "report.json", table)
     write_text(out / "report.csv", pd.DataFrame(table).to_csv(index=False))
+
+
+def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
+    """Writes one Markdown table, paper against ours, of all experiments: each row links where it comes from.
+
+    Of each report it has what the paper has too; the rest is in the reports.
+    """
+    write_text(file, _markdown_page("summary.md", file.parent, reports=reports, command=command))
+
+
+def _markdown_page(template: str, folder: Path, **values: Any) -> str:
+    """A page of Markdown that lies in a folder."""
+    environment = Environment(autoescape=False, **_TEMPLATES)
+    environment.filters |= {"plain": _markdown, "code": _code, "address": quote}
+    environment.filters["relative"] = lambda path: os.path.relpath(path, folder)
+    return environment.get_template(template).render(**values)
+
+
+_TEMPLATES: Values = {
+    "loader": PackageLoader("hbench"),
+    "undefined": StrictUndefined,
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+}
 
 
 # Rows of the table --------------------------------------------------------------------------------------------------
@@ -195,7 +234,7 @@ def _fidelity_rows(result: Values, paper: Paper) -> list[Row]:
         ("between two halves of the real images", "halves", result["n_real"] // 2),
     ):
         bounds = _interval(result[f"{key}_interval"])
-        rows.append(Row(f"{result['metric']}, {name}", "", "", _number(result[key]), bounds, f"{n:,} each"))
+        rows.append(Row(f"{result['metric']}, {name}", "Table 2", "", _number(result[key]), bounds, f"{n:,} each"))
     return rows
 
 
@@ -331,9 +370,27 @@ def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
 
 ARTIFACTS = (
     Artifact("traverse", "traverse", "Directions", "Figs. 1, 5-7", "traverse", _no_rows),
-    Artifact("rca", "rca", "Reconstructor classification accuracy", "Table 1", "rca", _rca_rows),
-    Artifact("mos/score", "mos", "Mean opinion score", "Table 1", "mos score", _mos_rows),
-    Artifact("fid-inception-v3-compat", "fid", "Frechet inception distance", "Table 2", "fid", _fidelity_rows),
+    Artifact(
+        "rca",
+        "rca",
+        "Reconstructor classification accuracy",
+        "Table 1",
+        "rca",
+        _rca_rows,
+        lambda paper: _published(paper.rca),
+    ),
+    Artifact(
+        "mos/score", "mos", "Mean opinion score", "Table 1", "mos score", _mos_rows, lambda paper: _published(paper.mos)
+    ),
+    Artifact(
+        "fid-inception-v3-compat",
+        "fid",
+        "Frechet inception distance",
+        "Table 2",
+        "fid",
+        _fidelity_rows,
+        lambda paper: f"{paper.fid_raw} raw, {paper.fid_shifted} shifted" if paper.fid_raw else "",
+    ),
     Artifact(
         "fid-lenet-digits",
         "fid",

@@ -18,6 +18,7 @@ from hbench.models import build_discriminator, build_reconstructor, build_shift_
 from hbench.runs import CHECKPOINT
 from hbench.train import train
 from hbench.training_step import Trained, losses, train_shift
+from hbench.weights import read_written_experiment
 
 CPU = torch.device("cpu")
 FLOAT = "discovery.precision=float32"
@@ -252,6 +253,23 @@ def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
     assert snapshot(out / "l1-seed0") == before
 
 
+def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model):
+    out = tmp_path / "settings"
+    over = ["--over", "discovery.lambda_adv=0,2", "--over", "discovery.spacing=linspace"]
+    run = ["ablations", "digits16", *options(), "--model", tiny_model, "--out", out, "--pairs", 8, *over]
+    result = invoke(*run, "--seeds", "0")
+    assert result.exit_code == 0, result.output
+    names = ["as it is", "lambda_adv=0", "lambda_adv=2", "spacing=linspace"]
+    assert pd.read_csv(out / "ablations.csv")["variant"].tolist() == names
+    settings = [read_written_experiment(out / f"{name}-seed0" / "experiment.json").discovery for name in names]
+    assert [each.lambda_adv for each in settings] == [settings[0].lambda_adv, 0, 2, settings[0].lambda_adv]
+    assert [each.spacing for each in settings] == ["trailing", "trailing", "trailing", "linspace"]
+    weights = [load_file(out / f"{name}-seed0" / "shift_block.safetensors")["out_weight"] for name in names]
+    assert not torch.equal(weights[1], weights[2])  # the setting was used
+    assert (out / "ablations.png").is_file()
+    assert "variants" in json.loads((out / "provenance.json").read_text())
+
+
 def test_ablations_refuse_mistakes_before_any_training(tmp_path, tiny_model):
     out = tmp_path / "out"
     for seeds in ("", "0,0", "0,-1", "a", "0;1"):
@@ -260,6 +278,9 @@ def test_ablations_refuse_mistakes_before_any_training(tmp_path, tiny_model):
         )
     run = ["ablations", "mnist16-ablations", "--model", "mnist16", "--out", out]
     assert "100 pairs are too few for the FD" in refused(*run, "--pairs", 100)
+    assert 'write "discovery.key=value,value"' in refused(*run, "--over", "pretrain.lr=1")
+    assert 'did you mean "lambda_adv"' in refused(*run, "--over", "discovery.lamda_adv=1")
+    assert "discovery.S=0: discovery.S" in refused(*run, "--over", "discovery.S=5,0")
     lenet = SHIPPED / "mnist16" / "lenet.safetensors"
     line = refused("ablations", "digits16", *options(), "--model", tiny_model, "--lenet", lenet, "--out", out)
     assert "was trained on other images" in line

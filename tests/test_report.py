@@ -100,6 +100,31 @@ def test_markdown_links_exist(results):
     assert all((results / link).is_file() for link in links)
 
 
+def test_one_table_of_all_experiments(results, tmp_path):
+    folder, summary = tmp_path / "results" / "run", tmp_path / "results" / "README.md"
+    shutil.copytree(results, folder)
+    (folder / "names.txt").write_text("2: bold | <i>\n")
+    assert invoke("traverse", folder, "--pairs", 8, "--examples", 1, "--quiet", "--overwrite").exit_code == 0
+    command = ["report", folder, "--summary", summary, "--not-run", "mnist32", "no GPU"]
+    result = invoke(*command)
+    assert result.exit_code == 0, result.output
+    text = summary.read_text()
+    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()]
+    rows = [line for line in lines if len(line) == 8]
+    found = json.loads((folder / "rca" / "rca.json").read_text())
+    (ours,) = [row for row in rows if row[1].startswith("RCA")]
+    assert ours[4] == f"{found['accuracy']:.3f}"
+    assert ours[7] == "[provenance](run/rca/provenance.json)"
+    assert all((summary.parent / link).exists() for link in re.findall(r"\]\(([^)]+)\)", text))
+    (theirs,) = [row for row in rows if row[:2] == ["MNIST32-400-20-32-5", "Reconstructor classification accuracy"]]
+    assert theirs[3:5] == ["0.77", "not run: no GPU"]
+    accuracy = found["per_direction"][2]
+    for page in (summary, folder / "report.md"):
+        assert f"| 2 | bold \\| &lt;i&gt; | {accuracy:.3f} |" in page.read_text()
+    assert "<td>bold | &lt;i&gt;</td>" in (folder / "report.html").read_text()
+    assert "no experiment" in invoke("report", folder, "--not-run", "mnist33", "no GPU").output
+
+
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(HBenchError, match="no results there"):
         collect(tmp_path)

@@ -133,7 +133,7 @@ def traverse(
             "accuracy": [ranked.per_direction[k] for k in order],
         }
     )
-    settings = {"examples": examples, "samples": samples, "pairs": ranked.n, "order": order}
+    settings = {"examples": examples, "samples": samples, "pairs": ranked.n, "directions": table.to_dict("records")}
     write_results(folder, "traverse", settings, table, origin, n=ranked.n)
     click.echo(folder / "directions.png")
 

@@ -1,5 +1,7 @@
 """The commands that bring all results of a run together."""
 
+import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -10,7 +12,11 @@ from hbench.cli.options import result_folder
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: the first run's results].")
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
+@click.option("--summary", type=click.Path(path_type=Path), help="Also put one table of all RUNs into this .md file.")
+@click.option("--not-run", nargs=2, multiple=True, metavar="EXPERIMENT REASON", help="One to be named as not run.")
+def report(
+    runs: tuple[Path, ...], out: Path | None, summary: Path | None, not_run: tuple[tuple[str, str], ...]
+) -> None:
     """Write one page of all that was measured for each RUN: every picture, and ours beside the paper's numbers.
 
     RUN is a run folder, a shipped run, or any folder of results. report.html needs no other file; report.md, report.csv
@@ -19,10 +25,17 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     \b
     Example:
         hbench report mnist16
+        hbench report results/mnist16 --summary results/README.md --not-run mnist32 "no GPU"
     """
-    from hbench.report import collect, write_pages
+    from hbench import report as pages
+    from hbench.config import load_experiment
 
     folders = [result_folder(run) for run in runs]
     place = out or folders[0]
-    write_pages([collect(folder) for folder in folders], place)
+    reports = [pages.collect(folder) for folder in folders]
+    reports += [pages.not_run(load_experiment(name), reason) for name, reason in not_run]
+    pages.write_pages(reports, place)
     click.echo(place / "report.html")
+    if summary:
+        pages.write_summary(reports, summary, shlex.join(["hbench", *sys.argv[1:]]))
+        click.echo(summary)

@@ -168,7 +168,9 @@ def tasks(
     from hbench.data import load_reference
     from hbench.files import read_json
     from hbench.images import save_image, to_float
-    from hbench.load import run_hashes
+    from hbench.lenet import FILE
+    from hbench.load import SHIPPED, run_hashes
+    from hbench.weights import read_experiment
 
     name = str(run or experiment)
     labelled = settings.data.dataset in ("mnist", "digits")
@@ -177,9 +179,9 @@ def tasks(
         model, name = folder / "pretrain", str(folder / "train")
         yield Task(["pretrain", experiment, *data, *common], model, resumable=True, essential=True)
         yield Task(["train", experiment, "--model", str(model), *common], Path(name), resumable=True, essential=True)
-        if labelled:
-            yield Task(["lenet", experiment, *data, *common], folder / "lenet", essential=True)
-            lenet = [str(folder / "lenet" / "lenet.safetensors")]
+    if labelled and (from_scratch or read_experiment(SHIPPED / "mnist16" / FILE).data != settings.data):
+        yield Task(["lenet", experiment, *data, *common], folder / "lenet", essential=from_scratch)
+        lenet = [str(folder / "lenet" / FILE)]
 
     hashes = run_hashes(Path(name))
     yield Task(["rca", name, *common], folder / "rca", essential=True, weights=hashes)

@@ -17,13 +17,12 @@ from hbench.fid import frechet_distance, lenet_reference, statistics
 from hbench.grids import direction_label
 from hbench.images import to_uint8
 from hbench.intervals import student
-from hbench.lenet import FILE, load_lenet, single_features
+from hbench.lenet import FILE, fits, load_lenet, single_features
 from hbench.load import SHIPPED, load_run
 from hbench.models.adm import UNetModel
 from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runs import read_checkpoint
 from hbench.train import train
-from hbench.weights import read_experiment
 
 PAPER = {
     "full": ["discovery.fidelity=adversarial", "discovery.gradient=chain"],
@@ -38,12 +37,17 @@ DIRECTIONS, EXAMPLES, SAMPLES = 4, 4, 5
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of a variant: on ``n`` fresh pairs, the same x_T, k and s for all runs, if not said otherwise."""
+    """One run of a variant, on ``n`` fresh pairs if not said otherwise.
+
+    All runs get the same x_T, and those of equal K and S the same k and s.
+    """
 
     variant: str
     seed: int
     """Of the training."""
     n: int
+    chance: float
+    """The accuracy of guessing, 1/K."""
     rca: float
     rca_low: float
     rca_high: float
@@ -128,7 +132,7 @@ def choose_lenet(given: Path | None, experiment: Experiment, count: int) -> Path
         HBenchError: the given one does not fit the images, or the samples are too few.
     """
     lenet = given or SHIPPED / "mnist16" / FILE
-    if read_experiment(lenet).data != experiment.data:
+    if not fits(lenet, experiment.data):
         if given:
             raise HBenchError(f'{given}: was trained on other images: make one with "hbench lenet {experiment.name}"')
         return None
@@ -163,7 +167,7 @@ def measure_variants(
         device: where to generate.
         lenet: for the FD; None = no FD.
         count: fresh pairs, which also make the FD. Cost: two chains each.
-        seed: of the pairs, the same for all runs.
+        seed: of the pairs.
         quiet: no progress bars.
     """
     rows, images, labels = [], [], []
@@ -180,6 +184,7 @@ def measure_variants(
                     variant=variant,
                     seed=training_seed,
                     n=count,
+                    chance=found.chance,
                     rca=found.accuracy,
                     rca_low=found.interval[0],
                     rca_high=found.interval[1],

@@ -15,9 +15,9 @@ CHILD = [sys.executable, "-m"]
 
 
 def run_apart(module: str, given: Mapping[str, Any]) -> "subprocess.CompletedProcess[str]":
-    """Runs a module of hbench as a program, to measure in it what no other work has touched; it reads JSON."""
+    """A finished program: a module of hbench that got ``given`` as JSON on its standard input."""
     end_with_parent = None
-    if sys.platform == "linux":  # one that outlives its sweep would disturb the cells of the next one
+    if sys.platform == "linux":  # one that outlives it would disturb the next one
         end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     return subprocess.run(
         [*CHILD, module],
@@ -25,7 +25,7 @@ def run_apart(module: str, given: Mapping[str, Any]) -> "subprocess.CompletedPro
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,  # the same copy of hbench
-        start_new_session=True,  # Ctrl-C is for this process, which lets the cell finish
+        start_new_session=True,  # Ctrl-C is for this process, which lets it finish
         preexec_fn=end_with_parent,
         check=False,
     )

@@ -9,6 +9,7 @@ import pandas as pd
 
 from hbench.config import Experiment
 from hbench.errors import HBenchError
+from hbench.files import EXPERIMENT
 from hbench.intervals import batch_means
 from hbench.load import locate
 from hbench.weights import read_written_experiment
@@ -37,7 +38,7 @@ def read_curves(runs: Sequence[Path]) -> list[Curves]:
 
 def _read(run: Path, name: str) -> Curves:
     folder = locate(run)
-    metrics, settings = folder / "metrics.csv", folder / "experiment.json"
+    metrics, settings = folder / "metrics.csv", folder / EXPERIMENT
     for file in (metrics, settings):
         if not file.is_file():
             raise HBenchError(f'{run}: no {file.name} there: give the folder of a "hbench train"')

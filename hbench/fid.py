@@ -40,9 +40,9 @@ from hbench.files import replacing, sha256, temporary_name, write_json
 from hbench.images import to_uint8
 from hbench.intervals import jackknife
 from hbench.lenet import EXTRACTOR as LENET
-from hbench.lenet import load_lenet
+from hbench.lenet import fits, load_lenet
 from hbench.load import Run
-from hbench.weights import load_pickled, read_experiment
+from hbench.weights import load_pickled
 
 INCEPTION = "inception-v3-compat"
 GROUPS = 20
@@ -208,7 +208,7 @@ def check_extractor(extractor: str, weights: Path | None, data: Data) -> None:
         )
     if extractor == LENET:
         assert weights is not None
-        if read_experiment(weights).data != data:
+        if not fits(weights, data):
             raise HBenchError(
                 f'{weights}: was trained on other images than the run: make one with "hbench lenet", pass --weights'
             )

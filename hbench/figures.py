@@ -109,18 +109,19 @@ def draw_run_curves(curves: "Sequence[Curves]", settings: Sequence[str], path: P
     save_figure(figure, path)
 
 
-def draw_ablations(table: "DataFrame", chance: float, title: str, path: Path) -> None:
+def draw_ablations(table: "DataFrame", title: str, path: Path) -> None:
     """Draws each variant's mean as a bar and its seeds as dots: one panel for each metric of the ablations."""
     from matplotlib.figure import Figure
 
     panels = {
-        "RCA (dotted: chance)": (["rca"], chance),
+        "RCA (dotted: chance)": (["rca"], "chance"),
         "share outside the domain": (["outside"], None),
-        "D on raw (blue), shifted (orange), last third": (["D_raw", "D_shifted"], 0.5),
-        "FD (LeNet digits) of shifted (dotted: raw)": (["fd_shifted"], table["fd_raw"].mean()),
+        "D on raw (blue), shifted (orange), last third": (["D_raw", "D_shifted"], "D_ideal"),
+        "FD (LeNet digits) of shifted (dotted: raw)": (["fd_shifted"], "fd_raw"),
     }
+    means = table.assign(D_ideal=0.5).groupby("variant", sort=False).mean(numeric_only=True)
     shown = {name: panel for name, panel in panels.items() if table[panel[0]].notna().any(axis=None)}
-    variants = list(table["variant"].unique())
+    variants = list(means.index)
     figure = Figure(figsize=(max(4, 0.4 * len(variants)) * len(shown), 4), layout="constrained")
     many = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 8} if len(variants) > 4 else {}
     for axis, (name, (metrics, reference)) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
@@ -131,8 +132,8 @@ def draw_ablations(table: "DataFrame", chance: float, title: str, path: Path) ->
                 x = i + (j - (len(metrics) - 1) / 2) * width
                 axis.bar(x, values.mean(), width, color=f"C{j}", alpha=0.5)
                 axis.plot([x] * len(values), values, "o", color="black", markersize=4)
-        if reference is not None:
-            axis.axhline(reference, color="grey", linestyle=":")
+            if reference:
+                axis.hlines(means.loc[variant, reference], i - 0.5, i + 0.5, color="grey", linestyle=":")
         axis.set_xticks(range(len(variants)), variants, **many)
         axis.set_title(name, fontsize=10)
     figure.suptitle(title)
@@ -267,8 +268,6 @@ def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Pat
 
 def draw_mos(result: "Score", path: Path) -> None:
     """Draws the share of ones of every direction, highest first, a panel per run; untrained directions apart."""
-    import warnings
-
     from matplotlib.figure import Figure
 
     shown = [[d for d in result.directions if d.run == run.run and d.mean is not None] for run in result.runs]
@@ -305,9 +304,7 @@ def draw_mos(result: "Score", path: Path) -> None:
         axis.set_title(f"{run.title}: marks of {result.sheets} assessors", parse_math=False)
         axis.set(ylabel="share of marks that are 1", ylim=(0, 1.02))
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name may hold any character
-        save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def draw_properties(result: "Properties", title: str, path: Path) -> None:

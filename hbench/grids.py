@@ -19,13 +19,15 @@ def direction_label(k: int, result: "RCA", names: Mapping[int, str] | None = Non
     return f"{k}: {plain(name)} ({result.per_direction[k]:.2f})" if name else f"{k} ({result.per_direction[k]:.2f})"
 
 
-def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, path: Path, columns: int = 4) -> None:
+def draw_directions(
+    images: "Tensor", labels: list[str], S: float | None, title: str, path: Path, columns: int = 4
+) -> None:
     """Draws direction grids, one labelled panel each.
 
     Args:
         images: float in [-1, 1], [directions, examples, samples, C, H, W].
         labels: one line above each panel.
-        S: largest magnitude, for the axis.
+        S: largest magnitude, for the title; None where each panel has its own.
         title: of the figure.
         path: PNG to write.
         columns: panels side by side, at most.
@@ -43,7 +45,8 @@ def draw_directions(images: "Tensor", labels: list[str], S: float, title: str, p
         _show_tiles(axis, panel)
         axis.set_title(label, fontsize=9)
     middle = ", the middle column is the original" if samples % 2 else ""
-    figure.suptitle(f"{title}: s from {-S:g} to {S:g}{middle}")
+    span = "-S to S" if S is None else f"{-S:g} to {S:g}"
+    figure.suptitle(f"{title}: s from {span}{middle}")
     save_figure(figure, path)
 
 

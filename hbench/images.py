@@ -18,11 +18,6 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def to_rgb(images: Tensor) -> Tensor:
-    """Images [B, 1 or 3, H, W] with three channels: grey is repeated."""
-    return images.expand(-1, 3, -1, -1)
-
-
 def soft_clip(images: Tensor, bound: float) -> Tensor:
     """Images with a tenth of what exceeds +-bound: values that no image has barely count, yet keep a gradient."""
     return images + 0.9 * (images.clamp(-bound, bound) - images)

@@ -17,7 +17,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from tqdm import tqdm
 
-from hbench.config import Experiment
+from hbench.config import Data, Experiment
 from hbench.diffusion import seed_of
 from hbench.errors import HBenchError
 from hbench.images import to_float
@@ -103,6 +103,12 @@ def load_lenet(path: Path) -> DigitLeNet:
     lenet = DigitLeNet(data.channels, data.size, len(tensors.get("head.3.bias", ())))
     load_tensors(lenet, tensors, str(path))
     return lenet.eval()
+
+
+def fits(path: Path, data: Data) -> bool:
+    """Whether the LeNet in a file was trained on images of this kind: data set, size and channels."""
+    own = read_experiment(path).data
+    return (own.dataset, own.size, own.channels) == (data.dataset, data.size, data.channels)
 
 
 def train_lenet(

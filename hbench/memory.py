@@ -57,7 +57,7 @@ def _groups() -> list[Path]:
 
 @contextmanager
 def watch_resident() -> Iterator[tuple[float, Callable[[], float], str]]:
-    """This process's resident memory now, in MiB; a function that gives its peak since; and how that is known.
+    """A block, with this process's resident memory now, in MiB; a function for its peak since; and how that is known.
 
     From Linux's high-water mark, which is reset now: else it would tell of the imports, whose own peak hides a small
     experiment. Where it cannot be reset, resident memory is read every 2 ms.

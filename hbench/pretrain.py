@@ -19,7 +19,7 @@ from hbench.files import sha256
 from hbench.images import save_grid, to_float
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
-from hbench.provenance import provenance, write_provenance
+from hbench.provenance import piece_of, provenance, write_provenance
 from hbench.runs import Metrics, load_checkpoint, save_checkpoint, stop_requests
 from hbench.weights import save_weights, write_experiment
 
@@ -71,11 +71,13 @@ def pretrain(
 
     parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "average": average, "optimizer": optimizer}
 
-    first = 0
+    first, earlier = 0, []
     if resume and (state := load_checkpoint(out, experiment, seed, parts.keys())):
-        first = state["step"]
+        first, earlier = state["step"], state["pieces"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        if first == settings.steps and (out / "provenance.json").is_file():
+            return True
     metrics = None
     if rank() == 0:
         write_experiment(out, experiment)
@@ -86,7 +88,8 @@ def pretrain(
             return
         metrics.flush()
         draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
-        save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
+        states = {name: part.state_dict() for name, part in parts.items()}
+        save_checkpoint(out, experiment, seed, step, states, [*earlier, piece_of(origin)])
 
     with (
         stop_requests(max_minutes) as stop_reason,
@@ -135,7 +138,7 @@ def pretrain(
         return True
     weights = out / "model.safetensors"
     save_weights(weights, average.module, experiment, "model", settings.weights)
-    write_provenance(out, origin, weights_sha256=sha256(weights))
+    write_provenance(out, origin, earlier, weights_sha256=sha256(weights))
     return True
 
 

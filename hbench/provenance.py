@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,8 @@ PACKAGES = (
     "scipy",
     "krippendorff",
 )
+PIECE = ("command", "git", "device", "threads", "processes", "started_utc")
+"""Of a provenance, what may differ between the processes of one training."""
 
 
 def provenance(experiment: Experiment | None, device: torch.device, seed: int, **details: Any) -> dict[str, Any]:
@@ -55,11 +57,24 @@ def provenance(experiment: Experiment | None, device: torch.device, seed: int, *
     }
 
 
-def write_provenance(folder: Path, origin: Mapping[str, Any], **details: Any) -> None:
-    """Writes ``provenance.json``: what :func:`provenance` said at the start, the wall time since, and more details."""
+def piece_of(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training that may be resumed notes of this process: how, where and when it trained, and for how long."""
     seconds = time.monotonic() - origin["started_monotonic"]  # which no change of the clock can make wrong
+    return {name: origin[name] for name in PIECE} | {"wall_seconds": round(seconds, 1)}
+
+
+def write_provenance(
+    folder: Path, origin: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = (), **details: Any
+) -> None:
+    """Writes ``provenance.json``: what :func:`provenance` said at the start, the wall time since, and more details.
+
+    With the pieces of ``earlier`` processes, whose work this one ended, it has all of them and their time together.
+    """
+    pieces = [*earlier, piece_of(origin)]
     known = {name: value for name, value in origin.items() if name != "started_monotonic"}
-    write_json(folder / "provenance.json", {**known, "wall_seconds": round(seconds, 1), **details})
+    seconds = round(sum(piece["wall_seconds"] for piece in pieces), 1)
+    resumed = {"pieces": pieces} if earlier else {}
+    write_json(folder / "provenance.json", {**known, "wall_seconds": seconds, **resumed, **details})
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -23,6 +23,8 @@ from hbench.config import Experiment, Paper, parse_experiment
 from hbench.errors import HBenchError
 from hbench.files import read_json, refuse_links, write_json, write_text
 
+GENERATED = "not to be edited"
+"""What every summary says of itself."""
 REASONS = "not-run.json"
 """Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
 OF_THE_RUN = ("rca", "traverse", "fid-inception-v3-compat", "fid-lenet-digits", "properties", "edit")
@@ -55,8 +57,18 @@ class Row:
     interval: str = ""
     n: str = ""
     ran: bool = True
-    provenance: str = ""
-    """Where it comes from: a path in the folder of the report."""
+    provenance: Path | None = None
+    """The file that says where it comes from."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A direction that someone named by eye."""
+
+    direction: int
+    name: str
+    accuracy: str
+    """In words."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +78,7 @@ class Section:
     title: str
     item: str
     pictures: list[Path]
-    named: list[Values]
-    """Directions with a name that someone gave them by eye: ``direction``, ``name`` and ``accuracy``."""
+    named: list[Named]
     provenance: Path
     origin: Values
     """What the provenance file says."""
@@ -97,6 +108,8 @@ class Artifact:
     rows: Callable[[Values, Paper], list[Row]]
     published: Callable[[Paper], str] = lambda _: ""
     """The paper's number, to stand beside what was not run."""
+    named: Callable[[Values], list[Named]] = lambda _: []
+    """The directions of the result that have a name."""
 
 
 def collect(folder: Path) -> Report:
@@ -130,28 +143,29 @@ def collect(folder: Path) -> Report:
             reason = reasons.get(
                 artifact.folder, f'no {artifact.folder}/ in {folder}: "hbench {artifact.command}" makes it'
             )
-            rows.append(_missing(artifact, experiment, reason))
+            if artifact.item or artifact.folder in reasons:
+                rows.append(_missing(artifact, experiment, reason))
             continue
         file = place / f"{artifact.result}.json"
         try:
             result = read_json(file)
             found = artifact.rows(result, experiment.paper)
-            named = [each for each in result.get("directions", []) if each["name"]]
-        except (KeyError, TypeError) as error:
+            named = artifact.named(result)
+        except (KeyError, TypeError, ValueError) as error:
             raise HBenchError(
                 f'{file}: not as this version writes it ({error}): make it again with "hbench {artifact.command}"'
             ) from error
-        rows += [replace(row, provenance=f"{artifact.folder}/provenance.json") for row in found]
         pictures, provenance = sorted(place.glob("*.png")), place / "provenance.json"
+        rows += [replace(row, provenance=provenance) for row in found]
         sections.append(Section(artifact.title, artifact.item, pictures, named, provenance, origins[artifact.folder]))
     return Report(folder, experiment, rows, sections)
 
 
 def not_run(experiment: Experiment, reason: str) -> Report:
     """The report of an experiment that was not run: the paper's numbers, and why there are none of ours."""
-    return Report(
-        None, experiment, [_missing(artifact, experiment, reason) for artifact in ARTIFACTS if artifact.item], []
-    )
+    other = "fid-lenet-digits" if experiment.data.dataset == "folder" else "fid-inception-v3-compat"
+    wanted = [artifact for artifact in ARTIFACTS if artifact.item and artifact.folder != other]
+    return Report(None, experiment, [_missing(artifact, experiment, reason) for artifact in wanted], [])
 
 
 def _missing(artifact: Artifact, experiment: Experiment, reason: str) -> Row:
@@ -166,7 +180,13 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
     environment.filters |= {"picture": _inline, "facts": _facts}
     write_text(out / "report.html", environment.get_template("report.html").render(reports=reports))
     write_text(out / "report.md", _markdown_page("report.md", out, reports=reports))
-    table = [{"experiment": r.experiment.title} | asdict(row) for r in reports for row in r.rows]
+    table = [
+        {"experiment": r.experiment.title}
+        | asdict(row)
+        | {"provenance": os.path.relpath(row.provenance, out) if row.provenance else ""}
+        for r in reports
+        for row in r.rows
+    ]
     write_json(out / "report.json", table)
     write_text(out / "report.csv", pd.DataFrame(table).to_csv(index=False))
 
@@ -174,8 +194,13 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
 def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
     """Writes one Markdown table, paper against ours, of all experiments: each row links where it comes from.
 
-    Of each report it has what the paper has too; the rest is in the reports.
+    Of each report it has the artifacts of the paper; the rest is in the reports.
+
+    Raises:
+        HBenchError: the file holds something else.
     """
+    if file.exists() and GENERATED not in file.read_text(encoding="utf-8", errors="replace"):
+        raise HBenchError(f"{file}: holds something else than such a table: choose another --summary")
     write_text(file, _markdown_page("summary.md", file.parent, reports=reports, command=command))
 
 
@@ -350,6 +375,14 @@ def _mos_rows(result: Values, paper: Paper) -> list[Row]:
     return rows
 
 
+def _named_directions(result: Values) -> list[Named]:
+    return [
+        Named(int(each["direction"]), str(each["name"]), _number(each["accuracy"]))
+        for each in result["directions"]
+        if each["name"]
+    ]
+
+
 def _no_rows(result: Values, paper: Paper) -> list[Row]:
     return []
 
@@ -369,7 +402,7 @@ def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
 
 
 ARTIFACTS = (
-    Artifact("traverse", "traverse", "Directions", "Figs. 1, 5-7", "traverse", _no_rows),
+    Artifact("traverse", "traverse", "Directions", "Figs. 1, 5-7", "traverse", _no_rows, named=_named_directions),
     Artifact(
         "rca",
         "rca",
@@ -399,8 +432,18 @@ ARTIFACTS = (
         "fid --feature-extractor lenet-digits",
         _fidelity_rows,
     ),
-    Artifact("train-curves", "train-curves", "Training", "Fig. 10", "train-curves", _curve_rows),
-    Artifact("vram-sweep", "vram-sweep", "Memory and throughput of training", "Fig. 4", "vram-sweep", _sweep_rows),
+    Artifact(
+        "train-curves", "train-curves", "Training", "Fig. 10", "train-curves", _curve_rows, lambda _: "D near 0.5"
+    ),
+    Artifact(
+        "vram-sweep",
+        "vram-sweep",
+        "Memory and throughput of training",
+        "Fig. 4",
+        "vram-sweep",
+        _sweep_rows,
+        lambda _: "node flat, vanilla past 24 GB",
+    ),
     Artifact("edit", "edit", "Edits of real images", "Fig. 8", "edit", _edit_rows),
     Artifact(
         "properties", "properties", "Own, mean and time-invariant directions", "Fig. 9", "properties", _property_rows
@@ -438,5 +481,5 @@ def _code(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text that is nothing but text in Markdown: one line, without HTML and borders of a table."""
-    return html.escape(_code(text), quote=False).replace("|", "\\|")
+    """Text that is nothing but text in Markdown: one line, without HTML, links and borders of a table."""
+    return html.escape(_code(text), quote=False).replace("|", "\\|").replace("](", "]\\(")

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,11 +28,19 @@ WITHOUT_EFFECT = {"strategy", "keep", "memory_budget", "checkpoint_blocks"}
 """Settings that change memory and time, not the result: a training that ran out of memory may go on with others."""
 
 
-def save_checkpoint(folder: Path, experiment: Experiment, seed: int, step: int, state: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path,
+    experiment: Experiment,
+    seed: int,
+    step: int,
+    state: Mapping[str, Any],
+    pieces: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Writes everything that training needs to go on after ``step`` steps as if it had never stopped.
 
     No generator state is among it: each step seeds the generators from (seed, step). The file is named by its content
-    and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256.
+    and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256. It also
+    keeps ``pieces``, the processes that have trained so far.
 
     Raises:
         HBenchError: a tensor is not finite, or the disk is full; the checkpoint before stays.
@@ -51,6 +59,7 @@ def save_checkpoint(folder: Path, experiment: Experiment, seed: int, step: int, 
         "file": file,
         "sha256": digest,
         "experiment": experiment.model_dump(mode="json"),
+        "pieces": pieces,
     }
     write_json(folder / CHECKPOINT, {**MADE_BY, **about})
     for other in folder.glob("checkpoint-*.pt"):
@@ -100,7 +109,7 @@ _LOST = "damaged: bring it back from a copy, or train again in another --out"
 
 
 def load_checkpoint(folder: Path, experiment: Experiment, seed: int, parts: Collection[str]) -> dict[str, Any] | None:
-    """The state of each part and the ``step`` that a run folder's checkpoint holds; None where there is none yet.
+    """The state of each part, ``step`` and ``pieces`` in a run folder's checkpoint; None where there is none yet.
 
     Raises:
         HBenchError: as in :func:`read_checkpoint`, or it is damaged, or of another command.
@@ -116,7 +125,7 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int, parts: Coll
     state = load_pickled(file)
     if state.keys() != set(parts):
         raise HBenchError(f"{folder}: was started by another command of hbench: choose another --out")
-    return {**state, "step": about["step"]}
+    return {**state, "step": about["step"], "pieces": about.get("pieces", [])}
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -256,7 +256,7 @@ def measure(cell: Cell) -> Row:
 
 
 def _measure_cpu(cell: Cell, device: torch.device) -> Row:
-    step = training_step(cell.experiment, _initial_model(cell, device), cell.seed)
+    step = step_taker(cell.experiment, _initial_model(cell, device), cell.seed)
     with watch_resident() as (baseline, peak, source):
         seconds = _take_steps(cell, step, device, lambda: peak() - baseline)
         memory = peak() - baseline
@@ -268,7 +268,7 @@ def _measure_cpu(cell: Cell, device: torch.device) -> Row:
 
 def _measure_cuda(cell: Cell, device: torch.device) -> Row:
     idle = torch.cuda.device_memory_used(device)  # before this process has a CUDA context
-    step = training_step(cell.experiment, _initial_model(cell, device), cell.seed)
+    step = step_taker(cell.experiment, _initial_model(cell, device), cell.seed)
     baseline, _ = gpu_memory(device, idle)
     if cell.memory_limit_mib is not None:
         total = torch.cuda.get_device_properties(device).total_memory
@@ -311,7 +311,7 @@ def measured_line(
 # Steps --------------------------------------------------------------------------------------------------------------
 
 
-def training_step(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[int], dict[str, float]]:
+def step_taker(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[int], dict[str, float]]:
     """A function that takes step i of ``hbench train`` with initial networks, and returns its metrics."""
     frozen = freeze(experiment, model)
     running = resolve(experiment, frozen, seed)

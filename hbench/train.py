@@ -18,7 +18,7 @@ from hbench.files import sha256
 from hbench.load import Run
 from hbench.models.adm import UNetModel
 from hbench.plan import resolve_once
-from hbench.provenance import provenance, write_provenance
+from hbench.provenance import piece_of, provenance, write_provenance
 from hbench.runs import Metrics, load_checkpoint, save_checkpoint, stop_requests
 from hbench.training_step import freeze, initial, raw_pairs, train_step
 from hbench.weights import load_weights, save_weights, write_experiment
@@ -69,11 +69,13 @@ def train(
     trained = initial(experiment, model, seed)
     parts: dict[str, nn.Module | torch.optim.Optimizer] = vars(trained)
 
-    first = 0
+    first, earlier = 0, []
     if resume and (state := load_checkpoint(out, experiment, seed, parts.keys())):
-        first = state["step"]
+        first, earlier = state["step"], state["pieces"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        if first == settings.steps and (out / "provenance.json").is_file():
+            return True
     if rank() == 0:
         write_experiment(out, experiment)
     if rank() == 0 and not first:
@@ -89,7 +91,8 @@ def train(
             return
         metrics.flush()
         draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
-        save_checkpoint(out, experiment, seed, step, {name: part.state_dict() for name, part in parts.items()})
+        states = {name: part.state_dict() for name, part in parts.items()}
+        save_checkpoint(out, experiment, seed, step, states, [*earlier, piece_of(origin)])
 
     draw_raw = raw_pairs(running, model, seed, quiet)
     with (
@@ -130,7 +133,6 @@ def train(
         assert isinstance(module, nn.Module)
         save_weights(out / f"{role}.safetensors", module, experiment, role, settings.weights)
         hashes[role] = sha256(out / f"{role}.safetensors")
-    write_provenance(
-        out, origin, weights_sha256=hashes, strategy=running.discovery.strategy, keep=running.discovery.keep
-    )
+    strategy = {"strategy": running.discovery.strategy, "keep": running.discovery.keep}
+    write_provenance(out, origin, earlier, weights_sha256=hashes, **strategy)
     return True

@@ -115,7 +115,7 @@ def train_step(
     k, s = (shard(v).to(x_T.device) for v in shifts)
     row, x_0, x_0_shifted = train_shift(experiment, model, trained, x_T, x_0, k, s)
     row |= train_discriminator(settings, trained, x_0, x_0_shifted)
-    values = torch.stack(list(row.values())).tolist() if row else []  # the step's only reading from the device
+    values = torch.stack(list(row.values())).tolist()  # the step's only reading from the device
     return mean(dict(zip(row, values, strict=True)))
 
 

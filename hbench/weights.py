@@ -1,4 +1,4 @@
-"""Weights as safetensors that carry their configuration, and checkpoints of others; code in a file is never run."""
+"""Weights and experiments on disk: safetensors that carry their configuration; code in a file is never run."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from hbench.files import EXPERIMENT, read_json, replacing, write_json
 FORMAT = 1
 """Of the files written here; to be raised whenever an older hbench could not read them, a new setting included."""
 MADE_BY = {"hbench": __version__, "format": str(FORMAT)}
-"""What the metadata of every weights file says."""
+"""What every weights file, experiment and checkpoint says of itself."""
 
 
 def save_weights(path: Path, module: nn.Module, experiment: Experiment, role: str, dtype: str = "float32") -> None:

@@ -255,15 +255,17 @@ def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
 
 def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model):
     out = tmp_path / "settings"
-    over = ["--over", "discovery.lambda_adv=0,2", "--over", "discovery.spacing=linspace"]
+    over = ["--over", "discovery.lambda_adv=0,2", "--over", "discovery.spacing=linspace", "--over", "discovery.K=5"]
     run = ["ablations", "digits16", *options(), "--model", tiny_model, "--out", out, "--pairs", 8, *over]
     result = invoke(*run, "--seeds", "0")
     assert result.exit_code == 0, result.output
-    names = ["as it is", "lambda_adv=0", "lambda_adv=2", "spacing=linspace"]
-    assert pd.read_csv(out / "ablations.csv")["variant"].tolist() == names
+    names = ["as it is", "lambda_adv=0", "lambda_adv=2", "spacing=linspace", "K=5"]
+    table = pd.read_csv(out / "ablations.csv")
+    assert table["variant"].tolist() == names
+    assert table["chance"].tolist() == [pytest.approx(1 / K) for K in (3, 3, 3, 3, 5)]
     settings = [read_written_experiment(out / f"{name}-seed0" / "experiment.json").discovery for name in names]
-    assert [each.lambda_adv for each in settings] == [settings[0].lambda_adv, 0, 2, settings[0].lambda_adv]
-    assert [each.spacing for each in settings] == ["trailing", "trailing", "trailing", "linspace"]
+    assert [each.lambda_adv for each in settings] == [1, 0, 2, 1, 1]
+    assert [each.spacing for each in settings] == ["trailing", "trailing", "trailing", "linspace", "trailing"]
     weights = [load_file(out / f"{name}-seed0" / "shift_block.safetensors")["out_weight"] for name in names]
     assert not torch.equal(weights[1], weights[2])  # the setting was used
     assert (out / "ablations.png").is_file()

@@ -8,7 +8,7 @@ from PIL import Image
 from hbench.config import Data
 from hbench.data import load_images, load_labelled
 from hbench.errors import HBenchError
-from hbench.images import save_grid, soft_clip, to_float, to_rgb, to_uint8
+from hbench.images import save_grid, soft_clip, to_float, to_uint8
 
 FOLDER = Data(dataset="folder", label="Mine", size=16, channels=3)
 
@@ -101,7 +101,6 @@ def test_uint8_round_trip_and_borders():
     assert to_float(values).min() == -1
     assert to_float(values).max() == 1
     assert to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]  # clamped, never wrapped around
-    assert to_rgb(torch.zeros(2, 1, 4, 4)).shape == (2, 3, 4, 4)
 
 
 def test_soft_clip_keeps_a_gradient():

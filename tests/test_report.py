@@ -55,6 +55,34 @@ def test_reasons_stand_in_the_table(results, tmp_path):
     assert rows["Edits of real images"].ours == "not run: no data: pass --data-root"
 
 
+def test_a_named_direction_that_was_never_drawn(results, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(results, folder)
+    file = folder / "traverse" / "traverse.json"
+    values = json.loads(file.read_text())
+    values["directions"] = [{"direction": 1, "name": "![x](http://x) bold", "accuracy": None}]
+    file.write_text(json.dumps(values))
+    write_pages([collect(folder)], tmp_path)
+    assert "<td>![x](http://x) bold</td>" in (tmp_path / "report.html").read_text()
+    assert r"| 1 | ![x]\(http://x) bold | not defined |" in (tmp_path / "report.md").read_text()
+    file.write_text(json.dumps(values | {"directions": [{"direction": "<b>", "name": "x", "accuracy": 1}]}))
+    with pytest.raises(HBenchError, match=r"traverse\.json: not as this version writes it"):
+        collect(folder)
+
+
+def test_a_scored_mos_is_in_the_table(results, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(results, folder)
+    (folder / "mos" / "score").mkdir(parents=True)
+    shutil.copy(folder / "rca" / "provenance.json", folder / "mos" / "score")
+    estimate = {"mean": 0.5, "interval": [0.25, 0.75], "n": 3}
+    run = {"run": "run", "title": "x", "mos": estimate, "floor": estimate | {"mean": None}}
+    direction = {"run": "run", "direction": 0, "control": False, "names": {"bold": 2}, "mean": 0.5}
+    (folder / "mos" / "score" / "mos.json").write_text(json.dumps({"runs": [run], "directions": [direction]}))
+    rows = {row.artifact: row for row in collect(folder).rows}
+    assert (rows["MOS"].ours, rows["MOS"].interval, rows["MOS"].n) == ("0.500", "[0.250, 0.750]", "3 directions")
+
+
 def test_what_is_not_defined_is_said_so(results, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(results, folder)
@@ -122,6 +150,11 @@ def test_one_table_of_all_experiments(results, tmp_path):
     for page in (summary, folder / "report.md"):
         assert f"| 2 | bold \\| &lt;i&gt; | {accuracy:.3f} |" in page.read_text()
     assert "<td>bold | &lt;i&gt;</td>" in (folder / "report.html").read_text()
+    assert "MNIST32" not in (folder / "report.md").read_text()
+    assert invoke(*command).exit_code == 0  # it replaces its own
+    summary.write_text("# Something else\n")
+    assert "holds something else" in invoke(*command).output
+    assert summary.read_text() == "# Something else\n"
     assert "no experiment" in invoke("report", folder, "--not-run", "mnist33", "no GPU").output
 
 
@@ -178,6 +211,36 @@ def test_reproduce_goes_on_where_it_stopped(few_tasks, results, tmp_path):
     third = invoke(*arguments)
     assert third.exit_code == 0, third.output
     assert (out / "rca" / "rca.json").stat().st_mtime_ns > made
+
+
+def test_reproduce_mixes_no_runs_and_no_settings(few_tasks, results, tmp_path):
+    out, experiment, run = tmp_path / "out", tmp_path / "own.toml", tmp_path / "run"
+    shutil.copy("experiments/digits16.toml", experiment)
+    shutil.copytree(results, run)
+    arguments = ["reproduce", experiment, "--run", run, "--out", out, "--quiet"]
+    assert invoke(*arguments).exit_code == 0
+    text = experiment.read_text()
+    experiment.write_text(text.replace("K = 8", "K = 9"))
+    assert "with other settings: choose another --out" in invoke(*arguments).output
+    experiment.write_text(text)
+    (run / "shift_block.safetensors").unlink()
+    assert "made of another run" in invoke(*arguments, "--overwrite").output
+
+
+def test_a_failed_lenet_leaves_all_but_the_fd(results, tmp_path):
+    folder = tmp_path / "digits16"
+    shutil.copytree(results / "rca", folder / "rca")
+    given = (load_experiment("digits16"), "digits16", results, folder, [], ["--quiet"])
+    made = {task.command[0]: task for task in tasks(*given, from_scratch=False)}
+    assert made["fid"].missing
+    assert not made["ablations"].missing
+    assert "--lenet" not in made["ablations"].command
+    (folder / "lenet").mkdir()
+    (folder / "lenet" / "lenet.safetensors").touch()
+    made = {task.command[0]: task for task in tasks(*given, from_scratch=False)}
+    assert not made["fid"].missing
+    assert "--weights" in made["fid"].command
+    assert "--lenet" in made["ablations"].command
 
 
 def test_reproduce_replaces_nothing_that_another_command_made(few_tasks, results, tmp_path):

@@ -80,7 +80,7 @@ def test_the_step_is_the_trainers(tmp_path, tiny):
     )
     torch.manual_seed(0)
     model = build_model(experiment).eval().requires_grad_(False)
-    step = module.training_step(experiment, model, seed=5)
+    step = module.step_taker(experiment, model, seed=5)
     taken = [step(i) for i in range(2)]
     train(experiment, model, tmp_path, seed=5, device=CPU, quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY
 from safetensors.torch import load_file
+from test_cli import snapshot
 
 from hbench.config import load_experiment
 from hbench.data import load_images
@@ -44,9 +45,12 @@ def test_training_never_sees_the_noise_of_the_evaluation(tiny, tiny_model, monke
     from hbench.diffusion import draw_x_T
 
     seen = []
-    monkeypatch.setattr(
-        module, "train_shift", lambda *arguments: seen.append(arguments[3]) or ({}, arguments[3], arguments[3])
-    )
+
+    def train_nothing(experiment, model, trained, x_T, *_):
+        seen.append(x_T)
+        return {"loss": torch.zeros(())}, x_T, x_T
+
+    monkeypatch.setattr(module, "train_shift", train_nothing)
     monkeypatch.setattr(module, "train_discriminator", lambda *_: {})
     settings = tiny.discovery.model_copy(update={"pool": 0})
     experiment = tiny.model_copy(update={"discovery": settings})
@@ -83,6 +87,27 @@ def test_max_minutes_then_resume(tmp_path, tiny):
     assert len(pd.read_csv(out / "metrics.csv")) == 1
     assert pretrain(tiny, images, out, device=CPU, resume=True, quiet=True)
     assert pd.read_csv(out / "metrics.csv")["step"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["pretrain", "train"])
+def test_the_provenance_has_every_piece_of_a_training(name, tmp_path, tiny, tiny_model):
+    def run_(**options):
+        if name == "pretrain":
+            return pretrain(tiny, load_images(tiny.data), tmp_path, device=CPU, quiet=True, **options)
+        return train(tiny, load_model(tiny_model, tiny), tmp_path, device=CPU, quiet=True, **options)
+
+    assert not run_(max_minutes=1e-6)
+    assert not run_(max_minutes=1e-6, resume=True)
+    assert run_(resume=True)
+    origin = json.loads((tmp_path / "provenance.json").read_text())
+    pieces = origin["pieces"]
+    assert [piece["started_utc"] for piece in pieces] == sorted({piece["started_utc"] for piece in pieces})
+    assert len(pieces) == 3
+    assert origin["wall_seconds"] == pytest.approx(sum(piece["wall_seconds"] for piece in pieces), abs=0.05)
+    assert all(piece["git"] == origin["git"] and piece["device"] == origin["device"] for piece in pieces)
+    before = snapshot(tmp_path)
+    assert run_(resume=True)  # which is over: nothing is written again, the provenance least of all
+    assert snapshot(tmp_path) == before
 
 
 def test_resume_refuses_other_settings_and_other_seeds(tmp_path, tiny):

@@ -78,7 +78,9 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
 @click.option("--seeds", default="0,1,2", show_default=True, callback=parse_seeds, help="Of the trainings.")
 @click.option("--pairs", "count", type=click.IntRange(min=1), default=1000, show_default=True, help="To measure with.")
 @click.option("--lenet", type=click.Path(path_type=Path), help='Made by "hbench lenet" [default: the shipped one].')
-@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/ablations].")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/ablations, or settings]."
+)
 @training_options
 @run_options
 def ablations(
@@ -108,13 +110,15 @@ def ablations(
         hbench ablations mnist16-ablations --model mnist16 --seeds 0,1,2
         hbench ablations mnist16-ablations --model mnist16 --over discovery.lambda_adv=0.1,3 --over discovery.S=2
     """
+    from hbench.ablations import PAPER, choose_lenet, measure_variants, one_at_a_time, summarise, train_variants
     from hbench.config import load_experiment, override
 
     settings = load_experiment(experiment, overrides)
+    variants = one_at_a_time(over) if over else PAPER
+    changed = [override(settings, changes) for changes in variants.values()]
     if dry_run:
         print_experiment(settings)
         return
-    from hbench.ablations import PAPER, choose_lenet, measure_variants, one_at_a_time, summarise, train_variants
     from hbench.device import pick_device
     from hbench.figures import draw_ablations
     from hbench.files import sha256, write_text
@@ -124,9 +128,6 @@ def ablations(
     from hbench.weights import save_weights, write_experiment
 
     place = pick_device(device)
-    variants = one_at_a_time(over) if over else PAPER
-    for changes in variants.values():
-        override(settings, changes)  # refuses a wrong one before any is trained
     folder = out or Path("runs") / settings.name / ("settings" if over else "ablations")
     network = model_to_train_on(model, folder, settings, resume)
     weights = choose_lenet(lenet, settings, count)
@@ -147,9 +148,10 @@ def ablations(
     summary = summarise(result.table)
     title = f"{settings.title}, {settings.discovery.steps} steps, batch {settings.discovery.batch_size}"
     n = f"{len(seeds)} training seeds, n = {count} pairs each"
-    draw_ablations(result.table, 1 / settings.discovery.K, f"{title}, {n}", folder / "ablations.png")
+    draw_ablations(result.table, f"{title}, {n}", folder / "ablations.png")
     title += f", training seed {seeds[0]}"
-    S, columns = settings.discovery.S, len(result.images) // len(variants)
+    S = settings.discovery.S if len({each.discovery.S for each in changed}) == 1 else None
+    columns = len(result.images) // len(variants)
     draw_directions(result.images, result.labels, S, title, folder / "directions.png", columns)
     write_text(folder / "summary.csv", summary.to_csv(index=False))
     hashes = {path.stem: sha256(path) for path in (folder / "model.safetensors", weights) if path}

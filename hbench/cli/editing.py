@@ -209,6 +209,8 @@ def edit(
     edited = generate_edits(loaded, x_T, edits, source, steps, precision, quiet)
     kinds = ["original", "reconstruction", *map(label, edits)]
     images = torch.cat([x_0[:, None], reconstructed, edited], dim=1)
+    for left in (folder / "images").glob("*.png"):  # of an earlier call
+        left.unlink()
     stems = [f"{i:02d}-{file.stem}" for i, file in enumerate(files)]  # two folders may hold the same name
     for stem, row in zip(stems, images, strict=True):
         for kind, picture in zip(kinds, row, strict=True):

@@ -15,6 +15,8 @@ from hbench.errors import HBenchError
 if TYPE_CHECKING:
     from hbench.config import Experiment
 
+MADE_OF = "reproduced.json"
+"""The settings and the weights that everything in the folder is made of."""
 REAL_IMAGES = 6
 """That are edited."""
 
@@ -62,7 +64,7 @@ class Task:
 @click.option("--run", type=click.Path(path_type=Path), help="Of which run [default: the one shipped by that name].")
 @click.option("--from-scratch", is_flag=True, help="Train the model and its directions first.")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/reproduce/EXPERIMENT].")
-@click.option("--overwrite", is_flag=True, help="Replace results of other commands or other weights.")
+@click.option("--overwrite", is_flag=True, help="Replace results of other commands.")
 @data_options
 @run_options
 @click.pass_context
@@ -83,6 +85,7 @@ def reproduce(
 
     Each artifact is one command, printed before it runs, in a folder of its own. Called again, it goes on where it
     stopped: what is done is not done again. What cannot be run, without data for example, is marked so on the page.
+    Digits that the shipped LeNet does not fit get one of their own first.
 
     \b
     Example:
@@ -90,9 +93,9 @@ def reproduce(
         hbench reproduce digits16 --from-scratch
     """
     from hbench.config import load_experiment
-    from hbench.files import write_json
-    from hbench.load import SHIPPED
-    from hbench.report import REASONS
+    from hbench.files import read_json, write_json
+    from hbench.load import SHIPPED, run_hashes
+    from hbench.report import REASONS, collect, write_pages
 
     if run and from_scratch:
         raise click.UsageError("give --run or --from-scratch, not both")
@@ -101,6 +104,13 @@ def reproduce(
         raise HBenchError(f"no run of {settings.name} is shipped: give one with --run, or add --from-scratch")
     folder = out or Path("runs") / "reproduce" / settings.name
     claim_folder(folder, overwrite=True)
+    origin = {
+        "experiment": settings.model_dump(mode="json"),
+        "weights_sha256": {} if from_scratch else run_hashes(run or Path(settings.name)),
+    }
+    if (folder / MADE_OF).is_file() and read_json(folder / MADE_OF) != origin:
+        raise HBenchError(f"{folder}: was made of another run or with other settings: choose another --out")
+    write_json(folder / MADE_OF, origin)
     data = (["--data-root", str(data_root)] if data_root else []) + (["--download"] if download else [])
     common = ["--device", device, "--seed", str(seed)] + (["--quiet"] if quiet else [])
 
@@ -123,8 +133,6 @@ def reproduce(
         write_json(folder / REASONS, reasons)
         if not reason and not task.done():
             raise HBenchError("stopped: go on with the same command")
-    from hbench.report import collect, write_pages
-
     write_pages([collect(folder)], folder)
     click.echo(folder / "report.html")
 
@@ -168,9 +176,8 @@ def tasks(
     from hbench.data import load_reference
     from hbench.files import read_json
     from hbench.images import save_image, to_float
-    from hbench.lenet import FILE
+    from hbench.lenet import FILE, fits
     from hbench.load import SHIPPED, run_hashes
-    from hbench.weights import read_experiment
 
     name = str(run or experiment)
     labelled = settings.data.dataset in ("mnist", "digits")
@@ -179,9 +186,13 @@ def tasks(
         model, name = folder / "pretrain", str(folder / "train")
         yield Task(["pretrain", experiment, *data, *common], model, resumable=True, essential=True)
         yield Task(["train", experiment, "--model", str(model), *common], Path(name), resumable=True, essential=True)
-    if labelled and (from_scratch or read_experiment(SHIPPED / "mnist16" / FILE).data != settings.data):
+    no_lenet = None
+    if labelled and (from_scratch or not fits(SHIPPED / "mnist16" / FILE, settings.data)):
         yield Task(["lenet", experiment, *data, *common], folder / "lenet", essential=from_scratch)
-        lenet = [str(folder / "lenet" / FILE)]
+        if (folder / "lenet" / FILE).is_file():
+            lenet = [str(folder / "lenet" / FILE)]
+        else:
+            no_lenet = f'no LeNet for these images: "hbench lenet {experiment}" says why'
 
     hashes = run_hashes(Path(name))
     yield Task(["rca", name, *common], folder / "rca", essential=True, weights=hashes)
@@ -190,7 +201,7 @@ def tasks(
     extractor = "lenet-digits" if labelled else "inception-v3-compat"
     weights = ["--weights", *lenet] if lenet else []
     fid = ["fid", name, "--feature-extractor", extractor, *weights, *data, *common]
-    yield Task(fid, folder / f"fid-{extractor}", weights=hashes)
+    yield Task(fid, folder / f"fid-{extractor}", missing=no_lenet, weights=hashes)
     yield Task(["train-curves", name], folder / "train-curves")
     yield Task(["properties", name, *common], folder / "properties", weights=hashes)
 

@@ -13,7 +13,7 @@ from hbench.cli.options import result_folder
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: the first run's results].")
 @click.option("--summary", type=click.Path(path_type=Path), help="Also put one table of all RUNs into this .md file.")
-@click.option("--not-run", nargs=2, multiple=True, metavar="EXPERIMENT REASON", help="One to be named as not run.")
+@click.option("--not-run", nargs=2, multiple=True, metavar="EXPERIMENT REASON", help="One for the table, as not run.")
 def report(
     runs: tuple[Path, ...], out: Path | None, summary: Path | None, not_run: tuple[tuple[str, str], ...]
 ) -> None:
@@ -33,9 +33,9 @@ def report(
     folders = [result_folder(run) for run in runs]
     place = out or folders[0]
     reports = [pages.collect(folder) for folder in folders]
-    reports += [pages.not_run(load_experiment(name), reason) for name, reason in not_run]
+    absent = [pages.not_run(load_experiment(name), reason) for name, reason in not_run]
     pages.write_pages(reports, place)
     click.echo(place / "report.html")
     if summary:
-        pages.write_summary(reports, summary, shlex.join(["hbench", *sys.argv[1:]]))
+        pages.write_summary([*reports, *absent], summary, shlex.join(["hbench", *sys.argv[1:]]))
         click.echo(summary)

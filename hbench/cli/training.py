@@ -167,16 +167,18 @@ def lenet(
     network = train_lenet(settings, images, labels, epochs=epochs, seed=seed, quiet=quiet)
     reference = real_reference(single_features(network, test_images))
     save_lenet(folder / FILE, network, settings, reference.statistics, reference.n, reference.halves)
-    details = {
-        "n_train": len(images),
-        "n_test": len(test_images),
-        "accuracy": accuracy(network, test_images, test_labels),
-        "halves": reference.halves,
-        "weights_sha256": sha256(folder / FILE),
-    }
-    write_provenance(folder, origin, **details)
+    found = accuracy(network, test_images, test_labels)
+    write_provenance(
+        folder,
+        origin,
+        n_train=len(images),
+        n_test=len(test_images),
+        accuracy=found,
+        halves=reference.halves,
+        weights_sha256=sha256(folder / FILE),
+    )
     click.echo(
-        f"test accuracy {details['accuracy']:.4f}  n {len(test_images)}  "
+        f"test accuracy {found:.4f}  n {len(test_images)}  "
         f"FD (LeNet digits) between two halves of the test images {reference.halves:.3f}"
     )
     click.echo(folder / FILE)

@@ -169,7 +169,9 @@ def test_a_folder_without_results_is_refused(tmp_path):
 def test_all_reproduced_artifacts_are_on_the_page(tmp_path, results):
     folder = tmp_path / "digits16"
     shutil.copytree(results / "rca", folder / "rca")
-    made = list(tasks(load_experiment("digits16"), "digits16", results, folder, [], ["--quiet"], from_scratch=False))
+    made = list(
+        tasks(load_experiment("digits16"), "digits16", results, folder, None, False, ["--quiet"], from_scratch=False)
+    )
     shown = {artifact.folder for artifact in ARTIFACTS}
     assert {task.folder.name for task in made} - shown == {"mos", "lenet"}  # sheets wait for people; FD needs the other
     for task in made:  # each is a command line that its command accepts
@@ -178,13 +180,15 @@ def test_all_reproduced_artifacts_are_on_the_page(tmp_path, results):
         while hasattr(group, "commands"):
             group, words = group.commands[words[0]], words[1:]
         group.make_context(group.name, list(words), parent).close()
-    from_scratch = list(tasks(load_experiment("digits16"), "digits16", None, folder, [], [], from_scratch=True))
+    from_scratch = list(
+        tasks(load_experiment("digits16"), "digits16", None, folder, None, False, [], from_scratch=True)
+    )
     assert [task.command[0] for task in from_scratch[:4]] == ["pretrain", "train", "lenet", "rca"]
 
 
 @pytest.fixture
 def few_tasks(monkeypatch, results):
-    def few(settings, experiment, run, folder, data, common, from_scratch):
+    def few(settings, experiment, run, folder, data_root, download, common, from_scratch):
         yield Task(["rca", str(run), "--pairs", "8", *common], folder / "rca")
         yield Task(["edit", str(run), "nothing.png", *common], folder / "edit", missing="no data: none here")
         yield Task(["rca", str(run / "absent"), *common], folder / "properties")
@@ -230,7 +234,7 @@ def test_reproduce_mixes_no_runs_and_no_settings(few_tasks, results, tmp_path):
 def test_a_failed_lenet_leaves_all_but_the_fd(results, tmp_path):
     folder = tmp_path / "digits16"
     shutil.copytree(results / "rca", folder / "rca")
-    given = (load_experiment("digits16"), "digits16", results, folder, [], ["--quiet"])
+    given = (load_experiment("digits16"), "digits16", results, folder, None, False, ["--quiet"])
     made = {task.command[0]: task for task in tasks(*given, from_scratch=False)}
     assert made["fid"].missing
     assert not made["ablations"].missing
@@ -265,7 +269,7 @@ def test_a_result_counts_only_when_complete_and_of_these_weights(tmp_path):
 
 
 def test_nothing_goes_on_without_an_essential_part(monkeypatch, results, tmp_path):
-    def failing(settings, experiment, run, folder, data, common, from_scratch):
+    def failing(settings, experiment, run, folder, data_root, download, common, from_scratch):
         yield Task(["rca", str(run / "absent"), *common], folder / "rca", essential=True)
         raise AssertionError("went on")
 

@@ -111,13 +111,13 @@ def reproduce(
     if (folder / MADE_OF).is_file() and read_json(folder / MADE_OF) != origin:
         raise HBenchError(f"{folder}: was made of another run or with other settings: choose another --out")
     write_json(folder / MADE_OF, origin)
-    data = (["--data-root", str(data_root)] if data_root else []) + (["--download"] if download else [])
     common = ["--device", device, "--seed", str(seed)] + (["--quiet"] if quiet else [])
 
     reasons = {"mos/score": 'it needs people: hand out the sheets in mos/, then "hbench mos score"'}
     if settings.data.dataset != "folder":
         reasons["fid-inception-v3-compat"] = "Inception knows no digits: the FD in LeNet features stands in"
-    for number, task in enumerate(tasks(settings, experiment, run, folder, data, common, from_scratch), start=1):
+    todo = tasks(settings, experiment, run, folder, data_root, download, common, from_scratch)
+    for number, task in enumerate(todo, start=1):
         click.echo(f"[{number}] hbench {shlex.join(task.arguments)}", err=True)
         reason = task.missing
         if not reason and task.done():
@@ -167,7 +167,8 @@ def tasks(
     experiment: str,
     run: Path | None,
     folder: Path,
-    data: list[str],
+    data_root: Path | None,
+    download: bool,
     common: list[str],
     from_scratch: bool,
 ) -> Iterator[Task]:
@@ -179,6 +180,7 @@ def tasks(
     from hbench.lenet import FILE, fits
     from hbench.load import SHIPPED, run_hashes
 
+    data = (["--data-root", str(data_root)] if data_root else []) + (["--download"] if download else [])
     name = str(run or experiment)
     labelled = settings.data.dataset in ("mnist", "digits")
     lenet: list[str] = []  # its weights, where they are not the shipped ones
@@ -207,9 +209,7 @@ def tasks(
 
     missing = None
     try:
-        real = load_reference(
-            settings.data, Path(data[1]) if data[:1] == ["--data-root"] else None, "--download" in data
-        )
+        real = load_reference(settings.data, data_root, download)
     except HBenchError as error:
         missing = f"no data: {error}"
         best = ["0", "1"]

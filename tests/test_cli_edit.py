@@ -74,6 +74,10 @@ def test_edit_says_what_it_did_and_writes_every_image_in_its_size(tmp_path, tiny
     origin = json.loads((tmp_path / "provenance.json").read_text())
     assert len(origin["images_sha256"]) == 2
     assert (tmp_path / "edits.png").stat().st_size > 1000
+    again = [tiny_run, pictures / "a.png", "--shift", "1=1", "--inversion-steps", 2, "--out", tmp_path, "--overwrite"]
+    assert invoke("edit", *again, "--quiet").exit_code == 0
+    names = {f"00-a-{kind}.png" for kind in ("original", "reconstruction", "1=1")}
+    assert {path.name for path in (tmp_path / "images").iterdir()} == names
 
 
 def test_edit_sweeps_and_crosses_with_any_source(tmp_path, tiny_run, pictures, measured):

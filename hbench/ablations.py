@@ -75,22 +75,6 @@ class Ablations:
     """One a direction."""
 
 
-def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
-    """Variants from "section.key=value,value,…": the experiment as it is, then each of these values alone.
-
-    Raises:
-        HBenchError: one is not of that form, or names no [discovery] setting.
-    """
-    variants: dict[str, list[str]] = {"as it is": []}
-    for each in over:
-        key, separator, values = each.partition("=")
-        if not separator or not key.startswith("discovery."):
-            raise HBenchError(f'--over {each}: write "discovery.key=value,value", for example discovery.S=2,5')
-        name = key.removeprefix("discovery.")
-        variants |= {f"{name}={value.strip()}": [f"{key}={value}"] for value in values.split(",")}
-    return variants
-
-
 def run_folder(out: Path, variant: str, seed: int) -> Path:
     """Where the run of a variant and seed lies."""
     return out / f"{variant}-seed{seed}"

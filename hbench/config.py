@@ -283,6 +283,22 @@ def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     return parse_experiment(values, source=", ".join(overrides))
 
 
+def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
+    """Variants from "section.key=value,value,…": the experiment as it is, then each of these values alone.
+
+    Raises:
+        HBenchError: one is not of that form, or names no [discovery] setting.
+    """
+    variants: dict[str, list[str]] = {"as it is": []}
+    for each in over:
+        key, separator, values = each.partition("=")
+        if not separator or not key.startswith("discovery."):
+            raise HBenchError(f'--over {each}: write "discovery.key=value,value", for example discovery.S=2,5')
+        name = key.removeprefix("discovery.")
+        variants |= {f"{name}={value.strip()}": [f"{key}={value}"] for value in values.split(",")}
+    return variants
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     section, dot, name = key.strip().partition(".")

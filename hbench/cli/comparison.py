@@ -110,15 +110,16 @@ def ablations(
         hbench ablations mnist16-ablations --model mnist16 --seeds 0,1,2
         hbench ablations mnist16-ablations --model mnist16 --over discovery.lambda_adv=0.1,3 --over discovery.S=2
     """
-    from hbench.ablations import PAPER, choose_lenet, measure_variants, one_at_a_time, summarise, train_variants
-    from hbench.config import load_experiment, override
+    from hbench.config import load_experiment, one_at_a_time, override
 
     settings = load_experiment(experiment, overrides)
-    variants = one_at_a_time(over) if over else PAPER
-    changed = [override(settings, changes) for changes in variants.values()]
+    asked = one_at_a_time(over) if over else {}
+    for changes in asked.values():
+        override(settings, changes)  # refuses a wrong one before any is trained
     if dry_run:
         print_experiment(settings)
         return
+    from hbench.ablations import PAPER, choose_lenet, measure_variants, summarise, train_variants
     from hbench.device import pick_device
     from hbench.figures import draw_ablations
     from hbench.files import sha256, write_text
@@ -128,6 +129,7 @@ def ablations(
     from hbench.weights import save_weights, write_experiment
 
     place = pick_device(device)
+    variants = asked or PAPER
     folder = out or Path("runs") / settings.name / ("settings" if over else "ablations")
     network = model_to_train_on(model, folder, settings, resume)
     weights = choose_lenet(lenet, settings, count)
@@ -150,7 +152,8 @@ def ablations(
     n = f"{len(seeds)} training seeds, n = {count} pairs each"
     draw_ablations(result.table, f"{title}, {n}", folder / "ablations.png")
     title += f", training seed {seeds[0]}"
-    S = settings.discovery.S if len({each.discovery.S for each in changed}) == 1 else None
+    spans = {override(settings, changes).discovery.S for changes in variants.values()}
+    S = settings.discovery.S if len(spans) == 1 else None
     columns = len(result.images) // len(variants)
     draw_directions(result.images, result.labels, S, title, folder / "directions.png", columns)
     write_text(folder / "summary.csv", summary.to_csv(index=False))

@@ -36,6 +36,8 @@ STUCK_SECONDS = 20
 """After a SIGTERM, for the step and its checkpoint; torchrun kills after 30."""
 FIRST_WORD_SECONDS = 3
 """For process 0 to print an error that all processes meet, and for torchrun to end the others."""
+RELEASE_SECONDS = 0.2
+"""For gloo's threads to drop what they hold, at the end; they need microseconds."""
 
 
 def launched() -> bool:
@@ -101,7 +103,7 @@ def start(device: "torch.device") -> None:
             state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
         except NotImplementedError as error:  # accelerate's, for GPUs that need other settings of NCCL
             raise HBenchError(str(error)) from error
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
     if rank() == 0:
         print(f"{world_size()} processes, {state.backend}, {device.type}", file=sys.stderr)
 
@@ -247,6 +249,19 @@ def _reporting_lost_processes() -> Iterator[None]:
             raise
         first = (str(error).splitlines() or ["no more is known"])[0]
         raise HBenchError(f"another process of this run has ended: its error says why ({first})") from error
+
+
+def _leave() -> None:
+    """Leaves the process group, once its threads are done.
+
+    gloo's own threads drop the tensors of the last collective after it has returned, and need Python's lock for that. A
+    thread that waits for this lock while the interpreter ends is unwound, which C++ answers by aborting the process:
+    sleeping hands them the lock.
+    """
+    import torch.distributed as dist
+
+    time.sleep(RELEASE_SECONDS)
+    dist.destroy_process_group()
 
 
 def _end_when_stuck() -> None:

@@ -8,12 +8,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from hbench.artifacts import ARTIFACTS
 from hbench.cli import main
 from hbench.cli import reproduction as module
 from hbench.cli.reproduction import Task, tasks
 from hbench.config import load_experiment
 from hbench.errors import HBenchError
-from hbench.report import ARTIFACTS, REASONS, collect, write_pages
+from hbench.report import REASONS, collect, write_pages
 
 
 def invoke(*arguments):

@@ -1,0 +1,289 @@
+"""The artifacts of the paper: where the command of each leaves its result, and what of it stands in the table."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from hbench.config import Paper
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, in words; empty where there is nothing to say."""
+
+    artifact: str
+    item: str
+    """Of the paper: "Table 1", "Fig. 4"."""
+    paper: str
+    ours: str
+    interval: str = ""
+    n: str = ""
+    ran: bool = True
+    provenance: Path | None = None
+    """The file that says where it comes from."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A direction that someone named by eye."""
+
+    direction: int
+    name: str
+    accuracy: str
+    """In words."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One artifact of the paper: where its command leaves it, and what of its result stands in the table."""
+
+    folder: str
+    result: str
+    """JSON file in the folder, without its suffix."""
+    title: str
+    item: str
+    command: str
+    """That makes it, after ``hbench``."""
+    rows: Callable[[Values, Paper], list[Row]]
+    published: Callable[[Paper], str] = lambda _: ""
+    """The paper's number, to stand beside what was not run."""
+    named: Callable[[Values], list[Named]] = lambda _: []
+    """The directions of the result that have a name."""
+
+
+def _rca_rows(result: Values, paper: Paper) -> list[Row]:
+    n = f"{result['n']:,} pairs"
+    chance = f"RCA (chance {result['chance']:.3f})"
+    shown = (
+        (chance, "Table 1", _published(paper.rca), result["accuracy"], result["interval"]),
+        *(
+            (name, item, theirs, result[key], result[f"{key}_interval"])
+            for name, item, theirs, key in (
+                ("magnitude error |s_hat - s|", "", "", "magnitude_error"),
+                ("D on raw samples", "Fig. 10", "0.5", "D_raw"),
+                ("D on shifted samples", "Fig. 10", "0.5", "D_shifted"),
+                ("share of shifted samples outside the domain", "", "", "outside"),
+            )
+        ),
+    )
+    return [
+        Row(name, item, theirs, _number(value), _interval(bounds), n) for name, item, theirs, value, bounds in shown
+    ]
+
+
+def _fidelity_rows(result: Values, paper: Paper) -> list[Row]:
+    rows = []
+    for kind, published in (("raw", paper.fid_raw), ("shifted", paper.fid_shifted)):
+        found = result[kind]
+        n = f"{found['n']:,} against {result['n_real']:,} real"
+        theirs = _published(published) if result["metric"] == "FID" else ""
+        name = f"{result['metric']}, {kind} samples"
+        rows.append(Row(name, "Table 2", theirs, _number(found["fd"]), _interval(found["interval"]), n))
+        if found["kid"] is not None:
+            spread = "" if found["kid_std"] is None else f" (std {found['kid_std']:.5f} over subsets)"
+            rows.append(Row(f"KID, {kind} samples", "", "", f"{found['kid']:.5f}{spread}", n=n))
+    for name, key, n in (
+        ("shifted / raw", "ratio", result["shifted"]["n"]),
+        ("between two halves of the real images", "halves", result["n_real"] // 2),
+    ):
+        bounds = _interval(result[f"{key}_interval"])
+        rows.append(Row(f"{result['metric']}, {name}", "Table 2", "", _number(result[key]), bounds, f"{n:,} each"))
+    return rows
+
+
+def _sweep_rows(result: Values, paper: Paper) -> list[Row]:
+    cells = {(c["strategy"], c["M"]): c for c in result["cells"] if c["status"] == "ok"}
+    rows = []
+    n = f"{min((len(c['step_seconds']) for c in cells.values()), default=0)} steps a cell"
+    published = {"node": "flat", "vanilla": "grows, past 24 GB"}
+    for strategy in dict.fromkeys(strategy for strategy, _ in cells):
+        Ms = sorted(M for name, M in cells if name == strategy)
+        if len(Ms) > 1:
+            first, last = (cells[strategy, M]["memory_mib"] for M in (Ms[0], Ms[-1]))
+            name = f"training memory of {strategy}, M = {Ms[0]} to {Ms[-1]}"
+            rows.append(Row(name, "Fig. 4", published.get(strategy, ""), f"{first:,.0f} to {last:,.0f} MiB", n=n))
+    for strategy in ("vanilla", "torch-checkpoint"):
+        for M in sorted(M for name, M in cells if name == strategy and ("node", M) in cells):
+            theirs = "comparable" if strategy == "vanilla" else ""
+            ratio, bounds = _speed_ratio(cells["node", M]["step_seconds"], cells[strategy, M]["step_seconds"])
+            rows.append(Row(f"throughput, node / {strategy}, M = {M}", "Fig. 4", theirs, f"{ratio:.2f}", bounds, n))
+    return rows
+
+
+def _speed_ratio(seconds: Sequence[float], others: Sequence[float]) -> tuple[float, str]:
+    """How many times as fast steps of ``seconds`` are as the others, by geometric means, with Welch's interval."""
+    from scipy.stats import ttest_ind
+
+    a, b = np.log(others), np.log(seconds)
+    if min(len(a), len(b)) < 2:
+        return float(np.exp(a.mean() - b.mean())), ""
+    bounds = ttest_ind(a, b, equal_var=False).confidence_interval()
+    return float(np.exp(a.mean() - b.mean())), _interval(np.exp([bounds.low, bounds.high]).tolist())
+
+
+def _curve_rows(result: Values, paper: Paper) -> list[Row]:
+    (run, *_) = result["runs"]
+    return [
+        Row(
+            f"D on {kind} in training, last third",
+            "Fig. 10",
+            "0.5",
+            _number(run[f"D_{kind}"]),
+            _interval([run[f"D_{kind}_low"], run[f"D_{kind}_high"]]),
+            f"{run['n']:,} steps",
+        )
+        for kind in ("raw", "shifted")
+    ]
+
+
+def _property_rows(result: Values, paper: Paper) -> list[Row]:
+    of_the_mean = {"consistency", "others"}  # numbers of the mean directions alone
+    shown = (
+        ("cosine of own and mean direction (homogeneity)", "homogeneity", "almost the same"),
+        ("cosine between timesteps (consistency)", "consistency", "almost the same"),
+        ("cosine between two directions, the floor", "others", ""),
+        ("mean edit, distance from the own / its size", "distance_mean", "almost the same"),
+        ("time-invariant edit, distance from the own / its size", "distance_global", "almost the same"),
+        ("k recognised in own edits", "accuracy_own", ""),
+        ("k recognised in mean edits", "accuracy_mean", ""),
+        ("k recognised in time-invariant edits", "accuracy_global", ""),
+        ("correlation of s_hat and s (linearity)", "correlation", ""),
+    )
+    rows = []
+    for name, key, theirs in shown:
+        last = {part: values[-1] for part, values in result[key].items()}
+        bounds = _interval([last["low"], last["high"]])
+        n = result["n_mean" if key in of_the_mean else "n"]
+        rows.append(Row(name, "Fig. 9", theirs, _number(last["value"]), bounds, f"{n:,} samples"))
+    return rows
+
+
+def _edit_rows(result: Values, paper: Paper) -> list[Row]:
+    from scipy.stats import quantile_test
+
+    psnrs = [math.inf if image["psnr"] is None else image["psnr"] for image in result["images"]]
+    bounds = quantile_test(psnrs, q=median(psnrs), p=0.5).confidence_interval()  # nan for fewer than 6 images
+    name = "real images reconstructed, median PSNR in dB"
+    return [Row(name, "Fig. 8", "", f"{median(psnrs):.1f}", _interval(bounds, 1), f"{len(psnrs)} images")]
+
+
+def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
+    names = {"rca": "RCA", "fd_shifted": "FD (LeNet digits), shifted", "outside": "outside the domain"}
+    names |= {"D_raw": "D on raw", "D_shifted": "D on shifted"}
+    rows = []
+    raw = [line for line in result["summary"] if line["metric"] == "fd_raw"]
+    if raw and len({line["mean"] for line in raw}) == 1:
+        name = "FD (LeNet digits), raw: the same samples for all"
+        rows.append(Row(name, "Fig. 3", "", f"{raw[0]['mean']:.3f}", n=f"{result['runs'][0]['n']:,} samples"))
+    for line in result["summary"]:
+        if line["metric"] in names:
+            bounds = _interval([line["low"], line["high"]])
+            item = "Sec. 4.4" if line["variant"] == "per-step" else "Fig. 3"
+            name = f"{line['variant']}: {names[line['metric']]}"
+            rows.append(Row(name, item, "", _number(line["mean"]), bounds, f"{line['seeds']} trainings"))
+    return rows
+
+
+def _setting_rows(result: Values, paper: Paper) -> list[Row]:
+    return [replace(row, item="") for row in _ablation_rows(result, paper)]
+
+
+def _mos_rows(result: Values, paper: Paper) -> list[Row]:
+    rows = []
+    for run in result["runs"]:
+        of = "" if len(result["runs"]) == 1 else f" of {run['run']} ({run['title']})"
+        published = "" if of else _published(paper.mos)
+        for name, key, theirs in (("MOS", "mos", published), ("MOS of untrained directions", "floor", "")):
+            found = run[key]
+            if found["mean"] is not None:
+                bounds = _interval(found["interval"])
+                rows.append(
+                    Row(f"{name}{of}", "Table 1", theirs, f"{found['mean']:.3f}", bounds, f"{found['n']} directions")
+                )
+    return rows
+
+
+def _named_directions(result: Values) -> list[Named]:
+    return [
+        Named(int(each["direction"]), str(each["name"]), _number(each["accuracy"]))
+        for each in result["directions"]
+        if each["name"]
+    ]
+
+
+def _no_rows(result: Values, paper: Paper) -> list[Row]:
+    return []
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
+
+
+def _published(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
+    """Bounds in words; nothing where there are none."""
+    known = [bound for bound in bounds or () if bound is not None and math.isfinite(bound)]
+    return f"[{known[0]:.{digits}f}, {known[1]:.{digits}f}]" if len(known) == 2 else ""
+
+
+ARTIFACTS = (
+    Artifact("traverse", "traverse", "Directions", "Figs. 1, 5-7", "traverse", _no_rows, named=_named_directions),
+    Artifact(
+        "rca",
+        "rca",
+        "Reconstructor classification accuracy",
+        "Table 1",
+        "rca",
+        _rca_rows,
+        lambda paper: _published(paper.rca),
+    ),
+    Artifact(
+        "mos/score", "mos", "Mean opinion score", "Table 1", "mos score", _mos_rows, lambda paper: _published(paper.mos)
+    ),
+    Artifact(
+        "fid-inception-v3-compat",
+        "fid",
+        "Frechet inception distance",
+        "Table 2",
+        "fid",
+        _fidelity_rows,
+        lambda paper: f"{paper.fid_raw} raw, {paper.fid_shifted} shifted" if paper.fid_raw else "",
+    ),
+    Artifact(
+        "fid-lenet-digits",
+        "fid",
+        "Frechet distance in LeNet features",
+        "Table 2",
+        "fid --feature-extractor lenet-digits",
+        _fidelity_rows,
+    ),
+    Artifact(
+        "train-curves", "train-curves", "Training", "Fig. 10", "train-curves", _curve_rows, lambda _: "D near 0.5"
+    ),
+    Artifact(
+        "vram-sweep",
+        "vram-sweep",
+        "Memory and throughput of training",
+        "Fig. 4",
+        "vram-sweep",
+        _sweep_rows,
+        lambda _: "node flat, vanilla past 24 GB",
+    ),
+    Artifact("edit", "edit", "Edits of real images", "Fig. 8", "edit", _edit_rows),
+    Artifact(
+        "properties", "properties", "Own, mean and time-invariant directions", "Fig. 9", "properties", _property_rows
+    ),
+    Artifact("ablations", "ablations", "Ablations", "Fig. 3, Sec. 4.4", "ablations", _ablation_rows),
+    Artifact("settings", "ablations", "What the settings do", "", "ablations --over", _setting_rows),
+)
+"""In the order of the page."""

@@ -1,5 +1,6 @@
 """Variants of the training over several seeds, measured alike: those of Fig. 3 and Sec. 4.4, or any settings."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ class Ablations:
     table: pd.DataFrame
     """One row of :class:`Measured` for each variant and seed."""
     images: Tensor
-    """The most accurate directions of each variant's first run, as :func:`traverse` draws them, variant by variant."""
+    """The most accurate directions of each variant's first run, as :func:`traverse` draws them, variant by variant:
+    equally many of each."""
     labels: list[str]
     """One a direction."""
 
@@ -96,16 +98,21 @@ def train_variants(
     Finished runs in ``out`` are left alone, a half one is resumed; HBenchError if they have other settings.
     """
     started = time.monotonic()
+    missing = []
     for seed in seeds:
         for variant, overrides in variants.items():
             changed = override(experiment, overrides)
             folder = run_folder(out, variant, seed)
-            if (folder / "provenance.json").is_file() and read_checkpoint(folder, changed, seed):
-                continue
-            folder.mkdir(exist_ok=True)
-            left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
-            if not train(changed, model, folder, seed=seed, device=device, resume=True, max_minutes=left, quiet=quiet):
-                return False
+            finished = (folder / "provenance.json").is_file() and read_checkpoint(folder, changed, seed, "discovery")
+            missing += [] if finished else [(changed, folder, seed)]
+    for i, (changed, folder, seed) in enumerate(missing):
+        left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
+        if i and left is not None and left <= 0:
+            print(f"stopped by --max-minutes before {folder.name}: go on with --resume", file=sys.stderr)
+            return False
+        folder.mkdir(exist_ok=True)
+        if not train(changed, model, folder, seed=seed, device=device, resume=True, max_minutes=left, quiet=quiet):
+            return False
     return True
 
 
@@ -154,7 +161,7 @@ def measure_variants(
         seed: of the pairs.
         quiet: no progress bars.
     """
-    rows, images, labels = [], [], []
+    rows, drawn = [], []
     for variant in variants:
         for training_seed in seeds:
             folder = run_folder(out, variant, training_seed)
@@ -182,10 +189,12 @@ def measure_variants(
             )
             if training_seed == seeds[0]:
                 best = found.ranking()[:DIRECTIONS]
-                images.append(traverse(run, best, EXAMPLES, SAMPLES, seed, quiet))
-                labels += [f"{variant}: {direction_label(k, found)}" for k in best]
+                labels = [f"{variant}: {direction_label(k, found)}" for k in best]
+                drawn.append((traverse(run, best, EXAMPLES, SAMPLES, seed, quiet), labels))
     table = pd.DataFrame(rows).astype({"fd_raw": float, "fd_shifted": float})  # None becomes nan
-    return Ablations(table, torch.cat(images), labels)
+    shown = min(len(labels) for _, labels in drawn)  # fewer where a variant has fewer directions
+    images = torch.cat([images[:shown] for images, _ in drawn])
+    return Ablations(table, images, [label for _, labels in drawn for label in labels[:shown]])
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,10 +16,11 @@ A step that is run twice must be deterministic: no dropout, no sampling (eta = 0
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 Step = Callable[[Tensor], Tensor]
@@ -67,12 +68,26 @@ def backpropagate(
     if strategy == "vanilla":
         return _node_by_node([], steps, x_T, objective)
     if strategy == "offload":
-        with torch.autograd.graph.save_on_cpu(pin_memory=x_T.is_cuda):
+        with _activations_on_cpu(pin_memory=x_T.is_cuda):
             return _node_by_node([], steps, x_T, objective)
     if strategy == "torch-checkpoint":
         checkpointed = [partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False) for step in steps]
         return _node_by_node([], checkpointed, x_T, objective)
     raise ValueError(f'strategy must be "node", "vanilla", "offload" or "torch-checkpoint", got {strategy!r}')
+
+
+def _activations_on_cpu(pin_memory: bool) -> saved_tensors_hooks:
+    """A block whose graphs lie in CPU memory, except for parameters, which every step would copy again."""
+    hooks = save_on_cpu(pin_memory=pin_memory)
+
+    def pack(saved: Tensor) -> Any:
+        owner = saved if saved._base is None else saved._base  # a linear layer saves a transposed view of its weight
+        return saved if isinstance(owner, nn.Parameter) else hooks.pack_hook(saved)
+
+    def unpack(packed: Any) -> Tensor:
+        return packed if isinstance(packed, Tensor) else hooks.unpack_hook(packed)
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 def _node_by_node(

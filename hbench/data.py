@@ -34,9 +34,7 @@ UNREADABLE = (
 Split = Literal["train", "test"]
 
 
-def load_images(
-    data: Data, data_root: Path | None = None, split: Split = "train", download: bool = False, minimum: int = 2
-) -> Tensor:
+def load_images(data: Data, data_root: Path | None = None, split: Split = "train", download: bool = False) -> Tensor:
     """The images of an experiment's data set.
 
     Args:
@@ -46,7 +44,6 @@ def load_images(
             downloads.
         split: "train" or "test". Only MNIST comes split; of the others every tenth image is "test".
         download: let torchvision download MNIST if it is missing.
-        minimum: fewest images that are acceptable.
 
     Returns:
         uint8 [N, channels, size, size].
@@ -55,11 +52,8 @@ def load_images(
         HBenchError: no data there, unreadable pictures, or too few.
     """
     images, _ = load_labelled(data, data_root, split, download)
-    if len(images) < minimum:
-        raise HBenchError(
-            f"{data_root or data.dataset}: found {len(images)} {split} images, need at least {minimum}: "
-            "add images or lower the batch size"
-        )
+    if len(images) < 2:
+        raise HBenchError(f"{data_root or data.dataset}: found {len(images)} {split} images, need at least 2: add some")
     return images
 
 
@@ -93,7 +87,7 @@ def at_hand(data: Data, data_root: Path | None = None, download: bool = False) -
 
 def _known_root(data: Data, data_root: Path | None, download: bool) -> Path | None:
     root = data_root or (Path(os.environ["HBENCH_DATA"]) if "HBENCH_DATA" in os.environ else None)
-    if root is None and data.dataset == "mnist" and (download or DOWNLOADS.is_dir()):
+    if root is None and data.dataset == "mnist" and (download or any(DOWNLOADS.glob("MNIST/raw/*-images-idx3-ubyte*"))):
         root = DOWNLOADS
     return root
 

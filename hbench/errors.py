@@ -11,10 +11,11 @@ class HBenchError(Exception):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or PyTorch says that memory ran out, on the CPU or on a GPU."""
-    text = str(error)  # PyTorch has an own class for CUDA's allocator, and none for the rest
+    text = str(error)  # PyTorch has an own class for CUDA's allocator, but another process may hand on its words alone
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in text
         or "CUDA error: out of memory" in text
+        or "CUDA out of memory" in text
     )

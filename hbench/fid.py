@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -248,8 +248,9 @@ def features(
             raise HBenchError(f"{file}: damaged ({error}): remove it, and it will be made again") from error
     layer = FEATURE_EXTRACTORS_REGISTRY[extractor].get_default_feature_layer_for_metric("fid")
     cuda = device.type == "cuda"
+    on_device = torch.cuda.device(device) if cuda else nullcontext()  # torch-fidelity takes the current GPU
     try:
-        with _no_code_in_weights():
+        with _no_code_in_weights(), on_device:
             network = create_feature_extractor(
                 extractor,
                 [layer],
@@ -272,7 +273,8 @@ def features(
         ) from error
     shown = not quiet and sys.stderr.isatty()
     try:
-        found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]
+        with on_device:
+            found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]
     except (OSError, SyntaxError) as error:  # of Pillow
         problem = (str(error).splitlines() or ["no more is known"])[-1]
         raise HBenchError(f"{cache}: an image is damaged ({problem}): remove it, and it will be made again") from error

@@ -392,5 +392,5 @@ if __name__ == "__main__":
     place = pick_device(given["device"])
     idle = torch.cuda.device_memory_used(place) if place.type == "cuda" else 0  # before the process has a CUDA context
     torch.manual_seed(given["seed"])
-    network = freeze(wanted, build_model(wanted).to(place))
+    network = freeze(wanted, build_model(wanted), place)
     print(json.dumps(asdict(measure(wanted, network, given["seed"], given["repeats"], idle))))

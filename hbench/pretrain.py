@@ -72,7 +72,7 @@ def pretrain(
     parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "average": average, "optimizer": optimizer}
 
     first, earlier = 0, []
-    if resume and (state := load_checkpoint(out, experiment, seed, parts.keys())):
+    if resume and (state := load_checkpoint(out, experiment, seed, "pretrain", parts.keys())):
         first, earlier = state["step"], state["pieces"]
         for name, part in parts.items():
             part.load_state_dict(state[name])

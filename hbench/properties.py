@@ -127,12 +127,14 @@ def mean_directions(run: Run, n: int, seed: int = 0, M: int | None = None, quiet
     from a stream of its own, so the samples of ``seed`` that other commands draw are not among them. Cost: one chain a
     sample, for all K directions together, since the output convolutions of the shift block are affine.
     """
-    sums, _ = _hidden_sums(run, n, seed, M, quiet)
-    return Directions(tuple(shift_interval(run, M)), _directions(run, sums.sum(0) / n), n, seed)
+    return _mean_and_groups(run, n, seed, M, quiet)[0]
 
 
-def _hidden_sums(run: Run, n: int, seed: int, M: int | None, quiet: bool) -> tuple[Tensor, Tensor]:
-    """Sums of the hidden features over groups of samples, float64 [groups, timesteps, C, H, W], and their sizes."""
+def _mean_and_groups(run: Run, n: int, seed: int, M: int | None, quiet: bool) -> tuple[Directions, Tensor, Tensor]:
+    """The mean directions, and of what: sums of the hidden features over groups of samples, and the groups' sizes.
+
+    The sums are float64 [groups, timesteps, C, H, W].
+    """
     own_stream = seed_of(seed, n)
     group = torch.arange(n) % min(GROUPS, n)
     sums: Tensor | None = None
@@ -144,7 +146,8 @@ def _hidden_sums(run: Run, n: int, seed: int, M: int | None, quiet: bool) -> tup
             sums.index_add_(0, group[first : first + BATCH].to(hidden.device), hidden.double())
             bar.update(len(hidden))
     assert sums is not None
-    return sums, torch.bincount(group).to(sums.device)
+    mean = Directions(tuple(shift_interval(run, M)), _directions(run, sums.sum(0) / n), n, seed)
+    return mean, sums, torch.bincount(group).to(sums.device)
 
 
 def _regular(run: Run, x_T: Tensor, M: int | None) -> tuple[Tensor, Tensor]:
@@ -183,8 +186,7 @@ def properties(
 
     Cost: n_mean + n chains, and 3 K n shifted ones.
     """
-    sums, sizes = _hidden_sums(run, n_mean, seed, M, quiet)
-    directions = Directions(tuple(shift_interval(run, M)), _directions(run, sums.sum(0) / n_mean), n_mean, seed)
+    directions, sums, sizes = _mean_and_groups(run, n_mean, seed, M, quiet)
     values = magnitudes(run.experiment.discovery.S, MAGNITUDES)
     measured = _measure(run, directions, np.resize(values, n), seed, M, quiet)
     estimates = _bootstrap(measured, seed)
@@ -334,7 +336,7 @@ def _bootstrap(measured: _Measured, seed: int) -> dict[str, Estimate]:
         n_resamples=RESAMPLES,
         batch=10,
         method="percentile",
-        random_state=np.random.default_rng(seed_of(seed, len(samples))),
+        rng=np.random.default_rng(seed_of(seed, len(samples))),
     )
     low, high = result.confidence_interval
     return {

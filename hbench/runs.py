@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ from hbench.weights import MADE_BY, check_finite, check_format, load_pickled
 
 CHECKPOINT = "checkpoint.json"
 """Which file holds the last checkpoint, its SHA-256, and whose it is."""
-WITHOUT_EFFECT = {"strategy", "keep", "memory_budget", "checkpoint_blocks"}
-"""Settings that change memory and time, not the result: a training that ran out of memory may go on with others."""
+WITHOUT_EFFECT = {"strategy", "keep", "memory_budget", "checkpoint_blocks", "checkpoint_every", "sample_every"}
+"""Settings that do not change the result, but memory, time and what is written on the way: resume with any."""
+Stage = Literal["pretrain", "discovery"]
+"""What is trained: the section of its settings."""
 
 
 def save_checkpoint(
@@ -67,11 +69,12 @@ def save_checkpoint(
             other.unlink(missing_ok=True)
 
 
-def read_checkpoint(folder: Path, experiment: Experiment, seed: int) -> dict[str, Any] | None:
+def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage) -> dict[str, Any] | None:
     """What ``checkpoint.json`` says of a training: ``step``, ``file``, ``sha256``; None where it has not come so far.
 
     Raises:
-        HBenchError: it is of another experiment or seed, of a newer hbench, damaged, or gone from a finished training.
+        HBenchError: it is of another seed, or of other settings of the stage, the data, the model or the diffusion; of
+            a newer hbench, damaged, or gone from a finished training.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -88,33 +91,28 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int) -> dict[str
         raise HBenchError(f"{folder}: was started with --seed {about['seed']}, not {seed}: resume with that seed")
     # read back, so that a setting that an older hbench did not know has its default
     saved, wanted = parse_experiment(about["experiment"], str(path)).model_dump(), experiment.model_dump()
-    for name, old, new in _flat(saved, wanted):
-        if old != new and name.rpartition(".")[2] not in WITHOUT_EFFECT:
-            raise HBenchError(
-                f"{folder}: was started with {name} = {old!r}: resume with the same settings, or use another --out"
-            )
+    for section in ("data", "model", "diffusion", stage):
+        for key, new in wanted[section].items():
+            if (old := saved[section][key]) != new and key not in WITHOUT_EFFECT:
+                raise HBenchError(
+                    f"{folder}: was started with {section}.{key} = {old!r}: resume with the same settings, "
+                    "or use another --out"
+                )
     return about
-
-
-def _flat(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Each setting of two experiments: its name, and its value in both."""
-    for section, settings in wanted.items():
-        if isinstance(settings, dict):
-            yield from ((f"{section}.{key}", saved[section][key], value) for key, value in settings.items())
-        else:
-            yield section, saved[section], settings
 
 
 _LOST = "damaged: bring it back from a copy, or train again in another --out"
 
 
-def load_checkpoint(folder: Path, experiment: Experiment, seed: int, parts: Collection[str]) -> dict[str, Any] | None:
+def load_checkpoint(
+    folder: Path, experiment: Experiment, seed: int, stage: Stage, parts: Collection[str]
+) -> dict[str, Any] | None:
     """The state of each part, ``step`` and ``pieces`` in a run folder's checkpoint; None where there is none yet.
 
     Raises:
         HBenchError: as in :func:`read_checkpoint`, or it is damaged, or of another command.
     """
-    about = read_checkpoint(folder, experiment, seed)
+    about = read_checkpoint(folder, experiment, seed, stage)
     if about is None:
         return None
     if not re.fullmatch(r"checkpoint-[0-9]+-[0-9a-f]{8}\.pt", about["file"]):

@@ -256,7 +256,7 @@ def measure(cell: Cell) -> Row:
 
 
 def _measure_cpu(cell: Cell, device: torch.device) -> Row:
-    step = step_taker(cell.experiment, _initial_model(cell, device), cell.seed)
+    step = step_taker(cell.experiment, _initial_model(cell), cell.seed, device)
     with watch_resident() as (baseline, peak, source):
         seconds = _take_steps(cell, step, device, lambda: peak() - baseline)
         memory = peak() - baseline
@@ -268,7 +268,7 @@ def _measure_cpu(cell: Cell, device: torch.device) -> Row:
 
 def _measure_cuda(cell: Cell, device: torch.device) -> Row:
     idle = torch.cuda.device_memory_used(device)  # before this process has a CUDA context
-    step = step_taker(cell.experiment, _initial_model(cell, device), cell.seed)
+    step = step_taker(cell.experiment, _initial_model(cell), cell.seed, device)
     baseline, _ = gpu_memory(device, idle)
     if cell.memory_limit_mib is not None:
         total = torch.cuda.get_device_properties(device).total_memory
@@ -311,16 +311,18 @@ def measured_line(
 # Steps --------------------------------------------------------------------------------------------------------------
 
 
-def step_taker(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[int], dict[str, float]]:
+def step_taker(
+    experiment: Experiment, model: UNetModel, seed: int, device: torch.device
+) -> Callable[[int], dict[str, float]]:
     """A function that takes step i of ``hbench train`` with initial networks, and returns its metrics."""
-    frozen = freeze(experiment, model)
+    frozen = freeze(experiment, model, device)
     running = resolve(experiment, frozen, seed)
     return partial(train_step, running, frozen, initial(running, frozen, seed), raw_pairs(running, frozen, seed), seed)
 
 
-def _initial_model(cell: Cell, device: torch.device) -> UNetModel:
+def _initial_model(cell: Cell) -> UNetModel:
     torch.manual_seed(seed_of(cell.seed))
-    return build_model(cell.experiment).to(device)
+    return build_model(cell.experiment)
 
 
 def _take_steps(

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from hbench.models.adm import UNetModel
 from hbench.plan import resolve_once
 from hbench.provenance import piece_of, provenance, write_provenance
 from hbench.runs import Metrics, load_checkpoint, save_checkpoint, stop_requests
-from hbench.training_step import freeze, initial, raw_pairs, train_step
+from hbench.training_step import Trained, freeze, initial, raw_pairs, train_step
 from hbench.weights import load_weights, save_weights, write_experiment
 
 
@@ -50,7 +51,7 @@ def train(
         seed: of initial weights, x_T, k and s.
         device: where to train.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet.
-        max_minutes: stop cleanly after this time.
+        max_minutes: stop cleanly after this time, but not before a first step.
         quiet: no progress bar.
         on_checkpoint: called with the number of steps done and the run as it stands, in eval mode.
 
@@ -65,25 +66,23 @@ def train(
         )
     check_batch_size("discovery.batch_size", settings.batch_size)
     origin = provenance(experiment, device, seed)
-    model = model.to(device)
-    trained = initial(experiment, model, seed)
-    parts: dict[str, nn.Module | torch.optim.Optimizer] = vars(trained)
-
-    first, earlier = 0, []
-    if resume and (state := load_checkpoint(out, experiment, seed, parts.keys())):
-        first, earlier = state["step"], state["pieces"]
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        if first == settings.steps and (out / "provenance.json").is_file():
-            return True
+    names = [field.name for field in fields(Trained)]
+    state = load_checkpoint(out, experiment, seed, "discovery", names) if resume else None
+    first, earlier = (state["step"], state["pieces"]) if state else (0, [])
+    if first == settings.steps and (out / "provenance.json").is_file():
+        return True
     if rank() == 0:
         write_experiment(out, experiment)
     if rank() == 0 and not first:
         save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
     wait()
     load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit
-    model = freeze(experiment, model)
-    running = resolve_once(experiment, model, seed, out)
+    model = freeze(experiment, model, device)
+    trained = initial(experiment, model, seed)
+    parts: dict[str, nn.Module | torch.optim.Optimizer] = vars(trained)
+    if state:
+        for name, part in parts.items():
+            part.load_state_dict(state.pop(name))
     metrics = Metrics(out, first) if rank() == 0 else None
 
     def checkpoint(step: int) -> None:
@@ -94,36 +93,36 @@ def train(
         states = {name: part.state_dict() for name, part in parts.items()}
         save_checkpoint(out, experiment, seed, step, states, [*earlier, piece_of(origin)])
 
-    draw_raw = raw_pairs(running, model, seed, quiet)
-    with (
-        stop_requests(max_minutes) as stop_reason,
-        tqdm(total=settings.steps, initial=first, desc="train", unit="step", disable=quiet or None) as bar,
-    ):
-        for step in range(first, settings.steps):
-            row = train_step(running, model, trained, draw_raw, seed, step)
-            for name, value in row.items():
-                if not math.isfinite(value):
-                    raise HBenchError(
-                        f"step {step}: {name} is {value}: train again in another --out, with a lower discovery.lr "
-                        "or in float32"
-                    )
+    with stop_requests(max_minutes) as stop_reason:
+        running = resolve_once(experiment, model, seed, out)
+        draw_raw = raw_pairs(running, model, seed, quiet)
+        with tqdm(total=settings.steps, initial=first, desc="train", unit="step", disable=quiet or None) as bar:
+            for step in range(first, settings.steps):
+                row = train_step(running, model, trained, draw_raw, seed, step)
+                for name, value in row.items():
+                    if not math.isfinite(value):
+                        raise HBenchError(
+                            f"step {step}: {name} is {value}: train again in another --out, with a lower discovery.lr "
+                            "or in float32"
+                        )
 
-            done = step + 1
-            if metrics:
-                metrics.log(step, row)
-            bar.set_postfix({n: f"{row[n]:.2f}" for n in ("loss", "accuracy", "D_raw", "D_shifted")}, refresh=False)
-            bar.update()
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
-                checkpoint(done)
-                if on_checkpoint and rank() == 0:
-                    networks = (trained.shift_block, trained.reconstructor.eval(), trained.discriminator)
-                    on_checkpoint(done, Run(experiment, model, *networks))
-            if done < settings.steps and (reason := agreed(stop_reason())):
-                checkpoint(done)
-                print(
-                    f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume", file=sys.stderr
-                )
-                return False
+                done = step + 1
+                if metrics:
+                    metrics.log(step, row)
+                bar.set_postfix({n: f"{row[n]:.2f}" for n in ("loss", "accuracy", "D_raw", "D_shifted")}, refresh=False)
+                bar.update()
+                if done % settings.checkpoint_every == 0 or done == settings.steps:
+                    checkpoint(done)
+                    if on_checkpoint and rank() == 0:
+                        networks = (trained.shift_block, trained.reconstructor.eval(), trained.discriminator)
+                        on_checkpoint(done, Run(experiment, model, *networks))
+                if done < settings.steps and (reason := agreed(stop_reason())):
+                    checkpoint(done)
+                    print(
+                        f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume",
+                        file=sys.stderr,
+                    )
+                    return False
 
     if rank():
         return True

@@ -38,6 +38,7 @@ from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock, draw_shifts
 
 Reconstructor = LeNet | ResNet18
+Encode = Callable[[Tensor, Tensor], tuple[Tensor, list[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Trained:
     optimizer_D: torch.optim.Optimizer
 
 
-def freeze(experiment: Experiment, model: UNetModel) -> UNetModel:
-    """A copy of the diffusion model as a discovery runs it.
+def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UNetModel:
+    """A copy of the diffusion model, on a device, as a discovery runs it there.
 
     Frozen, its weights in the networks' precision, compiled or with checkpointed blocks if the experiment says so.
 
@@ -61,16 +62,27 @@ def freeze(experiment: Experiment, model: UNetModel) -> UNetModel:
         HBenchError: it is to be compiled for the CPU, and there is no C++ compiler.
     """
     settings = experiment.discovery
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
     cast_frozen(frozen, settings.precision)
     checkpoint_blocks(frozen, settings.checkpoint_blocks)
     if settings.compile:  # on CUDA also captured as CUDA graphs, and replayed for every timestep
-        mode = "reduce-overhead" if next(model.parameters()).is_cuda else None
+        mode = "reduce-overhead" if device.type == "cuda" else None
         if mode is None and not any(map(shutil.which, [os.environ.get("CXX", ""), "g++", "clang++"])):
             raise HBenchError("discovery.compile = true needs a C++ compiler: install g++, or leave it out")
-        frozen.encode = torch.compile(frozen.encode, dynamic=False, mode=mode)  # type: ignore[method-assign]
+        encode = torch.compile(frozen.encode, dynamic=False, mode=mode)
+        frozen.encode = _with_own_outputs(encode) if mode else encode  # type: ignore[method-assign,assignment]
         frozen.decode = torch.compile(frozen.decode, dynamic=False, mode=mode)  # type: ignore[method-assign]
     return frozen
+
+
+def _with_own_outputs(encode: Encode) -> Encode:
+    """An encoder replayed as a CUDA graph, whose outputs may be kept: the next replay overwrites the graph's own."""
+
+    def encode_and_clone(x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        h, skips, emb = encode(x, t)
+        return h.clone(), [skip.clone() for skip in skips], emb.clone()
+
+    return encode_and_clone
 
 
 def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:

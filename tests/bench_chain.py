@@ -93,7 +93,7 @@ def variant(experiment, **discovery):
 def whole_step(experiment, model, **discovery):
     """A function that takes a training step with these settings, of networks of its own, as hbench train does."""
     wanted = variant(experiment, **discovery)
-    frozen = freeze(wanted, model)
+    frozen = freeze(wanted, model, DEVICE)
     running = resolve(wanted, frozen, 0)
     return partial(train_step, running, frozen, initial(running, frozen, 0), raw_pairs(running, frozen, 0), 0, 0)
 
@@ -103,7 +103,7 @@ def field_step(experiment, model):
     torch.utils.checkpoint for each step."""
     wanted = variant(experiment, precision="float32")
     settings = wanted.discovery
-    model = freeze(wanted, model)
+    model = freeze(wanted, model, DEVICE)
     trained = initial(wanted, model, 0)
     alpha_bar = alpha_bar_schedule()
     descending = timesteps(settings.M)
@@ -149,7 +149,7 @@ def field_step(experiment, model):
 def bare_passes(experiment, model):
     """The network passes that a step of "node" requires, and nothing else: no loss, no optimiser, no shift block."""
     settings = experiment.discovery
-    model = freeze(experiment, model)
+    model = freeze(experiment, model, DEVICE)
     discriminator = initial(experiment, model, 0).discriminator
     B = settings.batch_size
     x = torch.randn(B, 1, 16, 16, device=DEVICE)
@@ -281,7 +281,7 @@ def test_plan_against_what_is_used(benchmark):
     """The plan's prediction of a step's time, of a probe in this process, against the steps themselves."""
     benchmark.group = "plan"
     experiment, model = parts()
-    probe = measure(experiment, freeze(experiment, model), 0)
+    probe = measure(experiment, freeze(experiment, model, DEVICE), 0)
     predicted = {}
     contenders = {}
     for name, keep in (("node", 0), ("keep 5", 5), ("vanilla", 10)):
@@ -296,9 +296,9 @@ def test_choices(benchmark):
     """What hbench chose, against what it did not: a shifted step with its backward pass, and sampling by batches."""
     benchmark.group = "choices, bfloat16"
     experiment, model = parts()
-    frozen = freeze(experiment, model)
-    cast_in_every_call = freeze(variant(experiment, precision="float32"), model)
-    channels_last = freeze(experiment, model).to(memory_format=torch.channels_last)
+    frozen = freeze(experiment, model, DEVICE)
+    cast_in_every_call = freeze(variant(experiment, precision="float32"), model, DEVICE)
+    channels_last = freeze(experiment, model, DEVICE).to(memory_format=torch.channels_last)
     block = initial(experiment, model, 0).shift_block
     settings = experiment.discovery
     x = torch.randn(settings.batch_size, 1, 16, 16, device=DEVICE)
@@ -344,7 +344,7 @@ def test_sampling_and_inversion_against_diffusers(benchmark, precision):
     diffusers = pytest.importorskip("diffusers")
     benchmark.group = f"sampling and inversion, {precision}"
     experiment, model = parts(f"discovery.precision={precision}")
-    model = freeze(experiment, model)
+    model = freeze(experiment, model, DEVICE)
     betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": False}
     forward = diffusers.DDIMScheduler(**betas, timestep_spacing="trailing")
     backward = diffusers.DDIMInverseScheduler(**betas, timestep_spacing="trailing")

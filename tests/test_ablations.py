@@ -9,12 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_cli import invoke, refused, snapshot
 
-from hbench.ablations import summarise
+from hbench.ablations import summarise, train_variants
 from hbench.config import load_experiment
 from hbench.diffusion import alpha_bar_schedule, timesteps, transitions
 from hbench.errors import HBenchError
 from hbench.load import SHIPPED, load_model, load_run
-from hbench.models import build_discriminator, build_reconstructor, build_shift_block
+from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.runs import CHECKPOINT
 from hbench.train import train
 from hbench.training_step import Trained, losses, train_shift
@@ -253,8 +253,18 @@ def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
     assert snapshot(out / "l1-seed0") == before
 
 
-def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model):
+def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, capsys):
+    begun = []
+    monkeypatch.setattr("hbench.ablations.train", lambda *_, seed, **__: begun.append(seed) or True)
+    assert not train_variants(tiny, build_model(tiny), {"full": []}, (0, 1), tmp_path, device=CPU, max_minutes=0)
+    assert begun == [0]  # each call gets further
+    assert "stopped by --max-minutes before full-seed1: go on with --resume" in capsys.readouterr().err
+
+
+def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, monkeypatch):
     out = tmp_path / "settings"
+    drawn = []
+    monkeypatch.setattr("hbench.grids.draw_directions", lambda *arguments: drawn.append(arguments))
     over = ["--over", "discovery.lambda_adv=0,2", "--over", "discovery.spacing=linspace", "--over", "discovery.K=5"]
     run = ["ablations", "digits16", *options(), "--model", tiny_model, "--out", out, "--pairs", 8, *over]
     result = invoke(*run, "--seeds", "0")
@@ -269,6 +279,9 @@ def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model):
     weights = [load_file(out / f"{name}-seed0" / "shift_block.safetensors")["out_weight"] for name in names]
     assert not torch.equal(weights[1], weights[2])  # the setting was used
     assert (out / "ablations.png").is_file()
+    images, labels, *_, columns = drawn[0]
+    assert len(images) == len(labels) == len(names) * columns  # a row each, of as many directions as the fewest have
+    assert [label.split(":")[0] for label in labels] == [name for name in names for _ in range(3)]
     assert "variants" in json.loads((out / "provenance.json").read_text())
 
 

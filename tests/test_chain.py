@@ -15,6 +15,8 @@ from hbench.models.adm import UNetModel, checkpoint_blocks
 from hbench.models.shift import ShiftBlock
 from hbench.training_step import freeze
 
+CPU = torch.device("cpu")
+
 STRATEGIES = {
     "vanilla": {"strategy": "vanilla"},
     "node": {"strategy": "node"},
@@ -93,6 +95,23 @@ def test_equals_finite_differences(how):
             weight = step.linear.weight
             slope = (loss_at(weight, index, h) - loss_at(weight, index, -h)) / (2 * h)
             assert weight.grad.view(-1)[index].item() == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+def test_offload_moves_activations_only(monkeypatch):
+    moved = []
+
+    class Recording(torch.autograd.graph.save_on_cpu):
+        def __init__(self, pin_memory):
+            super().__init__(pin_memory)
+            pack = self.pack_hook
+            self.pack_hook = lambda saved: (moved.append(saved.data_ptr()), pack(saved))[1]
+
+    monkeypatch.setattr("hbench.chain.save_on_cpu", Recording)
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.GroupNorm(1, 2), nn.SiLU(), nn.Linear(4, 4))
+    backpropagate([layers] * 3, torch.randn(1, 2, 4, 4), cubic, "offload")
+    assert len(moved) > 3
+    assert not {p.data_ptr() for p in layers.parameters()} & set(moved)
 
 
 @each_strategy
@@ -291,7 +310,7 @@ def test_compiling_without_a_compiler_is_refused(tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     wanted = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"compile": True})})
     with pytest.raises(HBenchError, match=r"needs a C\+\+ compiler"):
-        freeze(wanted, build_model(tiny))
+        freeze(wanted, build_model(tiny), CPU)
 
 
 def test_compiled_once_for_all_timesteps(tiny, monkeypatch):
@@ -304,7 +323,7 @@ def test_compiled_once_for_all_timesteps(tiny, monkeypatch):
         update={"discovery": tiny.discovery.model_copy(update={"compile": True, "precision": "float32"})}
     )
     plain = build_model(tiny)
-    model = freeze(wanted, plain)
+    model = freeze(wanted, plain, CPU)
     x = torch.randn(2, 1, 16, 16)
 
     def generate(M):

@@ -28,7 +28,7 @@ def setup(**discovery):
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
-    return experiment, freeze(experiment, model)
+    return experiment, freeze(experiment, model, CUDA)
 
 
 def gradient(strategy, **discovery):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from hbench.config import Data
-from hbench.data import load_images, load_labelled
+from hbench.data import at_hand, load_images, load_labelled
 from hbench.errors import HBenchError
 from hbench.images import save_grid, soft_clip, to_float, to_uint8
 
@@ -71,11 +71,13 @@ def test_mnist_is_never_downloaded_unasked(tmp_path, monkeypatch):
     data = Data(dataset="mnist", label="MNIST", size=16, channels=1)
     monkeypatch.delenv("HBENCH_DATA", raising=False)
     monkeypatch.setattr("hbench.data.DOWNLOADS", tmp_path / "downloads")
+    (tmp_path / "downloads" / "MNIST" / "raw").mkdir(parents=True)  # what a download leaves that failed at once
     with pytest.raises(HBenchError, match=r"--data-root FOLDER or set HBENCH_DATA, or add --download"):
         load_images(data)
+    assert not at_hand(data)
     with pytest.raises(HBenchError, match="cannot read MNIST"):
         load_images(data, tmp_path)
-    assert not any(tmp_path.iterdir())
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 def test_mnist_reads_torchvisions_layout(tmp_path):

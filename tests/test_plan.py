@@ -131,7 +131,7 @@ def test_the_short_chain_has_every_kind_of_step():
 def test_probe_predicts_what_autograd_holds():
     settings = experiment("discovery.batch_size=4")
     torch.manual_seed(0)
-    frozen = freeze(settings, build_model(settings))
+    frozen = freeze(settings, build_model(settings), CPU)
     probe = measure(settings, frozen, 0)
     assert probe.regular.graph_mib < probe.shifted.graph_mib < 2 * probe.regular.graph_mib
     assert min(probe.objective_mib, probe.discriminator_mib, probe.other_seconds, probe.regular.forward) > 0
@@ -236,3 +236,14 @@ def test_plan_command_refuses(tmp_path):
     result = invoke("--set", "discovery.memory_budget=0.0001")
     assert result.exit_code == 1
     assert "discovery.checkpoint_blocks=true" in result.output
+
+
+def test_plan_command_leaves_out_a_strategy_that_fails(monkeypatch):
+    def failing(*_):
+        raise HBenchError("torch-checkpoint, M = 30: out of memory: lower discovery.batch_size")
+
+    monkeypatch.setattr("hbench.sweep.measured_line", failing)
+    result = invoke("--m", "2")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ["node", "vanilla", "auto"]
+    assert "not in the table: torch-checkpoint, M = 30: out of memory" in result.stderr

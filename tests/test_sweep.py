@@ -17,6 +17,7 @@ from hbench.errors import HBenchError, is_out_of_memory
 from hbench.memory import gpu_memory
 from hbench.models import build_model
 from hbench.sweep import Row, cells, default_Ms, measure, measure_apart
+from hbench.training_step import freeze
 
 CPU = torch.device("cpu")
 COLUMNS = (
@@ -80,7 +81,7 @@ def test_the_step_is_the_trainers(tmp_path, tiny):
     )
     torch.manual_seed(0)
     model = build_model(experiment).eval().requires_grad_(False)
-    step = module.step_taker(experiment, model, seed=5)
+    step = module.step_taker(experiment, model, seed=5, device=CPU)
     taken = [step(i) for i in range(2)]
     train(experiment, model, tmp_path, seed=5, device=CPU, quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -116,6 +117,7 @@ def test_memory_limit_makes_a_row():
     [
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."),  # of another process
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )
@@ -308,8 +310,7 @@ def test_a_cell_on_a_gpu(gpu, monkeypatch, limit, status):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1000 * 2**20)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 1500 * 2**20)
     monkeypatch.setattr(module, "pick_device", lambda _: cuda)
-    make_model = module._initial_model
-    monkeypatch.setattr(module, "_initial_model", lambda cell, _: make_model(cell, CPU))
+    monkeypatch.setattr(module, "freeze", lambda experiment, model, _: freeze(experiment, model, CPU))
     gpu.processes = {os.getpid(): 2100 * 2**20}
     row = measure(tiny_cells(memory_limit_mib=limit, repeats=1)[0])
     assert row.status == status, row.error

@@ -122,6 +122,26 @@ def test_resume_refuses_other_settings_and_other_seeds(tmp_path, tiny):
         pretrain(tiny, images, out, device=CPU, resume=True, seed=1, quiet=True)
 
 
+def test_resume_takes_settings_that_do_not_matter(tmp_path, tiny, tiny_model):
+    """Those of another stage, and how often something is written: a pretraining goes on beside changes for later."""
+    images = load_images(tiny.data)
+    expected, out, discovery = tmp_path / "whole", tmp_path / "run", tmp_path / "discovery"
+    for folder in (expected, out, discovery):
+        folder.mkdir()
+    pretrain(tiny, images, expected, device=CPU, quiet=True)
+    assert not pretrain(tiny, images, out, device=CPU, max_minutes=1e-6, quiet=True)
+    changes = ["discovery.K=7", "pretrain.checkpoint_every=1", "evaluation.fid_samples=3"]
+    assert pretrain(load_experiment("digits16", [*TINY, *changes]), images, out, device=CPU, resume=True, quiet=True)
+    found, whole = (load_file(folder / "model.safetensors") for folder in (out, expected))
+    assert all(torch.equal(found[name], value) for name, value in whole.items())
+    model = load_model(tiny_model, tiny)
+    assert not train(tiny, model, discovery, device=CPU, max_minutes=1e-6, quiet=True)
+    assert train(load_experiment("digits16", [*TINY, "pretrain.steps=9"]), model, discovery, device=CPU, resume=True)
+    other = load_experiment("digits16", [*TINY, "discovery.K=7"])
+    with pytest.raises(HBenchError, match=r"was started with discovery\.K = 3"):
+        train(other, model, discovery, device=CPU, resume=True)
+
+
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     experiment = load_experiment("digits16", [*TINY, "pretrain.lr=1e30", "pretrain.warmup_steps=0"])
     out = tmp_path / "run"

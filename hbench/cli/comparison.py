@@ -149,7 +149,7 @@ def ablations(
     )
     summary = summarise(result.table)
     title = f"{settings.title}, {settings.discovery.steps} steps, batch {settings.discovery.batch_size}"
-    n = f"{len(seeds)} training seeds, n = {count} pairs each"
+    n = f"{len(seeds)} training seed{'s' * (len(seeds) > 1)}, n = {count} pairs each"
     draw_ablations(result.table, f"{title}, {n}", folder / "ablations.png")
     title += f", training seed {seeds[0]}"
     spans = {override(settings, changes).discovery.S for changes in variants.values()}

@@ -179,7 +179,7 @@ def sample(
     if steps > settings.diffusion.T:
         raise click.BadParameter(f"at most {settings.diffusion.T}, the number of timesteps", param_hint="--steps")
     network = load_model(model, settings).to(place)
-    folder = claim_results(model if model.is_dir() else Path(model.stem), "samples", out, overwrite)
+    folder = claim_results(model.parent if model.is_file() else model, "samples", out, overwrite)
     origin = provenance(settings, place, seed, n=count, M=steps)
     images = sample_model(settings, network, count, steps, seed, quiet)
     if rank():

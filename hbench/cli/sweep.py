@@ -157,8 +157,9 @@ def plan(
 ) -> None:
     """Predict memory and speed of training EXPERIMENT for each strategy over M, and which one "auto" takes.
 
-    Measures one short training step, not whole ones: it needs the memory of the smallest strategy only. The memory is
-    what "hbench vram-sweep" would measure. "auto" keeps the graphs of the last "keep" steps of M: 0 is node, M vanilla.
+    Measures one short training step for node, vanilla and auto, which needs the memory of node only, and a few short
+    steps for each other strategy; one that does not fit is left out, and said so. The memory is what "hbench
+    vram-sweep" would measure. "auto" keeps the graphs of the last "keep" steps of M: 0 is node, M vanilla.
 
     \b
     Example:
@@ -189,12 +190,17 @@ def plan(
         probe = measure_apart(settings, str(place), seed)
         bar.update()
         budget = budget_of(settings, place, probe)
-        rows = predictions(probe, settings, chosen, budget)
+        rows, missing = predictions(probe, settings, chosen, budget), []
         for strategy in others:
-            rows += measured_line(settings, strategy, chosen, probe, str(place), seed)
+            try:
+                rows += measured_line(settings, strategy, chosen, probe, str(place), seed)
+            except HBenchError as error:
+                missing.append(str(error))
             bar.update()
     table = pd.DataFrame([asdict(row) for row in rows])
     click.echo(table.to_string(index=False, float_format="{:.1f}".format))
+    for reason in missing:
+        click.echo(f"not in the table: {reason}", err=True)
     click.echo(f"memory budget {budget:,.0f} MiB", err=True)
     if out:
         result = {"budget_mib": budget, "probe": asdict(probe), "predictions": [asdict(row) for row in rows]}

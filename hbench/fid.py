@@ -45,6 +45,7 @@ from hbench.load import Run
 from hbench.weights import load_pickled
 
 INCEPTION = "inception-v3-compat"
+TOO_FEW = "one image has no covariance: use more samples"
 GROUPS = 20
 """Of the jackknife: each replicate leaves one of so many equal parts of the samples out."""
 
@@ -59,7 +60,7 @@ class Reference:
     statistics: Statistics
     n: int
     halves: float
-    """Distance between two random halves of the real images: no model can be told from the data below it."""
+    """Distance between two random halves of the real images: what is below it cannot be told from them at that n."""
     halves_interval: tuple[float, float] | None
     """None where only the statistics are at hand."""
     sha256: str
@@ -101,6 +102,11 @@ class Fidelity:
     """By the jackknife: shifted sample i is raw sample i, shifted, and both are left out together."""
 
 
+def default_extractor(data: Data) -> str:
+    """Inception, as the paper has it, but for digits the LeNet that knows them."""
+    return INCEPTION if data.dataset == "folder" else LENET
+
+
 def metric_name(extractor: str) -> str:
     """The name of the Frechet distance in an extractor's features."""
     return {INCEPTION: "FID", LENET: "FD (LeNet digits)"}.get(extractor, f"FD ({extractor})")
@@ -137,7 +143,8 @@ def fidelity(
 def distance(found: Tensor, reference: Reference) -> Distance:
     """Distances of features [n, D] to the reference."""
     fd = frechet_distance(statistics(found), reference.statistics)
-    replicates = [frechet_distance(statistics(part), reference.statistics) for part in _without_each_group(found)]
+    root = _root(reference.statistics["sigma"])
+    replicates = [_frechet_distance(part, reference.statistics, root) for part in _without_each_group(found)]
     low, high = jackknife(fd, replicates)
     subsets: dict[str, float] = {}
     alike = len(found) == reference.n <= 1000
@@ -154,10 +161,18 @@ def distance(found: Tensor, reference: Reference) -> Distance:
     )
 
 
-def _without_each_group(found: Tensor) -> list[Tensor]:
-    """The features without each of the jackknife's groups."""
-    group = torch.arange(len(found)) % GROUPS
-    return [found[group != g] for g in range(min(GROUPS, len(found)))]
+def _without_each_group(found: Tensor) -> Iterator[Statistics]:
+    """The statistics of the features [n, D] without each of the jackknife's groups: one pass over all, and D^2 each."""
+    centre = found.double().mean(0)
+    groups = [(found[g::GROUPS].double() - centre).numpy() for g in range(min(GROUPS, len(found)))]
+    products = sum(group.T @ group for group in groups)
+    sums = sum(group.sum(0) for group in groups)
+    for group in groups:
+        if (n := len(found) - len(group)) < 2:
+            raise HBenchError(TOO_FEW)
+        mean = (sums - group.sum(0)) / n
+        sigma = (products - group.T @ group - n * np.outer(mean, mean)) / (n - 1)
+        yield {"mu": mean + centre.numpy(), "sigma": sigma}
 
 
 def real_reference(found: Tensor) -> Reference:
@@ -168,7 +183,7 @@ def real_reference(found: Tensor) -> Reference:
     first, second = (found[half] for half in order.chunk(2))
     halves = frechet_distance(statistics(first), statistics(second))
     parts = zip(_without_each_group(first), _without_each_group(second), strict=False)
-    low, high = jackknife(halves, [frechet_distance(statistics(a), statistics(b)) for a, b in parts])
+    low, high = jackknife(halves, [_frechet_distance(a, b, _root(b["sigma"])) for a, b in parts])
     stats = statistics(found)
     return Reference(stats, len(found), halves, (float(low), float(high)), _digest(stats), found)
 
@@ -183,7 +198,7 @@ def lenet_reference(weights: Path) -> Reference:
 def statistics(found: Tensor) -> Statistics:
     """Mean and covariance of features [n, D]."""
     if len(found) < 2:
-        raise HBenchError("one image has no covariance: use more samples")
+        raise HBenchError(TOO_FEW)
     stats: Statistics = fid_features_to_statistics(found)
     return stats
 
@@ -191,6 +206,23 @@ def statistics(found: Tensor) -> Statistics:
 def frechet_distance(first: Statistics, second: Statistics) -> float:
     """Frechet distance of two Gaussians; a little below 0 for equal ones, by rounding."""
     return float(fid_statistics_to_metric(first, second, False)["frechet_inception_distance"])
+
+
+def _frechet_distance(first: Statistics, second: Statistics, root: np.ndarray) -> float:
+    """:func:`frechet_distance`, many times as fast where ``root``, that of second's covariance, is known.
+
+    Its product with the first covariance on both sides is symmetric, and has the eigenvalues of S1 S2.
+    """
+    eigenvalues = np.linalg.eigvalsh(root @ first["sigma"] @ root)
+    traces = np.trace(first["sigma"]) + np.trace(second["sigma"]) - 2 * np.sqrt(eigenvalues.clip(0)).sum()
+    return float(((first["mu"] - second["mu"]) ** 2).sum() + traces)
+
+
+def _root(sigma: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a covariance."""
+    values, vectors = np.linalg.eigh(sigma)
+    root: np.ndarray = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    return root
 
 
 # Features -----------------------------------------------------------------------------------------------------------

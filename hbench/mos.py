@@ -12,11 +12,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from hbench.errors import HBenchError
-from hbench.intervals import wilson
+from hbench.intervals import student, wilson
 from hbench.sheets import COLUMNS, Direction, Item, Key
 
 FORMULA = ("=", "+", "-", "@")
 """What makes a spreadsheet run a cell."""
+FEW = 8  # values, below which their bootstrap interval is too short
 FIELD_LIMIT = 2**27  # characters; Label Studio's export repeats the picture of an item
 
 
@@ -254,7 +255,7 @@ def score(marks: Sequence[Mark], key: Key, seed: int = 0) -> Score:
             [d.mean for d in own if d.control is control and d.mean is not None] for control in (False, True)
         )
         votes = sum(d.votes for d in own if not d.control)
-        runs.append(RunScore(run.run, run.title, _bootstrap(trained, seed), _bootstrap(controls, seed), votes))
+        runs.append(RunScore(run.run, run.title, _mean_share(trained, seed), _mean_share(controls, seed), votes))
     marked = {(mark.assessor, mark.item.item): mark.mark for mark in marks}
     by_assessor: dict[str, tuple[int, int]] = {}
     for mark in marks:
@@ -283,7 +284,7 @@ def proposed_names(result: Score, run: str) -> str:
 def _score_direction(direction: Direction, marks: Sequence[Mark]) -> DirectionScore:
     own = [mark for mark in marks if mark.direction == direction]
     share = _share(sum(mark.mark for mark in own), len(own))
-    counts = Counter(mark.name.lower() for mark in own if mark.name)
+    counts = Counter(mark.name.lower() for mark in own if mark.name and mark.mark)  # "nothing" names no direction
     names = dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
     return DirectionScore(*direction, share.mean, share.interval, len(own), names)
 
@@ -293,12 +294,18 @@ def _share(count: int, n: int) -> Estimate:
     return Estimate(count / n, wilson(count, n), n) if n else Estimate(None, None, 0)
 
 
-def _bootstrap(values: Sequence[float], seed: int) -> Estimate:
-    """A mean with its bias-corrected and accelerated bootstrap interval (Efron 1987)."""
+def _mean_share(values: Sequence[float], seed: int) -> Estimate:
+    """A mean of shares with its interval: bias-corrected and accelerated bootstrap (Efron 1987), or Student's for few.
+
+    Resampled means of few values do not reach beyond them, however far the true mean is.
+    """
     from scipy.stats import bootstrap
 
     if len(set(values)) < 2:
         return Estimate(float(np.mean(values)) if values else None, None, len(values))
+    if len(values) < FEW:
+        low, high = student(values)
+        return Estimate(float(np.mean(values)), (max(0.0, float(low)), min(1.0, float(high))), len(values))
     found = bootstrap((values,), np.mean, rng=np.random.default_rng(seed)).confidence_interval
     return Estimate(float(np.mean(values)), (float(found.low), float(found.high)), len(values))
 

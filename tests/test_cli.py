@@ -2,7 +2,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -45,9 +44,6 @@ def test_help_imports_no_torch():
     code = "import sys; from hbench.cli import main\ntry: main(['-h'])\nfinally: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip().endswith("False")
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "hbench", "-h"], capture_output=True, check=True)
-    assert time.perf_counter() - started < 2  # 0.1 s on an idle machine
 
 
 def test_dry_run_prints_the_resolved_configuration(tmp_path):
@@ -69,8 +65,6 @@ def test_rca_traverse_and_fid_of_the_shipped_run(tmp_path):
     result = invoke(
         "fid",
         "mnist16",
-        "--feature-extractor",
-        "lenet-digits",
         "--samples",
         128,
         "--out",

@@ -481,11 +481,28 @@ def test_mutated_files_are_refused_or_score_to_what_they_hold(content):
 def test_names_are_counted_and_proposed(tmp_path):
     key = make_key(assessors=3, directions=2, controls=1, repeats=0)
     given = {("1", 0): "Thin", ("2", 0): " thin\u2028 ", ("3", 0): "bold", ("1", 1): "wide", ("2", 1): "narrow"}
-    rows = rows_of(key, name=lambda s, i: "" if i.control else given.get((s.assessor, i.direction), ""))
+    rows = rows_of(key, lambda *_: 1, name=lambda s, i: "" if i.control else given.get((s.assessor, i.direction), ""))
     result = score(read_marks([write_rows(tmp_path / "m.csv", rows)], key), key)
     assert [d.names for d in result.directions] == [{"thin": 2, "bold": 1}, {"narrow": 1, "wide": 1}, {}]
     (tmp_path / "names.txt").write_text(proposed_names(result, "runs/a"), encoding="utf-8")
     assert load_names(tmp_path) == {0: "thin", 1: "narrow"}
+
+
+def test_a_direction_that_means_nothing_gets_no_name(tmp_path):
+    key = make_key(assessors=2, directions=1, controls=0, repeats=0)
+    rows = rows_of(key, lambda *_: 0, name=lambda *_: "nothing changes")
+    result = score(read_marks([write_rows(tmp_path / "m.csv", rows)], key), key)
+    assert [d.names for d in result.directions] == [{}]
+    assert not proposed_names(result, "runs/a")
+
+
+def test_the_interval_of_few_directions_reaches_beyond_them(tmp_path):
+    key = make_key(assessors=4, directions=3, controls=3, repeats=0)
+    rows = rows_of(key, lambda sheet, item: int(item.control and int(sheet.assessor) <= item.direction + 1))
+    (run,) = score(read_marks([write_rows(tmp_path / "m.csv", rows)], key), key).runs
+    assert run.floor.mean == 0.5  # of 0.25, 0.5 and 0.75: t table, 2 degrees of freedom
+    assert run.floor.interval == pytest.approx((0, 1))
+    assert (run.mos.mean, run.mos.interval) == (0, None)
 
 
 def test_formulas_in_names_never_reach_a_spreadsheet(tmp_path):

@@ -1,8 +1,10 @@
+import html
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from statistics import geometric_mean, median
 
 import click
 import pytest
@@ -287,12 +289,69 @@ def test_reproduce_needs_a_run():
     assert "give one with --run, or add --from-scratch" in result.output
 
 
-def test_the_page_looks_right_in_a_browser(results, tmp_path):
+def test_the_table_says_what_the_results_say():
+    """Every row of the shipped run's table, against its file."""
+    folder = Path(__file__).parents[1] / "results" / "mnist16"
+    rows = {row.artifact: row for row in collect(folder).rows}
+
+    def result(artifact, name=None):
+        return json.loads((folder / artifact / f"{name or artifact}.json").read_text())
+
+    def check(name, value, bounds=None, digits=3):
+        assert rows[name].ours == f"{value:.{digits}f}", name
+        assert rows[name].interval == (f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]" if bounds else ""), name
+
+    rca, fid, curves = result("rca"), result("fid-lenet-digits", "fid"), result("train-curves")["runs"][0]
+    check(f"RCA (chance {rca['chance']:.3f})", rca["accuracy"], rca["interval"])
+    check("share of shifted samples outside the domain", rca["outside"], rca["outside_interval"])
+    for kind in ("raw", "shifted"):
+        check(f"D on {kind} samples", rca[f"D_{kind}"], rca[f"D_{kind}_interval"])
+        check(f"FD (LeNet digits), {kind} samples", fid[kind]["fd"], fid[kind]["interval"])
+        check(
+            f"D on {kind} in training, last third",
+            curves[f"D_{kind}"],
+            [curves[f"D_{kind}_{end}"] for end in ("low", "high")],
+        )
+    check("FD (LeNet digits), shifted / raw", fid["shifted"]["fd"] / fid["raw"]["fd"], fid["ratio_interval"])
+    check("FD (LeNet digits), between two halves of the real images", fid["halves"], fid["halves_interval"])
+    assert rows["FD (LeNet digits), between two halves of the real images"].n == f"{fid['n_real'] // 2:,} each"
+
+    cells = {(cell["strategy"], cell["M"]): cell for cell in result("vram-sweep")["cells"]}
+    for strategy in ("node", "vanilla", "torch-checkpoint"):
+        Ms = sorted(M for name, M in cells if name == strategy)
+        memory = [f"{cells[strategy, M]['memory_mib']:,.0f}" for M in (Ms[0], Ms[-1])]
+        assert rows[f"training memory of {strategy}, M = {Ms[0]} to {Ms[-1]}"].ours == " to ".join(memory) + " MiB"
+        if strategy != "node":
+            seconds = [geometric_mean(cells[name, Ms[1]]["step_seconds"]) for name in (strategy, "node")]
+            check(f"throughput, node / {strategy}, M = {Ms[1]}", seconds[0] / seconds[1], digits=2)
+
+    properties = result("properties")
+    for name, key in (
+        ("cosine of own and mean direction (homogeneity)", "homogeneity"),
+        ("cosine between timesteps (consistency)", "consistency"),
+        ("mean edit, distance from the own / its size", "distance_mean"),
+        ("time-invariant edit, distance from the own / its size", "distance_global"),
+        ("k recognised in own edits", "accuracy_own"),
+        ("correlation of s_hat and s (linearity)", "correlation"),
+    ):
+        whole = {part: values[-1] for part, values in properties[key].items()}  # the last is over all directions
+        check(name, whole["value"], [whole["low"], whole["high"]])
+    psnrs = [image["psnr"] for image in result("edit")["images"]]
+    assert rows["real images reconstructed, median PSNR in dB"].ours == f"{median(psnrs):.1f}"
+    for line in result("ablations")["summary"]:
+        if line["metric"] == "rca":
+            check(f"{line['variant']}: RCA", line["mean"], [line["low"], line["high"]])
+
+
+def test_the_page_opens_in_a_browser(results, tmp_path):
     chromium = shutil.which("chromium")
     if not chromium:
         pytest.skip("no chromium")
     write_pages([collect(results)], tmp_path)
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", str(tmp_path / "report.html")]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert "MNIST" in dom or "Digits16" in dom
+    report = collect(results)
+    assert report.experiment.title in dom
+    assert dom.count("<img") == sum(len(section.pictures) for section in report.sections)
+    assert all(html.escape(row.artifact) in dom for row in report.rows)
     assert Path(tmp_path / "report.html").stat().st_size < 5_000_000

@@ -195,11 +195,10 @@ def sample(
 @click.option(
     "--feature-extractor",
     "extractor",
-    default="inception-v3-compat",
-    show_default=True,
-    help='Of torch-fidelity those that are plain weights, or "lenet-digits".',
+    help="Of torch-fidelity those that are plain weights, or lenet-digits [default: inception-v3-compat; of digits "
+    "lenet-digits].",
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="Of the extractor [default: torch-fidelity's own].")
+@click.option("--weights", type=click.Path(path_type=Path), help="Of the extractor [default: its own].")
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
@@ -214,7 +213,7 @@ def sample(
 def fid(
     run: Path,
     samples: int | None,
-    extractor: str,
+    extractor: str | None,
     weights: Path | None,
     cache: Path,
     data_root: Path | None,
@@ -228,12 +227,13 @@ def fid(
     """Measure the Frechet distance of raw and shifted samples of RUN to real images.
 
     \b
-    lenet-digits is for digits, which Inception does not know. Its default weights, those shipped with mnist16, carry
-    the statistics of MNIST's test images, so that FD needs no data set (KID does); "hbench lenet" makes others.
+    Digits, which Inception does not know, are compared in the features of a LeNet. Its weights, if not given those
+    shipped with mnist16, carry the statistics of MNIST's test images, so that FD needs no data set (KID does); "hbench
+    lenet" makes others.
 
     \b
     Example:
-        hbench fid mnist16 --feature-extractor lenet-digits --samples 2000
+        hbench fid mnist16 --samples 2000
     """
     import pandas as pd
 
@@ -246,11 +246,12 @@ def fid(
     from hbench.lenet import EXTRACTOR, FILE
     from hbench.load import SHIPPED, load_run
 
-    if extractor == EXTRACTOR and weights is None:
-        weights = SHIPPED / "mnist16" / FILE
     place = pick_device(device)
     start(place)
     loaded = load_run(run, place)
+    extractor = extractor or distances.default_extractor(loaded.experiment.data)
+    if extractor == EXTRACTOR and weights is None:
+        weights = SHIPPED / "mnist16" / FILE
     count = samples or loaded.experiment.evaluation.fid_samples
     distances.check_extractor(extractor, weights, loaded.experiment.data)
     folder, origin = open_results(loaded, run, f"fid-{extractor}", out, overwrite, seed)

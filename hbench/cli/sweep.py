@@ -38,7 +38,7 @@ m_option = click.option(
 @click.command("vram-sweep")
 @experiment_options
 @m_option
-@click.option("--strategies", default="vanilla,node,torch-checkpoint", show_default=True, help="Of back-propagation.")
+@click.option("--strategies", default="vanilla,node,torch-checkpoint", show_default=True, help="Also auto, offload.")
 @click.option("--batch-size", type=click.IntRange(min=2), help="Images a step [default: EXPERIMENT's].")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed steps of each cell.")
 @click.option(

@@ -92,6 +92,47 @@ def test_marks_made_in_the_browser_are_the_marks_scored(page, study, tmp_path):
     assert score(marks, key).runs[0].mos.mean == pytest.approx(sum(first) / len(first))
 
 
+def test_exported_marks_are_read_in_again_and_taken_back(page, study, tmp_path):
+    _, key = study
+    expect(page.locator("#over")).to_be_disabled()
+    page.click("#start")
+    page.locator("#name").fill('=1+1 "dünn, 10"')
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    page.keyboard.press("0")
+    page.get_by_role("button", name="Export CSV").first.click()
+    first = export(page, tmp_path / "marks.csv")
+    page.click("#instructions")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#over")
+    expect(page.locator("#count")).to_have_text("0 of 6 marked")
+    page.reload()
+    expect(page.locator("#count")).to_have_text("0 of 6 marked")  # and stay away
+    page.set_input_files("#file", first)
+    expect(page.locator("#count")).to_have_text("2 of 6 marked")
+    page.reload()
+    page.get_by_role("button", name="Go on").click()
+    assert heading(page) == "Item 3 of 6"
+    for _ in range(4):
+        page.keyboard.press("0")
+    marks = read_marks([export(page, tmp_path / "all.csv")], key)
+    assert [mark.mark for mark in marks] == [1, 0, 0, 0, 0, 0]
+    assert marks[0].name == '=1+1 "dünn, 10"'
+    other = tmp_path / "other.csv"
+    page.click("#instructions")
+    for text in (first.read_text().replace(key.sheets[0].sheet, "another"), "<html>\n<p>", "a\nb"):
+        other.write_text(text)
+        page.set_input_files("#file", other)
+        expect(page.locator("#warning")).to_have_text(
+            "other.csv holds no marks of this sheet: open the one that was exported from it."
+        )
+        expect(page.locator("#count")).to_have_text("6 of 6 marked")
+    spreadsheet = tmp_path / "spreadsheet.csv"  # saves quotes only where they are needed
+    spreadsheet.write_text(first.read_text().replace('""', "").replace(",\n", ',""\n'))
+    page.set_input_files("#file", spreadsheet)
+    expect(page.locator("#warning")).to_be_hidden()
+
+
 def test_keys_in_the_name_do_not_mark_and_held_keys_mark_once(page):
     page.keyboard.press("1")
     assert heading(page) == "Can you tell what changes?"

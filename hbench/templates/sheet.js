@@ -47,7 +47,7 @@ function save() {
     return true;
   } catch {
     byId("saved").textContent = "not saved";
-    warn("This browser does not keep your marks: export them before you close or reload this page.");
+    warn("This browser does not keep your marks: export them before you close or reload this page, and read them in again after it.");
     return false;
   }
 }
@@ -101,6 +101,7 @@ function refresh() {
   byId("panel").hidden = !onItem;
   byId("instructions").hidden = at === 0;
   byId("shortcuts").checked = state.shortcuts;
+  byId("over").disabled = !state.history.length && total === unmarked().length && !Object.values(names).some(Boolean);
   byId("start").textContent = total > unmarked().length ? "Go on" : "Start";
   const done = total - unmarked().length;
   byId("progress").value = done;
@@ -181,12 +182,51 @@ function download() {
   say(`Exported to marks_${assessor}.csv.`);
 }
 
+// The marks of a file that csv() wrote, perhaps saved again by a spreadsheet; null if it is another.
+function read(text) {
+  const saved = { marks: {}, names: {} };
+  for (const line of text.replace(/^\ufeff/, "").split(/\r?\n/).slice(1).filter(Boolean)) {
+    const cells = /^([^,]*),[^,]*,(\d+),([01]?),(?:"((?:[^"]|"")*)"|([^"]*))$/.exec(line);
+    if (!cells || cells[1] !== sheet) return null;
+    const [, , item, value, quoted, plain] = cells;
+    if (value) saved.marks[item] = Number(value);
+    saved.names[item] = (quoted ?? plain).replaceAll('""', '"').replace(/^'(?=[=+\-@])/, "");
+  }
+  return saved;
+}
+
+async function open(file) {
+  const saved = read(await file.text());
+  if (!saved) {
+    warn(`${file.name} holds no marks of this sheet: open the one that was exported from it.`);
+    return;
+  }
+  state = { ...checked(saved), shortcuts: state.shortcuts };
+  change();
+  warn("");
+  show(`${total - unmarked().length} marks read.`);
+}
+
+function startOver() {
+  if (!confirm("Take back all marks and names of this sheet?")) return;
+  state = { ...fresh(), shortcuts: state.shortcuts };
+  exported = true;
+  save();
+  show("All marks taken back.");
+}
+
 // Events ---------------------------------------------------------------------------------------------------------
 
 document.querySelectorAll("[data-mark]").forEach((button) => button.addEventListener("click", () => mark(Number(button.dataset.mark))));
 document.querySelector(".export").addEventListener("click", () => (unmarked().length ? go(END) : download()));
 byId("download").addEventListener("click", download);
 byId("start").addEventListener("click", () => go(unmarked()[0] ?? END));
+byId("file").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  event.target.value = ""; // the same file may be chosen again
+  if (file) open(file);
+});
+byId("over").addEventListener("click", startOver);
 byId("unmarked").addEventListener("click", () => go(unmarked()[0]));
 byId("instructions").addEventListener("click", () => go(0));
 byId("back").addEventListener("click", () => go(state.at - 1));

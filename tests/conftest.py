@@ -75,3 +75,16 @@ def tiny_run(tmp_path_factory, tiny_model):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     return folder
+
+
+@pytest.fixture(scope="session")
+def lenet(tmp_path_factory):
+    """The weights of a LeNet that has seen digits16 once, made by the command line itself."""
+    from click.testing import CliRunner
+
+    from hbench.cli import main
+
+    folder = tmp_path_factory.mktemp("lenet")
+    result = CliRunner().invoke(main, ["lenet", "digits16", "--epochs", "1", "--out", str(folder), "--quiet"])
+    assert result.exit_code == 0, result.output
+    return folder / "lenet.safetensors"

@@ -13,6 +13,10 @@ from hbench.ablations import summarise, train_variants
 from hbench.config import load_experiment
 from hbench.diffusion import alpha_bar_schedule, timesteps, transitions
 from hbench.errors import HBenchError
+from hbench.evaluate import draw_pairs
+from hbench.fid import frechet_distance, lenet_reference, statistics
+from hbench.images import to_uint8
+from hbench.lenet import load_lenet, single_features
 from hbench.load import SHIPPED, load_model, load_run
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.runs import CHECKPOINT
@@ -261,13 +265,13 @@ def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, c
     assert "stopped by --max-minutes before full-seed1: go on with --resume" in capsys.readouterr().err
 
 
-def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, monkeypatch):
+def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monkeypatch):
     out = tmp_path / "settings"
     drawn = []
     monkeypatch.setattr("hbench.grids.draw_directions", lambda *arguments: drawn.append(arguments))
     over = ["--over", "discovery.lambda_adv=0,2", "--over", "discovery.spacing=linspace", "--over", "discovery.K=5"]
-    run = ["ablations", "digits16", *options(), "--model", tiny_model, "--out", out, "--pairs", 8, *over]
-    result = invoke(*run, "--seeds", "0")
+    run = ["ablations", "digits16", *options(), "--model", tiny_model, "--out", out, "--pairs", 130, *over]
+    result = invoke(*run, "--seeds", "0", "--lenet", lenet)
     assert result.exit_code == 0, result.output
     names = ["as it is", "lambda_adv=0", "lambda_adv=2", "spacing=linspace", "K=5"]
     table = pd.read_csv(out / "ablations.csv")
@@ -276,6 +280,15 @@ def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, monkeypatch)
     settings = [read_written_experiment(out / f"{name}-seed0" / "experiment.json").discovery for name in names]
     assert [each.lambda_adv for each in settings] == [1, 0, 2, 1, 1]
     assert [each.spacing for each in settings] == ["trailing", "trailing", "trailing", "linspace", "trailing"]
+    spacings = [each.spacing for each in settings]
+    for spacing in ("trailing", "linspace"):  # raw samples depend on nothing that is trained, and the x_T are the same
+        assert table["fd_raw"][[each == spacing for each in spacings]].nunique() == 1
+    measured = load_run(out / "K=5-seed0", CPU)
+    pairs = draw_pairs(measured, 0, 0, 130)
+    real = lenet_reference(lenet).statistics
+    for column, images in (("fd_raw", "x_0"), ("fd_shifted", "x_0_shifted")):
+        found = single_features(load_lenet(lenet), to_uint8(getattr(pairs, images)))
+        assert table[column][4] == pytest.approx(frechet_distance(statistics(found), real), rel=1e-3), column
     weights = [load_file(out / f"{name}-seed0" / "shift_block.safetensors")["out_weight"] for name in names]
     assert not torch.equal(weights[1], weights[2])  # the setting was used
     assert (out / "ablations.png").is_file()

@@ -78,14 +78,6 @@ def start(words, log):
     return process
 
 
-@pytest.fixture(scope="module")
-def lenet(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lenet")
-    result = invoke("lenet", "digits16", "--epochs", 1, "--out", folder, "--quiet")
-    assert result.exit_code == 0, result.output
-    return folder / "lenet.safetensors"
-
-
 # The campaign -------------------------------------------------------------------------------------------------------
 
 

@@ -103,8 +103,8 @@ def train_variants(
         for variant, overrides in variants.items():
             changed = override(experiment, overrides)
             folder = run_folder(out, variant, seed)
-            finished = (folder / "provenance.json").is_file() and read_checkpoint(folder, changed, seed, "discovery")
-            missing += [] if finished else [(changed, folder, seed)]
+            if not ((folder / "provenance.json").is_file() and read_checkpoint(folder, changed, seed, "discovery")):
+                missing.append((changed, folder, seed))
     for i, (changed, folder, seed) in enumerate(missing):
         left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
         if i and left is not None and left <= 0:

@@ -144,7 +144,7 @@ def distance(found: Tensor, reference: Reference) -> Distance:
     """Distances of features [n, D] to the reference."""
     fd = frechet_distance(statistics(found), reference.statistics)
     root = _root(reference.statistics["sigma"])
-    replicates = [_frechet_distance(part, reference.statistics, root) for part in _without_each_group(found)]
+    replicates = [_distance_by_root(part, reference.statistics, root) for part in _without_each_group(found)]
     low, high = jackknife(fd, replicates)
     subsets: dict[str, float] = {}
     alike = len(found) == reference.n <= 1000
@@ -183,7 +183,7 @@ def real_reference(found: Tensor) -> Reference:
     first, second = (found[half] for half in order.chunk(2))
     halves = frechet_distance(statistics(first), statistics(second))
     parts = zip(_without_each_group(first), _without_each_group(second), strict=False)
-    low, high = jackknife(halves, [_frechet_distance(a, b, _root(b["sigma"])) for a, b in parts])
+    low, high = jackknife(halves, [_distance_by_root(a, b, _root(b["sigma"])) for a, b in parts])
     stats = statistics(found)
     return Reference(stats, len(found), halves, (float(low), float(high)), _digest(stats), found)
 
@@ -208,8 +208,8 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
     return float(fid_statistics_to_metric(first, second, False)["frechet_inception_distance"])
 
 
-def _frechet_distance(first: Statistics, second: Statistics, root: np.ndarray) -> float:
-    """:func:`frechet_distance`, many times as fast where ``root``, that of second's covariance, is known.
+def _distance_by_root(first: Statistics, second: Statistics, root: np.ndarray) -> float:
+    """:func:`frechet_distance`, several times as fast where ``root``, that of second's covariance, is known.
 
     Its product with the first covariance on both sides is symmetric, and has the eigenvalues of S1 S2.
     """

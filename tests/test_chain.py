@@ -13,7 +13,7 @@ from hbench.memory import saved_tensors_peak
 from hbench.models import build_model
 from hbench.models.adm import UNetModel, checkpoint_blocks
 from hbench.models.shift import ShiftBlock
-from hbench.training_step import freeze
+from hbench.training_step import _with_own_outputs, freeze
 
 CPU = torch.device("cpu")
 
@@ -95,6 +95,20 @@ def test_equals_finite_differences(how):
             weight = step.linear.weight
             slope = (loss_at(weight, index, h) - loss_at(weight, index, -h)) / (2 * h)
             assert weight.grad.view(-1)[index].item() == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+def test_outputs_of_a_replayed_encoder_may_be_kept():
+    memory = [torch.zeros(2) for _ in range(3)]  # as a CUDA graph's, written again by each replay
+
+    def replay(x, t):
+        for tensor in memory:
+            tensor.copy_(x)
+        return memory[0], [memory[1]], memory[2]
+
+    encode = _with_own_outputs(replay)
+    h, (skip,), emb = encode(torch.ones(2), None)
+    encode(torch.full((2,), 7.0), None)
+    assert all(torch.equal(tensor, torch.ones(2)) for tensor in (h, skip, emb))
 
 
 def test_offload_moves_activations_only(monkeypatch):

@@ -190,20 +190,22 @@ def plan(
         probe = measure_apart(settings, str(place), seed)
         bar.update()
         budget = budget_of(settings, place, probe)
-        rows, missing = predictions(probe, settings, chosen, budget), []
+        rows, left_out = predictions(probe, settings, chosen, budget), []
         for strategy in others:
             try:
                 rows += measured_line(settings, strategy, chosen, probe, str(place), seed)
             except HBenchError as error:
-                missing.append(str(error))
+                left_out.append(str(error))
             bar.update()
     table = pd.DataFrame([asdict(row) for row in rows])
     click.echo(table.to_string(index=False, float_format="{:.1f}".format))
-    for reason in missing:
+    for reason in left_out:
         click.echo(f"not in the table: {reason}", err=True)
     click.echo(f"memory budget {budget:,.0f} MiB", err=True)
     if out:
-        result = {"budget_mib": budget, "probe": asdict(probe), "predictions": [asdict(row) for row in rows]}
+        result = {"budget_mib": budget, "probe": asdict(probe), "predictions": [asdict(row) for row in rows]} | {
+            "left_out": left_out
+        }
         write_results(out, "plan", result, table, origin)
     if largest_keep(probe, settings, settings.discovery.M, budget) is None:
         raise HBenchError(what_would_fit(probe, settings, budget))

@@ -101,7 +101,7 @@ function refresh() {
   byId("panel").hidden = !onItem;
   byId("instructions").hidden = at === 0;
   byId("shortcuts").checked = state.shortcuts;
-  byId("over").disabled = !state.history.length && total === unmarked().length && !Object.values(names).some(Boolean);
+  byId("over").disabled = total === unmarked().length && !Object.values(names).some(Boolean);
   byId("start").textContent = total > unmarked().length ? "Go on" : "Start";
   const done = total - unmarked().length;
   byId("progress").value = done;

@@ -1,12 +1,13 @@
 import json
 import math
+import shutil
 
 import pandas as pd
 import pytest
 import torch
 from conftest import TINY
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import invoke, refused, snapshot
 
 from hbench.ablations import summarise, train_variants
@@ -61,11 +62,14 @@ def tiny_with(*overrides):
     return load_experiment("digits16", [*TINY, FLOAT, *overrides])
 
 
-def test_older_weights_get_the_defaults():
-    with safe_open(SHIPPED / "mnist16" / "shift_block.safetensors", "pt") as file:
-        stored = json.loads(file.metadata()["experiment"])
-    assert "fidelity" not in stored["discovery"]
-    settings = load_run(SHIPPED / "mnist16", CPU).experiment.discovery
+def test_older_weights_get_the_defaults(tmp_path):
+    file = shutil.copytree(SHIPPED / "mnist16", tmp_path / "run") / "shift_block.safetensors"
+    with safe_open(file, "pt") as weights:
+        metadata = weights.metadata()
+    stored = json.loads(metadata["experiment"])
+    del stored["discovery"]["fidelity"], stored["discovery"]["gradient"]  # as before they existed
+    save_file(load_file(file), file, metadata | {"experiment": json.dumps(stored)})
+    settings = load_run(file.parent, CPU).experiment.discovery
     assert (settings.fidelity, settings.gradient) == ("adversarial", "chain")
 
 

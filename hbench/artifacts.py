@@ -177,7 +177,8 @@ def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
             bounds = _interval([line["low"], line["high"]])
             item = "Sec. 4.4" if line["variant"] == "per-step" else "Fig. 3"
             name = f"{line['variant']}: {names[line['metric']]}"
-            rows.append(Row(name, item, "", _number(line["mean"]), bounds, f"{line['seeds']} trainings"))
+            n = f"{line['seeds']} training{'s' * (line['seeds'] > 1)}"
+            rows.append(Row(name, item, "", _number(line["mean"]), bounds, n))
     return rows
 
 

@@ -14,7 +14,7 @@ from hbench.train import train
 
 PAIRS, EXAMPLES, SAMPLES = 256, 4, 5
 CHECKPOINTS = 4
-FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 2.0, "decay": 0.3}
+FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 3.0, "decay": 0.3}
 """What is smaller than in the shipped run."""
 
 

@@ -93,12 +93,18 @@ def generate(
     settings = run_.experiment.discovery
     alpha_bar = alpha_bar_schedule(**run_.experiment.diffusion.model_dump())
     descending = timesteps(M or settings.M, len(alpha_bar), settings.spacing)
-    if delta_h is not None and M not in (None, settings.M):
-        delta_h = scaled(delta_h, len(shift_interval(run_)) / len(shift_interval(run_, M)))
-    steps = generation_steps(run_.model, alpha_bar, descending, delta_h, settings.t_shift)
+    shift = None if delta_h is None else _of_steps(run_, delta_h, M)
+    steps = generation_steps(run_.model, alpha_bar, descending, shift, settings.t_shift)
     with autocast(x_T.device, precision or settings.precision):
         x_0: Tensor = run(steps, x_T)
     return x_0
+
+
+def _of_steps(run_: Run, delta_h: DeltaH, M: int | None) -> DeltaH:
+    """delta_h for a generation in M steps, see :func:`generate`."""
+    if M in (None, run_.experiment.discovery.M):
+        return delta_h
+    return scaled(delta_h, len(shift_interval(run_)) / len(shift_interval(run_, M)))
 
 
 def shift_interval(run_: Run, M: int | None = None) -> list[int]:
@@ -144,22 +150,26 @@ def batches_of(count: int, size: int = BATCH) -> list[range]:
 
 
 @torch.no_grad()
-def draw_pairs(run_: Run, seed: int, first: int, count: int, source: Source | None = None) -> Pairs:
+def draw_pairs(
+    run_: Run, seed: int, first: int, count: int, source: Source | None = None, M: int | None = None
+) -> Pairs:
     """Fresh pairs ``first`` .. ``first + count - 1`` with random k and s; pair i depends only on (seed, i).
 
-    Shifted by each sample's own direction, or that of another ``source``. Both are made in the same passes.
+    Shifted by each sample's own direction, or that of another ``source``, in M steps, as :func:`generate` takes them.
+    Both are made in the same passes.
     """
     source = source or partial(own, run_.shift_block)
     settings = run_.experiment.discovery
     alpha_bar = alpha_bar_schedule(**run_.experiment.diffusion.model_dump())
-    descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
+    descending = timesteps(M or settings.M, len(alpha_bar), settings.spacing)
     x_T = noise(run_, seed, first, count)
     shifts = []
     for i in range(first, first + count):
         generator = torch.Generator().manual_seed(seed_of(seed, i, 1))
         shifts.append(draw_shifts(1, settings.K, settings.S, settings.min_magnitude, generator))
     k, s = (torch.cat(values).to(x_T.device) for values in zip(*shifts, strict=True))
-    steps = pair_steps(run_.model, alpha_bar, descending, source(k, s), settings.t_shift)
+    delta_h = _of_steps(run_, source(k, s), M)
+    steps = pair_steps(run_.model, alpha_bar, descending, delta_h, settings.t_shift)
     with autocast(x_T.device, settings.precision):
         x_0, x_0_shifted = run(steps, x_T).chunk(2)
     return Pairs(x_0, x_0_shifted, k, s)

@@ -334,11 +334,13 @@ def _no_code_in_weights() -> Iterator[None]:
 # Images -------------------------------------------------------------------------------------------------------------
 
 
-def sample_folders(run: Run, count: int, cache: Path, seed: int, quiet: bool = False) -> tuple[Path, Path]:
+def sample_folders(
+    run: Run, count: int, cache: Path, seed: int, quiet: bool = False, M: int | None = None
+) -> tuple[Path, Path]:
     """Folders with at least ``count`` raw and shifted samples as PNGs, made where they are missing.
 
-    Sample i depends only on the run and (seed, i). A killed call goes on where it stopped. Several processes make them
-    together, into the same folders.
+    Sample i depends only on the run, the number M of generation steps (the run's unless given) and (seed, i). A killed
+    call goes on where it stopped. Several processes make them together, into the same folders.
 
     Raises:
         HBenchError: the folders cannot be written, or lack what the other processes wrote.
@@ -347,7 +349,8 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, quiet: bool = F
     determining = {
         "weights": {role: run.hashes[role] for role in ("model", "shift_block")},
         "diffusion": run.experiment.diffusion.model_dump(),
-        "discovery": settings.model_dump(include={"K", "S", "M", "t_shift", "spacing", "min_magnitude", "precision"}),
+        "discovery": settings.model_dump(include={"K", "S", "t_shift", "spacing", "min_magnitude", "precision"}),
+        "M": M or settings.M,
         "seed": seed,
         "device": next(run.model.parameters()).device.type,
     }
@@ -359,7 +362,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, quiet: bool = F
     with tqdm(total=sum(map(len, batches)), desc="samples", unit="image", disable=quiet or None) as bar:
         for chosen in batches:
             if not all(_png(kind, i).is_file() for kind in (raw, shifted) for i in chosen):
-                pairs = draw_pairs(run, seed, chosen[0], len(chosen))
+                pairs = draw_pairs(run, seed, chosen[0], len(chosen), M=M)
                 _save_pngs(to_uint8(pairs.x_0), raw, chosen)
                 _save_pngs(to_uint8(pairs.x_0_shifted), shifted, chosen)
             bar.update(len(chosen))

@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from PIL import Image
 
 from hbench.config import load_experiment
 from hbench.data import load_labelled
+from hbench.directions import own as own_direction
 from hbench.errors import HBenchError
+from hbench.evaluate import draw_pairs, generate, noise
 from hbench.fid import (
     Reference,
     check_extractor,
@@ -27,6 +30,7 @@ from hbench.fid import (
     sample_folders,
     statistics,
 )
+from hbench.images import to_uint8
 from hbench.lenet import EXTRACTOR, accuracy, load_lenet, save_lenet, single_features, train_lenet
 from hbench.load import load_run
 
@@ -186,6 +190,25 @@ def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
     assert result.ratio == result.shifted.fd / result.raw.fd
     assert result.ratio_interval[0] < result.ratio < result.ratio_interval[1]
     assert result.halves_interval is None
+
+
+def test_samples_in_other_numbers_of_steps(tmp_path):
+    run = load_run(Path("mnist16"), CPU)  # a trained one: what an untrained model makes does not depend on M
+    M = run.experiment.discovery.M
+    own = sample_folders(run, 2, tmp_path, seed=3, quiet=True)
+    assert sample_folders(run, 2, tmp_path, seed=3, quiet=True, M=M) == own
+    other = sample_folders(run, 2, tmp_path, seed=3, quiet=True, M=2 * M)
+    assert not set(own) & set(other)
+    pairs = draw_pairs(run, 3, 0, 2, M=2 * M)
+    x_T = noise(run, 3, 0, 2)
+    for folder, images, delta_h in (
+        (other[0], pairs.x_0, None),
+        (other[1], pairs.x_0_shifted, own_direction(run.shift_block, pairs.k, pairs.s)),
+    ):
+        assert torch.allclose(images, generate(run, x_T, delta_h, M=2 * M), atol=0.05)  # bfloat16, other batches
+        assert not torch.allclose(images, generate(run, x_T, delta_h), atol=0.05)
+        found = np.stack([np.asarray(Image.open(file)) for file in pngs(folder)]).astype(int)
+        assert abs(found - to_uint8(images).numpy().squeeze(1)).max() <= 1
 
 
 def test_features_are_found_by_content(lenet, tmp_path):

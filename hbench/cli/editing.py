@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hbench.cli.options import (
+    check_steps,
     load_run_and_source,
     open_results,
     result_options,
@@ -83,7 +84,7 @@ def properties(
     loaded = load_run(run, pick_device(device))
     settings = loaded.experiment.discovery
     _check_directions(loaded.experiment, shown, "--direction")
-    _check_steps(loaded.experiment, steps, "--steps")
+    check_steps(loaded.experiment, steps, "--steps")
     folder, origin = open_results(loaded, run, "properties", out, overwrite, seed, M=steps or settings.M)
     result, directions = measure(loaded, samples, pairs, seed, steps, quiet)
     save_directions(folder / "directions.safetensors", directions, loaded)
@@ -183,7 +184,7 @@ def edit(
 
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
     experiment = loaded.experiment
-    _check_steps(experiment, steps, "--inversion-steps")
+    check_steps(experiment, steps, "--inversion-steps")
     edits = _requested(experiment, shifts, swept, crossed, samples)
     files = [file for path in image for file in image_files(path)]
     read = [read_image(file, experiment.data) for file in files]
@@ -299,8 +300,3 @@ def _check_directions(experiment: "Experiment", directions: Sequence[int], optio
     for k in directions:
         if not 0 <= k < K:
             raise click.BadParameter(f"no direction {k}: the run has 0 to {K - 1}", param_hint=option)
-
-
-def _check_steps(experiment: "Experiment", steps: int | None, option: str) -> None:
-    if steps and steps > experiment.diffusion.T:
-        raise click.BadParameter(f"at most {experiment.diffusion.T}, the number of timesteps", param_hint=option)

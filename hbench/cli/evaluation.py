@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from hbench.cli.options import (
+    check_steps,
     claim_results,
     data_options,
     load_run_and_source,
@@ -176,8 +177,7 @@ def sample(
     place = pick_device(device)
     start(place)
     settings = load_experiment(experiment) if experiment else model_experiment(model)
-    if steps > settings.diffusion.T:
-        raise click.BadParameter(f"at most {settings.diffusion.T}, the number of timesteps", param_hint="--steps")
+    check_steps(settings, steps, "--steps")
     network = load_model(model, settings).to(place)
     folder = claim_results(model.parent if model.is_file() else model, "samples", out, overwrite)
     origin = provenance(settings, place, seed, n=count, M=steps)
@@ -192,6 +192,7 @@ def sample(
 @click.command()
 @run_argument
 @click.option("--samples", type=click.IntRange(min=2), help="Of each kind [default: the experiment's; the paper's].")
+@click.option("--steps", type=click.IntRange(min=1), help="Generation steps M [default: the run's].")
 @click.option(
     "--feature-extractor",
     "extractor",
@@ -213,6 +214,7 @@ def sample(
 def fid(
     run: Path,
     samples: int | None,
+    steps: int | None,
     extractor: str | None,
     weights: Path | None,
     cache: Path,
@@ -234,6 +236,7 @@ def fid(
     \b
     Example:
         hbench fid mnist16 --samples 2000
+        hbench fid mnist16 --samples 2000 --steps 100 --out runs/fid-100
     """
     import pandas as pd
 
@@ -249,14 +252,16 @@ def fid(
     place = pick_device(device)
     start(place)
     loaded = load_run(run, place)
+    check_steps(loaded.experiment, steps, "--steps")
+    M = steps or loaded.experiment.discovery.M
     extractor = extractor or distances.default_extractor(loaded.experiment.data)
     if extractor == EXTRACTOR and weights is None:
         weights = SHIPPED / "mnist16" / FILE
     count = samples or loaded.experiment.evaluation.fid_samples
     distances.check_extractor(extractor, weights, loaded.experiment.data)
-    folder, origin = open_results(loaded, run, f"fid-{extractor}", out, overwrite, seed)
+    folder, origin = open_results(loaded, run, f"fid-{extractor}", out, overwrite, seed, M=M)
     if rank():  # process 0 measures
-        distances.sample_folders(loaded, count, cache, seed, quiet)
+        distances.sample_folders(loaded, count, cache, seed, quiet, M)
         return
     remove_leftovers(cache)
     if extractor == EXTRACTOR and weights and not at_hand(loaded.experiment.data, data_root, download):
@@ -266,7 +271,7 @@ def fid(
         reference = distances.real_reference(
             distances.features(distances.pngs(real), extractor, weights, cache, place, quiet)
         )
-    kinds = distances.sample_folders(loaded, count, cache, seed, quiet)
+    kinds = distances.sample_folders(loaded, count, cache, seed, quiet, M)
     result = distances.fidelity(kinds, reference, extractor, weights, cache, place, count, quiet)
     for what, n in (("samples", count), ("real images", result.n_real)):
         if n <= result.feature_size:
@@ -284,7 +289,8 @@ def fid(
         }
         for name, d in (("raw", result.raw), ("shifted", result.shifted))
     )
-    draw_fidelity(result, kinds, loaded.experiment.title, folder / "fid.png")
+    title = f"{loaded.experiment.title}{f', {steps} steps' if steps else ''}"
+    draw_fidelity(result, kinds, title, folder / "fid.png")
     write_results(
         folder,
         "fid",

@@ -11,6 +11,7 @@ from hbench.distributed import check_processes, rank
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from hbench.config import Experiment
     from hbench.directions import Source
     from hbench.load import Run
 
@@ -75,6 +76,12 @@ processes_option = click.option(
     help="Refuse to run unless torchrun started so many.",
 )
 """Of the commands that several processes can share: the others refuse to run under torchrun."""
+
+
+def check_steps(experiment: "Experiment", steps: int | None, option: str) -> None:
+    """Refuses more generation steps than there are timesteps."""
+    if steps and steps > experiment.diffusion.T:
+        raise click.BadParameter(f"at most {experiment.diffusion.T}, the number of timesteps", param_hint=option)
 
 
 def result_folder(run: Path) -> Path:

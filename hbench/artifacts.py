@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,6 +41,15 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Variants of a training side by side, in words."""
+
+    caption: str
+    columns: list[str]
+    lines: list[list[str]]
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One artifact of the paper: where its command leaves it, and what of its result stands in the table."""
 
@@ -56,6 +65,8 @@ class Artifact:
     """The paper's number, to stand beside what was not run."""
     named: Callable[[Values], list[Named]] = lambda _: []
     """The directions of the result that have a name."""
+    comparison: Callable[[Values], Comparison | None] = lambda _: None
+    """A table of its own, where the result compares trainings."""
 
 
 def _rca_rows(result: Values, paper: Paper) -> list[Row]:
@@ -165,25 +176,51 @@ def _edit_rows(result: Values, paper: Paper) -> list[Row]:
 
 
 def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
-    names = {"rca": "RCA", "fd_shifted": "FD (LeNet digits), shifted", "outside": "outside the domain"}
-    names |= {"D_raw": "D on raw", "D_shifted": "D on shifted"}
-    rows = []
-    raw = [line for line in result["summary"] if line["metric"] == "fd_raw"]
-    if raw and len({line["mean"] for line in raw}) == 1:
-        name = "FD (LeNet digits), raw: the same samples for all"
-        rows.append(Row(name, "Fig. 3", "", f"{raw[0]['mean']:.3f}", n=f"{result['runs'][0]['n']:,} samples"))
+    names = {"rca": "RCA", "fd_shifted": "FD (LeNet digits), shifted"}
+    return [
+        Row(
+            f"{line['variant']}: {names[line['metric']]}",
+            "Sec. 4.4" if line["variant"] == "per-step" else "Fig. 3",
+            "destructive" if (line["variant"], line["metric"]) == ("l1", "fd_shifted") else "",
+            _number(line["mean"]),
+            _interval([line["low"], line["high"]]),
+            f"{line['seeds']} training{'s' * (line['seeds'] > 1)}",
+        )
+        for line in result["summary"]
+        if line["metric"] in names
+    ]
+
+
+def _variants(result: Values) -> Comparison:
+    names = {
+        "rca": "RCA",
+        "fd_shifted": "FD (LeNet digits) shifted",
+        "fd_raw": "FD raw",
+        "outside": "outside the domain",
+        "magnitude_error": "|s_hat - s|",
+        "D_raw": "D on raw",
+        "D_shifted": "D on shifted",
+    }
+    chances = {run["variant"]: _number(run["chance"]) for run in result["runs"]}
+    cells = {}
     for line in result["summary"]:
-        if line["metric"] in names:
-            bounds = _interval([line["low"], line["high"]])
-            item = "Sec. 4.4" if line["variant"] == "per-step" else "Fig. 3"
-            name = f"{line['variant']}: {names[line['metric']]}"
-            n = f"{line['seeds']} training{'s' * (line['seeds'] > 1)}"
-            rows.append(Row(name, item, "", _number(line["mean"]), bounds, n))
-    return rows
-
-
-def _setting_rows(result: Values, paper: Paper) -> list[Row]:
-    return [replace(row, item="") for row in _ablation_rows(result, paper)]
+        # raw samples depend on no training
+        bounds = "" if line["metric"] == "fd_raw" else _interval([line["low"], line["high"]])
+        cells[line["variant"], line["metric"]] = f"{_number(line['mean'])} {bounds}".rstrip()
+    metrics = [metric for metric in names if any(of == metric for _, of in cells)]
+    seeds = max(line["seeds"] for line in result["summary"])
+    if seeds > 1:
+        mean = f"Mean over {seeds} trainings and its 95 % t-interval, wide for so few and not cut at 0 or 1"
+    else:
+        mean = "One training each, so no interval"
+    return Comparison(
+        caption=f"{mean}; {result['runs'][0]['n']:,} pairs each, from the same x_T. D is of the training's last third.",
+        columns=["variant", "chance", *(names[metric] for metric in metrics)],
+        lines=[
+            [variant, chance, *(cells.get((variant, metric), "") for metric in metrics)]
+            for variant, chance in chances.items()
+        ],
+    )
 
 
 def _mos_rows(result: Values, paper: Paper) -> list[Row]:
@@ -274,7 +311,9 @@ ARTIFACTS = (
     Artifact(
         "properties", "properties", "Own, mean and time-invariant directions", "Fig. 9", "properties", _property_rows
     ),
-    Artifact("ablations", "ablations", "Ablations", "Fig. 3, Sec. 4.4", "ablations", _ablation_rows),
-    Artifact("settings", "ablations", "What the settings do", "", "ablations --over", _setting_rows),
+    Artifact(
+        "ablations", "ablations", "Ablations", "Fig. 3, Sec. 4.4", "ablations", _ablation_rows, comparison=_variants
+    ),
+    Artifact("settings", "ablations", "What the settings do", "", "ablations --over", _no_rows, comparison=_variants),
 )
 """In the order of the page."""

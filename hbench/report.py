@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hbench.artifacts import ARTIFACTS, Artifact, Named, Row, Values
+from hbench.artifacts import ARTIFACTS, Artifact, Comparison, Named, Row, Values
 from hbench.config import Experiment, parse_experiment
 from hbench.errors import HBenchError
 from hbench.files import read_json, refuse_links, write_json, write_text
@@ -50,6 +50,7 @@ class Section:
     item: str
     pictures: list[Path]
     named: list[Named]
+    comparison: Comparison | None
     provenance: Path
     origin: Values
     """What the provenance file says."""
@@ -103,14 +104,15 @@ def collect(folder: Path) -> Report:
         try:
             result = read_json(file)
             found = artifact.rows(result, experiment.paper)
-            named = artifact.named(result)
+            named, comparison = artifact.named(result), artifact.comparison(result)
         except (KeyError, TypeError, ValueError) as error:
             raise HBenchError(
                 f'{file}: not as this version writes it ({error}): make it again with "hbench {artifact.command}"'
             ) from error
         pictures, provenance = sorted(place.glob("*.png")), place / "provenance.json"
         rows += [replace(row, provenance=provenance) for row in found]
-        sections.append(Section(artifact.title, artifact.item, pictures, named, provenance, origins[artifact.folder]))
+        origin = origins[artifact.folder]
+        sections.append(Section(artifact.title, artifact.item, pictures, named, comparison, provenance, origin))
     return Report(folder, experiment, rows, sections)
 
 

@@ -292,7 +292,8 @@ def test_reproduce_needs_a_run():
 def test_the_table_says_what_the_results_say():
     """Every row of the shipped run's table, against its file."""
     folder = Path(__file__).parents[1] / "results" / "mnist16"
-    rows = {row.artifact: row for row in collect(folder).rows}
+    report = collect(folder)
+    rows = {row.artifact: row for row in report.rows}
 
     def result(artifact, name=None):
         return json.loads((folder / artifact / f"{name or artifact}.json").read_text())
@@ -341,6 +342,19 @@ def test_the_table_says_what_the_results_say():
     for line in result("ablations")["summary"]:
         if line["metric"] == "rca":
             check(f"{line['variant']}: RCA", line["mean"], [line["low"], line["high"]])
+
+    columns = {"rca": "RCA", "fd_shifted": "FD (LeNet digits) shifted", "outside": "outside the domain"}
+    columns |= {"magnitude_error": "|s_hat - s|", "D_raw": "D on raw", "D_shifted": "D on shifted"}
+    for name in ("ablations", "settings"):
+        (found,) = (each.comparison for each in report.sections if each.provenance.parent.name == name)
+        table = {line[0]: dict(zip(found.columns, line, strict=True)) for line in found.lines}
+        for run in result(name, "ablations")["runs"]:
+            assert table[run["variant"]]["chance"] == f"{run['chance']:.3f}"
+            assert table[run["variant"]]["FD raw"] == f"{run['fd_raw']:.3f}"  # one number: the same for all seeds
+        for line in result(name, "ablations")["summary"]:
+            if column := columns.get(line["metric"]):
+                cell = f"{line['mean']:.3f} [{line['low']:.3f}, {line['high']:.3f}]"
+                assert table[line["variant"]][column] == cell, (name, line)
 
 
 def test_the_page_opens_in_a_browser(results, tmp_path):

@@ -7,8 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from hbench.config import Paper
 
 Values = dict[str, Any]
@@ -28,6 +26,8 @@ class Row:
     ran: bool = True
     provenance: Path | None = None
     """The file that says where it comes from."""
+    experiment: str = ""
+    """What it was measured on, in the paper's notation; ablations have an experiment of their own."""
 
 
 @dataclass(frozen=True)
@@ -110,22 +110,24 @@ def _fidelity_rows(result: Values, paper: Paper) -> list[Row]:
 
 
 def _sweep_rows(result: Values, paper: Paper) -> list[Row]:
-    cells = {(c["strategy"], c["M"]): c for c in result["cells"] if c["status"] == "ok"}
+    cells = {(c["strategy"], c["M"]): c for c in result["cells"] if c["status"] in ("ok", "oom")}
     rows = []
-    n = f"{min((len(c['step_seconds']) for c in cells.values()), default=0)} steps in one process a cell"
+    n = f"{min((len(c['step_seconds']) for c in cells.values() if c['step_seconds']), default=0)} steps a cell"
     published = {"node": "flat", "vanilla": "grows, past 24 GB"}
     for strategy in dict.fromkeys(strategy for strategy, _ in cells):
         Ms = sorted(M for name, M in cells if name == strategy)
-        if len(Ms) > 1:
-            first, last = (cells[strategy, M]["memory_mib"] for M in (Ms[0], Ms[-1]))
-            name = f"training memory of {strategy}, M = {Ms[0]} to {Ms[-1]}"
-            rows.append(Row(name, "Fig. 4", published.get(strategy, ""), f"{first:,.0f} to {last:,.0f} MiB", n=n))
+        found = [cells[strategy, M] for M in Ms]
+        memory = [f"{c['memory_mib']:,.0f}" if c["status"] == "ok" else "out of memory" for c in found]
+        name = f"training memory of {strategy} in MiB, M = {', '.join(map(str, Ms))}"
+        rows.append(Row(name, "Fig. 4", published.get(strategy, ""), "; ".join(memory), n=n))
     for strategy in ("vanilla", "torch-checkpoint"):
         for M in sorted(M for name, M in cells if name == strategy and ("node", M) in cells):
-            theirs = "comparable" if strategy == "vanilla" else ""
-            seconds = [np.log(cells[name, M]["step_seconds"]).mean() for name in ("node", strategy)]
-            ratio = f"{np.exp(seconds[1] - seconds[0]):.2f}"  # no interval: one process each, and steps in it are alike
-            rows.append(Row(f"throughput, node / {strategy}, M = {M}", "Fig. 4", theirs, ratio, n=n))
+            pair = [cells[name, M] for name in (strategy, "node")]
+            if all(c["status"] == "ok" for c in pair):
+                theirs = "comparable" if strategy == "vanilla" else ""
+                seconds = [median(c["step_seconds"]) for c in pair]
+                ratio = f"{seconds[0] / seconds[1]:.2f}"  # no interval: one process each, and steps in it are alike
+                rows.append(Row(f"throughput, node / {strategy}, M = {M}", "Fig. 4", theirs, ratio, n=n))
     return rows
 
 
@@ -177,10 +179,11 @@ def _edit_rows(result: Values, paper: Paper) -> list[Row]:
 
 def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
     names = {"rca": "RCA", "fd_shifted": "FD (LeNet digits), shifted"}
+    items = {"full": "Fig. 3", "l1": "Fig. 3", "per-step": "Sec. 4.4"}
     return [
         Row(
             f"{line['variant']}: {names[line['metric']]}",
-            "Sec. 4.4" if line["variant"] == "per-step" else "Fig. 3",
+            items.get(line["variant"], ""),
             "destructive" if (line["variant"], line["metric"]) == ("l1", "fd_shifted") else "",
             _number(line["mean"]),
             _interval([line["low"], line["high"]]),

@@ -5,6 +5,7 @@ autocast; master weights, the nodes of the chain, losses and optimiser states st
 """
 
 import os
+import warnings
 
 import torch
 from torch import nn
@@ -34,11 +35,15 @@ def pick_device(name: str) -> torch.device:
             name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise HBenchError(f'--device {name}: no such device: use "auto", "cpu", "cuda" or "cuda:N"') from error
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise HBenchError(f'--device {name}: no such device: use "auto", "cpu", "cuda" or "cuda:N"')
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise HBenchError(f"--device {name}: found {torch.cuda.device_count()} CUDA devices: use --device cpu")
-    torch.backends.cudnn.allow_tf32 = False  # that of matrix products is off by PyTorch's own default
+    with warnings.catch_warnings():  # torch 2.9 announces other names for this, which its own torch.compile cannot take
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32", UserWarning)
+        torch.backends.cudnn.allow_tf32 = False  # that of matrix products is off by PyTorch's own default
     return device
 
 

@@ -32,6 +32,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 from tqdm import tqdm
 
+from hbench import __version__
 from hbench.config import Data
 from hbench.distributed import rank, turns, wait
 from hbench.errors import HBenchError, is_out_of_memory
@@ -353,6 +354,7 @@ def sample_folders(
         "M": M or settings.M,
         "seed": seed,
         "device": next(run.model.parameters()).device.type,
+        "versions": {"hbench": __version__, "torch": torch.__version__},
     }
     folder = cache / "samples" / _key(determining)
     if rank() == 0:

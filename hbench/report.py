@@ -86,7 +86,7 @@ def collect(folder: Path) -> Report:
     if not found:
         raise HBenchError(f'{folder}: no results there: make some with "hbench reproduce", or "hbench rca" and others')
     experiment = parse_experiment(found[0], str(folder))
-    measured = {name: origins[name]["weights_sha256"] for name in OF_THE_RUN if name in origins}
+    measured = {name: origins[name].get("weights_sha256") for name in OF_THE_RUN if name in origins}
     if any(weights != next(iter(measured.values())) for weights in measured.values()):
         raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
     reasons = read_json(folder / REASONS) if (folder / REASONS).is_file() else {}
@@ -103,15 +103,15 @@ def collect(folder: Path) -> Report:
         file = place / f"{artifact.result}.json"
         try:
             result = read_json(file)
-            found = artifact.rows(result, experiment.paper)
+            lines = artifact.rows(result, experiment.paper)
             named, comparison = artifact.named(result), artifact.comparison(result)
         except (KeyError, TypeError, ValueError) as error:
             raise HBenchError(
                 f'{file}: not as this version writes it ({error}): make it again with "hbench {artifact.command}"'
             ) from error
         pictures, provenance = sorted(place.glob("*.png")), place / "provenance.json"
-        rows += [replace(row, provenance=provenance) for row in found]
         origin = origins[artifact.folder]
+        rows += [replace(line, provenance=provenance, experiment=origin["title"] or experiment.title) for line in lines]
         sections.append(Section(artifact.title, artifact.item, pictures, named, comparison, provenance, origin))
     return Report(folder, experiment, rows, sections)
 
@@ -124,7 +124,8 @@ def not_run(experiment: Experiment, reason: str) -> Report:
 
 
 def _missing(artifact: Artifact, experiment: Experiment, reason: str) -> Row:
-    return Row(artifact.title, artifact.item, artifact.published(experiment.paper), f"not run: {reason}", ran=False)
+    published, reason = artifact.published(experiment.paper), f"not run: {reason}"
+    return Row(artifact.title, artifact.item, published, reason, ran=False, experiment=experiment.title)
 
 
 def write_pages(reports: Sequence[Report], out: Path) -> None:
@@ -136,7 +137,7 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
     write_text(out / "report.html", environment.get_template("report.html").render(reports=reports))
     write_text(out / "report.md", _markdown_page("report.md", out, reports=reports))
     table = [
-        {"experiment": r.experiment.title}
+        {"experiment": row.experiment}
         | asdict(row)
         | {"provenance": os.path.relpath(row.provenance, out) if row.provenance else ""}
         for r in reports

@@ -25,6 +25,11 @@ TINY = [
 """Overrides that make digits16 a matter of seconds."""
 
 
+def pytest_configure(config):
+    if not any("test_cuda" in argument for argument in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the others test the CPU: only there are results the same bits
+
+
 def pytest_addoption(parser):
     parser.addoption("--faults", type=int, default=4, metavar="N", help="kills of the fault campaign")
     parser.addoption("--faults-record", metavar="FILE", help="JSON file that keeps the campaign's counts")

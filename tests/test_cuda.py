@@ -1,4 +1,5 @@
-"""What only a CUDA GPU can show; skipped, visibly, where there is none."""
+"""What only a CUDA GPU can show: ``pytest tests/test_cuda.py``. Skipped, visibly, where there is none, and among the
+other tests, which are of the CPU."""
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hbench.models.shift import draw_shifts
 from hbench.plan import measure_apart, predict
 from hbench.training_step import freeze, initial, raw_pairs, train_step
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and to be called alone")
 CUDA = torch.device("cuda")
 
 

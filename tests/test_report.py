@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from statistics import geometric_mean, median
+from statistics import median
 
 import click
 import pytest
@@ -14,7 +14,7 @@ from hbench.artifacts import ARTIFACTS
 from hbench.cli import main
 from hbench.cli import reproduction as module
 from hbench.cli.reproduction import Task, tasks
-from hbench.config import load_experiment
+from hbench.config import Paper, load_experiment
 from hbench.errors import HBenchError
 from hbench.report import REASONS, collect, write_pages
 
@@ -289,6 +289,21 @@ def test_reproduce_needs_a_run():
     assert "give one with --run, or add --from-scratch" in result.output
 
 
+def test_what_ran_out_of_memory_stands_in_the_table():
+    file = Path(__file__).parents[1] / "results" / "mnist16" / "vram-sweep" / "vram-sweep.json"
+    result = json.loads(file.read_text())
+    for cell in result["cells"]:
+        if cell["strategy"] == "vanilla" and cell["M"] > 10:
+            cell |= {"status": "oom", "memory_mib": None, "step_seconds": []}
+    (artifact,) = (each for each in ARTIFACTS if each.folder == "vram-sweep")
+    rows = {row.artifact: row for row in artifact.rows(result, Paper())}
+    memory = rows["training memory of vanilla in MiB, M = 5, 10, 20, 40"]
+    assert re.fullmatch(r"[\d,]+; [\d,]+; out of memory; out of memory", memory.ours)
+    assert memory.n == "5 steps a cell"
+    assert "throughput, node / vanilla, M = 10" in rows
+    assert "throughput, node / vanilla, M = 20" not in rows
+
+
 def test_the_table_says_what_the_results_say():
     """Every row of the shipped run's table, against its file."""
     folder = Path(__file__).parents[1] / "results" / "mnist16"
@@ -320,10 +335,10 @@ def test_the_table_says_what_the_results_say():
     cells = {(cell["strategy"], cell["M"]): cell for cell in result("vram-sweep")["cells"]}
     for strategy in ("node", "vanilla", "torch-checkpoint"):
         Ms = sorted(M for name, M in cells if name == strategy)
-        memory = [f"{cells[strategy, M]['memory_mib']:,.0f}" for M in (Ms[0], Ms[-1])]
-        assert rows[f"training memory of {strategy}, M = {Ms[0]} to {Ms[-1]}"].ours == " to ".join(memory) + " MiB"
+        memory = "; ".join(f"{cells[strategy, M]['memory_mib']:,.0f}" for M in Ms)
+        assert rows[f"training memory of {strategy} in MiB, M = {', '.join(map(str, Ms))}"].ours == memory
         if strategy != "node":
-            seconds = [geometric_mean(cells[name, Ms[1]]["step_seconds"]) for name in (strategy, "node")]
+            seconds = [median(cells[name, Ms[1]]["step_seconds"]) for name in (strategy, "node")]
             check(f"throughput, node / {strategy}, M = {Ms[1]}", seconds[0] / seconds[1], digits=2)
 
     properties = result("properties")

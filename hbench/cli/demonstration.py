@@ -50,7 +50,7 @@ def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str
         return
     measure(fresh, fresh)
     draw_growth(grown, fresh / "rca" / "growth.png")
-    ctx.invoke(train_curves, runs=(fresh,), out=fresh / "train-curves", overwrite=overwrite)
+    ctx.invoke(train_curves, runs=(fresh,), out=fresh / "train-curves", **common)
     write_pages([collect(out / "shipped"), collect(fresh)], out)
 
     click.echo("Open:")

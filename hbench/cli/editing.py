@@ -11,6 +11,7 @@ import click
 from hbench.cli.options import (
     check_steps,
     load_run_and_source,
+    of_steps,
     open_results,
     result_options,
     run_argument,
@@ -85,18 +86,21 @@ def properties(
     settings = loaded.experiment.discovery
     _check_directions(loaded.experiment, shown, "--direction")
     check_steps(loaded.experiment, steps, "--steps")
-    folder, origin = open_results(loaded, run, "properties", out, overwrite, seed, M=steps or settings.M)
+    M = steps or settings.M
+    name = of_steps("properties", loaded.experiment, M)
+    folder, origin = open_results(loaded, run, name, out, overwrite, seed, M=M)
+    title = of_steps(loaded.experiment.title, loaded.experiment, M)
     result, directions = measure(loaded, samples, pairs, seed, steps, quiet)
     save_directions(folder / "directions.safetensors", directions, loaded)
     write_text(folder / "timesteps.csv", result.timestep_table().to_csv(index=False))
     write_results(folder, "properties", asdict(result), result.table(), origin, n=pairs, n_mean=samples)
-    draw_properties(result, loaded.experiment.title, folder / "properties.png")
+    draw_properties(result, title, folder / "properties.png")
     recognised = result.accuracy_own.value[:-1]
     order = list(shown) or np.argsort(recognised)[::-1][:4].tolist()
     values = [settings.S * share for share in PICTURED]
     images = compare(loaded, directions, order, values, examples, seed, steps)
     labels = [f"{k}: {plain(names[k])}" if k in names else f"direction {k}" for k in order]
-    draw_sources(images, labels, values, loaded.experiment.title, folder / "edits.png")
+    draw_sources(images, labels, values, title, folder / "edits.png")
 
     def shown_with_interval(name: str) -> str:
         estimate = getattr(result, name)

@@ -10,6 +10,7 @@ from hbench.cli.options import (
     claim_results,
     data_options,
     load_run_and_source,
+    of_steps,
     open_results,
     processes_option,
     result_options,
@@ -236,7 +237,7 @@ def fid(
     \b
     Example:
         hbench fid mnist16 --samples 2000
-        hbench fid mnist16 --samples 2000 --steps 100 --out runs/fid-100
+        hbench fid mnist16 --samples 2000 --steps 50
     """
     import pandas as pd
 
@@ -259,7 +260,8 @@ def fid(
         weights = SHIPPED / "mnist16" / FILE
     count = samples or loaded.experiment.evaluation.fid_samples
     distances.check_extractor(extractor, weights, loaded.experiment.data)
-    folder, origin = open_results(loaded, run, f"fid-{extractor}", out, overwrite, seed, M=M)
+    name = of_steps(f"fid-{extractor}", loaded.experiment, M)
+    folder, origin = open_results(loaded, run, name, out, overwrite, seed, M=M)
     if rank():  # process 0 measures
         distances.sample_folders(loaded, count, cache, seed, quiet, M)
         return
@@ -289,8 +291,7 @@ def fid(
         }
         for name, d in (("raw", result.raw), ("shifted", result.shifted))
     )
-    title = f"{loaded.experiment.title}{f', {steps} steps' if steps else ''}"
-    draw_fidelity(result, kinds, title, folder / "fid.png")
+    draw_fidelity(result, kinds, of_steps(loaded.experiment.title, loaded.experiment, M), folder / "fid.png")
     write_results(
         folder,
         "fid",

@@ -84,6 +84,11 @@ def check_steps(experiment: "Experiment", steps: int | None, option: str) -> Non
         raise click.BadParameter(f"at most {experiment.diffusion.T}, the number of timesteps", param_hint=option)
 
 
+def of_steps(name: str, experiment: "Experiment", M: int) -> str:
+    """The name of a result, with the number of generation steps where it is not the run's own."""
+    return name if M == experiment.discovery.M else f"{name}-{M}-steps"
+
+
 def result_folder(run: Path) -> Path:
     """Where a run's results lie: in its own folder, or under runs/ for a run shipped with hbench."""
     from hbench.load import locate

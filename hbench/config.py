@@ -158,6 +158,8 @@ class Evaluation(Section):
 
     fid_samples: int = Field(default=10_000, ge=2)
     """Samples of each kind in ``hbench fid`` (Table 2)."""
+    sweep_batch_size: int | None = Field(default=None, ge=2)
+    """Images a step in ``hbench vram-sweep`` (Fig. 4); by default those of the discovery."""
 
 
 class Paper(Section):

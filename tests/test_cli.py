@@ -108,7 +108,8 @@ def test_wrong_input_is_one_line_that_names_the_fix(tmp_path, tiny_run, tiny_mod
     assert "shipped one: mnist16" in refused("rca", tmp_path / "absent")
     assert "no finished discovery there" in refused("rca", tiny_model)
     assert "is not in the range" in refused("rca", tiny_run, "--pairs", 0)
-    assert "no such device" in refused("rca", tiny_run, "--device", "abacus")
+    for name in ("abacus", "mps"):
+        assert "no such device" in refused("rca", tiny_run, "--device", name)
     assert "at most 1000" in refused("sample", tiny_model, "--steps", 1001)
     if not torch.cuda.is_available():
         assert "found 0 CUDA devices" in refused("rca", tiny_run, "--device", "cuda")

@@ -363,3 +363,14 @@ def test_resume_mends_a_table_that_a_kill_left_behind(measured, tmp_path):
     assert measured == []
     assert table.read_text() == whole
     assert picture.is_file()
+
+
+def test_the_batch_of_fig_4_is_the_experiment_s_own():
+    def batch_size(*options):
+        result = CliRunner().invoke(main, ["vram-sweep", "mnist32", "--dry-run", *options])
+        return json.loads(result.stdout)["discovery"]["batch_size"]
+
+    assert load_experiment("mnist32").discovery.batch_size == 128
+    assert batch_size() == 32
+    assert batch_size("--batch-size", "8") == 8
+    assert batch_size("--set", "evaluation.sweep_batch_size=16") == 16

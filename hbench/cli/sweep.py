@@ -39,7 +39,7 @@ m_option = click.option(
 @experiment_options
 @m_option
 @click.option("--strategies", default="vanilla,node,torch-checkpoint", show_default=True, help="Also auto, offload.")
-@click.option("--batch-size", type=click.IntRange(min=2), help="Images a step [default: EXPERIMENT's].")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Images a step [default: EXPERIMENT's for it].")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed steps of each cell.")
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the networks [default: EXPERIMENT's]."
@@ -76,13 +76,13 @@ def vram_sweep(
     \b
     Example:
         hbench vram-sweep mnist16 --m 5,10 --repeats 3
-        hbench vram-sweep mnist32 --m 5,10,20,40 --batch-size 32 --memory-limit 24GiB
+        hbench vram-sweep mnist32 --memory-limit 24GiB
     """
-    from hbench.config import load_experiment
+    from hbench.config import load_experiment, override
 
-    chosen = {"batch_size": batch_size, "precision": precision}
-    overrides += tuple(f"discovery.{key}={value}" for key, value in chosen.items() if value is not None)
     settings = load_experiment(experiment, [*overrides, "discovery.pool=0"])
+    chosen = {"batch_size": batch_size or settings.evaluation.sweep_batch_size, "precision": precision}
+    settings = override(settings, [f"discovery.{key}={value}" for key, value in chosen.items() if value is not None])
     if dry_run:
         print_experiment(settings)
         return

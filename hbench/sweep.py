@@ -37,10 +37,10 @@ from hbench.device import pick_device
 from hbench.diffusion import seed_of
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.files import read_json
-from hbench.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
+from hbench.memory import MIB, free_mib, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
-from hbench.plan import DoesNotFitError, Prediction, Probe, resolve, resolve_apart, shortened
+from hbench.plan import SHARE_OF_FREE, DoesNotFitError, Prediction, Probe, predict, resolve, resolve_apart, shortened
 from hbench.runs import stop_requests
 from hbench.training_step import freeze, initial, raw_pairs, train_step
 
@@ -291,10 +291,18 @@ def measured_line(
     """The plan of a strategy whose graphs autograd does not show: the lines through two short cells of a sweep.
 
     Raises:
-        HBenchError: one of the cells failed.
+        HBenchError: one of the cells failed, or "offload" would crowd the CPU's memory.
     """
     few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 10)
     ends = (2 * few, 10 * few)  # so far apart that the noise of their memory does not tilt the line
+    if strategy == "offload":  # asked first: a job that takes too much there can be killed as a whole
+        needed = predict(probe, experiment, ends[1], ends[1], "vanilla").memory_mib
+        allowed = SHARE_OF_FREE["cpu"] * free_mib(torch.device("cpu"))
+        if needed > allowed:
+            raise HBenchError(
+                f"offload, M = {ends[1]}: {needed:,.0f} MiB of graphs, and {allowed:,.0f} MiB of the CPU's memory may "
+                "be taken: lower discovery.batch_size"
+            )
     short = cells(experiment, [strategy], ends, device=device, seed=seed, repeats=2)
     rows = [measure_apart(cell) for cell in short]
     used = [row.memory_mib for row in rows if row.memory_mib is not None]

@@ -17,6 +17,7 @@ from hbench.load import load_model
 from hbench.memory import free_mib, saved_tensors_peak, watch_resident
 from hbench.models import build_model
 from hbench.plan import Pass, Probe, budget_of, chosen, largest_keep, measure, predict, resolve, resolve_once, shortened
+from hbench.sweep import measured_line
 from hbench.train import train
 from hbench.training_step import freeze
 
@@ -247,3 +248,13 @@ def test_plan_command_leaves_out_a_strategy_that_fails(monkeypatch):
     assert result.exit_code == 0, result.output
     assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ["node", "vanilla", "auto"]
     assert "not in the table: torch-checkpoint, M = 30: out of memory" in result.stderr
+
+
+def test_offload_is_not_tried_where_it_would_crowd_the_memory(monkeypatch):
+    experiment = load_experiment("digits16", TINY)
+    monkeypatch.setattr("hbench.sweep.measure_apart", lambda cell: pytest.fail(f"tried {cell}"))
+    monkeypatch.setattr("hbench.sweep.free_mib", lambda device: 10.0)
+    with pytest.raises(
+        HBenchError, match=r"offload, M = \d+: [\d,]+ MiB of graphs, and 5 MiB of the CPU's memory may be"
+    ):
+        measured_line(experiment, "offload", [3], PROBE, "cpu", 0)

@@ -184,8 +184,6 @@ def tasks(
     name = str(run or experiment)
     labelled = settings.data.dataset in ("mnist", "digits")
     lenet: list[str] = []  # its weights, where they are not the shipped ones
-    # first: it refuses to share a GPU, and the others leave memory there that this process holds
-    yield Task(["vram-sweep", experiment, *common], folder / "vram-sweep", resumable=True)
     if from_scratch:
         model, name = folder / "pretrain", str(folder / "train")
         yield Task(["pretrain", experiment, *data, *common], model, resumable=True, essential=True)
@@ -225,6 +223,7 @@ def tasks(
     edit = ["edit", name, str(folder / "real-images"), *shifts, *common]
     yield Task(edit, folder / "edit", missing=missing, weights=hashes)
 
+    yield Task(["vram-sweep", experiment, *common], folder / "vram-sweep", resumable=True)
     small = f"{settings.name}-ablations"
     ablated = small if (experiments_folder() / f"{small}.toml").is_file() else experiment
     weights = ["--lenet", *lenet] if lenet else []

@@ -5,6 +5,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny, and threa
 
 import pytest
 import torch
+from hypothesis import settings
 
 from hbench.config import Experiment, load_experiment
 
@@ -23,6 +24,9 @@ TINY = [
     "discovery.checkpoint_every=2",
 ]
 """Overrides that make digits16 a matter of seconds."""
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")  # the same examples in every run; --hypothesis-profile=default draws new ones
 
 
 def pytest_configure(config):

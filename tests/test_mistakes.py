@@ -33,7 +33,6 @@ KEYS = [
 ]
 quick = settings(
     max_examples=80,
-    derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -440,17 +440,22 @@ def mutated(draw):
 def independently_read(content):
     """The marks in a CSV as pandas reads them."""
     text = content.decode("utf-8-sig")
-    header = text.lstrip().splitlines()[0]  # a name may hold the like
-    separator = next(s for s in (",", ";", "\t") if f"sheet{s}" in header or f"{s}mark" in header)
-    table = pd.read_csv(
-        io.StringIO(text, newline=None),
-        sep=separator,
-        dtype=str,
-        keep_default_na=False,
-        engine="python",
-        index_col=False,
-    ).rename(columns=str.strip)
-    table = table.apply(lambda column: column.str.strip())
+
+    def read(separator, **kwargs):
+        table = pd.read_csv(
+            io.StringIO(text, newline=None),
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            engine="python",
+            index_col=False,
+            **kwargs,
+        )
+        return table.rename(columns=str.strip)
+
+    separator = next(s for s in (",", ";", "\t") if {"sheet", "mark"} <= set(read(s, nrows=0).columns))
+    table = read(separator)
+    table = table.fillna("").apply(lambda column: column.str.strip())
     return {(row["assessor"], int(row["item"])): int(row["mark"]) for _, row in table.iterrows() if row["mark"]}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hbench.config import Data
 from hbench.errors import HBenchError
+from hbench.progress import progress
 
 DOWNLOADS = Path.home() / ".cache" / "hbench"
 EXTENSIONS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -136,13 +137,11 @@ def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> tuple[T
 
 
 def _load_folder(data: Data, root: Path) -> Tensor:
-    from tqdm import tqdm
-
     if not root.is_dir():
         raise HBenchError(f"{root}: no such folder: give the folder of your images with --data-root")
     paths = image_files(root)
     images = torch.empty(len(paths), data.channels, data.size, data.size, dtype=torch.uint8)
-    for i, path in enumerate(tqdm(paths, desc="reading images", unit="image", disable=None)):
+    for i, path in enumerate(progress(paths, desc="reading images", unit="image")):
         images[i], _ = read_image(path, data)
     return images
 

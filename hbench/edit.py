@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hbench.config import Precision
 from hbench.device import autocast
@@ -14,6 +13,7 @@ from hbench.directions import Source, together
 from hbench.evaluate import BATCH, generate
 from hbench.load import Run
 from hbench.models.shift import magnitudes
+from hbench.progress import progress
 
 Edit = tuple[tuple[int, float], ...]
 """Terms (k, s) that are added up: the sum over i of s_i f_k_i."""
@@ -30,7 +30,7 @@ def invert(run_: Run, x_0: Tensor, M: int, precision: Precision = "float32", qui
     alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
     steps = inversion_steps(run_.model, alpha_bar, timesteps(M, len(alpha_bar), experiment.discovery.spacing))
     found = []
-    for images in tqdm(x_0.split(BATCH), desc="inversion", unit="batch", disable=quiet or None):
+    for images in progress(x_0.split(BATCH), desc="inversion", unit="batch", quiet=quiet):
         with autocast(device, precision):
             found.append(run(steps, images.to(device)))
     return torch.cat(found)
@@ -55,8 +55,8 @@ def edit(
     s = torch.tensor([[term[1] for term in each] for each in padded], device=x_T.device)
     grid = torch.cartesian_prod(torch.arange(len(x_T)), torch.arange(len(edits))).to(x_T.device)
     images = []
-    for image, which in tqdm(
-        [chunk.unbind(1) for chunk in grid.split(BATCH)], desc="edits", unit="batch", disable=quiet or None
+    for image, which in progress(
+        [chunk.unbind(1) for chunk in grid.split(BATCH)], desc="edits", unit="batch", quiet=quiet
     ):
         delta_h = together(*(source(k[which, i], s[which, i]) for i in range(terms)))
         images.append(generate(run_, x_T[image], delta_h, M, precision).cpu())

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hbench.config import Experiment, Precision
 from hbench.device import autocast
@@ -33,6 +32,7 @@ from hbench.intervals import student, wilson
 from hbench.load import Run
 from hbench.models.adm import UNetModel
 from hbench.models.shift import draw_shifts, magnitudes
+from hbench.progress import progress
 from hbench.training_step import judge
 
 BATCH = 64  # of generated images, raw and shifted ones counted; no number depends on it, up to kernel rounding
@@ -135,7 +135,7 @@ def sample_model(
     steps = generation_steps(model.eval(), alpha_bar, timesteps(M, len(alpha_bar), experiment.discovery.spacing))
     images = []
     batches = turns(batches_of(count))
-    with tqdm(total=sum(map(len, batches)), desc="samples", unit="image", disable=quiet or None) as bar:
+    with progress(total=sum(map(len, batches)), desc="samples", unit="image", quiet=quiet) as bar:
         for batch in batches:
             x_T = draw_x_T(seed, batch[0], len(batch), shape).to(device)
             with autocast(device, experiment.pretrain.precision):
@@ -198,7 +198,7 @@ def rca(
     """
     K, bound = run_.experiment.discovery.K, run_.experiment.discovery.soft_clip
     seen_of_each = []  # sample: k, its prediction, |s_hat - s|, D of both images, has the shifted one left the domain
-    for batch in tqdm(turns(batches_of(count, BATCH // 2)), desc="RCA", unit="batch", disable=quiet or None):
+    for batch in progress(turns(batches_of(count, BATCH // 2)), desc="RCA", unit="batch", quiet=quiet):
         pairs = draw_pairs(run_, seed, batch[0], len(batch), source)
         if on_pairs:
             on_pairs(pairs)
@@ -269,7 +269,7 @@ def traverse(
     grid = torch.cartesian_prod(torch.tensor(directions), torch.arange(examples), torch.arange(samples))
     images = generate(run_, x_T).cpu()[grid[:, 1]]
     shifted = values[grid[:, 2]].nonzero().squeeze(1)
-    for chosen in tqdm(shifted.split(BATCH), desc="grids", unit="batch", disable=quiet or None):
+    for chosen in progress(shifted.split(BATCH), desc="grids", unit="batch", quiet=quiet):
         k, example, column = grid[chosen].to(device).unbind(1)
         images[chosen] = generate(run_, x_T[example], source(k, values.to(device)[column])).cpu()
     return images.reshape(len(directions), examples, samples, *images.shape[1:])

@@ -30,7 +30,6 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
-from tqdm import tqdm
 
 from hbench import __version__
 from hbench.config import Data
@@ -43,6 +42,7 @@ from hbench.intervals import jackknife
 from hbench.lenet import EXTRACTOR as LENET
 from hbench.lenet import fits, load_lenet
 from hbench.load import Run
+from hbench.progress import progress
 from hbench.weights import load_pickled
 
 INCEPTION = "inception-v3-compat"
@@ -361,7 +361,7 @@ def sample_folders(
         write_json(folder / "samples.json", determining)
     raw, shifted = folder / "raw", folder / "shifted"
     batches = turns(batches_of(count, BATCH // 2))
-    with tqdm(total=sum(map(len, batches)), desc="samples", unit="image", disable=quiet or None) as bar:
+    with progress(total=sum(map(len, batches)), desc="samples", unit="image", quiet=quiet) as bar:
         for chosen in batches:
             if not all(_png(kind, i).is_file() for kind in (raw, shifted) for i in chosen):
                 pairs = draw_pairs(run, seed, chosen[0], len(chosen), M=M)

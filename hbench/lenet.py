@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-from tqdm import tqdm
 
 from hbench.config import Data, Experiment
 from hbench.diffusion import seed_of
 from hbench.errors import HBenchError
 from hbench.images import to_float
 from hbench.models.reconstructor import LENET_FEATURES, lenet_backbone, lenet_head
+from hbench.progress import progress
 from hbench.weights import load_tensors, read_experiment, read_metadata, save_weights
 
 EXTRACTOR = "lenet-digits"
@@ -118,7 +118,7 @@ def train_lenet(
     torch.manual_seed(seed_of(seed))
     lenet = DigitLeNet(experiment.data.channels, experiment.data.size, int(labels.max()) + 1)
     optimizer = torch.optim.Adam(lenet.parameters(), lr=1e-3)
-    for _ in tqdm(range(epochs), desc="LeNet", unit="epoch", disable=quiet or None):
+    for _ in progress(range(epochs), desc="LeNet", unit="epoch", quiet=quiet):
         for chosen in torch.randperm(len(images)).split(128):
             if len(chosen) > 1:  # batch norm needs two
                 loss = F.cross_entropy(lenet(to_float(images[chosen])), labels[chosen])

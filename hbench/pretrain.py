@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from hbench.config import Experiment, Pretrain
 from hbench.device import autocast
@@ -19,6 +18,7 @@ from hbench.files import sha256
 from hbench.images import save_grid, to_float
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
+from hbench.progress import progress
 from hbench.provenance import piece_of, provenance, write_provenance
 from hbench.runs import Metrics, load_checkpoint, save_checkpoint, stop_requests
 from hbench.weights import save_weights, write_experiment
@@ -93,7 +93,7 @@ def pretrain(
 
     with (
         stop_requests(max_minutes) as stop_reason,
-        tqdm(total=settings.steps, initial=first, desc="pretrain", unit="step", disable=quiet or None) as bar,
+        progress(total=settings.steps, initial=first, desc="pretrain", unit="step", quiet=quiet) as bar,
     ):
         for step in range(first, settings.steps):
             torch.manual_seed(seed_of(seed, step))

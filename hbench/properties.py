@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from hbench.diffusion import seed_of
 from hbench.directions import Directions, Source, mean, own, time_invariant
@@ -24,6 +23,7 @@ from hbench.images import soft_clip
 from hbench.intervals import Array, jackknife, student
 from hbench.load import Run
 from hbench.models.shift import magnitudes
+from hbench.progress import progress
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -138,7 +138,7 @@ def _mean_and_groups(run: Run, n: int, seed: int, M: int | None, quiet: bool) ->
     own_stream = seed_of(seed, n)
     group = torch.arange(n) % min(GROUPS, n)
     sums: Tensor | None = None
-    with tqdm(total=n, desc="mean direction", unit="image", disable=quiet or None) as bar:
+    with progress(total=n, desc="mean direction", unit="image", quiet=quiet) as bar:
         for first in range(0, n, BATCH):
             _, hidden = _regular(run, noise(run, own_stream, first, min(BATCH, n - first)), M)
             if sums is None:
@@ -257,7 +257,7 @@ def _measure(run: Run, directions: Directions, s: Array, seed: int, M: int | Non
     cosine = torch.empty(n, K, len(directions.timesteps))
     edit, distance = torch.empty(n, K), torch.empty(n, K, 2)
     k_hat, s_hat = torch.empty(n, K, 3, dtype=torch.long), torch.empty(n, K, 3)
-    with tqdm(total=n * K, desc="edits", unit="edit", disable=quiet or None) as bar:
+    with progress(total=n * K, desc="edits", unit="edit", quiet=quiet) as bar:
         for first in range(0, n, BATCH):
             rows = slice(first, min(first + BATCH, n))
             x_T = noise(run, seed, first, rows.stop - first)

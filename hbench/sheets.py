@@ -22,7 +22,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
-from tqdm import tqdm
 
 from hbench import __version__
 from hbench.config import Section
@@ -33,6 +32,7 @@ from hbench.files import replacing, write_json, write_text
 from hbench.images import to_uint8
 from hbench.load import Run
 from hbench.models.shift import ShiftBlock
+from hbench.progress import progress
 
 COLUMNS = ("sheet", "assessor", "item", "mark", "name")
 """Of a file of marks, one line per item."""
@@ -296,7 +296,7 @@ def write_sheets(
     for old in [*folder.glob("sheet_*"), *folder.glob("label_studio")]:  # of a study whose key is now replaced
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     write_json(folder / "key.json", key.model_dump(mode="json"))
-    for sheet in tqdm(key.sheets, desc="sheets", unit="sheet", disable=quiet or None):
+    for sheet in progress(key.sheets, desc="sheets", unit="sheet", quiet=quiet):
         shown = [grids[Direction(i.run, i.direction, i.control)] for i in sheet.items]
         rows = [[_data_uri(png(row)) for row in np.split(grid, examples)] for grid in shown]
         page = pages.get_template("sheet.html").render(sheet=sheet, rows=rows, **shared)

@@ -41,6 +41,7 @@ from hbench.memory import MIB, free_mib, gpu_memory, gpu_processes, saved_tensor
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
 from hbench.plan import SHARE_OF_FREE, DoesNotFitError, Prediction, Probe, predict, resolve, resolve_apart, shortened
+from hbench.progress import progress
 from hbench.runs import stop_requests
 from hbench.training_step import freeze, initial, raw_pairs, train_step
 
@@ -189,7 +190,9 @@ def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool =
     Raises:
         HBenchError: another process computes on the GPU, unless ``allow_busy``.
     """
-    with stop_requests(None) as stop_reason, tqdm(total=len(todo), unit="cell", disable=quiet or None) as bar:
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what commands before have left in reserve here would be missing to the cells
+    with stop_requests(None) as stop_reason, progress(total=len(todo), unit="cell", quiet=quiet) as bar:
         for number, cell in enumerate(todo, start=1):
             strategy, M = cell.key
             bar.set_description(f"{strategy}, M = {M}")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from hbench.config import Experiment
 from hbench.diffusion import timesteps
@@ -19,6 +18,7 @@ from hbench.files import sha256
 from hbench.load import Run
 from hbench.models.adm import UNetModel
 from hbench.plan import resolve_once
+from hbench.progress import progress
 from hbench.provenance import piece_of, provenance, write_provenance
 from hbench.runs import Metrics, load_checkpoint, save_checkpoint, stop_requests
 from hbench.training_step import Trained, freeze, initial, raw_pairs, train_step
@@ -96,7 +96,7 @@ def train(
     with stop_requests(max_minutes) as stop_reason:
         running = resolve_once(experiment, model, seed, out)
         draw_raw = raw_pairs(running, model, seed, quiet)
-        with tqdm(total=settings.steps, initial=first, desc="train", unit="step", disable=quiet or None) as bar:
+        with progress(total=settings.steps, initial=first, desc="train", unit="step", quiet=quiet) as bar:
             for step in range(first, settings.steps):
                 row = train_step(running, model, trained, draw_raw, seed, step)
                 for name, value in row.items():

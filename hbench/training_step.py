@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from hbench.chain import backpropagate
 from hbench.config import Discovery, Experiment
@@ -36,6 +35,7 @@ from hbench.models.adm import EncoderUNetModel, UNetModel, checkpoint_blocks
 from hbench.models.batch_norm import share_batch_norm
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock, draw_shifts
+from hbench.progress import progress
 
 Reconstructor = LeNet | ResNet18
 Encode = Callable[[Tensor, Tensor], tuple[Tensor, list[Tensor], Tensor]]
@@ -299,7 +299,7 @@ def raw_pairs(
         return draw_new
     noise = draw_x_T(seed_of(seed, 0, 0), 0, settings.pool, shape)
     chunks = turns(noise.split(settings.batch_size))
-    made = tqdm(chunks, desc="raw samples", unit="batch", disable=quiet or None)
+    made = progress(chunks, desc="raw samples", unit="batch", quiet=quiet)
     images = torch.cat(gathered([generate(chunk.to(device)).cpu() for chunk in made]))
 
     def draw_pooled() -> tuple[Tensor, Tensor]:

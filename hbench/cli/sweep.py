@@ -172,10 +172,10 @@ def plan(
         print_experiment(settings)
         return
     import pandas as pd
-    from tqdm import tqdm
 
     from hbench.device import pick_device
     from hbench.plan import budget_of, largest_keep, measure_apart, predictions, what_would_fit
+    from hbench.progress import progress
     from hbench.provenance import provenance
     from hbench.sweep import cells, default_Ms, measured_line
 
@@ -186,7 +186,7 @@ def plan(
     chosen = sorted(set(Ms or default_Ms(settings)))
     cells(settings, ["node"], chosen, device=str(place))  # refuses an M that the schedule does not have
     others = ["torch-checkpoint", *(["offload"] if place.type == "cuda" else [])]
-    with tqdm(total=1 + len(others), desc="probes", disable=quiet or None) as bar:
+    with progress(total=1 + len(others), desc="probes", quiet=quiet) as bar:
         probe = measure_apart(settings, str(place), seed)
         bar.update()
         budget = budget_of(settings, place, probe)

@@ -125,6 +125,10 @@ def _fit(images: Tensor, data: Data) -> Tensor:
 def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import MNIST
 
+    if not root.is_dir() and not download:
+        raise HBenchError(
+            f"{root}: no such folder: give the one that holds MNIST/raw with --data-root, or add --download"
+        )
     try:
         mnist = MNIST(str(root), train=split == "train", download=download)
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # absent, unreachable or damaged

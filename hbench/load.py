@@ -16,6 +16,8 @@ from hbench.models.shift import ShiftBlock
 from hbench.weights import load_pickled, load_tensors, load_weights, read_experiment
 
 ROLES = ("model", "shift_block", "reconstructor", "discriminator")
+WEIGHTS = ".safetensors"
+"""Of a file that carries its settings."""
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -60,8 +62,7 @@ def load_run(path: Path, device: torch.device) -> Run:
     """
     folder = locate(path)
     if not folder.is_dir():
-        shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
-        raise HBenchError(f"{path}: no such run: give the folder of a run, or the name of a shipped one: {shipped}")
+        raise HBenchError(f"{path}: no such run: give the folder of one, or {_shipped()}")
     missing = [role for role in ROLES if not (folder / f"{role}.safetensors").is_file()]
     if missing:
         raise HBenchError(
@@ -86,29 +87,32 @@ def load_run(path: Path, device: torch.device) -> Run:
 
 
 def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
-    """A diffusion model: from a folder with model.safetensors, such a file, a shipped run, or a ``.pt`` state dict.
+    """A diffusion model: from a folder with model.safetensors, such a file, a shipped run, or a PyTorch state dict.
 
     Args:
-        path: where it is.
-        experiment: whose model settings to use; default: those that the file carries (a ``.pt`` carries none).
+        path: where it is; a file that is not called ``.safetensors`` is a state dict, as guided-diffusion saves it.
+        experiment: whose model settings to use; default: those that the file carries (a state dict carries none).
 
     Raises:
         HBenchError: missing, damaged, foreign, or of other settings.
     """
     file = _model_file(path)
-    if file.suffix == ".pt":
+    if file.suffix != WEIGHTS:
         model = build_model(experiment or model_experiment(path))
         load_tensors(model, load_pickled(file), str(file))
         return model.eval()
     own = read_experiment(file)
     if experiment is not None:
         if (own.data.size, own.data.channels) != (experiment.data.size, experiment.data.channels):
-            raise HBenchError(
-                f"{file}: was trained on images of another size: use the [data] settings of its experiment"
-            )
+            shapes = [f"{e.data.size}x{e.data.size} with {e.data.channels} channels" for e in (own, experiment)]
+            raise HBenchError(f"{file}: was trained on images of {shapes[0]}, not {shapes[1]}: use its [data] settings")
         for section in ("model", "diffusion"):
-            if getattr(own, section) != getattr(experiment, section):
-                raise HBenchError(f"{file}: was trained with other [{section}] settings: use those of its experiment")
+            wanted = getattr(experiment, section).model_dump()
+            for key, value in getattr(own, section).model_dump().items():
+                if value != wanted[key]:
+                    raise HBenchError(
+                        f"{file}: was trained with {section}.{key} = {value!r}, not {wanted[key]!r}: use its settings"
+                    )
     model = build_model(own)
     load_weights(file, model, "model")
     return model.eval()
@@ -132,10 +136,10 @@ def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, 
 
 
 def model_experiment(path: Path) -> Experiment:
-    """The experiment that a model, given as for :func:`load_model`, carries; HBenchError for a ``.pt``."""
+    """The experiment that a model, given as for :func:`load_model`, carries; HBenchError for a state dict."""
     file = _model_file(path)
-    if file.suffix == ".pt":
-        raise HBenchError(f"{file}: a .pt file does not know its settings: name its experiment with --experiment")
+    if file.suffix != WEIGHTS:
+        raise HBenchError(f"{file}: a state dict does not know its settings: name its experiment with --experiment")
     return read_experiment(file)
 
 
@@ -157,10 +161,16 @@ def load_names(path: Path) -> dict[int, str]:
     return names
 
 
+def _shipped() -> str:
+    return "the shipped " + ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
+
+
 def _model_file(path: Path) -> Path:
     file = locate(path)
-    if file.is_dir() or not file.suffix:
-        file = file / "model.safetensors"
+    if file.is_dir() or not (file.suffix or file.is_file()):
+        file = file / f"model{WEIGHTS}"
     if not file.is_file():
-        raise HBenchError(f'{file}: no such model: make it with "hbench pretrain", or give the path of another')
+        raise HBenchError(
+            f'{file}: no such model: make it with "hbench pretrain", or give another one, such as {_shipped()}'
+        )
     return file

@@ -84,7 +84,10 @@ def collect(folder: Path) -> Report:
             origins[artifact.folder] = origin
     found = [origin["experiment"] for origin in origins.values() if origin.get("experiment")]
     if not found:
-        raise HBenchError(f'{folder}: no results there: make some with "hbench reproduce", or "hbench rca" and others')
+        raise HBenchError(
+            f'{folder}: no results there: "hbench rca" and others leave some; "hbench reproduce" makes all of them, '
+            "and this page, in runs/reproduce"
+        )
     experiment = parse_experiment(found[0], str(folder))
     measured = {name: origins[name].get("weights_sha256") for name in OF_THE_RUN if name in origins}
     if any(weights != next(iter(measured.values())) for weights in measured.values()):

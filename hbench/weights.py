@@ -92,14 +92,23 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     Raises:
         HBenchError: others, with the first differences, or values that are not finite.
     """
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise HBenchError(
+                f'{source}: "{name}" in it is a {type(value).__name__}, need tensors alone: load it with torch.load '
+                "and save the state dict inside it by itself"
+            )
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     other = {name: tuple(value.shape) for name, value in tensors.items()}
     if own != other:
         differing = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
         shown = "; ".join(f"{n}: file {other.get(n)}, model {own.get(n)}" for n in differing[:5])
-        raise HBenchError(
-            f"{source}: {len(differing)} parameters do not fit the model ({shown}): make the [model] settings match"
-        )
+        hint = "make the [model] settings match"
+        if "label_emb.weight" in other:
+            hint = "it is class-conditional, and hbench takes unconditional models alone"
+        elif differing == ["out.2.bias", "out.2.weight"]:
+            hint = "set model.learn_sigma = true, or false"
+        raise HBenchError(f"{source}: {len(differing)} parameters do not fit the model ({shown}): {hint}")
     check_finite(tensors, source, "it is damaged, or its training diverged; give another file")
     module.load_state_dict(dict(tensors))
 

@@ -28,6 +28,21 @@ def refused(*arguments):
     return result.output.strip().splitlines()[-1]
 
 
+def test_an_option_that_is_a_setting_is_answered_with_the_setting():
+    assert "changed by --set discovery.lr=VALUE" in refused("train", "mnist16", "--lr", "1e-3")
+    assert "changed by --set discovery.K=VALUE" in refused("train", "mnist16", "--k=3")
+    assert "changed by --set pretrain.batch_size=VALUE" in refused("pretrain", "mnist16", "--batch-size", 3)
+    assert "changed by --set data.size=VALUE" in refused("plan", "mnist16", "--size", 8)
+    assert "--set" not in refused("train", "mnist16", "--nonsense")
+    assert "--set" not in refused("rca", "mnist16", "--lr", 3)
+
+
+def test_a_model_of_other_settings_is_refused_with_the_difference():
+    other = ["train", "mnist16", "--model", "mnist16"]
+    assert "images of 16x16 with 1 channels, not 32x32" in refused(*other, "--set", "data.size=32")
+    assert "model.model_channels = 32, not 64" in refused(*other, "--set", "model.model_channels=64")
+
+
 def snapshot(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -105,7 +120,7 @@ def test_wrong_input_is_one_line_that_names_the_fix(tmp_path, tiny_run, tiny_mod
     assert "greater than 0" in refused("train", "mnist16", "--set", "discovery.S=0")
     assert "no such folder" in refused("pretrain", "anime64", "--data-root", tmp_path / "absent")
     assert "hbench pretrain" in refused("train", "digits16", "--model", tmp_path / "absent")
-    assert "shipped one: mnist16" in refused("rca", tmp_path / "absent")
+    assert "or the shipped mnist16" in refused("rca", tmp_path / "absent")
     assert "no finished discovery there" in refused("rca", tiny_model)
     assert "is not in the range" in refused("rca", tiny_run, "--pairs", 0)
     for name in ("abacus", "mps"):
@@ -150,6 +165,14 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
     assert "not a checkpoint of plain tensors" in train_on(tmp_path / "page.pt")
     torch.save({"time_embed.0.weight": torch.zeros(3)}, tmp_path / "other.pt")
     assert "parameters do not fit the model" in train_on(tmp_path / "other.pt")
+    weights = load_file(tiny_model / "model.safetensors")
+    torch.save({"state_dict": weights, "step": 3}, tmp_path / "wrapped.pt")
+    assert '"state_dict" in it is a dict, need tensors alone' in train_on(tmp_path / "wrapped.pt")
+    torch.save({**weights, "label_emb.weight": torch.zeros(10, 128)}, tmp_path / "classes.pth")
+    assert "class-conditional" in train_on(tmp_path / "classes.pth")
+    twice = {name: torch.cat([weights[name]] * 2) for name in ("out.2.weight", "out.2.bias")}
+    torch.save({**weights, **twice}, tmp_path / "learned.ckpt")
+    assert "set model.learn_sigma = true" in train_on(tmp_path / "learned.ckpt")
     whole = (tiny_model / "model.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "not a safetensors file, or damaged" in train_on(tmp_path / "cut.safetensors")

@@ -105,8 +105,8 @@ def test_mistakes_are_one_line_that_names_the_fix_and_write_nothing(tmp_path, ti
         return line
 
     assert "Missing argument 'IMAGE...'" in refused("edit", tiny_run)
-    assert "give one of --shift" in wrong(one)
-    assert "give one of --shift" in wrong(one, "--sweep", 1, "--grid", "0,1")
+    assert "give exactly one of --shift" in wrong(one)
+    assert "give exactly one of --shift" in wrong(one, "--sweep", 1, "--grid", "0,1")
     assert "no such image or folder" in wrong(tmp_path / "absent.png", "--sweep", 1)
     assert "not a readable image" in wrong(tmp_path / "broken.png", "--sweep", 1)
     assert "no images there" in wrong(tmp_path / "empty", "--sweep", 1)

@@ -49,6 +49,8 @@ class Group(click.Group):
             return super().invoke(ctx)
         except HBenchError as error:
             raise click.ClickException(" ".join(str(error).split())) from error
+        except click.NoSuchOption as error:
+            raise click.UsageError(_setting_meant(error) or error.format_message(), error.ctx) from error
         except click.BadParameter as error:  # of a value that may have lines
             raise click.UsageError(" ".join(error.format_message().split()), error.ctx) from error
         except (MemoryError, RuntimeError) as error:
@@ -64,6 +66,23 @@ class Group(click.Group):
             raise click.ClickException(
                 f"{where}{error.strerror or error}: check the path, its permissions and the free space"
             ) from error
+
+
+def _setting_meant(error: click.NoSuchOption) -> str:
+    """What to say of an unknown option that is the name of a setting; else nothing."""
+    from hbench.config import Experiment
+
+    command = error.ctx.command if error.ctx else None
+    if not command or "overrides" not in [parameter.name for parameter in command.params]:
+        return ""
+    key = {name.lower(): name for name in ("K", "S", "M")}.get(name := error.option_name.lstrip("-").lower(), name)
+    key = key.replace("-", "_")
+    sections = ["pretrain", "discovery"] if command.name == "pretrain" else ["discovery", "pretrain"]
+    for section in [*sections, "data", "model", "diffusion"]:
+        fields = getattr(Experiment.model_fields[section].annotation, "model_fields", {})
+        if key in fields:
+            return f"No such option {error.option_name}: that setting is changed by --set {section}.{key}=VALUE"
+    return ""
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -33,7 +33,7 @@ def train_curves(runs: tuple[Path, ...], out: Path, overwrite: bool, device: str
 
     \b
     Example:
-        hbench train-curves results/mnist16/train --out runs/curves
+        hbench train-curves mnist16 runs/mnist16/train --out runs/curves
     """
     from hbench.curves import compare, read_curves
     from hbench.device import pick_device

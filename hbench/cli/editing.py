@@ -247,7 +247,7 @@ def _requested(
 
     S = experiment.discovery.S
     if bool(shifts) + (swept is not None) + bool(crossed) != 1:
-        raise click.UsageError("give one of --shift K=S (repeatable), --sweep K and --grid K,K")
+        raise click.UsageError("give exactly one of --shift K=S (repeatable), --sweep K and --grid K,K")
     if swept is not None:
         _check_directions(experiment, [swept], "--sweep")
         return sweep(swept, S, samples)

@@ -142,7 +142,7 @@ def traverse(
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--experiment", help="Whose settings to use, for a .pt file of guided-diffusion.")
+@click.option("--experiment", help="Whose settings to use, for a state dict such as guided-diffusion saves.")
 @click.option("--count", type=click.IntRange(min=1), default=64, show_default=True, help="Samples in the grid.")
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Generation steps M.")
 @result_options
@@ -161,7 +161,8 @@ def sample(
 ) -> None:
     """Draw a grid of samples of the diffusion model in MODEL.
 
-    MODEL is a folder with model.safetensors, such a file, a shipped run's name, or a .pt file of guided-diffusion.
+    MODEL is a folder with model.safetensors, such a file, a shipped run's name, or a state dict (.pt) of
+    guided-diffusion.
 
     \b
     Example:

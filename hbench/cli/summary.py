@@ -19,12 +19,12 @@ def report(
 ) -> None:
     """Write one page of all that was measured for each RUN: every picture, and ours beside the paper's numbers.
 
-    RUN is a run folder, a shipped run, or any folder of results. report.html needs no other file; report.md, report.csv
-    and report.json lie beside it. An earlier report is replaced: it holds nothing of its own.
+    RUN is a run folder, a shipped run that was measured, or any folder of results. report.html needs no other file;
+    report.md, report.csv and report.json lie beside it. An earlier report is replaced: it holds nothing of its own.
 
     \b
     Example:
-        hbench report mnist16
+        hbench report runs/mnist16/train
         hbench report results/mnist16 --summary results/README.md --not-run mnist32 "no GPU"
     """
     from hbench import report as pages

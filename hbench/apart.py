@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,13 @@ def run_apart(module: str, given: Mapping[str, Any]) -> "subprocess.CompletedPro
         preexec_fn=end_with_parent,
         check=False,
     )
+
+
+def reason_of(failed: "subprocess.CompletedProcess[str]") -> str:
+    """Why a program of :func:`run_apart` failed: its last exception's first line; libraries add advice below theirs."""
+    lines = failed.stderr.strip().splitlines()
+    exceptions = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    return (exceptions or lines or [f"ended with exit code {failed.returncode}"])[-1]
 
 
 def die_first() -> None:

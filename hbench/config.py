@@ -142,7 +142,7 @@ class Discovery(Section):
     which a single step does not fit. About one more forward pass of what is differentiated."""
     compile: bool = False
     """torch.compile for encoder and decoder, on CUDA with CUDA graphs: minutes of compilation before the first step,
-    faster ones after it (results/bench). Needs a C++ compiler, on CUDA Triton."""
+    faster ones after it (results/bench). Needs a C++ compiler, on CUDA Triton and a C compiler."""
     pool: int = Field(default=0, ge=0)
     """Draw (x_T, x_0) from this many pairs made once, instead of new ones in every step; 0 = always new."""
     precision: Precision = "bfloat16"
@@ -225,6 +225,10 @@ class Experiment(Section):
             raise ValueError(f"discovery.keep must not exceed discovery.M = {self.discovery.M}")
         if self.discovery.keep and self.discovery.strategy != "node":
             raise ValueError('discovery.keep goes with discovery.strategy = "node"; "auto" finds it by itself')
+        if self.discovery.compile and self.discovery.strategy == "offload":
+            raise ValueError(
+                'discovery.compile replays graphs at fixed addresses, "offload" moves them: use one of both'
+            )
         if self.discovery.memory_budget and self.discovery.strategy != "auto":
             raise ValueError('discovery.memory_budget goes with discovery.strategy = "auto"')
         if self.discovery.M > self.diffusion.T:

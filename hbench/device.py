@@ -43,7 +43,8 @@ def pick_device(name: str) -> torch.device:
         raise HBenchError(f"--device {name}: found {torch.cuda.device_count()} CUDA devices: use --device cpu")
     with warnings.catch_warnings():  # torch 2.9 announces other names for this, which its own torch.compile cannot take
         warnings.filterwarnings("ignore", "Please use the new API settings to control TF32", UserWarning)
-        torch.backends.cudnn.allow_tf32 = False  # that of matrix products is off by PyTorch's own default
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")  # PyTorch's default, which an environment variable can change
     return device
 
 

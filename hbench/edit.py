@@ -1,7 +1,8 @@
 """Edits of real images (Fig. 8): DDIM inversion to x_T, then generation with one or several directions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 import torch
 from torch import Tensor
@@ -79,9 +80,17 @@ def grid(first: int, second: int, S: float, samples: int) -> list[Edit]:
     return [((first, s), (second, u)) for u in reversed(values) for s in values]
 
 
-def label(edit: Edit, digits: int = 6) -> str:
-    """An edit in words, as in "3=2.5 7=-1", with that many significant digits."""
-    return " ".join(f"{k}={s:.{digits}g}" for k, s in edit)
+def label(edit: Edit) -> str:
+    """An edit as the command line takes it, as in "3=2.5 7=-1"."""
+    return " ".join(f"{k}={s:g}" for k, s in edit)
+
+
+def caption(edit: Edit, names: Mapping[int, str] | None = None) -> str:
+    """An edit in lines above a picture: each direction with its s, and its name where it is the only one."""
+    lines = [f"{k}, s = {s:.3g}" for k, s in edit]
+    if len(edit) == 1 and (name := (names or {}).get(edit[0][0])):
+        lines += wrap(name, 18)
+    return "\n".join(lines)
 
 
 def mean_square_error(a: Tensor, b: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def draw_curves(folder: Path) -> None:
             axis.set_ylim(0, 1)
         elif title == "loss":
             axis.set_yscale("log")
-        axis.set(title=title, xlabel="step")
+        axis.set(title=title, xlabel=f"step (thick: mean over {window})")
         axis.legend(fontsize=8)
     save_figure(figure, folder / "curves.png")
 
@@ -96,7 +96,7 @@ def draw_run_curves(curves: "Sequence[Curves]", settings: Sequence[str], path: P
                 if name in run.rows:
                     smooth = run.rows[name].rolling(window, min_periods=1).mean()
                     axis.plot(run.rows["step"], smooth, style, color=colour, linewidth=1.2)
-        axis.set(title=title, xlabel="step")
+        axis.set(title=title, xlabel="step (mean over a twentieth of the training)")
     axes[0].axhline(0.5, color="grey", linestyle=":")
     axes[0].set_ylim(0, 1)
     axes[1].set_ylim(0, 1)
@@ -110,7 +110,7 @@ def draw_run_curves(curves: "Sequence[Curves]", settings: Sequence[str], path: P
 
 
 def draw_ablations(table: "DataFrame", title: str, path: Path) -> None:
-    """Draws each variant's mean as a bar and its seeds as dots: one panel for each metric of the ablations."""
+    """Draws each variant's mean as a bar and its seeds as dots, a panel for each metric, the variants in lines."""
     from matplotlib.figure import Figure
 
     panels = {
@@ -122,20 +122,23 @@ def draw_ablations(table: "DataFrame", title: str, path: Path) -> None:
     means = table.assign(D_ideal=0.5).groupby("variant", sort=False).mean(numeric_only=True)
     shown = {name: panel for name, panel in panels.items() if table[panel[0]].notna().any(axis=None)}
     variants = list(means.index)
-    figure = Figure(figsize=(max(4, 0.4 * len(variants)) * len(shown), 4), layout="constrained")
-    many = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 8} if len(variants) > 4 else {}
-    for axis, (name, (metrics, reference)) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
-        width = 0.8 / len(metrics)
+    figure = Figure(figsize=(11, 2 * (1 + 0.3 * len(variants)) + 0.4), layout="constrained")
+    axes = figure.subplots(2, 2, sharey=True).ravel()
+    for axis, (name, (metrics, reference)) in zip(axes, shown.items(), strict=False):
+        height = 0.8 / len(metrics)
         for i, variant in enumerate(variants):
             for j, metric in enumerate(metrics):
                 values = table.loc[table["variant"] == variant, metric]
-                x = i + (j - (len(metrics) - 1) / 2) * width
-                axis.bar(x, values.mean(), width, color=f"C{j}", alpha=0.5)
-                axis.plot([x] * len(values), values, "o", color="black", markersize=4)
+                y = i + (j - (len(metrics) - 1) / 2) * height
+                axis.barh(y, values.mean(), height, color=f"C{j}", alpha=0.5)
+                axis.plot(values, [y] * len(values), "o", color="black", markersize=3)
             if reference:
-                axis.hlines(means.loc[variant, reference], i - 0.5, i + 0.5, color="grey", linestyle=":")
-        axis.set_xticks(range(len(variants)), variants, **many)
+                axis.vlines(means.loc[variant, reference], i - 0.5, i + 0.5, color="grey", linestyle=":")
         axis.set_title(name, fontsize=10)
+    axes[0].set_yticks(range(len(variants)), variants)
+    axes[0].invert_yaxis()
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
     figure.suptitle(title)
     save_figure(figure, path)
 
@@ -154,7 +157,7 @@ def draw_confusion(result: "RCA", title: str, path: Path) -> None:
     left.set(title="share of predictions", xlabel="predicted direction", ylabel="true direction")
     step = max(1, len(order) // 32)
     ticks = range(0, len(order), step)
-    left.set_xticks(ticks, [order[i] for i in ticks], fontsize=7)
+    left.set_xticks(ticks, [order[i] for i in ticks], fontsize=7, rotation=90)
     left.set_yticks(ticks, [order[i] for i in ticks], fontsize=7)
     figure.colorbar(picture, ax=left)
     accuracy = np.array([result.per_direction[k] for k in order])
@@ -162,7 +165,7 @@ def draw_confusion(result: "RCA", title: str, path: Path) -> None:
     errors = np.abs(bounds - accuracy)  # nan where a direction was never drawn
     right.bar(range(len(order)), accuracy, yerr=errors, ecolor="black", error_kw={"lw": 0.8, "capsize": 2})
     right.axhline(result.chance, color="grey", linestyle=":", label=f"chance {result.chance:.3f}")
-    right.set_xticks(ticks, [order[i] for i in ticks], fontsize=7)
+    right.set_xticks(ticks, [order[i] for i in ticks], fontsize=7, rotation=90)
     low, high = result.interval
     right.set(
         title=f"accuracy {result.accuracy:.3f} [{low:.3f}, {high:.3f}], n = {result.n}", xlabel="direction", ylim=(0, 1)
@@ -219,13 +222,13 @@ def draw_fidelity(result: "Fidelity", kinds: "Sequence[Path]", title: str, path:
 
 
 def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Path) -> None:
-    """Draws memory (on a logarithmic axis) and throughput of training against M, one line per strategy (Fig. 4).
+    """Draws memory and throughput of training against M, one line per strategy, all axes logarithmic (Fig. 4).
 
     Throughput has its quartiles; a cross is a cell that ran out of memory, the dashed line the memory limit.
     """
     import numpy as np
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -243,24 +246,28 @@ def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Pat
                     left.plot(row.M, 1, transform=left.get_xaxis_transform(), **cross)  # at the panel's upper edge
                 else:
                     left.plot(row.M, limit_mib, **cross)
-                right.plot(row.M, 0, **cross)
+                right.plot(row.M, 0, transform=right.get_xaxis_transform(), **cross)
     sources = sorted({row.memory_source for row in rows if row.memory_source})
-    left.set(title="memory", ylabel="MiB, logarithmic", xlabel="\n".join(["M", *sources]))
     steps = max(len(row.step_seconds) for row in rows)
+    left.set(title="memory", ylabel="MiB", xlabel="\n".join(["M", *sources]))
     right.set(title="throughput", ylabel="images / s", xlabel=f"M\nmedian and quartiles of {steps} steps")
     if limit_mib is not None:
         left.axhline(limit_mib, color="grey", linestyle="--", label="memory limit")
     if any(row.status == "oom" for row in rows):
         left.plot([], [], "X", color="grey", linestyle="none", markersize=10, label="out of memory")
-    for axis in (left, right):
+    found = {row.status for row in rows}
+    for axis in (left, right):  # a logarithmic axis needs at least one value
+        if found & {"ok", "oom"}:
+            axis.set_xscale("log", base=2)
         axis.set_xticks(sorted({row.M for row in rows}))
-    if sources:  # a logarithmic axis needs at least one value
-        left.set_yscale("log", base=2)
-        left.yaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
-        left.yaxis.set_major_formatter(ScalarFormatter())
-    left.margins(y=0.1)
-    right.margins(y=0.1)
-    right.set_ylim(bottom=0)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        if "ok" in found:
+            axis.set_yscale("log", base=2)
+            axis.yaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.margins(y=0.1)
+        axis.grid(alpha=0.3)
     left.legend()
     figure.suptitle(title)
     save_figure(figure, path)
@@ -308,7 +315,10 @@ def draw_mos(result: "Score", path: Path) -> None:
 
 
 def draw_properties(result: "Properties", title: str, path: Path) -> None:
-    """Draws homogeneity over time, consistency between timesteps, the edits' distance and the linearity."""
+    """Draws homogeneity over time, consistency between timesteps, the edits' distance and the linearity.
+
+    A direction whose s the reconstructor does not find, with a correlation below 0.5, has its number at its line's end.
+    """
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -334,7 +344,7 @@ def draw_properties(result: "Properties", title: str, path: Path) -> None:
         for row, column in np.ndindex(between.shape):
             shade = "white" if between[row, column] < 0.6 else "black"
             consistency.text(column, row, f"{between[row, column]:.2f}", ha="center", va="center", color=shade)
-    consistency.set(title="consistency: cosine of mean directions between timesteps", xlabel="t", ylabel="t")
+    consistency.set(title="consistency: cosine of mean directions\nbetween timesteps", xlabel="t", ylabel="t")
     figure.colorbar(picture, ax=consistency)
 
     K = len(result.slope.value) - 1
@@ -354,6 +364,10 @@ def draw_properties(result: "Properties", title: str, path: Path) -> None:
     distance.legend(fontsize=8)
 
     _draw_estimates(linearity, result.magnitudes, result.s_hat, overall)
+    for k in range(K):
+        if result.correlation.value[k] < 0.5:
+            end = (result.magnitudes[-1], result.s_hat[-1].value[k])
+            linearity.annotate(str(k), end, xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
     linearity.axline((0, 0), slope=1, color="grey", linestyle=":", label="s")
     slope = result.slope
     linearity.set(
@@ -371,7 +385,8 @@ def _draw_estimates(
 ) -> None:
     """Lines of all directions over x, and their mean with its intervals."""
     for k in range(len(estimates[0].value) - 1):
-        axis.plot(x, [e.value[k] for e in estimates], linewidth=0.8, alpha=0.5)
+        (line,) = axis.plot(x, [e.value[k] for e in estimates], linewidth=0.8, alpha=0.5)
+    line.set_label("one direction each")
     value = [e.value[-1] for e in estimates]
     below = [e.value[-1] - e.low[-1] for e in estimates]
     above = [e.high[-1] - e.value[-1] for e in estimates]

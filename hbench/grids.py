@@ -34,6 +34,8 @@ def draw_directions(
     """
     from matplotlib.figure import Figure
 
+    from hbench.models.shift import magnitudes
+
     directions, examples, samples = images.shape[:3]
     columns = min(columns, directions)
     rows = -(-directions // columns)
@@ -41,12 +43,16 @@ def draw_directions(
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
-    for axis, panel, label in zip(axes, images, labels, strict=False):
-        _show_tiles(axis, panel)
+    for i, (axis, panel, label) in enumerate(zip(axes, images, labels, strict=False)):
+        across, _ = _show_tiles(axis, panel)
+        if i < columns and S is not None:
+            axis.set_axis_on()
+            axis.set_xticks(across, [f"{s:.3g}" for s in magnitudes(S, samples)], fontsize=7)
+            axis.xaxis.tick_top()
         axis.set_title(label, fontsize=9)
     middle = ", the middle column is the original" if samples % 2 else ""
     span = "-S to S" if S is None else f"{-S:g} to {S:g}"
-    figure.suptitle(f"{title}: s from {span}{middle}")
+    figure.suptitle(f"{title}: s from {span}{middle}; RCA in brackets")
     save_figure(figure, path)
 
 
@@ -107,7 +113,7 @@ def draw_edits(
     figure = Figure(figsize=(width, 0.92 * count + 1.5), layout="constrained")
     axis = figure.subplots()
     across, down = _show_tiles(axis, images, breaks)
-    axis.set_xticks(across, columns, fontsize=8)
+    axis.set_xticks(across, [plain(column) for column in columns], fontsize=8)
     axis.set_yticks(down, [plain(row) for row in rows], fontsize=8)
     axis.xaxis.tick_top()
     figure.suptitle(title, fontsize=10)

@@ -22,12 +22,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hbench.apart import die_first, run_apart
+from hbench.apart import die_first, reason_of, run_apart
 from hbench.config import Experiment, parse_experiment
 from hbench.device import autocast, pick_device
 from hbench.diffusion import alpha_bar_schedule, generation_steps, pair_steps, timesteps
@@ -165,14 +166,16 @@ def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
         raise HBenchError('discovery.strategy = "offload" moves graphs to the CPU, and this is one: take "auto"')
     if settings.strategy != "auto":
         return experiment
+    here: int | str = 0
     try:
         probe = measure(experiment, model, seed, repeats=0)
     except UnknownMemoryError as error:
         print(f'{error}; until then "auto" is "node"', file=sys.stderr)
-        return chosen(experiment, 0)
-    budget = budget_of(experiment, device, probe)
-    keep = largest_keep(probe, experiment, settings.M, budget)
-    found = gathered([what_would_fit(probe, experiment, budget) if keep is None else keep])
+    else:
+        budget = budget_of(experiment, device, probe)
+        keep = largest_keep(probe, experiment, settings.M, budget)
+        here = what_would_fit(probe, experiment, budget) if keep is None else keep
+    found = gathered([here])
     if refusals := [each for each in found if isinstance(each, str)]:
         raise DoesNotFitError(refusals[0])
     return chosen(experiment, min(each for each in found if isinstance(each, int)))
@@ -194,9 +197,10 @@ def resolve_once(experiment: Experiment, model: UNetModel, seed: int, out: Path)
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
     note = out / "strategy.json"
-    noted = read_json(note) if note.is_file() else None
-    if isinstance(noted, dict) and noted.get("asked") == asked and noted.get("keep") in range(settings.M + 1):
-        return chosen(experiment, noted["keep"])
+    noted: Any = read_json(note) if note.is_file() else None
+    keep: Any = noted.get("keep") if isinstance(noted, dict) and noted.get("asked") == asked else None
+    if all(gathered([keep in range(settings.M + 1)])):  # together: what is found out anew takes all processes
+        return chosen(experiment, keep)
     running = resolve(experiment, model, seed)
     if rank() == 0:
         write_json(note, {"asked": asked, "keep": running.discovery.keep})
@@ -257,10 +261,9 @@ def measure(experiment: Experiment, model: UNetModel, seed: int, repeats: int = 
     free = free_mib(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before, reserved = gpu_memory(device, idle)[0], torch.cuda.memory_reserved(device)
+        before = gpu_memory(device, idle)[0]
         take_steps(step, device)
-        peak = (torch.cuda.max_memory_reserved(device) - reserved) / MIB
+        peak = gpu_memory(device, idle)[0] - before  # the allocator keeps its peak; kernels loaded on the way count too
     else:
         before = 0.0
         with watch_resident() as (baseline, peak_of, _):
@@ -344,15 +347,15 @@ def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: 
         )
 
     def objective() -> None:
+        trained.discriminator.requires_grad_(False)
         with autocast(device, settings.precision):
             seen = x.clone().requires_grad_()
             losses(settings, trained.reconstructor, trained.discriminator, x, seen, k, s)["loss"].backward()
+        trained.discriminator.requires_grad_(True)
 
     T = len(alpha_bar)
     first, shifted, regular = measured_pass(0, 0), measured_pass(1, 0), measured_pass(1, T)
-    trained.discriminator.requires_grad_(False)
     objective_mib = held_mib(objective)
-    trained.discriminator.requires_grad_(True)
     discriminator_mib = held_mib(lambda: train_discriminator(settings, trained, x, x))
 
     def once() -> None:
@@ -376,10 +379,10 @@ def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int =
     given = {"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed, "repeats": repeats}
     done = run_apart("hbench.plan", given)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["killed by the system, as it does when memory runs out"]
-        out_of_memory = done.returncode == -signal.SIGKILL or is_out_of_memory(RuntimeError(lines[-1]))
-        kind = DoesNotFitError if out_of_memory else HBenchError
-        raise kind(f"the probe of one step failed ({lines[-1]}): lower discovery.batch_size")
+        killed = done.returncode == -signal.SIGKILL
+        reason = "killed by the system, as it does when memory runs out" if killed else reason_of(done)
+        kind = DoesNotFitError if killed or is_out_of_memory(RuntimeError(reason)) else HBenchError
+        raise kind(f"the probe of one step failed ({reason}): lower discovery.batch_size")
     values = json.loads(done.stdout.splitlines()[-1])
     first, shifted, regular = (Pass(**values.pop(name)) for name in ("first", "shifted", "regular"))
     return Probe(first, shifted, regular, **values)

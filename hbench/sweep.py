@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hbench.apart import die_first, run_apart
+from hbench.apart import die_first, reason_of, run_apart
 from hbench.config import Experiment, parse_experiment
 from hbench.device import pick_device
 from hbench.diffusion import seed_of
@@ -214,11 +214,18 @@ def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool =
 
 
 def _other_processes(device: torch.device) -> list[int] | None:
-    return [pid for pid in gpu_processes(device) if pid != os.getpid()] if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    pids = list(gpu_processes(device))
+    if os.getpid() in pids:
+        pids.remove(os.getpid())
+    elif torch.cuda.max_memory_reserved(device):  # it has computed there, so in this container PIDs are the host's
+        pids = pids[1:]
+    return pids
 
 
 def measure_apart(cell: Cell) -> Row:
-    """What :func:`measure` finds in a fresh process; ``failed``, with the last line of its error, if it dies of one.
+    """What :func:`measure` finds in a fresh process; ``failed``, with its error, if it dies of one.
 
     What "auto" takes is found out in another one, whose probe would else leave memory behind that the steps use again.
     """
@@ -232,8 +239,7 @@ def measure_apart(cell: Cell) -> Row:
     if done.returncode == -signal.SIGKILL:
         return _empty(cell, "oom", "killed by the system, as it does when memory runs out")
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
-        return _empty(cell, "failed", lines[-1])
+        return _empty(cell, "failed", reason_of(done))
     return read_row(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -275,7 +281,9 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
     baseline, _ = gpu_memory(device, idle)
     if cell.memory_limit_mib is not None:
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, cell.memory_limit_mib * MIB / total), device.index or 0)
+        outside = baseline - torch.cuda.memory_reserved(device) / MIB  # the context, which the allocator does not count
+        room = max(0.0, cell.memory_limit_mib - outside) * MIB
+        torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), device.index or 0)
     seconds = _take_steps(cell, step, device, lambda: gpu_memory(device, idle)[0])
     memory, source = gpu_memory(device, idle)
     return replace(
@@ -299,12 +307,13 @@ def measured_line(
     few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 10)
     ends = (2 * few, 10 * few)  # so far apart that the noise of their memory does not tilt the line
     if strategy == "offload":  # asked first: a job that takes too much there can be killed as a whole
-        needed = predict(probe, experiment, ends[1], ends[1], "vanilla").memory_mib
+        # PyTorch rounds each block of pinned memory up to a power of two
+        needed = 2 * predict(probe, experiment, ends[1], ends[1], "vanilla").memory_mib
         allowed = SHARE_OF_FREE["cpu"] * free_mib(torch.device("cpu"))
         if needed > allowed:
             raise HBenchError(
-                f"offload, M = {ends[1]}: {needed:,.0f} MiB of graphs, and {allowed:,.0f} MiB of the CPU's memory may "
-                "be taken: lower discovery.batch_size"
+                f"offload, M = {ends[1]}: up to {needed:,.0f} MiB of graphs, where {allowed:,.0f} MiB of the CPU's "
+                "memory may be taken: lower discovery.batch_size"
             )
     short = cells(experiment, [strategy], ends, device=device, seed=seed, repeats=2)
     rows = [measure_apart(cell) for cell in short]

@@ -38,7 +38,7 @@ from hbench.models.shift import ShiftBlock, draw_shifts
 from hbench.progress import progress
 
 Reconstructor = LeNet | ResNet18
-Encode = Callable[[Tensor, Tensor], tuple[Tensor, list[Tensor], Tensor]]
+Encode = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, list[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UN
     Frozen, its weights in the networks' precision, compiled or with checkpointed blocks if the experiment says so.
 
     Raises:
-        HBenchError: it is to be compiled for the CPU, and there is no C++ compiler.
+        HBenchError: it is to be compiled, and there is no compiler.
     """
     settings = experiment.discovery
     frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
@@ -67,8 +67,10 @@ def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UN
     checkpoint_blocks(frozen, settings.checkpoint_blocks)
     if settings.compile:  # on CUDA also captured as CUDA graphs, and replayed for every timestep
         mode = "reduce-overhead" if device.type == "cuda" else None
-        if mode is None and not any(map(shutil.which, [os.environ.get("CXX", ""), "g++", "clang++"])):
-            raise HBenchError("discovery.compile = true needs a C++ compiler: install g++, or leave it out")
+        # Triton builds its launchers in C, the CPU's kernels are C++
+        variable, names = ("CC", ("gcc", "clang")) if mode else ("CXX", ("g++", "clang++"))
+        if not any(map(shutil.which, (os.environ.get(variable, ""), *names))):
+            raise HBenchError(f"discovery.compile = true needs a compiler: install {names[0]}, or leave it out")
         encode = torch.compile(frozen.encode, dynamic=False, mode=mode)
         frozen.encode = _with_own_outputs(encode) if mode else encode  # type: ignore[method-assign,assignment]
         frozen.decode = torch.compile(frozen.decode, dynamic=False, mode=mode)  # type: ignore[method-assign]
@@ -78,8 +80,8 @@ def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UN
 def _with_own_outputs(encode: Encode) -> Encode:
     """An encoder replayed as a CUDA graph, whose outputs may be kept: the next replay overwrites the graph's own."""
 
-    def encode_and_clone(x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        h, skips, emb = encode(x, t)
+    def encode_and_clone(x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
+        h, skips, emb = encode(x, t, y)
         return h.clone(), [skip.clone() for skip in skips], emb.clone()
 
     return encode_and_clone

@@ -100,7 +100,7 @@ def test_equals_finite_differences(how):
 def test_outputs_of_a_replayed_encoder_may_be_kept():
     memory = [torch.zeros(2) for _ in range(3)]  # as a CUDA graph's, written again by each replay
 
-    def replay(x, t):
+    def replay(x, t, y):
         for tensor in memory:
             tensor.copy_(x)
         return memory[0], [memory[1]], memory[2]
@@ -109,6 +109,13 @@ def test_outputs_of_a_replayed_encoder_may_be_kept():
     h, (skip,), emb = encode(torch.ones(2), None)
     encode(torch.full((2,), 7.0), None)
     assert all(torch.equal(tensor, torch.ones(2)) for tensor in (h, skip, emb))
+
+
+def test_a_replayed_encoder_serves_every_kind_of_step():
+    model, _, steps, x_T = unet_chain(4)
+    expected = run(steps, x_T)
+    model.encode = _with_own_outputs(model.encode)
+    assert torch.equal(run(steps, x_T), expected)
 
 
 def test_offload_moves_activations_only(monkeypatch):
@@ -323,7 +330,7 @@ def test_the_chain_never_asks_the_device_for_a_number(how):
 def test_compiling_without_a_compiler_is_refused(tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     wanted = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"compile": True})})
-    with pytest.raises(HBenchError, match=r"needs a C\+\+ compiler"):
+    with pytest.raises(HBenchError, match=r"needs a compiler: install g\+\+"):
         freeze(wanted, build_model(tiny), CPU)
 
 

@@ -61,6 +61,11 @@ def test_mistakes_are_one_line_that_names_the_fix(override, message):
     assert "\n" not in str(error.value)
 
 
+def test_settings_that_exclude_each_other():
+    with pytest.raises(HBenchError, match="use one of both"):
+        load_experiment("mnist16", ["discovery.compile=true", "discovery.strategy=offload"])
+
+
 def test_unknown_experiment_lists_the_known():
     with pytest.raises(HBenchError, match="choose one of afhq128, anime64"):
         load_experiment("mnist64")

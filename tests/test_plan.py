@@ -255,6 +255,6 @@ def test_offload_is_not_tried_where_it_would_crowd_the_memory(monkeypatch):
     monkeypatch.setattr("hbench.sweep.measure_apart", lambda cell: pytest.fail(f"tried {cell}"))
     monkeypatch.setattr("hbench.sweep.free_mib", lambda device: 10.0)
     with pytest.raises(
-        HBenchError, match=r"offload, M = \d+: [\d,]+ MiB of graphs, and 5 MiB of the CPU's memory may be"
+        HBenchError, match=r"offload, M = \d+: up to [\d,]+ MiB of graphs, where 5 MiB of the CPU's memory may be"
     ):
         measured_line(experiment, "offload", [3], PROBE, "cpu", 0)

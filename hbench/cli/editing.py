@@ -93,7 +93,6 @@ def properties(
     result, directions = measure(loaded, samples, pairs, seed, steps, quiet)
     save_directions(folder / "directions.safetensors", directions, loaded)
     write_text(folder / "timesteps.csv", result.timestep_table().to_csv(index=False))
-    write_results(folder, "properties", asdict(result), result.table(), origin, n=pairs, n_mean=samples)
     draw_properties(result, title, folder / "properties.png")
     recognised = result.accuracy_own.value[:-1]
     order = list(shown) or np.argsort(recognised)[::-1][:4].tolist()
@@ -101,6 +100,7 @@ def properties(
     images = compare(loaded, directions, order, values, examples, seed, steps)
     labels = [f"{k}: {plain(names[k])}" if k in names else f"direction {k}" for k in order]
     draw_sources(images, labels, values, title, folder / "edits.png")
+    write_results(folder, "properties", asdict(result), result.table(), origin, n=pairs, n_mean=samples)
 
     def shown_with_interval(name: str) -> str:
         estimate = getattr(result, name)
@@ -180,12 +180,14 @@ def edit(
     import torch
 
     from hbench.data import image_files, read_image
+    from hbench.edit import caption, invert, label, mean_square_error, psnr
     from hbench.edit import edit as generate_edits
-    from hbench.edit import invert, label, mean_square_error, psnr
     from hbench.files import sha256
     from hbench.grids import draw_edits
     from hbench.images import save_image, to_float
+    from hbench.load import load_names
 
+    names = load_names(run)
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
     experiment = loaded.experiment
     check_steps(experiment, steps, "--inversion-steps")
@@ -224,9 +226,8 @@ def edit(
         {"image": [str(file) for file in files], "mse": errors, "psnr": [psnr(mse) for mse in errors], "files": stems}
     )
     result = {"edits": edits, "images": table.to_dict("records")}
-    write_results(folder, "edit", result, table, origin, n=len(files))
 
-    columns = [*kinds[:2], *(label(each, digits=3) for each in edits)]
+    columns = [*kinds[:2], *(caption(each, names if shifts else {}) for each in edits)]
     shown = [" ".join(file.stem.split()) for file in files]
     shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in shown]
     rows = [f"{name}\n{psnr(mse):.1f} dB" for name, mse in zip(shown, errors, strict=True)]
@@ -236,6 +237,7 @@ def edit(
         click.echo(f"the picture shows the first {MOST_ROWS} of {len(images)} rows", err=True)
     title = f"{experiment.title}, {direction_source} directions, {steps} steps"
     draw_edits(images[:MOST_ROWS], columns, rows[:MOST_ROWS], [2], title, folder / "edits.png")
+    write_results(folder, "edit", result, table, origin, n=len(files))
     click.echo(f"see {folder / 'edits.png'}", err=True)
 
 
@@ -288,14 +290,14 @@ def _unfold(
     """
     import torch
 
-    from hbench.edit import label
+    from hbench.edit import caption
 
     ends = torch.full_like(images[:, :2, None].expand(-1, -1, samples, -1, -1, -1), float("nan"))
     ends[:, :, 0] = images[:, :2]
     squares = images[:, 2:].unflatten(1, (samples, samples))
     unfolded = torch.cat([ends.transpose(1, 2), squares], dim=2).flatten(0, 1)
-    columns = ["original", "reconstruction", *(label(each[:1], digits=3) for each in edits[:samples])]
-    seconds = [label(each[1:], digits=3) for each in edits[::samples]]
+    columns = ["original", "reconstruction", *(caption(each[:1]) for each in edits[:samples])]
+    seconds = [caption(each[1:]) for each in edits[::samples]]
     return unfolded, columns, [f"{name}\n{u}" if not i else u for name in names for i, u in enumerate(seconds)]
 
 

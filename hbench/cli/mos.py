@@ -185,13 +185,13 @@ def score(
         }
         for d in result.directions
     )
-    write_results(folder, "mos", asdict(result), table, origin, n=len(read))
     for number, run in enumerate(result.runs, start=1):
         if proposal := proposed_names(result, run.run):
             file = folder / ("names.txt" if len(result.runs) == 1 else f"names_{number}.txt")
             write_text(file, proposal)
             click.echo(f"names proposed for {run.run}: {file}", err=True)
     draw_mos(result, folder / "mos.png")
+    write_results(folder, "mos", asdict(result), table, origin, n=len(read))
     for run in result.runs:
         click.echo(
             f"{run.run}  MOS {_shown(run.mos, 'directions')}  marks {run.marks}  "

@@ -117,10 +117,10 @@ def vram_sweep(
         ordered = [rows[key] for key in sorted(rows)]
         table = pd.DataFrame([asdict(row) for row in ordered], columns=[field.name for field in fields(Row)])
         result = {"cells": [asdict(row) for row in ordered]}
-        complete = all(cell.key in rows for cell in wanted)
-        write_results(folder, NAME, result, table.drop(columns="step_seconds"), origin, complete=complete)
+        complete = all(cell.key in rows and rows[cell.key].status != "failed" for cell in wanted)
         if rows:
             draw_sweep(ordered, memory_limit, f"{title}\n{origin['device']}", folder / f"{NAME}.png")
+        write_results(folder, NAME, result, table.drop(columns="step_seconds"), origin, complete=complete)
 
     def add(row: Row) -> None:
         rows[row.key] = row

@@ -15,6 +15,7 @@ from hbench.curves import last_third, read_curves
 from hbench.errors import HBenchError
 from hbench.evaluate import Pairs, rca, traverse
 from hbench.fid import frechet_distance, lenet_reference, statistics
+from hbench.files import read_json
 from hbench.grids import direction_label
 from hbench.images import to_uint8
 from hbench.intervals import student
@@ -62,6 +63,11 @@ class Measured:
     fd_raw: float | None
     """FD (LeNet digits); None where there is no LeNet for the images."""
     fd_shifted: float | None
+    device: str
+    """Of the training, as are the rest; other threads round differently."""
+    threads: int
+    seconds: float
+    commit: str | None
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,7 @@ def measure_variants(
             found = rca(run, count, seed, quiet, on_pairs=pairs.append)
             (curves,) = read_curves([folder])
             late = last_third(curves.rows)
+            origin = read_json(folder / "provenance.json")
             rows.append(
                 Measured(
                     variant=variant,
@@ -185,6 +192,10 @@ def measure_variants(
                     D_shifted=late["D_shifted"],
                     fd_raw=lenet_distance([pair.x_0 for pair in pairs], lenet) if lenet else None,
                     fd_shifted=lenet_distance([pair.x_0_shifted for pair in pairs], lenet) if lenet else None,
+                    device=origin["device"],
+                    threads=origin["threads"],
+                    seconds=origin["wall_seconds"],
+                    commit=origin["git"] and origin["git"]["commit"],
                 )
             )
             if training_seed == seeds[0]:

@@ -121,8 +121,7 @@ def collect(folder: Path) -> Report:
 
 def not_run(experiment: Experiment, reason: str) -> Report:
     """The report of an experiment that was not run: the paper's numbers, and why there are none of ours."""
-    other = "fid-lenet-digits" if experiment.data.dataset == "folder" else "fid-inception-v3-compat"
-    wanted = [artifact for artifact in ARTIFACTS if artifact.item and artifact.folder != other]
+    wanted = [artifact for artifact in ARTIFACTS if artifact.published(experiment.paper)]
     return Report(None, experiment, [_missing(artifact, experiment, reason) for artifact in wanted], [])
 
 

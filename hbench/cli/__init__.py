@@ -41,6 +41,10 @@ class Group(click.Group):
         with only_process_0_prints():
             return super().main(*args, **kwargs)
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the work, not of the alphabet."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -96,22 +100,22 @@ def main(ctx: click.Context) -> None:
 
 
 for command in (
+    demo,
     pretrain,
+    sample,
+    plan,
     train,
+    train_curves,
     rca,
     traverse,
-    sample,
+    edit,
+    lenet,
     fid,
     properties,
-    edit,
     mos,
-    plan,
     vram_sweep,
-    train_curves,
     ablations,
-    lenet,
     reproduce,
     report,
-    demo,
 ):
     main.add_command(command)

@@ -26,10 +26,11 @@ from hbench.cli.options import (
 @click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
 @run_options
 def train_curves(runs: tuple[Path, ...], out: Path, overwrite: bool, device: str, seed: int, quiet: bool) -> None:
-    """Draw the training of each RUN in one picture: D on raw and shifted (Fig. 10), losses, accuracy.
+    """Draw the training of each RUN in one picture.
 
-    RUN is the folder of a "hbench train", finished or not. The table holds means over the last third of each run.
-    Nothing here is random or computed on a device: --seed and --device only go into the record.
+    D on raw and shifted samples (Fig. 10), losses, accuracy. RUN is the folder of a "hbench train", finished or not.
+    The table holds means over the last third of each run. Nothing here is random or computed on a device: --seed and
+    --device only go into the record.
 
     \b
     Example:
@@ -99,7 +100,9 @@ def ablations(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Train EXPERIMENT in full, with l1 or nothing in place of D, and per step; measure every run (Fig. 3, Sec. 4.4).
+    """Train and measure variants of EXPERIMENT.
+
+    In full, with l1 or nothing in place of D (Fig. 3), and with gradients per step (Sec. 4.4).
 
     With --over the variants are EXPERIMENT as it is and with each value in turn: what does a setting do?
     --resume skips finished runs, goes on with the others, and measures all of them again. --seed is that of the pairs

@@ -19,7 +19,9 @@ PAIRS, EXAMPLES = 1000, 4
 @run_options
 @click.pass_context
 def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str, seed: int, quiet: bool) -> None:
-    """Show the shipped directions, then discover new ones on the shipped model; about ten minutes on a laptop.
+    """Show the shipped directions, then discover new ones.
+
+    All on the shipped model, offline, in about ten minutes on a laptop.
 
     \b
     Example:

@@ -61,10 +61,10 @@ def properties(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Measure homogeneity, consistency and linearity of the directions of RUN.
+    """Measure homogeneity, consistency and linearity.
 
-    Compares edits with the sample's own direction, its mean over samples, and the time-invariant one, and writes the
-    mean directions as directions.safetensors, for --direction-source.
+    As in Fig. 9: compares edits with the sample's own direction, its mean over samples, and the time-invariant one,
+    and writes the mean directions as directions.safetensors, for --direction-source.
 
     \b
     Example:
@@ -166,10 +166,11 @@ def edit(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Edit real images along directions of RUN: each IMAGE is a picture of any size, or a folder of them.
+    """Edit real images along directions of RUN.
 
-    Inverts each image to x_T, says how well it is reconstructed, and generates it again with the given --shift (each
-    alone, and all together), with a --sweep, or with a --grid. Nothing is random here: --seed is only recorded.
+    As in Fig. 8. Each IMAGE is a picture of any size, or a folder of them. Inverts each image to x_T, says how well
+    it is reconstructed, and generates it again with the given --shift (each alone, and all together), with a --sweep,
+    or with a --grid. Nothing is random here: --seed is only recorded.
 
     \b
     Example:

@@ -39,7 +39,9 @@ def rca(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Measure how well the reconstructor of RUN tells its directions apart, on fresh pairs.
+    """Measure how well RUN's directions are recognised.
+
+    The RCA of Table 1: the accuracy of its reconstructor on fresh pairs.
 
     \b
     Example:
@@ -83,7 +85,14 @@ def rca(
 @run_argument
 @click.option("--examples", type=click.IntRange(min=1), default=6, show_default=True, help="Rows: random x_T.")
 @click.option("--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Columns: s from -S to S.")
-@click.option("--pairs", "count", type=click.IntRange(min=1), default=1000, show_default=True, help="To rank by.")
+@click.option(
+    "--pairs",
+    "count",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Fresh pairs that the order is measured on.",
+)
 @click.option("--rca", "measured", type=click.Path(path_type=Path), help='Rank by this rca.json of "hbench rca".')
 @source_options
 @result_options
@@ -102,9 +111,10 @@ def traverse(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Draw the grid of every direction of RUN, most recognisable first.
+    """Draw the grid of every direction of RUN.
 
-    Lines "index: name" of a names.txt in the run folder label the grids.
+    As in Figs. 1 and 5 to 7. The most recognisable comes first. Lines "index: name" of a names.txt in the run folder
+    label the grids.
 
     \b
     Example:
@@ -198,7 +208,7 @@ def sample(
 @click.option(
     "--feature-extractor",
     "extractor",
-    help="Of torch-fidelity those that are plain weights, or lenet-digits [default: inception-v3-compat; of digits "
+    help="One of torch-fidelity's that is plain weights, or lenet-digits [default: inception-v3-compat; of digits "
     "lenet-digits].",
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Of the extractor [default: its own].")
@@ -228,12 +238,11 @@ def fid(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Measure the Frechet distance of raw and shifted samples of RUN to real images.
+    """Measure the FID of raw and shifted samples.
 
-    \b
-    Digits, which Inception does not know, are compared in the features of a LeNet. Its weights, if not given those
-    shipped with mnist16, carry the statistics of MNIST's test images, so that FD needs no data set (KID does); "hbench
-    lenet" makes others.
+    As in Table 2. Digits, which Inception does not know, are compared in the features of a LeNet. Its weights, if not
+    given those shipped with mnist16, carry the statistics of MNIST's test images, so that FD needs no data set (KID
+    does); "hbench lenet" makes others.
 
     \b
     Example:

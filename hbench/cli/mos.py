@@ -16,7 +16,9 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what 
 
 @click.group()
 def mos() -> None:
-    """Measure the Mean Opinion Score of directions with people: sheets to mark, and the score of the marks.
+    """Ask people which directions mean something.
+
+    The Mean Opinion Score of Table 1: sheets to mark, and the score of the marks.
 
     \b
     Example:

@@ -61,7 +61,7 @@ class Task:
 
 @click.command()
 @click.argument("experiment")
-@click.option("--run", type=click.Path(path_type=Path), help="Of which run [default: the one shipped by that name].")
+@click.option("--run", type=click.Path(path_type=Path), help="Run to measure [default: the one shipped by that name].")
 @click.option("--from-scratch", is_flag=True, help="Train the model and its directions first.")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/reproduce/EXPERIMENT].")
 @click.option("--overwrite", is_flag=True, help="Replace results of other commands.")
@@ -81,11 +81,11 @@ def reproduce(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Make every artifact of the paper for EXPERIMENT, and the page that shows them.
+    """Make every artifact of the paper for EXPERIMENT.
 
-    Each artifact is one command, printed before it runs, in a folder of its own. Called again, it goes on where it
-    stopped: what is done is not done again. What cannot be run, without data for example, is marked so on the page.
-    Digits that the shipped LeNet does not fit get one of their own first.
+    Each artifact is one command, printed before it runs, in a folder of its own; a page shows them all. Called again,
+    it goes on where it stopped: what is done is not done again. What cannot be run, without data for example, is
+    marked so on the page. Digits that the shipped LeNet does not fit get one of their own first.
 
     \b
     Example:
@@ -113,7 +113,7 @@ def reproduce(
     write_json(folder / MADE_OF, origin)
     common = ["--device", device, "--seed", str(seed)] + (["--quiet"] if quiet else [])
 
-    reasons = {"mos/score": 'it needs people: hand out the sheets in mos/, then "hbench mos score"'}
+    reasons = {"mos/score": 'it needs people: hand out the sheets of "hbench mos export", then "hbench mos score"'}
     if settings.data.dataset != "folder":
         reasons["fid-inception-v3-compat"] = "Inception knows no digits: the FD in LeNet features stands in"
     todo = tasks(settings, experiment, run, folder, data_root, download, common, from_scratch)

@@ -17,10 +17,11 @@ from hbench.cli.options import result_folder
 def report(
     runs: tuple[Path, ...], out: Path | None, summary: Path | None, not_run: tuple[tuple[str, str], ...]
 ) -> None:
-    """Write one page of all that was measured for each RUN: every picture, and ours beside the paper's numbers.
+    """Write one page of all that was measured for RUNs.
 
-    RUN is a run folder, a shipped run that was measured, or any folder of results. report.html needs no other file;
-    report.md, report.csv and report.json lie beside it. An earlier report is replaced: it holds nothing of its own.
+    Every picture, and our numbers beside the paper's. RUN is a run folder, a shipped run that was measured, or any
+    folder of results. report.html needs no other file; report.md, report.csv and report.json lie beside it. An
+    earlier report is replaced: it holds nothing of its own.
 
     \b
     Example:

@@ -38,13 +38,15 @@ m_option = click.option(
 @click.command("vram-sweep")
 @experiment_options
 @m_option
-@click.option("--strategies", default="vanilla,node,torch-checkpoint", show_default=True, help="Also auto, offload.")
-@click.option("--batch-size", type=click.IntRange(min=2), help="Images a step [default: EXPERIMENT's for it].")
+@click.option("--strategies", default="vanilla,node,torch-checkpoint", show_default=True, help="Also: auto, offload.")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Pairs a step [default: EXPERIMENT's for sweeps].")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed steps of each cell.")
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the networks [default: EXPERIMENT's]."
 )
-@click.option("--memory-limit", callback=_mebibytes, help="More is out of memory, as on a smaller card: 24GiB, 800MiB.")
+@click.option(
+    "--memory-limit", callback=_mebibytes, help="Count more as out of memory, as on a smaller card: 24GiB, 800MiB."
+)
 @click.option("--allow-busy", is_flag=True, help="Measure although another process is on the GPU.")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/EXPERIMENT/vram-sweep].")
 @click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
@@ -68,10 +70,11 @@ def vram_sweep(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Measure memory and throughput of training EXPERIMENT against M, for each way to back-propagate (Fig. 4).
+    """Measure memory and speed of training against M.
 
-    Each cell of the table takes real training steps in a process of its own, new raw pairs included. The columns
-    memory_source and status say how its memory was read, and whether it ran out of it. An image is a training pair.
+    As in Fig. 4, for each way to back-propagate. Each cell of the table takes real training steps in a process of its
+    own, new raw pairs included. The columns memory_source and status say how its memory was read, and whether it ran
+    out of it. An image is a training pair.
 
     \b
     Example:
@@ -155,11 +158,12 @@ def plan(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Predict memory and speed of training EXPERIMENT for each strategy over M, and which one "auto" takes.
+    """Predict memory and speed of training EXPERIMENT.
 
-    Measures one short training step for node, vanilla and auto, which needs the memory of node only, and a few short
-    steps for each other strategy; one that does not fit is left out, and said so. The memory is what "hbench
-    vram-sweep" would measure. "auto" keeps the graphs of the last "keep" steps of M: 0 is node, M vanilla.
+    For each strategy over M, and which one "auto" takes. Measures one short training step for node, vanilla and auto,
+    which needs the memory of node only, and a few short steps for each other strategy; one that does not fit is left
+    out, and said so. The memory is what "hbench vram-sweep" would measure. "auto" keeps the graphs of the last "keep"
+    steps of M: 0 is node, M vanilla.
 
     \b
     Example:

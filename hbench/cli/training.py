@@ -84,7 +84,7 @@ def train(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Discover directions in the h-space of EXPERIMENT's frozen diffusion model.
+    """Discover directions of a frozen diffusion model.
 
     --model takes a folder or file of hbench (or the name of a shipped run), or a .pt state dict of guided-diffusion.
 
@@ -134,9 +134,9 @@ def lenet(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Train the digit LeNet whose features "hbench fid" uses, on the labelled images of EXPERIMENT.
+    """Train the digit LeNet whose features fid uses.
 
-    It is so small that it is trained on the CPU, whatever --device says.
+    On the labelled images of EXPERIMENT. It is so small that it is trained on the CPU, whatever --device says.
 
     \b
     Example:

@@ -21,7 +21,7 @@ from hbench.models.adm import UNetModel
 from hbench.progress import progress
 from hbench.provenance import piece_of, provenance, write_provenance
 from hbench.runs import Metrics, load_checkpoint, save_checkpoint, stop_requests
-from hbench.weights import save_weights, write_experiment
+from hbench.weights import save_weights, tensors_sha256, write_experiment
 
 GRID_SAMPLES, GRID_STEPS = 64, 20  # of the sample grids
 
@@ -138,7 +138,7 @@ def pretrain(
         return True
     weights = out / "model.safetensors"
     save_weights(weights, average.module, experiment, "model", settings.weights)
-    write_provenance(out, origin, earlier, weights_sha256=sha256(weights))
+    write_provenance(out, origin, earlier, weights_sha256=sha256(weights), model_tensors_sha256=tensors_sha256(weights))
     return True
 
 

@@ -22,7 +22,7 @@ from hbench.progress import progress
 from hbench.provenance import piece_of, provenance, write_provenance
 from hbench.runs import Metrics, load_checkpoint, save_checkpoint, stop_requests
 from hbench.training_step import Trained, freeze, initial, raw_pairs, train_step
-from hbench.weights import load_weights, save_weights, write_experiment
+from hbench.weights import load_weights, save_weights, tensors_sha256, write_experiment
 
 
 def train(
@@ -133,5 +133,6 @@ def train(
         save_weights(out / f"{role}.safetensors", module, experiment, role, settings.weights)
         hashes[role] = sha256(out / f"{role}.safetensors")
     strategy = {"strategy": running.discovery.strategy, "keep": running.discovery.keep}
-    write_provenance(out, origin, earlier, weights_sha256=hashes, **strategy)
+    trained_on = tensors_sha256(out / "model.safetensors")
+    write_provenance(out, origin, earlier, weights_sha256=hashes, model_tensors_sha256=trained_on, **strategy)
     return True

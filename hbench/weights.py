@@ -1,5 +1,6 @@
 """Weights and experiments on disk: safetensors that carry their configuration; code in a file is never run."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,6 +85,13 @@ def load_weights(path: Path, module: nn.Module, role: str) -> None:
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     load_tensors(module, tensors, str(path))
+
+
+def tensors_sha256(path: Path) -> str:
+    """SHA-256 of a safetensors file without its header: the same weights have the same, whatever settings they carry."""
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

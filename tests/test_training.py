@@ -160,7 +160,7 @@ def test_training_moves_only_what_it_should(tmp_path, tiny, tiny_model):
     assert shift_block["out_weight"].abs().sum() > 0
 
 
-def test_a_run_folder_holds_its_whole_record(tiny_run):
+def test_a_run_folder_holds_its_whole_record(tiny_run, tiny_model):
     for name in ("model", "shift_block", "reconstructor", "discriminator"):
         assert (tiny_run / f"{name}.safetensors").is_file()
     for name in ("curves.png", "metrics.csv", "metrics.jsonl", "experiment.json", "checkpoint.json"):
@@ -169,6 +169,8 @@ def test_a_run_folder_holds_its_whole_record(tiny_run):
     assert record["title"] == "Digits16-400-3-3-5"
     assert record["seed"] == 0
     assert record["experiment"]["discovery"]["K"] == 3
+    pretrained = json.loads((tiny_model / "provenance.json").read_text())
+    assert record["model_tensors_sha256"] == pretrained["model_tensors_sha256"]
     assert set(record["weights_sha256"]) == {"model", "shift_block", "reconstructor", "discriminator"}
     rows = pd.read_csv(tiny_run / "metrics.csv")
     assert {"loss", "accuracy", "D_raw", "D_shifted"} <= set(rows.columns)

@@ -129,7 +129,7 @@ def ablations(
     from hbench.grids import draw_directions
     from hbench.load import model_to_train_on
     from hbench.provenance import provenance
-    from hbench.weights import save_weights, write_experiment
+    from hbench.weights import save_weights, tensors_sha256, write_experiment
 
     place = pick_device(device)
     variants = asked or PAPER
@@ -162,6 +162,8 @@ def ablations(
     write_text(folder / "summary.csv", summary.to_csv(index=False))
     hashes = {path.stem: sha256(path) for path in (folder / "model.safetensors", weights) if path}
     values = {"runs": result.table.to_dict("records"), "summary": summary.to_dict("records")}
-    write_results(folder, "ablations", values, result.table, origin, n=count, weights_sha256=hashes)
+    trained_on = tensors_sha256(folder / "model.safetensors")
+    details = {"n": count, "weights_sha256": hashes, "model_tensors_sha256": trained_on}
+    write_results(folder, "ablations", values, result.table, origin, **details)
     click.echo(summary.round(4).to_string(index=False))
     click.echo(f"see {folder / 'ablations.png'} and {folder / 'directions.png'}", err=True)

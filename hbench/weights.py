@@ -88,7 +88,7 @@ def load_weights(path: Path, module: nn.Module, role: str) -> None:
 
 
 def tensors_sha256(path: Path) -> str:
-    """SHA-256 of a safetensors file without its header: the same weights have the same, whatever settings they carry."""
+    """SHA-256 of a safetensors file without its header: that of the same weights, under whatever settings."""
     with path.open("rb") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         return hashlib.file_digest(file, "sha256").hexdigest()

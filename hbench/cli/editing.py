@@ -183,6 +183,7 @@ def edit(
     from hbench.data import image_files, read_image
     from hbench.edit import caption, invert, label, mean_square_error, psnr
     from hbench.edit import edit as generate_edits
+    from hbench.figures import plain
     from hbench.files import sha256
     from hbench.grids import draw_edits
     from hbench.images import save_image, to_float
@@ -228,7 +229,11 @@ def edit(
     )
     result = {"edits": edits, "images": table.to_dict("records")}
 
-    columns = [*kinds[:2], *(caption(each, names if shifts else {}) for each in edits)]
+    title = f"{experiment.title}, {direction_source} directions, {steps} steps"
+    columns = [*kinds[:2], *(caption(each, names) for each in edits)]
+    if swept is not None:
+        title += "\n" + ": ".join([f"direction {swept}", *([names[swept]] if swept in names else [])])
+        columns = [*kinds[:2], *(f"s = {s:.3g}" for ((_, s),) in edits)]
     shown = [" ".join(file.stem.split()) for file in files]
     shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in shown]
     rows = [f"{name}\n{psnr(mse):.1f} dB" for name, mse in zip(shown, errors, strict=True)]
@@ -236,8 +241,7 @@ def edit(
         images, columns, rows = _unfold(images, edits, rows, samples)
     if len(images) > MOST_ROWS:
         click.echo(f"the picture shows the first {MOST_ROWS} of {len(images)} rows", err=True)
-    title = f"{experiment.title}, {direction_source} directions, {steps} steps"
-    draw_edits(images[:MOST_ROWS], columns, rows[:MOST_ROWS], [2], title, folder / "edits.png")
+    draw_edits(images[:MOST_ROWS], columns, rows[:MOST_ROWS], [2], plain(title), folder / "edits.png")
     write_results(folder, "edit", result, table, origin, n=len(files))
     click.echo(f"see {folder / 'edits.png'}", err=True)
 

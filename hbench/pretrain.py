@@ -40,9 +40,9 @@ def pretrain(
     """Whether training is complete; False when it was stopped early, with a checkpoint to resume from.
 
     Writes to ``out``: ``model.safetensors`` (the average, when complete), sample grids, metrics, curves, checkpoint and
-    provenance. Everything random in a step follows from (seed, step), so a resumed run ends with the same bits.
-    Several processes call it alike and share each batch, and the first of them writes; only dropout depends on their
-    number.
+    provenance. Everything random in a step follows from (seed, step), so a resumed run ends as if it had never stopped,
+    on the CPU with the same bits. Several processes call it alike and share each batch, and the first of them writes;
+    only dropout depends on their number.
 
     Args:
         experiment: what to train and how.
@@ -101,16 +101,10 @@ def pretrain(
                 group["lr"] = settings.lr * lr_factor(settings, step)
 
             x_0 = to_float(images[torch.randint(len(images), (settings.batch_size,))])
-            x_0, t, eps = (shard(v).to(device) for v in (x_0, *draw_noise(x_0, len(alpha_bar))))
+            x_0, t, eps = (shard(v) for v in (x_0, *draw_noise(x_0, len(alpha_bar))))
             if world_size() > 1:
                 torch.manual_seed(seed_of(seed, step, 3, rank()))  # of dropout: other masks on each process
-            loss = eps_mse(model, alpha_bar, x_0, t, eps, settings)
-            value = mean({"loss": loss.item()})["loss"]
-            if not math.isfinite(value):
-                raise HBenchError(
-                    f"step {step}: the loss is {value}: train again in another --out, with a lower pretrain.lr "
-                    "or in float32"
-                )
+            loss = eps_mse(model, alpha_bar, x_0.to(device), t, eps.to(device), settings)
             optimizer.zero_grad()
             loss.backward()
             average_gradients(model.parameters())
@@ -118,6 +112,12 @@ def pretrain(
             optimizer.step()
             average.update_parameters(model)
 
+            value = mean({"loss": loss.item()})["loss"]  # the step's only reading from the device
+            if not math.isfinite(value):
+                raise HBenchError(
+                    f"step {step}: the loss is {value}: train again in another --out, with a lower pretrain.lr "
+                    "or in float32"
+                )
             done = step + 1
             if metrics:
                 metrics.log(step, {"loss": value})
@@ -153,11 +153,11 @@ def draw_noise(x_0: Tensor, T: int) -> tuple[Tensor, Tensor]:
 
 
 def eps_mse(model: UNetModel, alpha_bar: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, settings: Pretrain) -> Tensor:
-    """Mean squared error of the predicted eps at the timesteps t [B]; scalar."""
-    alpha_bar_t = alpha_bar[t.cpu()].float().to(x_0.device)[:, None, None, None]
+    """Mean squared error of the predicted eps at the timesteps t [B], which are on the CPU; scalar."""
+    alpha_bar_t = alpha_bar[t].float().to(x_0.device)[:, None, None, None]
     x_t = alpha_bar_t.sqrt() * x_0 + (1 - alpha_bar_t).sqrt() * eps
     with autocast(x_0.device, settings.precision):
-        output = model(x_t, t)
+        output = model(x_t, t.to(x_0.device))
     return nn.functional.mse_loss(output[:, : x_0.shape[1]].float(), eps)
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def provenance(experiment: Experiment | None, device: torch.device, seed: int, *
         "title": experiment.title if experiment else None,
         "experiment": experiment.model_dump(mode="json") if experiment else None,
         "git": _git_state(),
-        "versions": {"hbench": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": {"hbench": __version__, "python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "driver": _driver_version() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
@@ -75,6 +75,13 @@ def write_provenance(
     seconds = round(sum(piece["wall_seconds"] for piece in pieces), 1)
     resumed = {"pieces": pieces} if earlier else {}
     write_json(folder / "provenance.json", {**known, "wall_seconds": seconds, **resumed, **details})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # one that this command did not need
+        return None
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -24,8 +24,10 @@ from hbench.weights import MADE_BY, check_finite, check_format, load_pickled
 
 CHECKPOINT = "checkpoint.json"
 """Which file holds the last checkpoint, its SHA-256, and whose it is."""
-WITHOUT_EFFECT = {"strategy", "keep", "memory_budget", "checkpoint_blocks", "checkpoint_every", "sample_every"}
-"""Settings that do not change the result, but memory, time and what is written on the way: resume with any."""
+WITHOUT_EFFECT = {
+    "strategy", "keep", "memory_budget", "checkpoint_blocks", "compile", "checkpoint_every", "sample_every"
+}  # fmt: skip
+"""Settings of memory, time and what is written on the way, which change the result by rounding alone: resume with any."""
 Stage = Literal["pretrain", "discovery"]
 """What is trained: the section of its settings."""
 

@@ -8,7 +8,7 @@ from conftest import TINY
 from hbench import sweep
 from hbench.chain import backpropagate
 from hbench.config import load_experiment
-from hbench.device import autocast
+from hbench.device import autocast, pick_device
 from hbench.diffusion import alpha_bar_schedule, generation_steps, timesteps
 from hbench.directions import own
 from hbench.memory import MIB
@@ -17,11 +17,15 @@ from hbench.models.shift import draw_shifts
 from hbench.plan import measure_apart, predict
 from hbench.training_step import freeze, initial, raw_pairs, train_step
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and to be called alone")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and to be called alone"),
+    pytest.mark.filterwarnings("default"),  # CUDA libraries say once that they make a context, or are a prototype
+]
 CUDA = torch.device("cuda")
 
 
 def setup(**discovery):
+    pick_device("cuda")  # float32 is float32
     experiment = load_experiment("digits16", [*TINY, "discovery.pool=0", "discovery.M=5"])
     experiment = experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=discovery)})
     torch.manual_seed(0)
@@ -58,7 +62,6 @@ def test_strategies_agree(strategy):
     assert torch.cosine_similarity(gradient(strategy, precision="bfloat16"), expected, dim=0) > 0.98
 
 
-@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("strategy", [{"strategy": "node"}, {"strategy": "vanilla"}])
 def test_compiled_and_replayed_steps_give_the_same_gradients(strategy):
     eager = gradient(strategy, precision="float32")
@@ -72,8 +75,8 @@ def test_a_training_step_never_waits_for_the_device_inside_the_chain():
     k, s = (v.to(CUDA) for v in draw_shifts(4, 3, 5.0, 0.5))
     x_T = torch.randn(4, 1, 16, 16).to(CUDA)
     steps = generation_steps(model, alpha_bar_schedule(), timesteps(5), own(block, k, s), 400)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         backpropagate(steps, x_T, lambda x: x.square().mean())
     finally:
         torch.cuda.set_sync_debug_mode("default")

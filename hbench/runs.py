@@ -27,7 +27,7 @@ CHECKPOINT = "checkpoint.json"
 WITHOUT_EFFECT = {
     "strategy", "keep", "memory_budget", "checkpoint_blocks", "compile", "checkpoint_every", "sample_every"
 }  # fmt: skip
-"""Settings of memory, time and what is written on the way, which change the result by rounding alone: resume with any."""
+"""Settings of memory, time and output on the way, which change the result by rounding alone: resume with any."""
 Stage = Literal["pretrain", "discovery"]
 """What is trained: the section of its settings."""
 

@@ -41,8 +41,8 @@ def train(
 
     Writes to ``out``: the frozen model, shift block, reconstructor and discriminator as safetensors, metrics, curves,
     checkpoint and provenance; the folder needs nothing but itself. Everything random in a step follows from
-    (seed, step), so a resumed run ends as if it had never stopped, on the CPU with the same bits. Several processes call
-    it alike and share each batch; the first of them writes.
+    (seed, step), so a resumed run ends as if it had never stopped, on the CPU with the same bits. Several processes
+    call it alike and share each batch; the first of them writes.
 
     Args:
         experiment: what to train and how.

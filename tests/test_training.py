@@ -16,6 +16,8 @@ from hbench.data import load_images
 from hbench.errors import HBenchError
 from hbench.load import load_model
 from hbench.pretrain import lr_factor, pretrain
+from hbench.provenance import provenance
+from hbench.runs import read_checkpoint
 from hbench.train import train
 
 CPU = torch.device("cpu")
@@ -137,9 +139,18 @@ def test_resume_takes_settings_that_do_not_matter(tmp_path, tiny, tiny_model):
     model = load_model(tiny_model, tiny)
     assert not train(tiny, model, discovery, device=CPU, max_minutes=1e-6, quiet=True)
     assert train(load_experiment("digits16", [*TINY, "pretrain.steps=9"]), model, discovery, device=CPU, resume=True)
+    compiled = load_experiment("digits16", [*TINY, "discovery.compile=true"])
+    assert read_checkpoint(discovery, compiled, 0, "discovery")["step"] == 4
     other = load_experiment("digits16", [*TINY, "discovery.K=7"])
     with pytest.raises(HBenchError, match=r"was started with discovery\.K = 3"):
         train(other, model, discovery, device=CPU, resume=True)
+
+
+def test_a_package_that_no_command_needed_may_be_missing(monkeypatch):
+    monkeypatch.setattr("hbench.provenance.PACKAGES", ("torch", "no-such-package"))
+    versions = provenance(None, CPU, 0)["versions"]
+    assert versions["torch"] == torch.__version__
+    assert versions["no-such-package"] is None
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):

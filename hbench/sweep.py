@@ -195,7 +195,7 @@ def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool =
     with stop_requests(None) as stop_reason, progress(total=len(todo), unit="cell", quiet=quiet) as bar:
         for number, cell in enumerate(todo, start=1):
             strategy, M = cell.key
-            bar.set_description(f"{strategy}, M = {M}")
+            bar.set_description_str(f"{strategy}, M = {M}")
             others = _other_processes(torch.device(cell.device))
             if others and not allow_busy:
                 raise HBenchError(

@@ -239,7 +239,7 @@ def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
 
     assert "already holds results" in refused(*run, "--model", tiny_model)
     other = [*run, "--set", "model.channel_mult=[1,2]", "--model", "mnist16", "--resume"]
-    assert "was trained with model.channel_mult = (1, 2), not" in refused(*other)
+    assert "was trained with model.channel_mult = (1, 2, 2), not (1, 2)" in refused(*other)
     line = refused(*run, "--seeds", "0", "--resume", "--set", "discovery.lr=0.5")
     assert "full-seed0: was started with discovery.lr" in line
 

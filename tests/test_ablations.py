@@ -252,9 +252,9 @@ def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
     table = pd.read_csv(out / "ablations.csv")
     assert table["variant"].tolist() == ["full", "l1", "none", "per-step"]
     assert table["fd_raw"].isna().all()
-    (run, *_) = json.loads((out / "ablations.json").read_text())["runs"]
-    assert run["fd_raw"] is None
-    assert (run["threads"], run["seconds"] > 0) == (1, True)
+    (measured, *_) = json.loads((out / "ablations.json").read_text())["runs"]
+    assert measured["fd_raw"] is None
+    assert (measured["threads"], measured["seconds"] > 0) == (1, True)
     settings = json.loads((out / "per-step-seed0" / "experiment.json").read_text())["discovery"]
     assert (settings["fidelity"], settings["gradient"]) == ("adversarial", "per-step")
 

@@ -21,7 +21,7 @@ from hbench.directions import (
     time_invariant,
     together,
 )
-from hbench.edit import edit, grid, invert, label, mean_square_error, psnr, singly_and_together, sweep
+from hbench.edit import caption, edit, grid, invert, label, mean_square_error, psnr, singly_and_together, sweep
 from hbench.errors import HBenchError
 from hbench.evaluate import generate, noise, rca, shift_interval, traverse
 from hbench.load import load_run
@@ -269,7 +269,9 @@ def test_what_is_asked_for_in_words_and_numbers():
     assert sweep(3, 5, 3) == [((3, -5),), ((3, 0),), ((3, 5),)]
     assert grid(3, 7, 5, 2) == [((3, -5), (7, 5)), ((3, 5), (7, 5)), ((3, -5), (7, -5)), ((3, 5), (7, -5))]
     assert label(((3, 2.5), (7, -1.0))) == "3=2.5 7=-1"
-    assert label(((3, 10 / 3),), digits=3) == "3=3.33"
+    assert caption(((3, 10 / 3),)) == "3, s = 3.33"
+    assert caption(((3, 2.5),), {3: "upright to slanted"}) == "3, s = 2.5\nupright to slanted"
+    assert caption(((3, 2.5), (7, -1.0)), {3: "thin"}) == "3, s = 2.5\n7, s = -1"
 
 
 def test_psnr_by_hand():

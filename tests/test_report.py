@@ -39,7 +39,7 @@ def test_the_page_holds_every_number_and_picture(results, tmp_path):
     write_pages([report], tmp_path)
     page = (tmp_path / "report.html").read_text()
     found = json.loads((results / "rca" / "rca.json").read_text())
-    assert f'<td>{found["accuracy"]:.3f}</td>' in page
+    assert f"<td>{found['accuracy']:.3f}</td>" in page
     assert f"[{found['interval'][0]:.3f}, {found['interval'][1]:.3f}]" in page
     assert "8 pairs" in page
     assert page.count("data:image/png;base64,") == 2

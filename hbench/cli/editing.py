@@ -232,7 +232,7 @@ def edit(
     title = f"{experiment.title}, {direction_source} directions, {steps} steps"
     columns = [*kinds[:2], *(caption(each, names) for each in edits)]
     if swept is not None:
-        title += "\n" + ": ".join([f"direction {swept}", *([names[swept]] if swept in names else [])])
+        title += f"\ndirection {swept}" + (f": {names[swept]}" if swept in names else "")
         columns = [*kinds[:2], *(f"s = {s:.3g}" for ((_, s),) in edits)]
     shown = [" ".join(file.stem.split()) for file in files]
     shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in shown]

@@ -152,9 +152,10 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.reshape(batch, 3, self.num_heads, -1, flat.shape[-1]).unbind(1)
         else:  # [heads, 3, channels per head]
             q, k, v = qkv.reshape(batch, self.num_heads, 3, -1, flat.shape[-1]).unbind(2)
-        if x.is_cuda:  # its fused kernels need the channels last; on the CPU small ones in bfloat16 would be slower
-            q, k, v = (each.mT.contiguous().mT for each in (q, k, v))
-        h = F.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT.reshape(batch, channels, -1)
+        q, k, v = q.mT, k.mT, v.mT
+        if x.is_cuda:  # its fused kernels need the channels last in memory; on the CPU small ones would be slower
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        h = F.scaled_dot_product_attention(q, k, v).mT.reshape(batch, channels, -1)
         out: Tensor = flat + self.proj_out(h)
         return out.reshape(batch, channels, *spatial)
 

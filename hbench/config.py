@@ -4,15 +4,9 @@ A run is a named file of ``experiments/``, changed only by ``--set section.key=v
 saved with every run and inside every weights file, so that a run folder explains itself.
 """
 
-import difflib
-import tomllib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from hbench.errors import HBenchError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -130,8 +124,8 @@ class Discovery(Section):
     by values that no image has, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
     reconstructor: Literal["lenet", "resnet18"]
     strategy: Literal["auto", "node", "vanilla", "offload", "torch-checkpoint"] = "auto"
-    """How to back-propagate through the chain (hbench.chain): all give the same gradients. "auto" measures one step and
-    takes "node" with as many kept graphs as fit into ``memory_budget``."""
+    """How to back-propagate through the chain (hbench.core.chain): all give the same gradients. "auto" measures one
+    step and takes "node" with as many kept graphs as fit into ``memory_budget``."""
     keep: int = Field(default=0, ge=0)
     """With strategy = "node": of so many steps, the last ones, the graph is kept instead of recomputed."""
     memory_budget: float | None = Field(default=None, gt=0)
@@ -240,100 +234,3 @@ class Experiment(Section):
         if self.discovery.fidelity == "l1" and not self.discovery.min_magnitude:
             raise ValueError('discovery.fidelity = "l1" divides by |s|: make discovery.min_magnitude positive')
         return self
-
-
-def experiments_folder() -> Path:
-    """The folder of the experiment files: inside an installed package, beside it in a checkout."""
-    installed = Path(__file__).parent / "experiments"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "experiments"
-
-
-def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment called ``name`` (or the TOML file at that path), with ``section.key=value`` overrides.
-
-    Raises:
-        HBenchError: no such experiment, unreadable TOML, unknown key, or a value out of range.
-    """
-    path = Path(name) if name.endswith(".toml") else experiments_folder() / f"{name}.toml"
-    if not path.is_file():
-        known = sorted(p.stem for p in experiments_folder().glob("*.toml"))
-        raise HBenchError(f'no experiment "{name}": choose one of {", ".join(known)}, or give the path of a .toml file')
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise HBenchError(f"{path}: not valid TOML: {error}") from error
-    if "name" in values:  # it would say where results go
-        raise HBenchError(f'{path}: unknown key "name": an experiment has the name of its file')
-    for each in overrides:
-        _apply_override(values, each)
-    return parse_experiment({**values, "name": path.stem}, source=str(path))
-
-
-def parse_experiment(values: dict[str, Any], source: str) -> Experiment:
-    """Validated settings from plain values; ``source`` names their origin in error messages."""
-    try:
-        return Experiment.model_validate(values)
-    except ValidationError as error:
-        raise HBenchError(f"{source}: {_first_problem(error)}") from error
-
-
-def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """The experiment with other settings, each ``section.key=value``.
-
-    Raises:
-        HBenchError: unknown key, or a value out of range.
-    """
-    values = experiment.model_dump()
-    for each in overrides:
-        _apply_override(values, each)
-    return parse_experiment(values, source=", ".join(overrides))
-
-
-def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
-    """Variants from "section.key=value,value,…": the experiment as it is, then each of these values alone.
-
-    Raises:
-        HBenchError: one is not of that form, or names no [discovery] setting.
-    """
-    variants: dict[str, list[str]] = {"as it is": []}
-    for each in over:
-        key, separator, values = each.partition("=")
-        if not separator or not key.startswith("discovery."):
-            raise HBenchError(f'--over {each}: write "discovery.key=value,value", for example discovery.S=2,5')
-        name = key.removeprefix("discovery.")
-        variants |= {f"{name}={value.strip()}": [f"{key}={value}"] for value in values.split(",")}
-    return variants
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not (separator and dot and section and name):
-        raise HBenchError(f'--set {override}: write "section.key=value", for example discovery.K=16')
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text.strip()  # an unquoted string
-    table = values.setdefault(section, {})
-    if section == "name" or not isinstance(table, dict):
-        raise HBenchError(f"--set {override}: {section} is not a section")
-    table[name] = value
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        section: type[BaseModel] = Experiment
-        for part in problem["loc"][:-1]:
-            annotation = section.model_fields[str(part)].annotation
-            section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
-        valid = list(section.model_fields)
-        lower = {key.lower(): key for key in valid}
-        near = difflib.get_close_matches(str(problem["loc"][-1]).lower(), lower, n=1, cutoff=0.5)
-        hint = f'did you mean "{lower[near[0]]}"?' if near else f"valid keys: {', '.join(valid)}"
-        return f'unknown key "{where}": {hint}'
-    if problem["type"] == "missing":
-        return f'missing key "{where}"'
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where} = {problem['input']!r}: {message[0].lower()}{message[1:]}" if where else message

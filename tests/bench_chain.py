@@ -18,11 +18,8 @@ import torch
 from scipy.stats import bootstrap
 from torch.utils.flop_counter import FlopCounterMode
 
-from hbench import sweep
-from hbench.chain import backpropagate
-from hbench.config import load_experiment
-from hbench.device import autocast, pick_device
-from hbench.diffusion import (
+from hbench.core.chain import backpropagate
+from hbench.core.diffusion import (
     alpha_bar_schedule,
     direction_to_x_t,
     generation_steps,
@@ -32,12 +29,18 @@ from hbench.diffusion import (
     timesteps,
     transitions,
 )
-from hbench.directions import own
-from hbench.load import load_model
+from hbench.core.directions import own
+from hbench.evaluation import vram_sweep as sweep
+from hbench.experiments import load_experiment
 from hbench.models.shift import draw_shifts
-from hbench.plan import measure, predict, resolve
-from hbench.provenance import provenance
-from hbench.training_step import freeze, initial, judge, losses, raw_pairs, train_discriminator, train_step
+from hbench.runtime.device import autocast, pick_device
+from hbench.store.provenance import provenance
+from hbench.store.run import load_model
+from hbench.training.cost import predict
+from hbench.training.freeze import freeze
+from hbench.training.probe import measure
+from hbench.training.step import initial, judge, losses, raw_pairs, train_discriminator, train_step
+from hbench.training.strategy import resolve
 
 DEVICE = pick_device("auto")
 ROUNDS, WARM_UP = 7, 1

@@ -17,14 +17,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import hbench.models.batch_norm
-from hbench import distributed
-from hbench.config import load_experiment
-from hbench.diffusion import timesteps
-from hbench.files import write_json
-from hbench.load import load_model
+from hbench.core.diffusion import timesteps
+from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
-from hbench.provenance import provenance, write_provenance
-from hbench.training_step import initial, raw_pairs, train_step
+from hbench.runtime import distributed
+from hbench.store.files import write_json
+from hbench.store.provenance import provenance, write_provenance
+from hbench.store.run import load_model
+from hbench.training.step import initial, raw_pairs, train_step
 
 SETTINGS = ["discovery.pool=0"]  # as in the paper: new raw pairs in every step
 TURNS, STEPS, WARM_UP = 12, 3, 2

@@ -14,10 +14,10 @@ if sys.argv[1] == "float64":
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double
 
-import hbench.pretrain
+import hbench.training.pretrain
 from hbench.cli import main
 
-hbench.pretrain.GRID_STEPS = 1  # its sample grid would take most of the time
+hbench.training.pretrain.GRID_STEPS = 1  # its sample grid would take most of the time
 
 for arguments in json.loads(sys.argv[2]):
     main(arguments, prog_name="hbench", standalone_mode=False)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hbench.config import Experiment, load_experiment
+from hbench.config import Experiment
+from hbench.experiments import load_experiment
 
 TINY = [
     "model.channel_mult=[1,2]",

@@ -10,20 +10,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import invoke, refused, snapshot
 
-from hbench.ablations import summarise, train_variants
-from hbench.config import load_experiment
-from hbench.diffusion import alpha_bar_schedule, timesteps, transitions
+from hbench.core.diffusion import alpha_bar_schedule, timesteps, transitions
+from hbench.core.images import to_uint8
 from hbench.errors import HBenchError
-from hbench.evaluate import draw_pairs
-from hbench.fid import frechet_distance, lenet_reference, statistics
-from hbench.images import to_uint8
-from hbench.lenet import load_lenet, single_features
-from hbench.load import SHIPPED, load_model, load_run
+from hbench.evaluation.ablations import summarise, train_variants
+from hbench.evaluation.fid import frechet_distance, lenet_reference, statistics
+from hbench.evaluation.lenet import load_lenet, single_features
+from hbench.evaluation.sampling import draw_pairs
+from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
-from hbench.runs import CHECKPOINT
-from hbench.train import train
-from hbench.training_step import Trained, losses, train_shift
-from hbench.weights import read_written_experiment
+from hbench.store.run import SHIPPED, load_model, load_run
+from hbench.store.weights import read_written_experiment
+from hbench.training.checkpoint import CHECKPOINT
+from hbench.training.discover import train
+from hbench.training.step import Trained, losses, train_shift
 
 CPU = torch.device("cpu")
 FLOAT = "discovery.precision=float32"
@@ -265,7 +265,7 @@ def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
 
 def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, capsys):
     begun = []
-    monkeypatch.setattr("hbench.ablations.train", lambda *_, seed, **__: begun.append(seed) or True)
+    monkeypatch.setattr("hbench.evaluation.ablations.train", lambda *_, seed, **__: begun.append(seed) or True)
     assert not train_variants(tiny, build_model(tiny), {"full": []}, (0, 1), tmp_path, device=CPU, max_minutes=0)
     assert begun == [0]  # each call gets further
     assert "stopped by --max-minutes before full-seed1: go on with --resume" in capsys.readouterr().err
@@ -274,7 +274,7 @@ def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, c
 def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monkeypatch):
     out = tmp_path / "settings"
     drawn = []
-    monkeypatch.setattr("hbench.grids.draw_directions", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr("hbench.reporting.grids.draw_directions", lambda *arguments: drawn.append(arguments))
     over = ["--over", "discovery.lambda_adv=0,2", "--over", "discovery.spacing=linspace", "--over", "discovery.K=5"]
     run = ["ablations", "digits16", *options(), "--model", tiny_model, "--out", out, "--pairs", 130, *over]
     result = invoke(*run, "--seeds", "0", "--lenet", lenet)

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hbench.chain import backpropagate
-from hbench.device import autocast, cast_frozen
-from hbench.diffusion import alpha_bar_schedule, generation_steps, run, timesteps
+from hbench.core.chain import backpropagate
+from hbench.core.diffusion import alpha_bar_schedule, generation_steps, run, timesteps
 from hbench.errors import HBenchError
-from hbench.memory import saved_tensors_peak
 from hbench.models import build_model
 from hbench.models.adm import UNetModel, checkpoint_blocks
 from hbench.models.shift import ShiftBlock
-from hbench.training_step import _with_own_outputs, freeze
+from hbench.runtime.device import autocast, cast_frozen
+from hbench.runtime.memory import saved_tensors_peak
+from hbench.training.freeze import _with_own_outputs, freeze
 
 CPU = torch.device("cpu")
 
@@ -127,7 +127,7 @@ def test_offload_moves_activations_only(monkeypatch):
             pack = self.pack_hook
             self.pack_hook = lambda saved: (moved.append(saved.data_ptr()), pack(saved))[1]
 
-    monkeypatch.setattr("hbench.chain.save_on_cpu", Recording)
+    monkeypatch.setattr("hbench.core.chain.save_on_cpu", Recording)
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.GroupNorm(1, 2), nn.SiLU(), nn.Linear(4, 4))
     backpropagate([layers] * 3, torch.randn(1, 2, 4, 4), cubic, "offload")

@@ -184,8 +184,9 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
 
 
 def test_demo_runs_through(tmp_path, monkeypatch):
-    from hbench import demo
-    from hbench.cli import demonstration
+    from importlib import import_module
+
+    demo, demonstration = import_module("hbench.cli.demo"), import_module("hbench.cli.demonstration")
 
     monkeypatch.setattr(demonstration, "PAIRS", 16)
     monkeypatch.setattr(demonstration, "EXAMPLES", 1)

@@ -1,7 +1,7 @@
 import pytest
 
-from hbench.config import experiments_folder, load_experiment
 from hbench.errors import HBenchError
+from hbench.experiments import experiments_folder, load_experiment
 
 TABLES = {  # Tables 3 and 4 of the paper
     "mnist32": ("MNIST32-400-20-32-5", 64, (1, 2, 2, 4), (), 1, 0.0, 128, 3000),

@@ -5,17 +5,19 @@ import pytest
 import torch
 from conftest import TINY
 
-from hbench import sweep
-from hbench.chain import backpropagate
-from hbench.config import load_experiment
-from hbench.device import autocast, pick_device
-from hbench.diffusion import alpha_bar_schedule, generation_steps, timesteps
-from hbench.directions import own
-from hbench.memory import MIB
+from hbench.core.chain import backpropagate
+from hbench.core.diffusion import alpha_bar_schedule, generation_steps, timesteps
+from hbench.core.directions import own
+from hbench.evaluation import vram_sweep as sweep
+from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.models.shift import draw_shifts
-from hbench.plan import measure_apart, predict
-from hbench.training_step import freeze, initial, raw_pairs, train_step
+from hbench.runtime.device import autocast, pick_device
+from hbench.runtime.memory import MIB
+from hbench.training.cost import predict
+from hbench.training.freeze import freeze
+from hbench.training.probe import measure_apart
+from hbench.training.step import initial, raw_pairs, train_step
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and to be called alone"),

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from hbench.config import Data
-from hbench.data import at_hand, load_images, load_labelled
+from hbench.core.images import soft_clip, to_float, to_uint8
 from hbench.errors import HBenchError
-from hbench.images import save_grid, soft_clip, to_float, to_uint8
+from hbench.store.datasets import at_hand, load_images, load_labelled
+from hbench.store.pictures import save_grid
 
 FOLDER = Data(dataset="folder", label="Mine", size=16, channels=3)
 
@@ -70,7 +71,7 @@ def test_folder_errors_name_the_file(tmp_path):
 def test_mnist_is_never_downloaded_unasked(tmp_path, monkeypatch):
     data = Data(dataset="mnist", label="MNIST", size=16, channels=1)
     monkeypatch.delenv("HBENCH_DATA", raising=False)
-    monkeypatch.setattr("hbench.data.DOWNLOADS", tmp_path / "downloads")
+    monkeypatch.setattr("hbench.store.datasets.DOWNLOADS", tmp_path / "downloads")
     (tmp_path / "downloads" / "MNIST" / "raw").mkdir(parents=True)  # what a download leaves that failed at once
     with pytest.raises(HBenchError, match=r"--data-root FOLDER or set HBENCH_DATA, or add --download"):
         load_images(data)

@@ -5,10 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hbench.diffusion import (
+from hbench.core.diffusion import (
     alpha_bar_schedule,
     direction_to_x_t,
-    draw_x_T,
     generation_steps,
     inversion_steps,
     pair_steps,
@@ -17,6 +16,7 @@ from hbench.diffusion import (
     timesteps,
     transitions,
 )
+from hbench.core.seeds import draw_x_T
 from hbench.models.adm import UNetModel
 
 A = alpha_bar_schedule()

@@ -6,26 +6,29 @@ import pytest
 import torch
 from torch import nn
 
-from hbench.config import parse_experiment
-from hbench.data import read_image
-from hbench.diffusion import alpha_bar_schedule, draw_x_T, generation_steps, seed_of, timesteps
-from hbench.diffusion import run as run_chain
-from hbench.directions import (
-    Directions,
-    load_directions,
-    mean,
-    own,
-    save_directions,
-    scaled,
-    source_of,
-    time_invariant,
-    together,
-)
-from hbench.edit import caption, edit, grid, invert, label, mean_square_error, psnr, singly_and_together, sweep
+from hbench.core.diffusion import alpha_bar_schedule, generation_steps, timesteps
+from hbench.core.diffusion import run as run_chain
+from hbench.core.directions import Directions, mean, own, scaled, time_invariant, together
+from hbench.core.seeds import draw_x_T, seed_of
 from hbench.errors import HBenchError
-from hbench.evaluate import generate, noise, rca, shift_interval, traverse
-from hbench.load import load_run
-from hbench.properties import _jackknife, _Measured, _summarise, compare, mean_directions, properties
+from hbench.evaluation.edit import (
+    caption,
+    edit,
+    grid,
+    invert,
+    label,
+    mean_square_error,
+    psnr,
+    singly_and_together,
+    sweep,
+)
+from hbench.evaluation.properties import _jackknife, _Measured, _summarise, compare, mean_directions, properties
+from hbench.evaluation.rca import rca
+from hbench.evaluation.sampling import generate, noise, shift_interval, traverse
+from hbench.experiments import parse_experiment
+from hbench.store.datasets import read_image
+from hbench.store.directions import load_directions, save_directions, source_of
+from hbench.store.run import load_run
 
 CPU = torch.device("cpu")
 
@@ -155,7 +158,7 @@ def test_numbers_of_a_linear_reconstructor_are_exact():
 def test_the_jackknife_of_a_mean_is_students_interval(run, monkeypatch):
     from scipy.stats import t
 
-    from hbench import properties as module
+    from hbench.evaluation import properties as module
 
     monkeypatch.setattr(module, "_directions", lambda run, hidden: hidden)
     values = torch.randn(12, 1, dtype=torch.float64)

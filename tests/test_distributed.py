@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from conftest import TINY
 from safetensors.torch import load_file
 
-from hbench import distributed
 from hbench.cli import main
-from hbench.device import pick_device
 from hbench.errors import HBenchError
+from hbench.runtime import distributed
+from hbench.runtime.device import pick_device
 
 ROOT = Path(__file__).parent
 FLOAT = [
@@ -110,10 +110,10 @@ def test_provenance_tells_how_many_took_part(trained):
 
 GRADIENTS = """
 import hashlib, os, sys, torch
-from hbench.config import load_experiment
-from hbench.distributed import gathered, start
+from hbench.experiments import load_experiment
+from hbench.runtime.distributed import gathered, start
 from hbench.models import build_model
-from hbench.training_step import initial, raw_pairs, train_step
+from hbench.training.step import initial, raw_pairs, train_step
 
 def networks(reconstructor, steps):
     experiment = load_experiment("digits16", [*sys.argv[1:], "discovery.reconstructor=" + reconstructor])
@@ -259,7 +259,7 @@ def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import pathlib, time, torch\n"
-        "from hbench import distributed\n"
+        "from hbench.runtime import distributed\n"
         "from hbench.runs import stop_requests\n"
         "distributed.STUCK_SECONDS = 1\n"
         "distributed.start(torch.device('cpu'))\n"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hbench.config import load_experiment
-from hbench.load import load_model
+from hbench.experiments import load_experiment
 from hbench.models import build_model
+from hbench.store.run import load_model
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")

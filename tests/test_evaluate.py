@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from hbench.evaluate import draw_pairs, generate, noise, rca, traverse
-from hbench.load import load_model, load_run
+from hbench.evaluation.rca import rca
+from hbench.evaluation.sampling import draw_pairs, generate, noise, traverse
+from hbench.store.run import load_model, load_run
 
 CPU = torch.device("cpu")
 

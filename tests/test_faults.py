@@ -25,16 +25,17 @@ from conftest import TINY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hbench import train as module
-from hbench import training_step
 from hbench.cli import main
 from hbench.errors import HBenchError
-from hbench.files import LOCK, claimed_folder, sha256, temporary_name
-from hbench.load import ROLES, load_model
-from hbench.provenance import provenance
-from hbench.runs import CHECKPOINT, save_checkpoint
-from hbench.train import train
-from hbench.weights import FORMAT, save_weights
+from hbench.store.files import sha256, temporary_name
+from hbench.store.folders import LOCK, claimed_folder
+from hbench.store.provenance import provenance
+from hbench.store.run import ROLES, load_model
+from hbench.store.weights import FORMAT, save_weights
+from hbench.training import discover as module
+from hbench.training import step as training_step
+from hbench.training.checkpoint import CHECKPOINT, save_checkpoint
+from hbench.training.discover import train
 
 CPU = torch.device("cpu")
 
@@ -47,7 +48,9 @@ COUNTS = {}
 
 
 FORKS = multiprocessing.get_context("forkserver")  # the imports of torch once instead of for each process
-FORKS.set_forkserver_preload(["test_faults", "hbench.fid", "hbench.pretrain", "matplotlib.figure", "sklearn.datasets"])
+FORKS.set_forkserver_preload(
+    ["test_faults", "hbench.evaluation.fid", "hbench.training.pretrain", "matplotlib.figure", "sklearn.datasets"]
+)
 
 
 def invoke(*arguments):
@@ -261,7 +264,7 @@ def half(tmp_path, tiny, tiny_model):
     out.mkdir()
     stop = iter([None, "stopped"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hbench.train.stop_requests", lambda _: nullcontext(lambda: next(stop)))
+        patch.setattr("hbench.training.discover.stop_requests", lambda _: nullcontext(lambda: next(stop)))
         assert not train(tiny, load_model(tiny_model, tiny), out, device=CPU, quiet=True)
     return out
 
@@ -334,7 +337,7 @@ def test_a_kill_between_checkpoint_and_pointer_leaves_the_one_before(half, tiny,
 
     before = pointer(half)
     with monkeypatch.context() as patch:
-        patch.setattr("hbench.runs.write_json", killed)
+        patch.setattr("hbench.training.checkpoint.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(half, tiny, 0, 3, {"shift_block": {"x": torch.ones(3)}})
     assert len(list(half.glob("checkpoint-*"))) == 2
@@ -447,7 +450,7 @@ def test_a_clock_that_goes_back_changes_nothing(half, tiny_run, monkeypatch):
         def now(cls, tz=None):
             return cls(next(years), 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr("hbench.provenance.datetime", Clock)
+    monkeypatch.setattr("hbench.store.provenance.datetime", Clock)
     monkeypatch.setattr(time, "time", lambda: float(10**9 * next(years)))
     for file in half.iterdir():
         os.utime(file, (2**32, 2**32))  # the files are of the future
@@ -638,7 +641,9 @@ def test_out_of_memory_and_resumed_as_it_was_ends_with_the_same_bits(half, tiny_
 
 
 def test_out_of_memory_elsewhere_names_the_device(tmp_path, tiny_run, monkeypatch):
-    monkeypatch.setattr("hbench.evaluate.rca", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("gone")))
+    monkeypatch.setattr(
+        "hbench.evaluation.rca.rca", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("gone"))
+    )
     assert "out of memory: choose another --device (gone)" in refused("rca", tiny_run, "--out", tmp_path / "rca")
 
 
@@ -653,7 +658,11 @@ def test_the_cell_of_a_killed_sweep_ends_with_it(tmp_path):
     while not cell and process.is_alive():
         time.sleep(0.001)
         with suppress(OSError):  # others come and go
-            cell = [p for p in children(process.pid) if b"hbench.sweep" in Path(f"/proc/{p}/cmdline").read_bytes()]
+            cell = [
+                p
+                for p in children(process.pid)
+                if b"hbench.evaluation.vram_sweep" in Path(f"/proc/{p}/cmdline").read_bytes()
+            ]
     time.sleep(0.2)
     process.kill()  # while the cell still imports
     process.join()

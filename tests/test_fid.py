@@ -9,30 +9,26 @@ import torch
 import torch_fidelity.fidelity
 from PIL import Image
 
-from hbench.config import load_experiment
-from hbench.data import load_labelled
-from hbench.directions import own as own_direction
+from hbench.core.directions import own as own_direction
+from hbench.core.images import to_uint8
 from hbench.errors import HBenchError
-from hbench.evaluate import draw_pairs, generate, noise
-from hbench.fid import (
+from hbench.evaluation.features import check_extractor, default_extractor, features
+from hbench.evaluation.fid import (
     Reference,
-    check_extractor,
-    default_extractor,
     distance,
-    features,
     fidelity,
     frechet_distance,
-    image_folder,
     lenet_reference,
     metric_name,
-    pngs,
     real_reference,
-    sample_folders,
     statistics,
 )
-from hbench.images import to_uint8
-from hbench.lenet import EXTRACTOR, accuracy, load_lenet, save_lenet, single_features, train_lenet
-from hbench.load import load_run
+from hbench.evaluation.lenet import EXTRACTOR, accuracy, load_lenet, save_lenet, single_features, train_lenet
+from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
+from hbench.evaluation.sampling import draw_pairs, generate, noise
+from hbench.experiments import load_experiment
+from hbench.store.datasets import load_labelled
+from hbench.store.run import load_run
 
 CPU = torch.device("cpu")
 
@@ -116,7 +112,7 @@ def test_the_interval_of_the_ratio_covers_it(monkeypatch, tmp_path):
     covered = 0
     for _ in range(60):
         found = iter(pair(800))
-        monkeypatch.setattr("hbench.fid.features", lambda *_, found=found: next(found))
+        monkeypatch.setattr("hbench.evaluation.fid.features", lambda *_, found=found: next(found))
         folders = (tmp_path, tmp_path)
         low, high = fidelity(folders, reference, EXTRACTOR, None, tmp_path, CPU, 800).ratio_interval
         covered += low < fds[1] / fds[0] < high
@@ -170,7 +166,7 @@ def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
     assert len(before) == 260
     for lost in (raw / "000070.png", shifted / "000129.png"):
         lost.unlink()
-    monkeypatch.setattr("hbench.fid.BATCH", 20)
+    monkeypatch.setattr("hbench.evaluation.sample_cache.BATCH", 20)
     assert sample_folders(run, 130, tmp_path, seed=3, quiet=True) == (raw, shifted)
     for path, content in before.items():
         old, new = (np.asarray(Image.open(file)).astype(int) for file in (io.BytesIO(content), path))
@@ -180,7 +176,7 @@ def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
     def fail(*_):
         raise AssertionError("generated again")
 
-    monkeypatch.setattr("hbench.fid.draw_pairs", fail)
+    monkeypatch.setattr("hbench.evaluation.sample_cache.draw_pairs", fail)
     sample_folders(run, 130, tmp_path, seed=3, quiet=True)
     result = fidelity((raw, shifted), lenet_reference(lenet), EXTRACTOR, lenet, tmp_path, CPU, 125, quiet=True)
     assert result.metric == "FD (LeNet digits)"

@@ -11,7 +11,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hbench.diffusion import alpha_bar_schedule, direction_to_x_t, predict_x_0, regular_step, shifted_step, timesteps
+from hbench.core.diffusion import (
+    alpha_bar_schedule,
+    direction_to_x_t,
+    predict_x_0,
+    regular_step,
+    shifted_step,
+    timesteps,
+)
 from hbench.models.adm import EncoderUNetModel, UNetModel
 from hbench.models.shift import ShiftBlock
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from hbench.intervals import batch_means, jackknife, student, wilson
+from hbench.core.intervals import batch_means, jackknife, student, wilson
 
 
 def test_wilson_by_hand():

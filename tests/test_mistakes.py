@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hbench.cli import main
-from hbench.config import Data, Experiment, experiments_folder, load_experiment, parse_experiment
-from hbench.data import load_images
+from hbench.config import Data, Experiment
 from hbench.errors import HBenchError
+from hbench.experiments import experiments_folder, load_experiment, parse_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
+from hbench.store.datasets import load_images
 
 OPTIONS = [part for override in TINY for part in ("--set", override)]
 PRESET = (experiments_folder() / "digits16.toml").read_text()

@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from hbench.config import load_experiment
+from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel, UNetModel
 from hbench.models.shift import ShiftBlock, draw_shifts, magnitudes

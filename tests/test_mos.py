@@ -16,23 +16,12 @@ from hypothesis import strategies as st
 
 from hbench.cli import main
 from hbench.errors import HBenchError
-from hbench.figures import draw_mos
-from hbench.files import write_json
-from hbench.load import load_names, load_run
-from hbench.mos import guarded, proposed_names, read_key, read_marks, score
-from hbench.sheets import (
-    FRAME,
-    Direction,
-    assign,
-    delta_h_rms,
-    design,
-    draw_grid,
-    pictures,
-    refuse_marked,
-    shuffle,
-    untrained,
-    write_sheets,
-)
+from hbench.evaluation.mos.score import guarded, proposed_names, read_key, read_marks, score
+from hbench.evaluation.mos.study import Direction, assign, delta_h_rms, design, pictures, shuffle, untrained
+from hbench.reporting.charts import draw_mos
+from hbench.reporting.sheets import FRAME, draw_grid, refuse_marked, write_sheets
+from hbench.store.files import write_json
+from hbench.store.run import load_names, load_run
 
 HEADER = "sheet,assessor,item,mark,name"
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from playwright.sync_api import expect, sync_playwright
 
-from hbench.mos import read_marks, score
-from hbench.sheets import Direction, design, write_sheets
+from hbench.evaluation.mos.score import read_marks, score
+from hbench.evaluation.mos.study import Direction, design
+from hbench.reporting.sheets import write_sheets
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")

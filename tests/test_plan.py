@@ -8,18 +8,20 @@ from click.testing import CliRunner
 from conftest import TINY
 from safetensors.torch import load_file
 
-import hbench.memory as memory
-import hbench.plan as module
+import hbench.runtime.memory as memory
+import hbench.training.strategy as module
 from hbench.cli import main
-from hbench.config import load_experiment
 from hbench.errors import HBenchError
-from hbench.load import load_model
-from hbench.memory import free_mib, saved_tensors_peak, watch_resident
+from hbench.evaluation.vram_sweep import measured_line
+from hbench.experiments import load_experiment
 from hbench.models import build_model
-from hbench.plan import Pass, Probe, budget_of, chosen, largest_keep, measure, predict, resolve, resolve_once, shortened
-from hbench.sweep import measured_line
-from hbench.train import train
-from hbench.training_step import freeze
+from hbench.runtime.memory import free_mib, saved_tensors_peak, watch_resident
+from hbench.store.run import load_model
+from hbench.training.cost import Pass, Probe, budget_of, largest_keep, predict
+from hbench.training.discover import train
+from hbench.training.freeze import freeze
+from hbench.training.probe import measure, shortened
+from hbench.training.strategy import chosen, resolve, resolve_once
 
 CPU = torch.device("cpu")
 OPTIONS = [part for override in [*TINY, "discovery.strategy=auto"] for part in ("--set", override)]
@@ -137,7 +139,7 @@ def test_probe_predicts_what_autograd_holds():
     assert probe.regular.graph_mib < probe.shifted.graph_mib < 2 * probe.regular.graph_mib
     assert min(probe.objective_mib, probe.discriminator_mib, probe.other_seconds, probe.regular.forward) > 0
 
-    from hbench.training_step import initial, raw_pairs, train_step
+    from hbench.training.step import initial, raw_pairs, train_step
 
     networks = initial(settings, frozen, 0)
     resident = [p for part in (frozen, *list(vars(networks).values())[:3]) for p in part.parameters()]
@@ -243,7 +245,7 @@ def test_plan_command_leaves_out_a_strategy_that_fails(monkeypatch):
     def failing(*_):
         raise HBenchError("torch-checkpoint, M = 30: out of memory: lower discovery.batch_size")
 
-    monkeypatch.setattr("hbench.sweep.measured_line", failing)
+    monkeypatch.setattr("hbench.evaluation.vram_sweep.measured_line", failing)
     result = invoke("--m", "2")
     assert result.exit_code == 0, result.output
     assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ["node", "vanilla", "auto"]
@@ -252,8 +254,8 @@ def test_plan_command_leaves_out_a_strategy_that_fails(monkeypatch):
 
 def test_offload_is_not_tried_where_it_would_crowd_the_memory(monkeypatch):
     experiment = load_experiment("digits16", TINY)
-    monkeypatch.setattr("hbench.sweep.measure_apart", lambda cell: pytest.fail(f"tried {cell}"))
-    monkeypatch.setattr("hbench.sweep.free_mib", lambda device: 10.0)
+    monkeypatch.setattr("hbench.evaluation.vram_sweep.measure_apart", lambda cell: pytest.fail(f"tried {cell}"))
+    monkeypatch.setattr("hbench.evaluation.vram_sweep.free_mib", lambda device: 10.0)
     with pytest.raises(
         HBenchError, match=r"offload, M = \d+: up to [\d,]+ MiB of graphs, where 5 MiB of the CPU's memory may be"
     ):

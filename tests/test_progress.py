@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from hbench import progress
+from hbench.runtime import progress
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from hbench.artifacts import ARTIFACTS
 from hbench.cli import main
 from hbench.cli import reproduction as module
 from hbench.cli.reproduction import Task, tasks
-from hbench.config import Paper, load_experiment
+from hbench.config import Paper
 from hbench.errors import HBenchError
-from hbench.report import REASONS, collect, write_pages
+from hbench.experiments import load_experiment
+from hbench.reporting.artifacts import ARTIFACTS
+from hbench.reporting.report import REASONS, collect, write_pages
 
 
 def invoke(*arguments):

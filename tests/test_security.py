@@ -19,14 +19,17 @@ from safetensors.torch import load_file, save_file
 
 import hbench
 from hbench.cli import main
-from hbench.config import Data, load_experiment
-from hbench.data import load_images
+from hbench.config import Data
 from hbench.errors import HBenchError
-from hbench.fid import check_extractor, features, image_folder, pngs
-from hbench.files import claimed_folder, sha256
-from hbench.load import load_run
-from hbench.report import REASONS, collect, write_pages
-from hbench.runs import CHECKPOINT
+from hbench.evaluation.features import check_extractor, features
+from hbench.evaluation.sample_cache import image_folder, pngs
+from hbench.experiments import load_experiment
+from hbench.reporting.report import REASONS, collect, write_pages
+from hbench.store.datasets import load_images
+from hbench.store.files import sha256
+from hbench.store.folders import claimed_folder
+from hbench.store.run import load_run
+from hbench.training.checkpoint import CHECKPOINT
 
 CPU = torch.device("cpu")
 OPTIONS = [part for override in TINY for part in ("--set", override)]

@@ -10,14 +10,14 @@ import torch
 from click.testing import CliRunner
 from conftest import TINY
 
-from hbench import sweep as module
 from hbench.cli import main
-from hbench.config import load_experiment
 from hbench.errors import HBenchError, is_out_of_memory
-from hbench.memory import gpu_memory
+from hbench.evaluation import vram_sweep as module
+from hbench.evaluation.vram_sweep import Row, cells, default_Ms, measure, measure_apart
+from hbench.experiments import load_experiment
 from hbench.models import build_model
-from hbench.sweep import Row, cells, default_Ms, measure, measure_apart
-from hbench.training_step import freeze
+from hbench.runtime.memory import gpu_memory
+from hbench.training.freeze import freeze
 
 CPU = torch.device("cpu")
 COLUMNS = (
@@ -72,7 +72,7 @@ def test_a_cell_in_a_fresh_process():
 
 
 def test_the_step_is_the_trainers(tmp_path, tiny):
-    from hbench.train import train
+    from hbench.training.discover import train
 
     values = {"pool": 0, "steps": 2, "decay": 0.0, "precision": "float32"}
     experiment = load_experiment("digits16", [*TINY, *(f"discovery.{k}={v}" for k, v in values.items())])
@@ -136,13 +136,17 @@ def test_out_of_memory_is_a_row_and_other_errors_are_not(monkeypatch, error):
 
 def test_a_killed_and_a_broken_process(monkeypatch):
     (cell,) = tiny_cells()
-    monkeypatch.setattr("hbench.apart.CHILD", [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    monkeypatch.setattr(
+        "hbench.runtime.fresh_process.CHILD", [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    )
     assert measure_apart(cell).status == "oom"
-    monkeypatch.setattr("hbench.apart.CHILD", [sys.executable, "-c", "raise ValueError('no such kernel')"])
+    monkeypatch.setattr(
+        "hbench.runtime.fresh_process.CHILD", [sys.executable, "-c", "raise ValueError('no such kernel')"]
+    )
     row = measure_apart(cell)
     assert (row.status, row.error) == ("failed", "ValueError: no such kernel")
     advised = "raise RuntimeError('CUDA error: invalid argument\\nCompile with TORCH_USE_CUDA_DSA')"
-    monkeypatch.setattr("hbench.apart.CHILD", [sys.executable, "-c", advised])
+    monkeypatch.setattr("hbench.runtime.fresh_process.CHILD", [sys.executable, "-c", advised])
     assert measure_apart(cell).error == "RuntimeError: CUDA error: invalid argument"
 
 
@@ -190,7 +194,7 @@ def test_the_table_goes_on_after_oom_and_says_what_failed(tmp_path, monkeypatch)
 @pytest.mark.parametrize("limit", [None, 2000.0])
 @pytest.mark.parametrize("statuses", [["ok", "oom"], ["oom"], ["failed"]])
 def test_picture_of_any_table(tmp_path, limit, statuses):
-    from hbench.figures import draw_sweep
+    from hbench.reporting.charts import draw_sweep
 
     (cell,) = tiny_cells()
     nothing = {"memory_mib": None, "memory_source": None, "step_seconds": ()}

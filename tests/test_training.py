@@ -11,14 +11,14 @@ from conftest import TINY
 from safetensors.torch import load_file
 from test_cli import snapshot
 
-from hbench.config import load_experiment
-from hbench.data import load_images
 from hbench.errors import HBenchError
-from hbench.load import load_model
-from hbench.pretrain import lr_factor, pretrain
-from hbench.provenance import provenance
-from hbench.runs import read_checkpoint
-from hbench.train import train
+from hbench.experiments import load_experiment
+from hbench.store.datasets import load_images
+from hbench.store.provenance import provenance
+from hbench.store.run import load_model
+from hbench.training.checkpoint import read_checkpoint
+from hbench.training.discover import train
+from hbench.training.pretrain import lr_factor, pretrain
 
 CPU = torch.device("cpu")
 KILL = [*TINY, "pretrain.steps=24", "discovery.steps=24"]
@@ -43,8 +43,8 @@ def command(name, out, model, *extra):
 
 
 def test_training_never_sees_the_noise_of_the_evaluation(tiny, tiny_model, monkeypatch):
-    import hbench.training_step as module
-    from hbench.diffusion import draw_x_T
+    import hbench.training.step as module
+    from hbench.core.seeds import draw_x_T
 
     seen = []
 
@@ -147,7 +147,7 @@ def test_resume_takes_settings_that_do_not_matter(tmp_path, tiny, tiny_model):
 
 
 def test_a_package_that_no_command_needed_may_be_missing(monkeypatch):
-    monkeypatch.setattr("hbench.provenance.PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr("hbench.store.provenance.PACKAGES", ("torch", "no-such-package"))
     versions = provenance(None, CPU, 0)["versions"]
     assert versions["torch"]
     assert versions["no-such-package"] is None

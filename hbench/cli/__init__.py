@@ -20,8 +20,8 @@ from hbench.cli.reproduction import reproduce
 from hbench.cli.summary import report
 from hbench.cli.sweep import plan, vram_sweep
 from hbench.cli.training import lenet, pretrain, train
-from hbench.distributed import only_process_0_prints, world_size
 from hbench.errors import HBenchError, is_out_of_memory
+from hbench.runtime.distributed import only_process_0_prints, world_size
 
 OUT_OF_MEMORY = {
     "pretrain": "lower pretrain.batch_size, or choose another --device",

@@ -36,12 +36,12 @@ def train_curves(runs: tuple[Path, ...], out: Path, overwrite: bool, device: str
     Example:
         hbench train-curves mnist16 runs/mnist16/train --out runs/curves
     """
-    from hbench.curves import compare, read_curves
-    from hbench.device import pick_device
-    from hbench.figures import draw_run_curves
-    from hbench.files import sha256
-    from hbench.load import locate
-    from hbench.provenance import provenance
+    from hbench.evaluation.curves import compare, read_curves
+    from hbench.reporting.charts import draw_run_curves
+    from hbench.runtime.device import pick_device
+    from hbench.store.files import sha256
+    from hbench.store.provenance import provenance
+    from hbench.store.run import locate
 
     place = pick_device(device)
     curves = read_curves(runs)
@@ -113,7 +113,7 @@ def ablations(
         hbench ablations mnist16-ablations --model mnist16 --seeds 0,1,2
         hbench ablations mnist16-ablations --model mnist16 --over discovery.lambda_adv=0.1,3 --over discovery.S=2
     """
-    from hbench.config import load_experiment, one_at_a_time, override
+    from hbench.experiments import load_experiment, one_at_a_time, override
 
     settings = load_experiment(experiment, overrides)
     asked = one_at_a_time(over) if over else {}
@@ -122,14 +122,14 @@ def ablations(
     if dry_run:
         print_experiment(settings)
         return
-    from hbench.ablations import PAPER, choose_lenet, measure_variants, summarise, train_variants
-    from hbench.device import pick_device
-    from hbench.figures import draw_ablations
-    from hbench.files import sha256, write_text
-    from hbench.grids import draw_directions
-    from hbench.load import model_to_train_on
-    from hbench.provenance import provenance
-    from hbench.weights import save_weights, tensors_sha256, write_experiment
+    from hbench.evaluation.ablations import PAPER, choose_lenet, measure_variants, summarise, train_variants
+    from hbench.reporting.charts import draw_ablations
+    from hbench.reporting.grids import draw_directions
+    from hbench.runtime.device import pick_device
+    from hbench.store.files import sha256, write_text
+    from hbench.store.provenance import provenance
+    from hbench.store.run import model_to_train_on
+    from hbench.store.weights import save_weights, tensors_sha256, write_experiment
 
     place = pick_device(device)
     variants = asked or PAPER

@@ -27,10 +27,10 @@ def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str
     Example:
         hbench demo
     """
-    from hbench.demo import discover, fresh_experiment
-    from hbench.device import pick_device
-    from hbench.figures import draw_growth
-    from hbench.report import collect, write_pages
+    from hbench.cli.demo import discover, fresh_experiment
+    from hbench.reporting.charts import draw_growth
+    from hbench.reporting.report import collect, write_pages
+    from hbench.runtime.device import pick_device
 
     place = pick_device(device)
     claim_folder(out, overwrite=overwrite)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hbench.config import Experiment, Precision
-    from hbench.edit import Edit
+    from hbench.evaluation.edit import Edit
 
 PICTURED = (-1.0, -0.5, 0.5, 1.0)  # magnitudes of the comparison, in units of S
 MOST_ROWS = 40  # of the picture of edits
@@ -72,14 +72,14 @@ def properties(
     """
     import numpy as np
 
-    from hbench.device import pick_device
-    from hbench.directions import save_directions
-    from hbench.figures import draw_properties, plain
-    from hbench.files import write_text
-    from hbench.grids import draw_sources
-    from hbench.load import load_names, load_run
-    from hbench.properties import compare
-    from hbench.properties import properties as measure
+    from hbench.evaluation.properties import compare
+    from hbench.evaluation.properties import properties as measure
+    from hbench.reporting.charts import draw_properties, plain
+    from hbench.reporting.grids import draw_sources
+    from hbench.runtime.device import pick_device
+    from hbench.store.directions import save_directions
+    from hbench.store.files import write_text
+    from hbench.store.run import load_names, load_run
 
     names = load_names(run)
     loaded = load_run(run, pick_device(device))
@@ -180,14 +180,15 @@ def edit(
     import pandas as pd
     import torch
 
-    from hbench.data import image_files, read_image
-    from hbench.edit import caption, invert, label, mean_square_error, psnr
-    from hbench.edit import edit as generate_edits
-    from hbench.figures import plain
-    from hbench.files import sha256
-    from hbench.grids import draw_edits
-    from hbench.images import save_image, to_float
-    from hbench.load import load_names
+    from hbench.core.images import to_float
+    from hbench.evaluation.edit import caption, invert, label, mean_square_error, psnr
+    from hbench.evaluation.edit import edit as generate_edits
+    from hbench.reporting.charts import plain
+    from hbench.reporting.grids import draw_edits
+    from hbench.store.datasets import image_files, read_image
+    from hbench.store.files import sha256
+    from hbench.store.pictures import save_image
+    from hbench.store.run import load_names
 
     names = load_names(run)
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
@@ -250,7 +251,7 @@ def _requested(
     experiment: "Experiment", shifts: tuple[str, ...], swept: int | None, crossed: str | None, samples: int
 ) -> "list[Edit]":
     """The edits that the options ask for."""
-    from hbench.edit import grid, singly_and_together, sweep
+    from hbench.evaluation.edit import grid, singly_and_together, sweep
 
     S = experiment.discovery.S
     if bool(shifts) + (swept is not None) + bool(crossed) != 1:
@@ -295,7 +296,7 @@ def _unfold(
     """
     import torch
 
-    from hbench.edit import caption
+    from hbench.evaluation.edit import caption
 
     ends = torch.full_like(images[:, :2, None].expand(-1, -1, samples, -1, -1, -1), float("nan"))
     ends[:, :, 0] = images[:, :2]

@@ -50,9 +50,9 @@ def rca(
     import numpy as np
     import pandas as pd
 
-    from hbench.distributed import rank
-    from hbench.evaluate import rca as measure
-    from hbench.figures import draw_confusion
+    from hbench.evaluation.rca import rca as measure
+    from hbench.reporting.charts import draw_confusion
+    from hbench.runtime.distributed import rank
 
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
     folder, origin = open_results(loaded, run, "rca", out, overwrite, seed, **details)
@@ -122,11 +122,11 @@ def traverse(
     """
     import pandas as pd
 
-    from hbench.evaluate import rca as measure
-    from hbench.evaluate import read_rca
-    from hbench.evaluate import traverse as walk
-    from hbench.grids import direction_label, draw_directions
-    from hbench.load import load_names
+    from hbench.evaluation.rca import rca as measure
+    from hbench.evaluation.rca import read_rca
+    from hbench.evaluation.sampling import traverse as walk
+    from hbench.reporting.grids import direction_label, draw_directions
+    from hbench.store.run import load_names
 
     names = load_names(run)
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
@@ -178,13 +178,13 @@ def sample(
     Example:
         hbench sample mnist16 --count 36 --steps 50
     """
-    from hbench.config import load_experiment
-    from hbench.device import pick_device
-    from hbench.distributed import rank, start
-    from hbench.evaluate import sample_model
-    from hbench.images import save_grid
-    from hbench.load import load_model, model_experiment
-    from hbench.provenance import provenance, write_provenance
+    from hbench.evaluation.sampling import sample_model
+    from hbench.experiments import load_experiment
+    from hbench.runtime.device import pick_device
+    from hbench.runtime.distributed import rank, start
+    from hbench.store.pictures import save_grid
+    from hbench.store.provenance import provenance, write_provenance
+    from hbench.store.run import load_model, model_experiment
 
     place = pick_device(device)
     start(place)
@@ -251,40 +251,41 @@ def fid(
     """
     import pandas as pd
 
-    from hbench import fid as distances
-    from hbench.data import at_hand, load_reference
-    from hbench.device import pick_device
-    from hbench.distributed import rank, start
-    from hbench.figures import draw_fidelity
-    from hbench.files import remove_leftovers, sha256
-    from hbench.lenet import EXTRACTOR, FILE
-    from hbench.load import SHIPPED, load_run
+    from hbench.evaluation.features import check_extractor, default_extractor, features
+    from hbench.evaluation.fid import fidelity, lenet_reference, real_reference
+    from hbench.evaluation.lenet import EXTRACTOR, FILE
+    from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
+    from hbench.reporting.charts import draw_fidelity
+    from hbench.runtime.device import pick_device
+    from hbench.runtime.distributed import rank, start
+    from hbench.store.datasets import at_hand, load_reference
+    from hbench.store.files import sha256
+    from hbench.store.folders import remove_leftovers
+    from hbench.store.run import SHIPPED, load_run
 
     place = pick_device(device)
     start(place)
     loaded = load_run(run, place)
     check_steps(loaded.experiment, steps, "--steps")
     M = steps or loaded.experiment.discovery.M
-    extractor = extractor or distances.default_extractor(loaded.experiment.data)
+    extractor = extractor or default_extractor(loaded.experiment.data)
     if extractor == EXTRACTOR and weights is None:
         weights = SHIPPED / "mnist16" / FILE
     count = samples or loaded.experiment.evaluation.fid_samples
-    distances.check_extractor(extractor, weights, loaded.experiment.data)
+    check_extractor(extractor, weights, loaded.experiment.data)
     name = of_steps(f"fid-{extractor}", loaded.experiment, M)
     folder, origin = open_results(loaded, run, name, out, overwrite, seed, M=M)
     if rank():  # process 0 measures
-        distances.sample_folders(loaded, count, cache, seed, quiet, M)
+        sample_folders(loaded, count, cache, seed, quiet, M)
         return
     remove_leftovers(cache)
     if extractor == EXTRACTOR and weights and not at_hand(loaded.experiment.data, data_root, download):
-        reference = distances.lenet_reference(weights)
+        reference = lenet_reference(weights)
     else:
-        real = distances.image_folder(load_reference(loaded.experiment.data, data_root, download), cache)
-        reference = distances.real_reference(
-            distances.features(distances.pngs(real), extractor, weights, cache, place, quiet)
-        )
-    kinds = distances.sample_folders(loaded, count, cache, seed, quiet, M)
-    result = distances.fidelity(kinds, reference, extractor, weights, cache, place, count, quiet)
+        real = image_folder(load_reference(loaded.experiment.data, data_root, download), cache)
+        reference = real_reference(features(pngs(real), extractor, weights, cache, place, quiet))
+    kinds = sample_folders(loaded, count, cache, seed, quiet, M)
+    result = fidelity(kinds, reference, extractor, weights, cache, place, count, quiet)
     for what, n in (("samples", count), ("real images", result.n_real)):
         if n <= result.feature_size:
             click.echo(f"warning: {n} {what} for {result.feature_size} features: a rank-deficient covariance", err=True)

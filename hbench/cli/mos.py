@@ -9,7 +9,7 @@ import click
 from hbench.cli.options import claim_folder, run_options, write_results
 
 if TYPE_CHECKING:
-    from hbench.mos import Estimate
+    from hbench.evaluation.mos.score import Estimate
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already there.")
 
@@ -72,11 +72,12 @@ def export(
     """
     import pandas as pd
 
-    from hbench.device import pick_device
-    from hbench.load import load_run
-    from hbench.mos import guarded
-    from hbench.provenance import provenance
-    from hbench.sheets import design, pictures, refuse_marked, write_sheets
+    from hbench.evaluation.mos.score import guarded
+    from hbench.evaluation.mos.study import design, pictures
+    from hbench.reporting.sheets import refuse_marked, write_sheets
+    from hbench.runtime.device import pick_device
+    from hbench.store.provenance import provenance
+    from hbench.store.run import load_run
 
     if not samples % 2:
         raise click.BadParameter("need an odd number, so that the middle is the original", param_hint="--samples")
@@ -160,12 +161,12 @@ def score(
     """
     import pandas as pd
 
-    from hbench.device import pick_device
-    from hbench.figures import draw_mos
-    from hbench.files import sha256, write_text
-    from hbench.mos import guarded, proposed_names, read_key, read_marks
-    from hbench.mos import score as measure
-    from hbench.provenance import provenance
+    from hbench.evaluation.mos.score import guarded, proposed_names, read_key, read_marks
+    from hbench.evaluation.mos.score import score as measure
+    from hbench.reporting.charts import draw_mos
+    from hbench.runtime.device import pick_device
+    from hbench.store.files import sha256, write_text
+    from hbench.store.provenance import provenance
 
     study = read_key(key)
     read = read_marks(marks, study, partial)

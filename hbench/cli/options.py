@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hbench.distributed import check_processes, rank
+from hbench.runtime.distributed import check_processes, rank
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from hbench.config import Experiment
-    from hbench.directions import Source
-    from hbench.load import Run
+    from hbench.core.directions import Source
+    from hbench.store.run import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -91,7 +91,7 @@ def of_steps(name: str, experiment: "Experiment", M: int) -> str:
 
 def result_folder(run: Path) -> Path:
     """Where a run's results lie: in its own folder, or under runs/ for a run shipped with hbench."""
-    from hbench.load import locate
+    from hbench.store.run import locate
 
     return run if locate(run) == run else Path("runs") / f"shipped-{run.name}"
 
@@ -101,7 +101,7 @@ def claim_folder(folder: Path, *, overwrite: bool = False, resume: bool = False)
 
     Of several processes, the one that writes does it for all.
     """
-    from hbench.files import claimed_folder
+    from hbench.store.folders import claimed_folder
 
     if rank():
         return
@@ -119,7 +119,7 @@ def open_results(
     loaded: "Run", run: Path, name: str, out: Path | None, overwrite: bool, seed: int, **details: Any
 ) -> tuple[Path, dict[str, Any]]:
     """The claimed folder of a loaded run's result, and the provenance as of now, with details of the result."""
-    from hbench.provenance import provenance
+    from hbench.store.provenance import provenance
 
     folder = claim_results(run, name, out, overwrite)
     device = next(loaded.model.parameters()).device
@@ -130,11 +130,11 @@ def load_run_and_source(
     run: Path, device: str, name: str, directions: Path | None
 ) -> "tuple[Run, Source, dict[str, Any]]":
     """The run, what --direction-source and --directions stand for, and both as details for the provenance."""
-    from hbench.device import pick_device
-    from hbench.directions import source_of
-    from hbench.distributed import start
-    from hbench.files import sha256
-    from hbench.load import load_run
+    from hbench.runtime.device import pick_device
+    from hbench.runtime.distributed import start
+    from hbench.store.directions import source_of
+    from hbench.store.files import sha256
+    from hbench.store.run import load_run
 
     place = pick_device(device)
     start(place)
@@ -147,8 +147,8 @@ def write_results(
     folder: Path, name: str, result: dict[str, Any], table: "DataFrame", origin: dict[str, Any], **details: Any
 ) -> None:
     """Writes a result as JSON and CSV, with its provenance and the given details of it beside them."""
-    from hbench.files import write_json, write_text
-    from hbench.provenance import write_provenance
+    from hbench.store.files import write_json, write_text
+    from hbench.store.provenance import write_provenance
 
     write_json(folder / f"{name}.json", result)
     write_text(folder / f"{name}.csv", table.to_csv(index=False))

@@ -44,7 +44,7 @@ class Task:
 
     def done(self) -> bool:
         """Whether the folder holds the complete result of this very command."""
-        from hbench.files import read_json
+        from hbench.store.files import read_json
 
         file = self.folder / "provenance.json"
         if not file.is_file():
@@ -92,10 +92,10 @@ def reproduce(
         hbench reproduce mnist16 --data-root DATA
         hbench reproduce digits16 --from-scratch
     """
-    from hbench.config import load_experiment
-    from hbench.files import read_json, write_json
-    from hbench.load import SHIPPED, run_hashes
-    from hbench.report import REASONS, collect, write_pages
+    from hbench.experiments import load_experiment
+    from hbench.reporting.report import REASONS, collect, write_pages
+    from hbench.store.files import read_json, write_json
+    from hbench.store.run import SHIPPED, run_hashes
 
     if run and from_scratch:
         raise click.UsageError("give --run or --from-scratch, not both")
@@ -173,12 +173,13 @@ def tasks(
     from_scratch: bool,
 ) -> Iterator[Task]:
     """The commands in order. Later ones are made of the results of earlier ones, so run each before asking on."""
-    from hbench.config import experiments_folder
-    from hbench.data import load_reference
-    from hbench.files import read_json
-    from hbench.images import save_image, to_float
-    from hbench.lenet import FILE, fits
-    from hbench.load import SHIPPED, run_hashes
+    from hbench.core.images import to_float
+    from hbench.evaluation.lenet import FILE, fits
+    from hbench.experiments import experiments_folder
+    from hbench.store.datasets import load_reference
+    from hbench.store.files import read_json
+    from hbench.store.pictures import save_image
+    from hbench.store.run import SHIPPED, run_hashes
 
     data = (["--data-root", str(data_root)] if data_root else []) + (["--download"] if download else [])
     name = str(run or experiment)

@@ -28,8 +28,8 @@ def report(
         hbench report runs/mnist16/train
         hbench report results/mnist16 --summary results/README.md --not-run mnist32 "no GPU"
     """
-    from hbench import report as pages
-    from hbench.config import load_experiment
+    from hbench.experiments import load_experiment
+    from hbench.reporting import report as pages
 
     folders = [result_folder(run) for run in runs]
     place = out or folders[0]

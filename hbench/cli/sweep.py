@@ -81,7 +81,7 @@ def vram_sweep(
         hbench vram-sweep mnist16 --m 5,10 --repeats 3
         hbench vram-sweep mnist32 --memory-limit 24GiB
     """
-    from hbench.config import load_experiment, override
+    from hbench.experiments import load_experiment, override
 
     settings = load_experiment(experiment, [*overrides, "discovery.pool=0"])
     chosen = {"batch_size": batch_size or settings.evaluation.sweep_batch_size, "precision": precision}
@@ -93,11 +93,11 @@ def vram_sweep(
         raise click.UsageError("--resume keeps what --overwrite would replace: leave one of them out")
     import pandas as pd
 
-    from hbench.device import pick_device
-    from hbench.figures import draw_sweep
-    from hbench.provenance import provenance
-    from hbench.sweep import NAME, Row, cells, default_Ms, finished, sweep
-    from hbench.weights import write_experiment
+    from hbench.evaluation.vram_sweep import NAME, Row, cells, default_Ms, finished, sweep
+    from hbench.reporting.charts import draw_sweep
+    from hbench.runtime.device import pick_device
+    from hbench.store.provenance import provenance
+    from hbench.store.weights import write_experiment
 
     place = pick_device(device)
     wanted = cells(
@@ -169,7 +169,7 @@ def plan(
     Example:
         hbench plan mnist16 --set discovery.memory_budget=0.5
     """
-    from hbench.config import load_experiment
+    from hbench.experiments import load_experiment
 
     settings = load_experiment(experiment, overrides)
     if dry_run:
@@ -177,11 +177,13 @@ def plan(
         return
     import pandas as pd
 
-    from hbench.device import pick_device
-    from hbench.plan import budget_of, largest_keep, measure_apart, predictions, what_would_fit
-    from hbench.progress import progress
-    from hbench.provenance import provenance
-    from hbench.sweep import cells, default_Ms, measured_line
+    from hbench.evaluation.vram_sweep import cells, default_Ms, measured_line
+    from hbench.runtime.device import pick_device
+    from hbench.runtime.progress import progress
+    from hbench.store.provenance import provenance
+    from hbench.training.cost import budget_of, largest_keep, predictions
+    from hbench.training.probe import measure_apart
+    from hbench.training.strategy import what_would_fit
 
     place = pick_device(device)
     if out:

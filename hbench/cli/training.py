@@ -42,16 +42,16 @@ def pretrain(
     Example:
         hbench pretrain digits16 --max-minutes 10
     """
-    from hbench.config import load_experiment
+    from hbench.experiments import load_experiment
 
     settings = load_experiment(experiment, overrides)
     if dry_run:
         print_experiment(settings)
         return
-    from hbench.data import load_images
-    from hbench.device import pick_device
-    from hbench.distributed import process_0_first, start
-    from hbench.pretrain import pretrain as train_model
+    from hbench.runtime.device import pick_device
+    from hbench.runtime.distributed import process_0_first, start
+    from hbench.store.datasets import load_images
+    from hbench.training.pretrain import pretrain as train_model
 
     place = pick_device(device)
     start(place)
@@ -92,16 +92,16 @@ def train(
     Example:
         hbench train mnist16 --model mnist16 --set discovery.K=8
     """
-    from hbench.config import load_experiment
+    from hbench.experiments import load_experiment
 
     settings = load_experiment(experiment, overrides)
     if dry_run:
         print_experiment(settings)
         return
-    from hbench.device import pick_device
-    from hbench.distributed import start
-    from hbench.load import model_to_train_on
-    from hbench.train import train as discover
+    from hbench.runtime.device import pick_device
+    from hbench.runtime.distributed import start
+    from hbench.store.run import model_to_train_on
+    from hbench.training.discover import train as discover
 
     place = pick_device(device)
     start(place)
@@ -142,18 +142,18 @@ def lenet(
     Example:
         hbench lenet digits16 --epochs 20
     """
-    from hbench.config import load_experiment
+    from hbench.experiments import load_experiment
 
     settings = load_experiment(experiment, overrides)
     if dry_run:
         print_experiment(settings)
         return
-    from hbench.data import load_labelled
-    from hbench.device import pick_device
-    from hbench.fid import real_reference
-    from hbench.files import sha256
-    from hbench.lenet import FILE, accuracy, save_lenet, single_features, train_lenet
-    from hbench.provenance import provenance, write_provenance
+    from hbench.evaluation.fid import real_reference
+    from hbench.evaluation.lenet import FILE, accuracy, save_lenet, single_features, train_lenet
+    from hbench.runtime.device import pick_device
+    from hbench.store.datasets import load_labelled
+    from hbench.store.files import sha256
+    from hbench.store.provenance import provenance, write_provenance
 
     pick_device(device)
     (images, labels), (test_images, test_labels) = (

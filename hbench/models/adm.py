@@ -216,7 +216,7 @@ class EncoderHalf(nn.Module):
         if use_checkpoint:
             raise ValueError(
                 "use_checkpoint=True: leave it False, and call checkpoint_blocks on the network or choose a strategy "
-                "of hbench.chain.backpropagate instead (the outputs are the same)"
+                "of hbench.backpropagate instead (the outputs are the same)"
             )
         if use_fp16:
             raise ValueError("use_fp16=True: leave it False and run the model under torch.autocast instead")

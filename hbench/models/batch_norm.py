@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hbench.distributed import total, world_size
+from hbench.runtime.distributed import total, world_size
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -1,0 +1,1 @@
+"""What makes numbers: one file an artifact."""

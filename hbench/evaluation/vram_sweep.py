@@ -1,0 +1,395 @@
+"""Memory and throughput of training against M (Fig. 4), every cell of the table measured in a process of its own.
+
+A cell runs training steps as ``hbench train`` does without a pool: draw x_T, generate x_0 (M passes of the UNet), one
+optimiser step of shift block and reconstructor through the whole chain, one of the discriminator. The networks are the
+experiment's with initial weights: their values, the shift block's zeros included, change neither memory nor speed.
+
+What ``memory_mib`` is depends on the device, and ``memory_source`` says it:
+
+| device | memory_mib | source |
+|---|---|---|
+| CPU | peak resident memory minus that just before the first step | Linux's high-water mark, else polled |
+| CUDA | all that the process holds on the GPU, its CUDA context included | NVML, by process or by device |
+
+NVML has no peak, and needs none here: PyTorch's allocator keeps what it once reserved, so the reading after the last
+step is the peak. Resident memory includes what glibc has not yet given back, as in any training; making it give back at
+once would halve the speed that is measured in the same steps.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hbench.config import Experiment
+from hbench.core.seeds import seed_of
+from hbench.errors import HBenchError, is_out_of_memory
+from hbench.experiments import parse_experiment
+from hbench.models import build_model
+from hbench.models.adm import UNetModel
+from hbench.runtime.device import pick_device
+from hbench.runtime.fresh_process import die_first, reason_of, run_apart
+from hbench.runtime.memory import MIB, free_mib, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
+from hbench.runtime.progress import progress
+from hbench.store.files import read_json
+from hbench.training.cost import SHARE_OF_FREE, DoesNotFitError, Prediction, Probe, predict
+from hbench.training.freeze import freeze
+from hbench.training.loop import stop_requests
+from hbench.training.probe import shortened
+from hbench.training.step import initial, raw_pairs, train_step
+from hbench.training.strategy import resolve, resolve_apart
+
+Status = Literal["ok", "oom", "failed"]
+WARM_UP = 2
+"""Discarded steps: the first allocates Adam's state and lets the libraries choose their kernels."""
+NAME = "vram-sweep"
+"""Of its folder and of the files in it."""
+SAME_TO_RESUME = (
+    "experiment", "git", "versions", "device", "driver", "threads", "seed", "repeats", "memory_limit_mib"
+)  # fmt: skip
+"""What the provenance of two halves of a sweep must agree in."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one process measures; the experiment holds strategy, M, batch size and precision."""
+
+    experiment: Experiment
+    device: str
+    seed: int
+    repeats: int
+    """Timed steps."""
+    memory_limit_mib: float | None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells the cells of a sweep apart."""
+        return self.experiment.discovery.strategy, self.experiment.discovery.M
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured; None where there is nothing to say."""
+
+    strategy: str
+    M: int
+    batch_size: int
+    precision: str
+    device: str
+    memory_mib: float | None = None
+    memory_source: str | None = None
+    images_per_second: float | None = None
+    """Median over the timed steps; an image is a training pair."""
+    images_per_second_iqr: float | None = None
+    """Distance between the quartiles."""
+    status: Status = "ok"
+    error: str | None = None
+    keep: int = 0
+    """Steps of which the graph was kept, of "node" and "auto"."""
+    baseline_mib: float | None = None
+    """The process's memory just before the first step: what memory_mib is over on the CPU, and includes on CUDA."""
+    saved_tensors_mib: float | None = None
+    """See :func:`saved_tensors_peak`; on the CPU only, and not for torch-checkpoint."""
+    max_memory_allocated_mib: float | None = None
+    max_memory_reserved_mib: float | None = None
+    other_processes: int | None = None
+    """Processes of others on the GPU when the cell started."""
+    step_seconds: tuple[float, ...] = ()
+    """Of the timed steps."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells the rows of a sweep apart."""
+        return self.strategy, self.M
+
+
+def cells(
+    experiment: Experiment,
+    strategies: Iterable[str],
+    Ms: Iterable[int],
+    *,
+    device: str,
+    seed: int = 0,
+    repeats: int = 5,
+    memory_limit_mib: float | None = None,
+) -> list[Cell]:
+    """The cells of a sweep, strategy by strategy, each with rising M; the experiment's pool is left out.
+
+    Raises:
+        HBenchError: an unknown strategy, or an M that the schedule does not have.
+    """
+
+    def cell(strategy: str, M: int) -> Cell:
+        values = experiment.model_dump()
+        discovery = values["discovery"]
+        own = {"keep": min(discovery["keep"], M) if strategy == "node" else 0}
+        if strategy != "auto":
+            own["memory_budget"] = None
+        values["discovery"] |= {"strategy": strategy, "M": M, "pool": 0, **own}
+        return Cell(parse_experiment(values, f"{strategy}, M = {M}"), device, seed, repeats, memory_limit_mib)
+
+    return [cell(strategy, M) for strategy in dict.fromkeys(strategies) for M in sorted(set(Ms))]
+
+
+def default_Ms(experiment: Experiment) -> list[int]:
+    """Half, one, two and four times the experiment's M, as far as its schedule goes."""
+    M, T = experiment.discovery.M, experiment.diffusion.T
+    return sorted({max(1, M // 2), M, min(2 * M, T), min(4 * M, T)})
+
+
+def finished(folder: Path, origin: Mapping[str, Any]) -> list[Row]:
+    """The rows in a folder that a sweep of the given provenance can go on from; failed ones are to be made again.
+
+    Raises:
+        HBenchError: what is there was measured differently, or is damaged.
+    """
+    if not (folder / "provenance.json").is_file():
+        return []  # killed before anything was measured
+    earlier, table = (read_json(folder / name) for name in ("provenance.json", f"{NAME}.json"))
+    if not isinstance(earlier, dict):
+        raise HBenchError(f"{folder}: its provenance.json is damaged: measure again with --overwrite")
+    for name in SAME_TO_RESUME:
+        where, old, new = _difference(name, earlier.get(name), origin[name])
+        if old != new:
+            raise HBenchError(
+                f"{folder}: was measured with {where} = {old!r}, not {new!r}: resume with the same settings, "
+                "or use another --out"
+            )
+    try:
+        rows = [read_row(values) for values in table["cells"]]
+    except (KeyError, TypeError) as error:
+        raise HBenchError(f"{folder}: its {NAME}.json is damaged ({error}): measure again with --overwrite") from error
+    return [row for row in rows if row.status != "failed"]
+
+
+def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return _difference(f"{name}.{key}", old.get(key), new.get(key))
+    return name, old, new
+
+
+def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool = False, quiet: bool = False) -> bool:
+    """Whether every cell was measured; False when the sweep was stopped after a cell, by SIGTERM or SIGINT.
+
+    Each cell runs in a fresh process, one after the other. One that is out of memory is a row like any other.
+
+    Args:
+        todo: the cells.
+        on_row: is called with each row as soon as it is known.
+        allow_busy: measure although another process computes on the GPU; ``other_processes`` says so.
+        quiet: no progress bar.
+
+    Raises:
+        HBenchError: another process computes on the GPU, unless ``allow_busy``.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what commands before have left in reserve here would be missing to the cells
+    with stop_requests(None) as stop_reason, progress(total=len(todo), unit="cell", quiet=quiet) as bar:
+        for number, cell in enumerate(todo, start=1):
+            strategy, M = cell.key
+            bar.set_description_str(f"{strategy}, M = {M}")
+            others = _other_processes(torch.device(cell.device))
+            if others and not allow_busy:
+                raise HBenchError(
+                    f"another process is on the GPU (PID {', '.join(map(str, others))}): wait for it to end, or "
+                    "measure beside it with --allow-busy"
+                )
+            row = replace(measure_apart(cell), other_processes=None if others is None else len(others))
+            on_row(row)
+            bar.update()
+            if row.status != "ok":
+                tqdm.write(f"{strategy}, M = {M}: {row.status}: {row.error}", file=sys.stderr)
+            if number < len(todo) and (reason := stop_reason()):
+                tqdm.write(f"stopped by {reason} after {number} of {len(todo)} cells: go on with --resume", sys.stderr)
+                return False
+    return True
+
+
+def _other_processes(device: torch.device) -> list[int] | None:
+    if device.type != "cuda":
+        return None
+    pids = list(gpu_processes(device))
+    if os.getpid() in pids:
+        pids.remove(os.getpid())
+    elif torch.cuda.max_memory_reserved(device):  # it has computed there, so in this container PIDs are the host's
+        pids = pids[1:]
+    return pids
+
+
+def measure_apart(cell: Cell) -> Row:
+    """What :func:`measure` finds in a fresh process; ``failed``, with its error, if it dies of one.
+
+    What "auto" takes is found out in another one, whose probe would else leave memory behind that the steps use again.
+    """
+    if cell.experiment.discovery.strategy == "auto":
+        try:
+            running = resolve_apart(cell.experiment, cell.device, cell.seed, cell.memory_limit_mib)
+        except HBenchError as error:
+            return _empty(cell, "oom" if isinstance(error, DoesNotFitError) else "failed", str(error))
+        return replace(measure_apart(replace(cell, experiment=running)), strategy="auto")
+    done = run_apart(
+        "hbench.evaluation.vram_sweep", {**vars(cell), "experiment": cell.experiment.model_dump(mode="json")}
+    )
+    if done.returncode == -signal.SIGKILL:
+        return _empty(cell, "oom", "killed by the system, as it does when memory runs out")
+    if done.returncode:
+        return _empty(cell, "failed", reason_of(done))
+    return read_row(json.loads(done.stdout.splitlines()[-1]))
+
+
+def read_row(values: dict[str, Any]) -> Row:
+    """A row from its JSON."""
+    return Row(**values | {"step_seconds": tuple(values["step_seconds"])})
+
+
+def measure(cell: Cell) -> Row:
+    """Memory and throughput of real training steps, for a process that has done nothing else; see the module.
+
+    A cell is out of memory when an allocation fails, or when what was measured after a step passes the memory limit.
+    On CUDA the limit also binds PyTorch's allocator, which then fails where that of a smaller card would. On the CPU
+    nothing stops a step on its way: the system's limits count address space, most of which is never touched.
+    """
+    device = pick_device(cell.device)
+    try:
+        return _measure_cuda(cell, device) if device.type == "cuda" else _measure_cpu(cell, device)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _empty(cell, "oom", (str(error) or "MemoryError").splitlines()[0])
+
+
+def _measure_cpu(cell: Cell, device: torch.device) -> Row:
+    step = step_taker(cell.experiment, _initial_model(cell), cell.seed, device)
+    with watch_resident() as (baseline, peak, source):
+        seconds = _take_steps(cell, step, device, lambda: peak() - baseline)
+        memory = peak() - baseline
+    row = replace(_timed_row(cell, seconds), memory_mib=memory, memory_source=source, baseline_mib=baseline)
+    if cell.experiment.discovery.strategy == "torch-checkpoint":
+        return row
+    return replace(row, saved_tensors_mib=saved_tensors_peak(lambda: step(WARM_UP + cell.repeats)) / MIB)
+
+
+def _measure_cuda(cell: Cell, device: torch.device) -> Row:
+    idle = torch.cuda.device_memory_used(device)  # before this process has a CUDA context
+    step = step_taker(cell.experiment, _initial_model(cell), cell.seed, device)
+    baseline, _ = gpu_memory(device, idle)
+    if cell.memory_limit_mib is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        outside = baseline - torch.cuda.memory_reserved(device) / MIB  # the context, which the allocator does not count
+        room = max(0.0, cell.memory_limit_mib - outside) * MIB
+        torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), device.index or 0)
+    seconds = _take_steps(cell, step, device, lambda: gpu_memory(device, idle)[0])
+    memory, source = gpu_memory(device, idle)
+    return replace(
+        _timed_row(cell, seconds),
+        memory_mib=memory,
+        memory_source=source,
+        baseline_mib=baseline,
+        max_memory_allocated_mib=torch.cuda.max_memory_allocated(device) / MIB,
+        max_memory_reserved_mib=torch.cuda.max_memory_reserved(device) / MIB,
+    )
+
+
+def measured_line(
+    experiment: Experiment, strategy: str, Ms: Sequence[int], probe: Probe, device: str, seed: int
+) -> list[Prediction]:
+    """The plan of a strategy whose graphs autograd does not show: the lines through two short cells of a sweep.
+
+    Raises:
+        HBenchError: one of the cells failed, or "offload" would crowd the CPU's memory.
+    """
+    few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 10)
+    ends = (2 * few, 10 * few)  # so far apart that the noise of their memory does not tilt the line
+    if strategy == "offload":  # asked first: a job that takes too much there can be killed as a whole
+        # PyTorch rounds each block of pinned memory up to a power of two
+        needed = 2 * predict(probe, experiment, ends[1], ends[1], "vanilla").memory_mib
+        allowed = SHARE_OF_FREE["cpu"] * free_mib(torch.device("cpu"))
+        if needed > allowed:
+            raise HBenchError(
+                f"offload, M = {ends[1]}: up to {needed:,.0f} MiB of graphs, where {allowed:,.0f} MiB of the CPU's "
+                "memory may be taken: lower discovery.batch_size"
+            )
+    short = cells(experiment, [strategy], ends, device=device, seed=seed, repeats=2)
+    rows = [measure_apart(cell) for cell in short]
+    used = [row.memory_mib for row in rows if row.memory_mib is not None]
+    if len(used) < len(rows):
+        failed = next(row for row in rows if row.memory_mib is None)
+        raise HBenchError(f"{strategy}, M = {failed.M}: {failed.error}: lower discovery.batch_size")
+    batch = experiment.discovery.batch_size
+    raw = probe.regular.forward if experiment.discovery.pool else 0.0  # of each step; a sweep has no pool
+    memory = np.polyfit(ends, used, 1)
+    seconds = np.polyfit(ends, [float(np.median(row.step_seconds)) - row.M * raw for row in rows], 1)
+    return [Prediction(strategy, M, 0, float(np.polyval(memory, M)), batch / float(np.polyval(seconds, M))) for M in Ms]
+
+
+# Steps --------------------------------------------------------------------------------------------------------------
+
+
+def step_taker(
+    experiment: Experiment, model: UNetModel, seed: int, device: torch.device
+) -> Callable[[int], dict[str, float]]:
+    """A function that takes step i of ``hbench train`` with initial networks, and returns its metrics."""
+    frozen = freeze(experiment, model, device)
+    running = resolve(experiment, frozen, seed)
+    return partial(train_step, running, frozen, initial(running, frozen, seed), raw_pairs(running, frozen, seed), seed)
+
+
+def _initial_model(cell: Cell) -> UNetModel:
+    torch.manual_seed(seed_of(cell.seed))
+    return build_model(cell.experiment)
+
+
+def _take_steps(
+    cell: Cell, step: Callable[[int], object], device: torch.device, memory_mib: Callable[[], float]
+) -> list[float]:
+    """Seconds of the timed steps, after the warm-up; MemoryError where a step passed the limit."""
+    seconds = []
+    for i in range(WARM_UP + cell.repeats):
+        _synchronize(device)
+        started = time.perf_counter()
+        step(i)
+        _synchronize(device)
+        seconds.append(time.perf_counter() - started)
+        limit = cell.memory_limit_mib
+        if limit is not None and (used := memory_mib()) > limit:
+            raise MemoryError(f"{used:.0f} MiB pass the memory limit of {limit:g} MiB")
+    return seconds[WARM_UP:]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _empty(cell: Cell, status: Status, error: str) -> Row:
+    return replace(_row(cell), status=status, error=error)
+
+
+def _timed_row(cell: Cell, seconds: list[float]) -> Row:
+    row = _row(cell)
+    low, median, high = np.percentile(row.batch_size / np.array(seconds), [25, 50, 75]).tolist()
+    return replace(row, images_per_second=median, images_per_second_iqr=high - low, step_seconds=tuple(seconds))
+
+
+def _row(cell: Cell) -> Row:
+    settings = cell.experiment.discovery
+    return Row(settings.strategy, settings.M, settings.batch_size, settings.precision, cell.device, keep=settings.keep)
+
+
+if __name__ == "__main__":
+    die_first()
+    values = json.load(sys.stdin)
+    given = Cell(**values | {"experiment": parse_experiment(values["experiment"], "cell")})
+    print(json.dumps(asdict(measure(given))))

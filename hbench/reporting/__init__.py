@@ -1,0 +1,1 @@
+"""What makes pictures and pages from results."""

@@ -1,0 +1,211 @@
+"""One page of all that was measured for a run: every picture, and one table of ours beside the paper's.
+
+Reads only the JSON, pictures and provenance that the other commands left; nothing is computed again, and what was not
+run stands in the table as such.
+"""
+
+import base64
+import html
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hbench.config import Experiment
+from hbench.errors import HBenchError
+from hbench.experiments import parse_experiment
+from hbench.reporting.artifacts import ARTIFACTS, Artifact, Comparison, Named, Row, Values
+from hbench.store.files import read_json, write_json, write_text
+from hbench.store.folders import refuse_links
+
+GENERATED = "not to be edited"
+"""What every summary says of itself."""
+REASONS = "not-run.json"
+"""Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
+OF_THE_RUN = ("rca", "traverse", "fid-inception-v3-compat", "fid-lenet-digits", "properties", "edit")
+"""Folders of what is measured on the run's own weights."""
+SHOWN_FACTS = {
+    "command",
+    "title",
+    "started_utc",
+    "wall_seconds",
+    "device",
+    "threads",
+    "driver",
+    "seed",
+    "git",
+    "versions",
+}
+"""Of a provenance, what the page says in words of its own."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one command made."""
+
+    title: str
+    item: str
+    pictures: list[Path]
+    named: list[Named]
+    comparison: Comparison | None
+    provenance: Path
+    origin: Values
+    """What the provenance file says."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found in one folder; of an experiment that was not run there is none, nor a section."""
+
+    folder: Path | None
+    experiment: Experiment
+    rows: list[Row]
+    sections: list[Section]
+
+
+def collect(folder: Path) -> Report:
+    """What the commands left in a folder of results.
+
+    Raises:
+        HBenchError: nothing of hbench's there.
+    """
+    if folder.is_dir():
+        refuse_links(folder)
+    origins = {}
+    for artifact in ARTIFACTS:
+        if (folder / artifact.folder / "provenance.json").is_file():
+            file = folder / artifact.folder / "provenance.json"
+            origin = read_json(file)
+            if not isinstance(origin, dict) or not SHOWN_FACTS | {"experiment"} <= origin.keys():
+                raise HBenchError(f'{file}: not as hbench writes it: make it again with "hbench {artifact.command}"')
+            origins[artifact.folder] = origin
+    found = [origin["experiment"] for origin in origins.values() if origin.get("experiment")]
+    if not found:
+        raise HBenchError(
+            f'{folder}: no results there: "hbench rca" and others leave some; "hbench reproduce" makes all of them, '
+            "and this page, in runs/reproduce"
+        )
+    experiment = parse_experiment(found[0], str(folder))
+    measured = {name: origins[name].get("weights_sha256") for name in OF_THE_RUN if name in origins}
+    if any(weights != next(iter(measured.values())) for weights in measured.values()):
+        raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
+    reasons = read_json(folder / REASONS) if (folder / REASONS).is_file() else {}
+    rows, sections = [], []
+    for artifact in ARTIFACTS:
+        place = folder / artifact.folder
+        if artifact.folder not in origins:
+            reason = reasons.get(
+                artifact.folder, f'no {artifact.folder}/ in {folder}: "hbench {artifact.command}" makes it'
+            )
+            if artifact.item or artifact.folder in reasons:
+                rows.append(_missing(artifact, experiment, reason))
+            continue
+        file = place / f"{artifact.result}.json"
+        try:
+            result = read_json(file)
+            lines = artifact.rows(result, experiment.paper)
+            named, comparison = artifact.named(result), artifact.comparison(result)
+        except (KeyError, TypeError, ValueError) as error:
+            raise HBenchError(
+                f'{file}: not as this version writes it ({error}): make it again with "hbench {artifact.command}"'
+            ) from error
+        pictures, provenance = sorted(place.glob("*.png")), place / "provenance.json"
+        origin = origins[artifact.folder]
+        rows += [replace(line, provenance=provenance, experiment=origin["title"] or experiment.title) for line in lines]
+        sections.append(Section(artifact.title, artifact.item, pictures, named, comparison, provenance, origin))
+    return Report(folder, experiment, rows, sections)
+
+
+def not_run(experiment: Experiment, reason: str) -> Report:
+    """The report of an experiment that was not run: the paper's numbers, and why there are none of ours."""
+    wanted = [artifact for artifact in ARTIFACTS if artifact.published(experiment.paper)]
+    return Report(None, experiment, [_missing(artifact, experiment, reason) for artifact in wanted], [])
+
+
+def _missing(artifact: Artifact, experiment: Experiment, reason: str) -> Row:
+    published, reason = artifact.published(experiment.paper), f"not run: {reason}"
+    return Row(artifact.title, artifact.item, published, reason, ran=False, experiment=experiment.title)
+
+
+def write_pages(reports: Sequence[Report], out: Path) -> None:
+    """Writes ``report.html``, one file that needs no other, ``report.md``, and the table as CSV and JSON."""
+    import pandas as pd
+
+    environment = Environment(autoescape=True, **_TEMPLATES)
+    environment.filters |= {"picture": _inline, "facts": _facts}
+    write_text(out / "report.html", environment.get_template("report.html").render(reports=reports))
+    write_text(out / "report.md", _markdown_page("report.md", out, reports=reports))
+    table = [
+        {"experiment": row.experiment}
+        | asdict(row)
+        | {"provenance": os.path.relpath(row.provenance, out) if row.provenance else ""}
+        for r in reports
+        for row in r.rows
+    ]
+    write_json(out / "report.json", table)
+    write_text(out / "report.csv", pd.DataFrame(table).to_csv(index=False))
+
+
+def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
+    """Writes one Markdown table, paper against ours, of all experiments: each row links where it comes from.
+
+    Of each report it has the artifacts of the paper; the rest is in the reports.
+
+    Raises:
+        HBenchError: the file holds something else.
+    """
+    if file.exists() and GENERATED not in file.read_text(encoding="utf-8", errors="replace"):
+        raise HBenchError(f"{file}: holds something else than such a table: choose another --summary")
+    write_text(file, _markdown_page("summary.md", file.parent, reports=reports, command=command))
+
+
+def _markdown_page(template: str, folder: Path, **values: Any) -> str:
+    """A page of Markdown that lies in a folder."""
+    environment = Environment(autoescape=False, **_TEMPLATES)
+    environment.filters |= {"plain": _markdown, "code": _code, "address": quote}
+    environment.filters["relative"] = lambda path: os.path.relpath(path, folder)
+    return environment.get_template(template).render(**values)
+
+
+_TEMPLATES: Values = {
+    "loader": PackageLoader("hbench.reporting"),
+    "undefined": StrictUndefined,
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+}
+
+
+# What the pages say --------------------------------------------------------------------------------------------------
+
+
+def _inline(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _facts(origin: Values) -> list[tuple[str, str]]:
+    git = origin["git"]
+    facts = {
+        "started": f"{origin['started_utc']} UTC, took {origin['wall_seconds']:,.0f} s",
+        "device": f"{origin['device']}, {origin['threads']} threads"
+        + (f", driver {d}" if (d := origin["driver"]) else ""),
+        "seed": str(origin["seed"]),
+        "commit": f"{git['commit']}{' with uncommitted changes' if git['dirty'] else ''}" if git else "not a checkout",
+        "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
+    }
+    facts |= {name: json.dumps(value) for name, value in origin.items() if name not in SHOWN_FACTS}
+    return list(facts.items())
+
+
+def _code(text: str) -> str:
+    """Text that does not end a code span of Markdown."""
+    return " ".join(text.split()).replace("`", "'")
+
+
+def _markdown(text: str) -> str:
+    """Text that is nothing but text in Markdown: one line, without HTML, links and borders of a table."""
+    return html.escape(_code(text), quote=False).replace("|", "\\|").replace("](", "]\\(")

@@ -1,0 +1,117 @@
+"""Sheets for assessors: pages that work offline, pictures and empty tables of marks."""
+
+import base64
+import csv
+import io
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+from torch import Tensor
+
+from hbench.errors import HBenchError
+from hbench.evaluation.mos.study import COLUMNS, Direction, Key
+from hbench.runtime.progress import progress
+from hbench.store.files import replacing, write_json, write_text
+
+CRITERIA = (
+    "Smooth: in every row, the images change gradually from left to right.",
+    "Consistent: the change is the same in all rows.",
+    "Easy to interpret: you can say in a few words what changes.",
+)
+"""The paper's three: a direction is marked 1 only if all hold."""
+
+GREY, FRAME = 60, (230, 126, 0)
+"""Colours between the images, and around the original: 3.9 to 1 in contrast."""
+
+
+def draw_grid(images: Tensor) -> np.ndarray:
+    """A grid as RGB, uint8 [height, width, 3]: a row per example, a column per magnitude, the middle one framed.
+
+    Args:
+        images: uint8 [examples, samples, C, H, W].
+    """
+    examples, samples, _, height, width = images.shape
+    margin = max(1, width // 16)
+    canvas = torch.full((examples, samples, 3, height + 2 * margin, width + 2 * margin), GREY, dtype=torch.uint8)
+    canvas[:, samples // 2] = torch.tensor(FRAME, dtype=torch.uint8)[:, None, None]
+    canvas[..., margin:-margin, margin:-margin] = images  # grey is repeated
+    rows, columns = examples * (height + 2 * margin), samples * (width + 2 * margin)
+    return canvas.permute(0, 3, 1, 4, 2).reshape(rows, columns, 3).numpy()
+
+
+def png(pixels: np.ndarray, scale: int = 1) -> bytes:
+    """RGB pixels as a PNG file, each pixel scale x scale."""
+    file = io.BytesIO()
+    enlarged = np.repeat(np.repeat(pixels, scale, 0), scale, 1)
+    Image.fromarray(enlarged).save(file, format="png", optimize=True)
+    return file.getvalue()
+
+
+def refuse_marked(folder: Path) -> None:
+    """HBenchError where a folder holds what people have made, or its score: no option may cost them their work.
+
+    That is any file in the folders of the sheets but hbench's own, and a CSV of marks that is not empty.
+    """
+    if (folder / "score").exists():
+        raise HBenchError(f"{folder / 'score'}: scores an earlier study, not this one: choose another --out")
+    for file in sorted(path for sheet in folder.glob("sheet_*/") for path in sheet.rglob("*")):
+        if not re.fullmatch(r"\d{3,}\.png|README\.txt|marks_\d+\.csv", file.name):
+            raise HBenchError(f"{file}: is not of hbench, and would be lost: choose another --out")
+    for file in sorted(folder.rglob("marks*.csv")):
+        lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        delimiter = max(",;\t", key=(lines or [""])[0].count)
+        if any((row.get("mark") or "").strip() for row in csv.DictReader(lines, delimiter=delimiter)):
+            raise HBenchError(f"{file}: holds marks, which a new study could not score: choose another --out")
+
+
+def write_sheets(
+    key: Key, images: Mapping[Direction, Tensor], folder: Path, label_studio: bool = False, quiet: bool = False
+) -> None:
+    """Writes a study: a page and a folder of pictures per assessor, the key, and with them tasks for Label Studio.
+
+    ``sheet_<assessor>.html`` needs nothing beside it. ``sheet_<assessor>/`` holds a PNG per item and an empty
+    ``marks_<assessor>.csv`` for those who prefer a spreadsheet. ``key.json`` must not reach the assessors.
+    """
+    pages = Environment(
+        loader=PackageLoader("hbench.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    grids = {direction: draw_grid(grid) for direction, grid in images.items()}
+    examples, samples, _, height, width = next(iter(images.values())).shape
+    shared = {"criteria": CRITERIA, "columns": COLUMNS, "examples": examples, "samples": samples}
+    for old in [*folder.glob("sheet_*"), *folder.glob("label_studio")]:  # of a study whose key is now replaced
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    write_json(folder / "key.json", key.model_dump(mode="json"))
+    for sheet in progress(key.sheets, desc="sheets", unit="sheet", quiet=quiet):
+        shown = [grids[Direction(i.run, i.direction, i.control)] for i in sheet.items]
+        rows = [[_data_uri(png(row)) for row in np.split(grid, examples)] for grid in shown]
+        page = pages.get_template("sheet.html").render(sheet=sheet, rows=rows, **shared)
+        write_text(folder / f"sheet_{sheet.assessor}.html", page)
+        beside = folder / f"sheet_{sheet.assessor}"
+        scale = max(1, 96 // max(height, width))
+        enlarged = [png(grid, scale) for grid in shown]
+        for item, picture in zip(sheet.items, enlarged, strict=True):
+            with replacing(beside / f"{item.item:03d}.png") as temporary:
+                temporary.write_bytes(picture)
+        lines = [",".join(COLUMNS), *(f"{sheet.sheet},{sheet.assessor},{i.item},," for i in sheet.items)]
+        write_text(beside / f"marks_{sheet.assessor}.csv", "\n".join(lines) + "\n")
+        write_text(beside / "README.txt", pages.get_template("sheet.txt").render(sheet=sheet, **shared))
+        if label_studio:
+            fields = ({"sheet": sheet.sheet, "assessor": sheet.assessor, "item": item.item} for item in sheet.items)
+            tasks = [{"data": {**f, "image": _data_uri(p)}} for f, p in zip(fields, enlarged, strict=True)]
+            write_json(folder / "label_studio" / f"tasks_{sheet.assessor}.json", tasks)
+    if label_studio:
+        write_text(folder / "label_studio" / "config.xml", pages.get_template("label_studio.xml").render(**shared))
+
+
+def _data_uri(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()

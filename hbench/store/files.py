@@ -1,0 +1,108 @@
+"""Files and folders that survive a kill: everything written in one move, into a folder that is locked meanwhile.
+
+Every file is written beside its place and then moved there, so that a killed process leaves the old one or the new one.
+A command locks the folder that it writes to; the system gives up the lock of a killed process. A folder may come from
+anyone: no link leads out of it.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from hbench.errors import HBenchError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends without an error.
+
+    Raises:
+        HBenchError: the disk is full or the folder cannot be written.
+    """
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise HBenchError(f"{path}: cannot write ({error}): free some space or choose another --out") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one move."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be any bytes
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON in one move; what is not finite becomes null, since JSON has no word for it."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of hbench holds; HBenchError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HBenchError(f"{path}: cannot be read ({error}): make it again") from error
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+def temporary_name(path: Path) -> Path:
+    """Where this process writes a file before it moves it to ``path``."""
+    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp")
+
+
+def _writer(name: str) -> int | None:
+    """The process of this machine that a name of :func:`temporary_name` belongs to."""
+    found = re.fullmatch(rf"\..+\.{_machine()}\.([0-9]{{1,9}})\.tmp", name)
+    return int(found[1]) if found else None
+
+
+def _machine() -> str:
+    """The name of this machine, since several may write to one folder and number their processes alike."""
+    return re.sub("[^0-9A-Za-z-]", "-", platform.node())[:40]
+
+
+def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":  # where it cannot be asked without a signal
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's
+        return True
+    return True

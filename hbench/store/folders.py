@@ -1,0 +1,109 @@
+"""Output folders: claimed by one process, locked while it writes, without links that lead out of them."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hbench.errors import HBenchError
+from hbench.store.files import _is_alive, _writer
+
+EXPERIMENT = "experiment.json"
+"""The first file of a training, so that --resume knows its folder."""
+
+LOCK = ".hbench.lock"
+
+
+@contextmanager
+def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
+    """An output folder that only this process of hbench writes to while the block runs.
+
+    It is made where it is missing, and what killed processes have left half written in it is removed.
+
+    Args:
+        folder: the folder.
+        overwrite: accept one that already holds something.
+        resume: accept one in which a training has begun, and only such a one.
+
+    Raises:
+        HBenchError: it holds something else, cannot be made, is in use, or has a link that leads out of it.
+    """
+    _check_claim(folder, overwrite, resume)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HBenchError(f"{folder}: cannot be made ({error.strerror}): choose another --out") from error
+    refuse_links(folder)
+    with _lock(folder):
+        _check_claim(folder, overwrite, resume)  # another process may have come and gone since
+        remove_leftovers(folder)
+        yield
+
+
+def _check_claim(folder: Path, overwrite: bool, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise HBenchError(f"{folder}: is a file, not a folder: choose another --out")
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    held = {name for name in held if name != LOCK and _writer(name) is None}
+    if resume and (not folder.is_dir() or (held and EXPERIMENT not in held)):
+        raise HBenchError(f"{folder}: nothing to resume there: leave --resume out, or give its --out")
+    if held and not overwrite and not resume:
+        raise HBenchError(f"{folder}: already holds results: choose another --out, or add --overwrite")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    if sys.platform == "win32":  # has no fcntl
+        yield
+        return
+    import fcntl
+
+    path = folder / LOCK
+    try:
+        file = path.open("a+", encoding="ascii")
+    except OSError as error:
+        raise HBenchError(f"{folder}: cannot write ({error.strerror}): choose another --out") from error
+    with file:
+        try:
+            # not flock, which processes forked from a killed one would go on holding
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())  # not just given up
+        except OSError as error:
+            # on a file system without locks, two processes at once are the user's to avoid
+            locked = error.errno not in (errno.EACCES, errno.EAGAIN)
+        if not locked:
+            file.seek(0)
+            raise HBenchError(
+                f"{folder}: another hbench process writes here (PID {file.read().strip() or 'unknown'}): "
+                "wait for it to end, or choose another --out"
+            )
+        with suppress(OSError):  # the PID is for people only
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def refuse_links(folder: Path) -> None:
+    """HBenchError where a symbolic link below a folder leads out of it, to be read or written through unseen."""
+    root = os.path.realpath(folder)
+    for place, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = os.path.join(place, name)  # noqa: PTH118
+            target = os.path.realpath(path)
+            if os.path.islink(path) and os.path.commonpath([root, target]) != root:  # noqa: PTH114
+                shown = folder / os.path.relpath(path, root)
+                raise HBenchError(f"{shown}: is a link out of its folder: put what it leads to in its place")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes of this machine were writing below a folder; files of living ones stay."""
+    for path in folder.rglob(".*.tmp"):
+        pid = _writer(path.name)
+        if pid is not None and not _is_alive(pid):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,171 @@
+"""Weights and experiments on disk: safetensors that carry their configuration; code in a file is never run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hbench import __version__
+from hbench.config import Experiment
+from hbench.errors import HBenchError
+from hbench.experiments import parse_experiment
+from hbench.store.files import read_json, replacing, write_json
+from hbench.store.folders import EXPERIMENT
+
+FORMAT = 1
+"""Of the files written here; to be raised whenever an older hbench could not read them, a new setting included."""
+MADE_BY = {"hbench": __version__, "format": str(FORMAT)}
+"""What every weights file, experiment and checkpoint says of itself."""
+
+
+def save_weights(path: Path, module: nn.Module, experiment: Experiment, role: str, dtype: str = "float32") -> None:
+    """Writes a module as safetensors that name its role ("model", "shift_block", …) and carry the experiment."""
+    target = getattr(torch, dtype)
+    tensors = {
+        name: (value.to(target) if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in module.state_dict().items()
+    }
+    check_finite(tensors, f"{role} as {dtype}", "it is not written; train again with a lower learning rate")
+    metadata = {"role": role, "experiment": experiment.model_dump_json(), **MADE_BY}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment that a weights file carries.
+
+    Raises:
+        HBenchError: missing, damaged or foreign file.
+    """
+    metadata = read_metadata(path)
+    try:
+        values = json.loads(metadata["experiment"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise HBenchError(f"{path}: not made by hbench: it carries no experiment") from error
+    return parse_experiment(values, source=str(path))
+
+
+def write_experiment(folder: Path, experiment: Experiment) -> None:
+    """Writes the experiment of a training as ``experiment.json``: call it before anything else is written."""
+    write_json(folder / EXPERIMENT, {**MADE_BY, **experiment.model_dump(mode="json")})
+
+
+def read_written_experiment(path: Path) -> Experiment:
+    """The experiment in a file of :func:`write_experiment`; HBenchError where it is damaged or of a newer hbench."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise HBenchError(f"{path}: holds no experiment: train again")
+    check_format(values, path)
+    return parse_experiment({key: value for key, value in values.items() if key not in MADE_BY}, str(path))
+
+
+def check_format(values: Mapping[str, Any], path: Path) -> None:
+    """HBenchError where what a file says of itself is that a newer hbench wrote it."""
+    found = str(values.get("format", FORMAT))  # the first files had none
+    if found.isdecimal() and int(found[:9]) > FORMAT:
+        raise HBenchError(
+            f"{path}: was written by hbench {values.get('hbench')}, newer than this {__version__}: update hbench"
+        )
+
+
+def load_weights(path: Path, module: nn.Module, role: str) -> None:
+    """Reads weights of the given role into a module, as float32.
+
+    Raises:
+        HBenchError: missing, damaged or foreign file, or one of another role or shape.
+    """
+    found = read_metadata(path).get("role")
+    if found != role:
+        raise HBenchError(f"{path}: holds {found or 'foreign weights'}, need {role}: give another file")
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    load_tensors(module, tensors, str(path))
+
+
+def tensors_sha256(path: Path) -> str:
+    """SHA-256 of a safetensors file without its header: that of the same weights, under whatever settings."""
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copies tensors into a module of exactly these names and shapes.
+
+    Raises:
+        HBenchError: others, with the first differences, or values that are not finite.
+    """
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise HBenchError(
+                f'{source}: "{name}" in it is a {type(value).__name__}, need tensors alone: load it with torch.load '
+                "and save the state dict inside it by itself"
+            )
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    other = {name: tuple(value.shape) for name, value in tensors.items()}
+    if own != other:
+        differing = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
+        shown = "; ".join(f"{n}: file {other.get(n)}, model {own.get(n)}" for n in differing[:5])
+        hint = "make the [model] settings match"
+        if "label_emb.weight" in other:
+            hint = "it is class-conditional, and hbench takes unconditional models alone"
+        elif differing == ["out.2.bias", "out.2.weight"]:
+            hint = "set model.learn_sigma = true, or false"
+        raise HBenchError(f"{source}: {len(differing)} parameters do not fit the model ({shown}): {hint}")
+    check_finite(tensors, source, "it is damaged, or its training diverged; give another file")
+    module.load_state_dict(dict(tensors))
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str, advice: str) -> None:
+    """HBenchError where a tensor holds NaN or an infinity."""
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise HBenchError(f"{source}: {name} holds NaN or infinity: {advice}")
+
+
+def load_pickled(path: Path) -> dict[str, Any]:
+    """A dict of tensors and plain values from torch.save; code inside the file is never run.
+
+    Raises:
+        HBenchError: missing, damaged, or holding anything but tensors and plain values.
+    """
+    if not path.is_file():
+        raise HBenchError(f"{path}: no such file")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise HBenchError(
+            f"{path}: not a checkpoint of plain tensors, or damaged: it was refused; get the file again"
+        ) from error
+    if not isinstance(values, dict):
+        raise HBenchError(f"{path}: holds {type(values).__name__}, need a dict of tensors")
+    return values
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says about itself; HBenchError where it is missing, damaged or of a newer one."""
+    if not path.is_file():
+        raise HBenchError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise HBenchError(f"{path}: not a safetensors file, or damaged ({error}): make or fetch it again") from error
+    check_format(metadata, path)
+    return metadata

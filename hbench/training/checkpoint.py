@@ -1,0 +1,182 @@
+"""What a training leaves on its way, to stop at any moment and go on: checkpoints, metrics, stop requests."""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hbench.config import Experiment
+from hbench.errors import HBenchError
+from hbench.experiments import parse_experiment
+from hbench.store.files import read_json, replacing, sha256, write_json, write_text
+from hbench.store.weights import MADE_BY, check_finite, check_format, load_pickled
+
+CHECKPOINT = "checkpoint.json"
+"""Which file holds the last checkpoint, its SHA-256, and whose it is."""
+WITHOUT_EFFECT = {
+    "strategy", "keep", "memory_budget", "checkpoint_blocks", "compile", "checkpoint_every", "sample_every"
+}  # fmt: skip
+"""Settings of memory, time and output on the way, which change the result by rounding alone: resume with any."""
+Stage = Literal["pretrain", "discovery"]
+"""What is trained: the section of its settings."""
+
+
+def save_checkpoint(
+    folder: Path,
+    experiment: Experiment,
+    seed: int,
+    step: int,
+    state: Mapping[str, Any],
+    pieces: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Writes everything that training needs to go on after ``step`` steps as if it had never stopped.
+
+    No generator state is among it: each step seeds the generators from (seed, step). The file is named by its content
+    and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256. It also
+    keeps ``pieces``, the processes that have trained so far.
+
+    Raises:
+        HBenchError: a tensor is not finite, or the disk is full; the checkpoint before stays.
+    """
+    advice = "the last good checkpoint stays; train again in another --out with a lower learning rate, or in float32"
+    check_finite(dict(_named_tensors(state)), f"step {step}", advice)
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()
+    file = f"checkpoint-{step:06d}-{digest[:8]}.pt"
+    with replacing(folder / file) as temporary:
+        temporary.write_bytes(content.getbuffer())
+    about = {
+        "step": step,
+        "seed": seed,
+        "file": file,
+        "sha256": digest,
+        "experiment": experiment.model_dump(mode="json"),
+        "pieces": pieces,
+    }
+    write_json(folder / CHECKPOINT, {**MADE_BY, **about})
+    for other in folder.glob("checkpoint-*.pt"):
+        if other.name != file:
+            other.unlink(missing_ok=True)
+
+
+def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage) -> dict[str, Any] | None:
+    """What ``checkpoint.json`` says of a training: ``step``, ``file``, ``sha256``; None where it has not come so far.
+
+    Raises:
+        HBenchError: it is of another seed, or of other settings of the stage, the data, the model or the diffusion; of
+            a newer hbench, damaged, or gone from a finished training.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        if any((folder / name).is_file() for name in ("provenance.json", "checkpoint.pt")):
+            raise HBenchError(f"{folder}: holds a training, but no {CHECKPOINT} to go on from: choose another --out")
+        return None
+    about = read_json(path)
+    fields = {"step": int, "seed": int, "file": str, "sha256": str, "experiment": dict}
+    if isinstance(about, dict):
+        check_format(about, path)
+    if not isinstance(about, dict) or not all(isinstance(about.get(name), kind) for name, kind in fields.items()):
+        raise HBenchError(f"{path}: {_LOST}")
+    if about["seed"] != seed:
+        raise HBenchError(f"{folder}: was started with --seed {about['seed']}, not {seed}: resume with that seed")
+    # read back, so that a setting that an older hbench did not know has its default
+    saved, wanted = parse_experiment(about["experiment"], str(path)).model_dump(), experiment.model_dump()
+    for section in ("data", "model", "diffusion", stage):
+        for key, new in wanted[section].items():
+            if (old := saved[section][key]) != new and key not in WITHOUT_EFFECT:
+                raise HBenchError(
+                    f"{folder}: was started with {section}.{key} = {old!r}: resume with the same settings, "
+                    "or use another --out"
+                )
+    return about
+
+
+_LOST = "damaged: bring it back from a copy, or train again in another --out"
+
+
+def load_checkpoint(
+    folder: Path, experiment: Experiment, seed: int, stage: Stage, parts: Collection[str]
+) -> dict[str, Any] | None:
+    """The state of each part, ``step`` and ``pieces`` in a run folder's checkpoint; None where there is none yet.
+
+    Raises:
+        HBenchError: as in :func:`read_checkpoint`, or it is damaged, or of another command.
+    """
+    about = read_checkpoint(folder, experiment, seed, stage)
+    if about is None:
+        return None
+    if not re.fullmatch(r"checkpoint-[0-9]+-[0-9a-f]{8}\.pt", about["file"]):
+        raise HBenchError(f"{folder / CHECKPOINT}: {_LOST}")
+    file = folder / about["file"]
+    if not file.is_file() or sha256(file) != about["sha256"]:
+        raise HBenchError(f"{file}: {_LOST}")
+    state = load_pickled(file)
+    if state.keys() != set(parts):
+        raise HBenchError(f"{folder}: was started by another command of hbench: choose another --out")
+    return {**state, "step": about["step"], "pieces": about.get("pieces", [])}
+
+
+def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested dicts and lists, each with its path."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _named_tensors(each, f"{name}.{key}" if name else str(key))
+
+
+# Metrics ------------------------------------------------------------------------------------------------------------
+
+
+class Metrics:
+    """One row of numbers a step: ``metrics.jsonl``, brought up to date at each checkpoint, and ``metrics.csv`` from it.
+
+    Opened again at a checkpoint's step, it drops the rows that came after that checkpoint; HBenchError where one of
+    those before it is missing.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._path = folder / "metrics.jsonl"
+        kept: list[str] = []
+        if step:
+            try:
+                lines = self._path.read_text(encoding="utf-8").splitlines()[:step]  # the rest came after the checkpoint
+                whole = [json.loads(line)["step"] for line in lines] == list(range(step))
+            except (OSError, ValueError, TypeError, KeyError):
+                whole = False
+            if not whole:
+                raise HBenchError(f"{self._path}: rows are missing: bring it back, or train again in another --out")
+            kept = [line + "\n" for line in lines]
+        write_text(self._path, "".join(kept))
+        self._pending: list[str] = []
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a row, in memory until the next flush."""
+        self._pending.append(json.dumps({"step": step, **values}) + "\n")
+
+    def flush(self) -> None:
+        """Brings both files up to date; call it before each checkpoint."""
+        import pandas as pd
+
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(self._pending)
+                file.flush()
+                os.fsync(file.fileno())  # the checkpoint that follows must not outlive its rows
+        except OSError as error:
+            raise HBenchError(f"{self._path}: cannot write ({error.strerror}): free some space") from error
+        self._pending.clear()
+        if self._path.stat().st_size:
+            with replacing(self._path.with_suffix(".csv")) as temporary:
+                pd.read_json(self._path, lines=True).to_csv(temporary, index=False)
+
+
+# Stopping -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,50 @@
+"""The frozen diffusion model, as a discovery runs it."""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hbench.config import Experiment
+from hbench.errors import HBenchError
+from hbench.models.adm import UNetModel, checkpoint_blocks
+from hbench.runtime.device import cast_frozen
+
+Encode = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, list[Tensor], Tensor]]
+
+
+def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UNetModel:
+    """A copy of the diffusion model, on a device, as a discovery runs it there.
+
+    Frozen, its weights in the networks' precision, compiled or with checkpointed blocks if the experiment says so.
+
+    Raises:
+        HBenchError: it is to be compiled, and there is no compiler.
+    """
+    settings = experiment.discovery
+    frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+    cast_frozen(frozen, settings.precision)
+    checkpoint_blocks(frozen, settings.checkpoint_blocks)
+    if settings.compile:  # on CUDA also captured as CUDA graphs, and replayed for every timestep
+        mode = "reduce-overhead" if device.type == "cuda" else None
+        # Triton builds its launchers in C, the CPU's kernels are C++
+        variable, names = ("CC", ("gcc", "clang")) if mode else ("CXX", ("g++", "clang++"))
+        if not any(map(shutil.which, (os.environ.get(variable, ""), *names))):
+            raise HBenchError(f"discovery.compile = true needs a compiler: install {names[0]}, or leave it out")
+        encode = torch.compile(frozen.encode, dynamic=False, mode=mode)
+        frozen.encode = _with_own_outputs(encode) if mode else encode  # type: ignore[method-assign,assignment]
+        frozen.decode = torch.compile(frozen.decode, dynamic=False, mode=mode)  # type: ignore[method-assign]
+    return frozen
+
+
+def _with_own_outputs(encode: Encode) -> Encode:
+    """An encoder replayed as a CUDA graph, whose outputs may be kept: the next replay overwrites the graph's own."""
+
+    def encode_and_clone(x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
+        h, skips, emb = encode(x, t, y)
+        return h.clone(), [skip.clone() for skip in skips], emb.clone()
+
+    return encode_and_clone

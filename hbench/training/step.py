@@ -1,0 +1,277 @@
+"""One step of discovery: shift block and reconstructor against a discriminator, through the whole frozen chain."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hbench.config import Discovery, Experiment
+from hbench.core.chain import backpropagate
+from hbench.core.diffusion import (
+    DeltaH,
+    alpha_bar_schedule,
+    generation_steps,
+    pair_steps,
+    regular_step,
+    run,
+    shifted_step,
+    timesteps,
+    transitions,
+)
+from hbench.core.directions import own
+from hbench.core.images import soft_clip
+from hbench.core.seeds import draw_x_T, seed_of
+from hbench.models import build_discriminator, build_reconstructor, build_shift_block
+from hbench.models.adm import EncoderUNetModel, UNetModel, checkpoint_blocks
+from hbench.models.batch_norm import share_batch_norm
+from hbench.models.reconstructor import LeNet, ResNet18
+from hbench.models.shift import ShiftBlock, draw_shifts
+from hbench.runtime.device import autocast
+from hbench.runtime.distributed import average_gradients, gathered, mean, shard, turns
+from hbench.runtime.progress import progress
+
+Reconstructor = LeNet | ResNet18
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Everything that training changes, and so all that a checkpoint must hold."""
+
+    shift_block: ShiftBlock
+    reconstructor: Reconstructor
+    discriminator: EncoderUNetModel
+    optimizer: torch.optim.Optimizer
+    """Of shift block and reconstructor."""
+    optimizer_D: torch.optim.Optimizer
+
+
+def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:
+    """What a discovery starts with, on the device of the diffusion model."""
+    settings = experiment.discovery
+    device = next(model.parameters()).device
+    torch.manual_seed(seed_of(seed))
+    shift_block = build_shift_block(experiment, model).to(device)
+    reconstructor = build_reconstructor(experiment)
+    share_batch_norm(reconstructor)
+    reconstructor.to(device)
+    discriminator = build_discriminator(experiment).to(device).eval()  # its dropout stays off, as the model's
+    checkpoint_blocks(discriminator, settings.checkpoint_blocks)
+    return Trained(
+        shift_block,
+        reconstructor,
+        discriminator,
+        torch.optim.Adam([*shift_block.parameters(), *reconstructor.parameters()], lr=settings.lr, fused=True),
+        torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, fused=True),
+    )
+
+
+def train_step(
+    experiment: Experiment,
+    model: UNetModel,
+    trained: Trained,
+    draw_raw: Callable[[], tuple[Tensor, Tensor | None]],
+    seed: int,
+    step: int,
+) -> dict[str, float]:
+    """Takes step ``step`` of training and returns its metrics; everything random in it follows from (seed, step).
+
+    Each process takes it on its slice of the batch; the metrics are those of the whole batch.
+    """
+    settings = experiment.discovery
+    torch.manual_seed(seed_of(seed, step, 2))  # not the stream of the evaluation's x_T, (seed, i), nor of its k and s
+    factor = lr_factor(settings, step)
+    trained.optimizer.param_groups[0]["lr"] = settings.lr * factor
+    trained.optimizer_D.param_groups[0]["lr"] = settings.lr_discriminator * factor
+    x_T, x_0 = draw_raw()
+    shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
+    k, s = (shard(v).to(x_T.device) for v in shifts)
+    row, x_0, x_0_shifted = train_shift(experiment, model, trained, x_T, x_0, k, s)
+    row |= train_discriminator(settings, trained, x_0, x_0_shifted)
+    values = torch.stack(list(row.values())).tolist()  # the step's only reading from the device
+    return mean(dict(zip(row, values, strict=True)))
+
+
+def train_shift(
+    experiment: Experiment, model: UNetModel, trained: Trained, x_T: Tensor, x_0: Tensor | None, k: Tensor, s: Tensor
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Trains shift block and reconstructor on one batch; returns the metrics, x_0, which it makes if need be, and x'_0.
+
+    One optimiser step through the chain, or with ``gradient = "per-step"`` one at every shifted timestep. The metrics
+    of the latter are averaged; its accuracy flatters, since all but the first step know the batch.
+    """
+    settings = experiment.discovery
+    reconstructor, discriminator, optimizer = trained.reconstructor, trained.discriminator, trained.optimizer
+    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
+    delta_h = own(trained.shift_block, k, s)
+    nodes = None
+    if x_0 is None:
+        x_0, nodes = run_beside(settings, model, alpha_bar, delta_h, x_T)
+    raw = x_0
+    rows: list[dict[str, Tensor]] = []
+
+    def objective(x_0_shifted: Tensor) -> Tensor:
+        row = losses(settings, reconstructor, discriminator, raw, x_0_shifted, k, s)
+        rows.append({name: value.detach() for name, value in row.items()})
+        return row["loss"]
+
+    reconstructor.train()
+    discriminator.requires_grad_(False)
+    if settings.gradient == "per-step":
+        x_0_shifted = descend_per_step(settings, model, alpha_bar, delta_h, optimizer, x_T, objective)
+    else:
+        assert settings.strategy != "auto"  # hbench.plan resolves it
+        descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
+        chain = generation_steps(model, alpha_bar, descending, delta_h, settings.t_shift)
+        optimizer.zero_grad()
+        with autocast(x_T.device, settings.precision):
+            _, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy, settings.keep, nodes)
+        average_gradients(optimizer.param_groups[0]["params"])
+        optimizer.step()
+    discriminator.requires_grad_(True)
+    return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}, raw, x_0_shifted
+
+
+@torch.no_grad()
+def run_beside(
+    settings: Discovery, model: UNetModel, alpha_bar: Tensor, delta_h: DeltaH, x_T: Tensor
+) -> tuple[Tensor, list[Tensor] | None]:
+    """x_0, and the nodes of the shifted process that ``strategy = "node"`` needs, from passes that serve both.
+
+    The nodes are x_T and what each recomputed step returns; None where no step is recomputed.
+    """
+    descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
+    joint = settings.M - settings.keep if settings.strategy == "node" and settings.gradient == "chain" else 0
+    B = len(x_T)
+    x, nodes = x_T, [x_T]
+    with autocast(x_T.device, settings.precision):
+        for step in pair_steps(model, alpha_bar, descending, delta_h, settings.t_shift)[:joint]:
+            x = step(x)
+            nodes.append(x[-B:].clone())  # not a view, which would keep the raw samples too
+        x_0 = run(generation_steps(model, alpha_bar, descending)[joint:], x[:B])
+    return x_0, nodes if joint else None
+
+
+def losses(
+    settings: Discovery,
+    reconstructor: Reconstructor,
+    discriminator: EncoderUNetModel,
+    x_0: Tensor,
+    x_0_shifted: Tensor,
+    k: Tensor,
+    s: Tensor,
+) -> dict[str, Tensor]:
+    """The loss of shift block and reconstructor, its parts and the accuracy, all scalars.
+
+    CE(k_hat, k) + lambda_reg |s_hat - s|, and by ``fidelity``: lambda_adv BCE(D(x'_0), real) (Sec. 4.1 and 4.3), the
+    weighted l1 loss lambda_l1/|s| mean |x'_0 - x_0| (Sec. 4.3, Fig. 3), or nothing more.
+    """
+    seen = soft_clip(x_0_shifted, settings.soft_clip)
+    logits, s_hat = reconstructor(soft_clip(x_0, settings.soft_clip), seen)
+    parts = {"loss_k": F.cross_entropy(logits.float(), k), "loss_s": (s_hat.float() - s).abs().mean()}
+    loss = parts["loss_k"] + settings.lambda_reg * parts["loss_s"]
+    if settings.fidelity == "adversarial":
+        parts["loss_adv"] = F.softplus(-judge(discriminator, seen)).mean()
+        loss = loss + settings.lambda_adv * parts["loss_adv"]
+    elif settings.fidelity == "l1":
+        parts["loss_l1"] = ((x_0_shifted - x_0).abs().mean((1, 2, 3)) / s.abs()).mean()
+        loss = loss + settings.lambda_l1 * parts["loss_l1"]
+    return {"loss": loss, **parts, "accuracy": (logits.argmax(1) == k).float().mean()}
+
+
+def descend_per_step(
+    settings: Discovery,
+    model: UNetModel,
+    alpha_bar: Tensor,
+    delta_h: DeltaH,
+    optimizer: torch.optim.Optimizer,
+    x_T: Tensor,
+    objective: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """x'_0, after an optimiser step at every shifted timestep on the objective of its P_t (Sec. 4.4).
+
+    The "GPU-efficient" training of DiffusionCLIP and Asyrp: no gradient passes from one node to another. Each node is
+    made with the weights before its optimiser step. Cost: one pass of the chain, memory of one step.
+    """
+    x_t = x_T
+    for t, t_prev in transitions(timesteps(settings.M, len(alpha_bar), settings.spacing)):
+        with autocast(x_T.device, settings.precision):
+            if t < settings.t_shift:
+                x_t = regular_step(model, alpha_bar, x_t, t, t_prev)
+                continue
+            x_prev, predicted = shifted_step(model, alpha_bar, delta_h, x_t, t, t_prev)
+            loss = objective(predicted)
+        optimizer.zero_grad()
+        loss.backward()
+        average_gradients(optimizer.param_groups[0]["params"])
+        optimizer.step()
+        x_t = x_prev.detach()
+    return x_t
+
+
+def train_discriminator(settings: Discovery, trained: Trained, x_0: Tensor, x_0_shifted: Tensor) -> dict[str, Tensor]:
+    """One optimiser step of D: raw samples are real, shifted ones fake (Sec. 4.3); returns the metrics."""
+    both = soft_clip(torch.cat([x_0, x_0_shifted]), settings.soft_clip)
+    with autocast(both.device, settings.precision):
+        raw, shifted = judge(trained.discriminator, both).chunk(2)
+    loss = F.softplus(-raw).mean() + F.softplus(shifted).mean()
+    trained.optimizer_D.zero_grad()
+    loss.backward()
+    average_gradients(trained.discriminator.parameters())
+    trained.optimizer_D.step()
+    return {
+        "loss_D": loss.detach(),
+        "D_raw": raw.detach().sigmoid().mean(),
+        "D_shifted": shifted.detach().sigmoid().mean(),
+    }
+
+
+def judge(discriminator: EncoderUNetModel, images: Tensor) -> Tensor:
+    """D's logits [B], float32, on clean data: its timestep input is fixed at 0."""
+    t = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    logits: Tensor = discriminator(images, t)
+    return logits.squeeze(1).float()
+
+
+def raw_pairs(
+    experiment: Experiment, model: UNetModel, seed: int, quiet: bool = False
+) -> Callable[[], tuple[Tensor, Tensor | None]]:
+    """A function that draws a batch of x_T and x_0 of the regular process, from a pool of pairs that is made now.
+
+    Without a pool x_T is new and x_0 None: it is then made beside x'_0. Of several processes, each gets its slice of
+    the batch; they make the pool together.
+    """
+    settings = experiment.discovery
+    device = next(model.parameters()).device
+    shape = (experiment.data.channels, experiment.data.size, experiment.data.size)
+    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
+    steps = generation_steps(model, alpha_bar, timesteps(settings.M, len(alpha_bar), settings.spacing))
+
+    @torch.no_grad()
+    def generate(x_T: Tensor) -> Tensor:
+        with autocast(device, settings.precision):
+            x_0: Tensor = run(steps, x_T)
+        return x_0
+
+    def draw_new() -> tuple[Tensor, None]:
+        return shard(torch.randn(settings.batch_size, *shape)).to(device), None
+
+    if not settings.pool:
+        return draw_new
+    noise = draw_x_T(seed_of(seed, 0, 0), 0, settings.pool, shape)
+    chunks = turns(noise.split(settings.batch_size))
+    made = progress(chunks, desc="raw samples", unit="batch", quiet=quiet)
+    images = torch.cat(gathered([generate(chunk.to(device)).cpu() for chunk in made]))
+
+    def draw_pooled() -> tuple[Tensor, Tensor]:
+        chosen = shard(torch.randint(settings.pool, (settings.batch_size,)))
+        return noise[chosen].to(device), images[chosen].to(device)
+
+    return draw_pooled
+
+
+def lr_factor(settings: Discovery, step: int) -> float:
+    """The learning rates at a step, as a share of their full values: constant, then falling linearly to 0."""
+    falling = settings.decay * settings.steps
+    return min(1.0, (settings.steps - step) / falling) if falling else 1.0

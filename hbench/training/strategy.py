@@ -1,0 +1,110 @@
+"""The back-propagation strategy that "auto" stands for: what fits into the memory budget."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hbench.config import Experiment
+from hbench.errors import HBenchError
+from hbench.models.adm import UNetModel
+from hbench.runtime.distributed import gathered, rank, world_size
+from hbench.runtime.memory import UnknownMemoryError
+from hbench.store.files import read_json, write_json
+from hbench.training.cost import DoesNotFitError, Probe, budget_of, largest_keep, predict
+from hbench.training.probe import measure, measure_apart
+
+
+def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
+    """The experiment with "auto" replaced by what fits into its memory budget, for training on this frozen model.
+
+    Where the system does not tell its memory, that is "node". Cost: with "auto", two short training steps of throw-away
+    networks and some passes; else nothing.
+
+    Raises:
+        DoesNotFitError: not even one step fits, on any of the processes.
+        HBenchError: "offload" without a GPU.
+    """
+    settings = experiment.discovery
+    device = next(model.parameters()).device
+    if settings.gradient == "per-step":
+        return chosen(experiment, 0)
+    if settings.strategy == "offload" and device.type == "cpu":
+        raise HBenchError('discovery.strategy = "offload" moves graphs to the CPU, and this is one: take "auto"')
+    if settings.strategy != "auto":
+        return experiment
+    here: int | str = 0
+    try:
+        probe = measure(experiment, model, seed, repeats=0)
+    except UnknownMemoryError as error:
+        print(f'{error}; until then "auto" is "node"', file=sys.stderr)
+    else:
+        budget = budget_of(experiment, device, probe)
+        keep = largest_keep(probe, experiment, settings.M, budget)
+        here = what_would_fit(probe, experiment, budget) if keep is None else keep
+    found = gathered([here])
+    if refusals := [each for each in found if isinstance(each, str)]:
+        raise DoesNotFitError(refusals[0])
+    return chosen(experiment, min(each for each in found if isinstance(each, int)))
+
+
+def resolve_once(experiment: Experiment, model: UNetModel, seed: int, out: Path) -> Experiment:
+    """What :func:`resolve` says, noted in the folder of a training, so that one that goes on there gets the same bits.
+
+    With another budget, number of processes or kind of device it is found out anew.
+    """
+    settings = experiment.discovery
+    if settings.strategy != "auto":
+        return resolve(experiment, model, seed)
+    device = next(model.parameters()).device
+    asked = {
+        "memory_budget": settings.memory_budget,
+        "checkpoint_blocks": settings.checkpoint_blocks,
+        "processes": world_size(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+    note = out / "strategy.json"
+    noted: Any = read_json(note) if note.is_file() else None
+    keep: Any = noted.get("keep") if isinstance(noted, dict) and noted.get("asked") == asked else None
+    if all(gathered([keep in range(settings.M + 1)])):  # together: what is found out anew takes all processes
+        return chosen(experiment, keep)
+    running = resolve(experiment, model, seed)
+    if rank() == 0:
+        write_json(note, {"asked": asked, "keep": running.discovery.keep})
+    return running
+
+
+def resolve_apart(experiment: Experiment, device: str, seed: int, limit_mib: float | None = None) -> Experiment:
+    """The same, found out in a fresh process, for a training with initial weights; it may not pass ``limit_mib``."""
+    if experiment.discovery.gradient == "per-step":
+        return chosen(experiment, 0)
+    probe = measure_apart(experiment, device, seed, repeats=0)
+    budget = budget_of(experiment, torch.device(device), probe)
+    budget = budget if limit_mib is None else min(budget, limit_mib)
+    keep = largest_keep(probe, experiment, experiment.discovery.M, budget)
+    if keep is None:
+        raise DoesNotFitError(what_would_fit(probe, experiment, budget))
+    return chosen(experiment, keep)
+
+
+def chosen(experiment: Experiment, keep: int) -> Experiment:
+    """The experiment with "auto" replaced by "node" that keeps ``keep`` graphs; others as they are."""
+    if experiment.discovery.strategy != "auto":
+        return experiment
+    replaced = {"strategy": "node", "keep": keep, "memory_budget": None}
+    return experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=replaced)})
+
+
+def what_would_fit(probe: Probe, experiment: Experiment, budget_mib: float) -> str:
+    """One line for a budget into which no strategy fits."""
+    settings = experiment.discovery
+    needed = predict(probe, experiment, settings.M, 0, "node").memory_mib
+    smaller = int(settings.batch_size * budget_mib / needed) // world_size() * world_size()
+    advice = f"discovery.batch_size={smaller}" if smaller >= 2 else "a smaller discovery.batch_size"
+    if not settings.checkpoint_blocks:
+        advice += " or discovery.checkpoint_blocks=true"
+    return (
+        f"one training step needs {needed:,.0f} MiB even with one graph at a time, and the memory budget is "
+        f"{budget_mib:,.0f} MiB: try --set {advice}, or a larger discovery.memory_budget"
+    )

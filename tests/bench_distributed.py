@@ -38,7 +38,7 @@ def worker(folder):
     experiment = load_experiment("mnist16", SETTINGS)
     model = load_model(Path("mnist16"), experiment).requires_grad_(False)
     trained = initial(experiment, model, 0)
-    draw_raw = raw_pairs(experiment, model, 0, quiet=True)
+    draw_raw = raw_pairs(experiment, model, 0)
 
     sent, waited = [], []
     send = distributed.total

@@ -85,7 +85,7 @@ def test_each_setting_trains_directions_and_the_discriminator(override, column, 
     experiment = load_experiment("digits16", [*TINY, override])
     torch.manual_seed(1)
     started = {name: value.clone() for name, value in build_discriminator(experiment).state_dict().items()}
-    assert train(experiment, load_model(tiny_model, experiment), tmp_path, device=CPU, quiet=True)
+    assert train(experiment, load_model(tiny_model, experiment), tmp_path, device=CPU)
     assert load_file(tmp_path / "shift_block.safetensors")["out_weight"].abs().sum() > 0
     zero = [name for name, value in started.items() if not value.any()]  # such as the last layer
     assert any(load_file(tmp_path / "discriminator.safetensors")[name].any() for name in zero)
@@ -157,10 +157,10 @@ def test_per_step_resumes_with_the_same_bits(precision, tmp_path, tiny_model):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    assert train(experiment, load_model(tiny_model, experiment), whole, device=CPU, quiet=True)
+    assert train(experiment, load_model(tiny_model, experiment), whole, device=CPU)
     model = load_model(tiny_model, experiment)
-    assert not train(experiment, model, broken, device=CPU, max_minutes=1e-6, quiet=True)
-    assert train(experiment, model, broken, device=CPU, resume=True, quiet=True)
+    assert not train(experiment, model, broken, device=CPU, max_minutes=1e-6)
+    assert train(experiment, model, broken, device=CPU, resume=True)
     for role in ("shift_block", "reconstructor", "discriminator"):
         expected, found = (load_file(folder / f"{role}.safetensors") for folder in (whole, broken))
         assert all(torch.equal(expected[key], found[key]) for key in expected), role
@@ -169,15 +169,15 @@ def test_per_step_resumes_with_the_same_bits(precision, tmp_path, tiny_model):
 
 def test_checkpoints_of_earlier_versions_resume_as_what_they_were(tmp_path, tiny, tiny_model):
     model = load_model(tiny_model, tiny)
-    train(tiny, model, tmp_path, device=CPU, max_minutes=1e-6, quiet=True)
+    train(tiny, model, tmp_path, device=CPU, max_minutes=1e-6)
     about = json.loads((tmp_path / CHECKPOINT).read_text())
     for key in ("fidelity", "lambda_l1", "gradient"):
         del about["experiment"]["discovery"][key]
     (tmp_path / CHECKPOINT).write_text(json.dumps(about))
     other = load_experiment("digits16", [*TINY, "discovery.fidelity=l1"])
     with pytest.raises(HBenchError, match=r"was started with discovery\.fidelity = 'adversarial'"):
-        train(other, model, tmp_path, device=CPU, resume=True, quiet=True)
-    assert train(tiny, model, tmp_path, device=CPU, resume=True, quiet=True)
+        train(other, model, tmp_path, device=CPU, resume=True)
+    assert train(tiny, model, tmp_path, device=CPU, resume=True)
 
 
 def test_settings_that_cannot_work_are_refused(tmp_path, tiny_model):
@@ -185,7 +185,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path, tiny_model):
         tiny_with("discovery.fidelity=l1", "discovery.min_magnitude=0")
     experiment = tiny_with("discovery.spacing=leading", "discovery.t_shift=900")
     with pytest.raises(HBenchError, match="t_shift = 900 shifts no timestep: need at most 666"):
-        train(experiment, load_model(tiny_model, experiment), tmp_path, device=CPU, quiet=True)
+        train(experiment, load_model(tiny_model, experiment), tmp_path, device=CPU)
     assert not any(tmp_path.iterdir())
 
 

@@ -65,7 +65,7 @@ def vectors(*values):
 
 
 def test_the_mean_direction_is_the_mean_over_samples_of_f_k(run):
-    found = mean_directions(run, 5, seed=3, quiet=True)
+    found = mean_directions(run, 5, seed=3)
     assert found.timesteps == (999, 665)  # of 999, 665, 332 those from t_shift = 400 on
     assert found.mean.shape == (3, 2, *run.model.encode(torch.zeros(1, 1, 16, 16), torch.zeros(1))[0].shape[1:])
     seen = {}
@@ -81,7 +81,7 @@ def test_the_mean_direction_is_the_mean_over_samples_of_f_k(run):
 
 
 def test_constant_directions_are_homogeneous_and_consistent_and_all_edits_agree(constant):
-    result, found = properties(constant, n_mean=6, n=20, quiet=True)
+    result, found = properties(constant, n_mean=6, n=20)
     for t in range(2):
         torch.testing.assert_close(
             found.mean[:, t], constant.shift_block.out_bias[..., None, None].expand(-1, -1, 8, 8)
@@ -96,7 +96,7 @@ def test_constant_directions_are_homogeneous_and_consistent_and_all_edits_agree(
 
 
 def test_directions_without_the_sample_are_homogeneous_but_not_consistent(sampleless):
-    result, _ = properties(sampleless, n_mean=4, n=20, quiet=True)
+    result, _ = properties(sampleless, n_mean=4, n=20)
     assert result.homogeneity.value == pytest.approx([1] * 4, abs=1e-5)
     assert result.distance_mean.value == pytest.approx([0] * 4, abs=1e-3)
     assert result.consistency.value[-1] < 0.99999
@@ -104,7 +104,7 @@ def test_directions_without_the_sample_are_homogeneous_but_not_consistent(sample
 
 
 def test_properties_of_any_run_lie_in_their_ranges_and_intervals(run):
-    result, _ = properties(run, n_mean=30, n=20, seed=2, quiet=True)
+    result, _ = properties(run, n_mean=30, n=20, seed=2)
     assert len(result.timesteps) == len(result.homogeneity_at) == len(result.consistency_between) == 2
     assert max(result.homogeneity.value) < 1
     table = result.table()
@@ -114,12 +114,12 @@ def test_properties_of_any_run_lie_in_their_ranges_and_intervals(run):
         assert (table[column] <= table[f"{column}_high"] + 1e-9).all(), column
     assert table["homogeneity"][3] == pytest.approx(table["homogeneity"][:3].mean())
     assert len(result.timestep_table()) == 2 * 4
-    again, _ = properties(run, n_mean=30, n=20, seed=2, quiet=True)
+    again, _ = properties(run, n_mean=30, n=20, seed=2)
     assert result == again
 
 
 def test_the_mean_can_be_recorded_on_another_grid(run):
-    assert mean_directions(run, 2, M=6, quiet=True).timesteps == (999, 832, 665, 499)
+    assert mean_directions(run, 2, M=6).timesteps == (999, 832, 665, 499)
     values = run.experiment.model_dump()
     values["discovery"]["spacing"] = "leading"
     only_0 = dataclasses.replace(run, experiment=parse_experiment(values, "test"))
@@ -169,7 +169,7 @@ def test_the_jackknife_of_a_mean_is_students_interval(run, monkeypatch):
 
 
 def test_sources_of_constant_directions_make_the_same_images(constant):
-    found = mean_directions(constant, 2, quiet=True)
+    found = mean_directions(constant, 2)
     x_T = noise(constant, 0, 0, 3)
     k, s = vectors([0, 2, 1], [1.0, -2.0, 3.0])
     expected = generate(constant, x_T, own(constant.shift_block, k, s))
@@ -208,7 +208,7 @@ def test_with_other_steps_the_shift_is_shared_out_among_them(run):
 
 def test_directions_come_back_as_they_were_saved(run, tmp_path):
     path = tmp_path / "directions.safetensors"
-    saved = mean_directions(run, 4, seed=7, quiet=True)
+    saved = mean_directions(run, 4, seed=7)
     save_directions(path, saved, run)
     loaded = load_directions(path, run)
     assert torch.equal(loaded.mean, saved.mean)
@@ -222,16 +222,16 @@ def test_directions_come_back_as_they_were_saved(run, tmp_path):
 
 
 def test_rca_and_traverse_take_another_source(run, tmp_path):
-    save_directions(tmp_path / "d.safetensors", mean_directions(run, 4, quiet=True), run)
+    save_directions(tmp_path / "d.safetensors", mean_directions(run, 4), run)
     source = source_of(run, "global", tmp_path / "d.safetensors")
-    assert rca(run, 20, quiet=True, source=source).n == 20
-    plain, other = (traverse(run, [0], 2, 3, quiet=True, source=chosen) for chosen in (None, source))
+    assert rca(run, 20, source=source).n == 20
+    plain, other = (traverse(run, [0], 2, 3, source=chosen) for chosen in (None, source))
     assert torch.equal(plain[:, :, 1], other[:, :, 1])
     assert not torch.equal(plain[:, :, 0], other[:, :, 0])
 
 
 def test_the_comparison_starts_with_the_original(run):
-    found = mean_directions(run, 4, quiet=True)
+    found = mean_directions(run, 4)
     images = compare(run, found, [2, 0], [-1.0, 5.0], examples=3, seed=4)
     assert images.shape == (2, 3, 7, 1, 16, 16)
     x_T = noise(run, 4, 0, 3)
@@ -248,15 +248,15 @@ def test_inversion_and_generation_reconstruct_better_with_more_steps(run):
     source = source_of(run, "own", None)
     errors = []
     for M in (5, 20, 80):
-        x_T = invert(run, x_0, M, quiet=True)
-        errors.append(mean_square_error(edit(run, x_T, [()], source, M, quiet=True)[:, 0], x_0).max().item())
+        x_T = invert(run, x_0, M)
+        errors.append(mean_square_error(edit(run, x_T, [()], source, M)[:, 0], x_0).max().item())
     assert errors[0] > errors[1] > errors[2]
     assert psnr(errors[2]) > 30
 
 
 def test_edits_add_up_and_none_is_the_reconstruction(run):
     x_T = noise(run, 0, 0, 2)
-    images = edit(run, x_T, [(), ((1, 0.0),), ((0, 2.0), (2, -1.0))], source_of(run, "own", None), 6, quiet=True)
+    images = edit(run, x_T, [(), ((1, 0.0),), ((0, 2.0), (2, -1.0))], source_of(run, "own", None), 6)
     assert images.shape == (2, 3, 1, 16, 16)
     torch.testing.assert_close(images[:, 0], generate(run, x_T, M=6))
     assert torch.equal(images[:, 0], images[:, 1])

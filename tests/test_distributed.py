@@ -123,7 +123,7 @@ def networks(reconstructor, steps):
     trained = initial(experiment, model, 0)
     torch.nn.init.normal_(trained.shift_block.out_weight, std=0.05)
     torch.nn.init.normal_(trained.discriminator.out[3].weight, std=0.05)
-    draw_raw = raw_pairs(experiment, model, 0, quiet=True)
+    draw_raw = raw_pairs(experiment, model, 0)
     for step in range(steps):
         train_step(experiment, model, trained, draw_raw, 0, step)
     return trained.shift_block, trained.reconstructor, trained.discriminator

@@ -265,7 +265,7 @@ def half(tmp_path, tiny, tiny_model):
     stop = iter([None, "stopped"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hbench.training.discover.stop_requests", lambda _: nullcontext(lambda: next(stop)))
-        assert not train(tiny, load_model(tiny_model, tiny), out, device=CPU, quiet=True)
+        assert not train(tiny, load_model(tiny_model, tiny), out, device=CPU)
     return out
 
 

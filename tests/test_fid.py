@@ -42,7 +42,7 @@ def run(tiny_run):
 def lenet(tmp_path_factory, tiny):
     path = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
     images, labels = load_labelled(tiny.data)
-    network = train_lenet(tiny, images, labels, epochs=3, quiet=True)
+    network = train_lenet(tiny, images, labels, epochs=3)
     assert accuracy(network, images, labels) > 0.9
     reference = real_reference(single_features(network, images))
     save_lenet(path, network, tiny, reference.statistics, reference.n, reference.halves)
@@ -130,16 +130,16 @@ def test_only_inception_features_are_called_fid():
 def test_lenet_features_do_not_depend_on_neighbours(lenet, tiny, tmp_path):
     images = load_labelled(tiny.data)[0][:300]
     paths = pngs(image_folder(images, tmp_path))
-    whole = features(paths, EXTRACTOR, lenet, tmp_path, CPU, quiet=True)
+    whole = features(paths, EXTRACTOR, lenet, tmp_path, CPU)
     assert whole.shape == (300, 120)
-    part = features(paths[:7], EXTRACTOR, lenet, tmp_path, CPU, quiet=True)
+    part = features(paths[:7], EXTRACTOR, lenet, tmp_path, CPU)
     torch.testing.assert_close(whole[:7], part, rtol=1e-4, atol=1e-5)
 
 
 def test_the_fidelity_command_gives_the_same_numbers(lenet, tiny, tmp_path, monkeypatch, capsys):
     images = load_labelled(tiny.data)[0]
     folders = [image_folder(half, tmp_path) for half in (images[:200], images[200:450])]
-    found, real = (features(pngs(f), EXTRACTOR, lenet, tmp_path / "cache", CPU, quiet=True) for f in folders)
+    found, real = (features(pngs(f), EXTRACTOR, lenet, tmp_path / "cache", CPU) for f in folders)
     ours = distance(found, real_reference(real))
     command = ["fidelity", "--cpu", "--fid", "--kid", "--kid-subset-size", "200", "--json", "--silent", "--no-cache"]
     command += ["--feature-extractor", EXTRACTOR, "--feature-extractor-weights-path", str(lenet), "--save-cpu-ram"]
@@ -153,7 +153,7 @@ def test_the_fidelity_command_gives_the_same_numbers(lenet, tiny, tmp_path, monk
 
 def test_stored_statistics_stand_for_the_images(lenet, tiny, tmp_path):
     paths = pngs(image_folder(load_labelled(tiny.data)[0], tmp_path))
-    made = real_reference(features(paths, EXTRACTOR, lenet, tmp_path, CPU, quiet=True))
+    made = real_reference(features(paths, EXTRACTOR, lenet, tmp_path, CPU))
     stored = lenet_reference(lenet)
     assert stored.n == made.n == 1618
     assert stored.halves == pytest.approx(made.halves, rel=1e-3)
@@ -161,24 +161,24 @@ def test_stored_statistics_stand_for_the_images(lenet, tiny, tmp_path):
 
 
 def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
-    raw, shifted = sample_folders(run, 130, tmp_path, seed=3, quiet=True)
+    raw, shifted = sample_folders(run, 130, tmp_path, seed=3)
     before = {path: path.read_bytes() for kind in (raw, shifted) for path in pngs(kind)}
     assert len(before) == 260
     for lost in (raw / "000070.png", shifted / "000129.png"):
         lost.unlink()
     monkeypatch.setattr("hbench.evaluation.sample_cache.BATCH", 20)
-    assert sample_folders(run, 130, tmp_path, seed=3, quiet=True) == (raw, shifted)
+    assert sample_folders(run, 130, tmp_path, seed=3) == (raw, shifted)
     for path, content in before.items():
         old, new = (np.asarray(Image.open(file)).astype(int) for file in (io.BytesIO(content), path))
         assert abs(old - new).max() <= 1, path  # other batches: rounding, no other images
-    assert sample_folders(run, 2, tmp_path, seed=4, quiet=True) != (raw, shifted)
+    assert sample_folders(run, 2, tmp_path, seed=4) != (raw, shifted)
 
     def fail(*_):
         raise AssertionError("generated again")
 
     monkeypatch.setattr("hbench.evaluation.sample_cache.draw_pairs", fail)
-    sample_folders(run, 130, tmp_path, seed=3, quiet=True)
-    result = fidelity((raw, shifted), lenet_reference(lenet), EXTRACTOR, lenet, tmp_path, CPU, 125, quiet=True)
+    sample_folders(run, 130, tmp_path, seed=3)
+    result = fidelity((raw, shifted), lenet_reference(lenet), EXTRACTOR, lenet, tmp_path, CPU, 125)
     assert result.metric == "FD (LeNet digits)"
     assert (result.raw.n, result.n_real, result.feature_size) == (125, 1618, 120)
     assert result.raw.kid is None
@@ -191,9 +191,9 @@ def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
 def test_samples_in_other_numbers_of_steps(tmp_path):
     run = load_run(Path("mnist16"), CPU)  # a trained one: what an untrained model makes does not depend on M
     M = run.experiment.discovery.M
-    own = sample_folders(run, 2, tmp_path, seed=3, quiet=True)
-    assert sample_folders(run, 2, tmp_path, seed=3, quiet=True, M=M) == own
-    other = sample_folders(run, 2, tmp_path, seed=3, quiet=True, M=2 * M)
+    own = sample_folders(run, 2, tmp_path, seed=3)
+    assert sample_folders(run, 2, tmp_path, seed=3, M=M) == own
+    other = sample_folders(run, 2, tmp_path, seed=3, M=2 * M)
     assert not set(own) & set(other)
     pairs = draw_pairs(run, 3, 0, 2, M=2 * M)
     x_T = noise(run, 3, 0, 2)
@@ -213,7 +213,7 @@ def test_features_are_found_by_content(lenet, tmp_path):
         folder.mkdir(exist_ok=True)
         for i in range(3):
             Image.fromarray(np.full((16, 16), value + i, np.uint8)).save(folder / f"{i}.png")
-        return features(pngs(folder), EXTRACTOR, lenet, tmp_path / "cache", CPU, quiet=True)
+        return features(pngs(folder), EXTRACTOR, lenet, tmp_path / "cache", CPU)
 
     first = one(10)
     assert not torch.equal(first, one(90))
@@ -237,7 +237,7 @@ def test_weights_of_something_else_are_named(tmp_path, tiny, tiny_run):
     other = tmp_path / "other.pth"
     torch.save({"x": torch.zeros(2)}, other)
     with pytest.raises(HBenchError, match="holds no weights of inception-v3-compat"):
-        features(paths, "inception-v3-compat", other, tmp_path, CPU, quiet=True)
+        features(paths, "inception-v3-compat", other, tmp_path, CPU)
     with pytest.raises(HBenchError, match="holds model, need a LeNet"):
         load_lenet(tiny_run / "model.safetensors")
 
@@ -251,4 +251,4 @@ def test_missing_weights_name_the_place(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
     paths = pngs(image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path))
     with pytest.raises(HBenchError, match=r"weights-inception-2015-12-05-6726825d.pth .* --weights"):
-        features(paths, "inception-v3-compat", None, tmp_path, CPU, quiet=True)
+        features(paths, "inception-v3-compat", None, tmp_path, CPU)

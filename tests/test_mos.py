@@ -123,7 +123,7 @@ def test_untrained_directions_are_as_large_as_the_trained(tiny_run):
     assert fresh.shape == (4,)
     torch.testing.assert_close(fresh, trained.square().mean().sqrt().expand(4), rtol=0.1, atol=0)
     assert torch.equal(untrained(run, 4, 3, seed=5).shift_block.out_weight, control.shift_block.out_weight)
-    images = pictures({"a": run}, examples=2, samples=3, controls=2, seed=5, quiet=True)
+    images = pictures({"a": run}, examples=2, samples=3, controls=2, seed=5)
     originals = [grid[:, 1] for grid in images.values()]
     assert len(originals) == 5
     assert all(torch.equal(original, originals[0]) for original in originals)
@@ -179,8 +179,8 @@ def test_label_studio_configuration_is_xml(study):
 
 def test_overwriting_leaves_no_sheet_of_the_earlier_study(tmp_path):
     images = make_images()
-    write_sheets(make_key(assessors=3), images, tmp_path, quiet=True)
-    write_sheets(make_key(assessors=2), images, tmp_path, quiet=True)
+    write_sheets(make_key(assessors=3), images, tmp_path)
+    write_sheets(make_key(assessors=2), images, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("sheet_*")) == [
         "sheet_1",
         "sheet_1.html",
@@ -191,7 +191,7 @@ def test_overwriting_leaves_no_sheet_of_the_earlier_study(tmp_path):
 
 def test_no_option_costs_people_their_marks(tmp_path, tiny_run):
     key = make_key(assessors=1)
-    write_sheets(key, make_images(), tmp_path, quiet=True)
+    write_sheets(key, make_images(), tmp_path)
     marks = tmp_path / "sheet_1" / "marks_1.csv"
     refuse_marked(tmp_path)  # empty so far
     empty = marks.read_text()

@@ -29,7 +29,7 @@ def study(tmp_path_factory):
         for k, control in [(0, False), (1, False), (2, False), (0, True)]
     }
     key = design(images, {"runs/a": "T"}, assessors=1, votes=1, repeats=0.5)
-    write_sheets(key, images, folder, quiet=True)
+    write_sheets(key, images, folder)
     return folder, key
 
 

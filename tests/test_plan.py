@@ -159,7 +159,7 @@ def test_training_with_auto_ends_as_with_what_auto_took(tmp_path, tiny, tiny_mod
     for name, settings in {"auto": {"strategy": "auto"}, "node": {"strategy": "node", "keep": 3}}.items():
         wanted = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update=settings)})
         (tmp_path / name).mkdir()
-        assert train(wanted, load_model(tiny_model, wanted), tmp_path / name, device=CPU, quiet=True)
+        assert train(wanted, load_model(tiny_model, wanted), tmp_path / name, device=CPU)
         weights[name] = load_file(tmp_path / name / "shift_block.safetensors")
     assert json.loads((tmp_path / "auto" / "provenance.json").read_text())["keep"] == 3
     assert all(torch.equal(value, weights["node"][key]) for key, value in weights["auto"].items())

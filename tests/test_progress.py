@@ -10,6 +10,13 @@ def no_wait(monkeypatch):
     monkeypatch.setattr(progress, "SECONDS", 0)
 
 
+@pytest.fixture(autouse=True)
+def asked_for():
+    progress.show_progress()
+    yield
+    progress.show_progress(False)
+
+
 def test_a_log_gets_a_line_for_each_update(no_wait, capsys):
     with progress.progress(total=3, desc="train", unit="step") as bar:
         for loss in (3, 2, 1):
@@ -27,7 +34,8 @@ def test_short_work_leaves_no_lines(capsys):
 
 
 def test_quiet_work_leaves_none_at_all(no_wait, capsys):
-    assert list(progress.progress(range(3), desc="grids", quiet=True)) == [0, 1, 2]
+    progress.show_progress(False)
+    assert list(progress.progress(range(3), desc="grids")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
 
 

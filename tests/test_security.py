@@ -133,12 +133,12 @@ def test_no_code_in_the_weights_of_an_extractor(bad, tmp_path, tiny, monkeypatch
     images = pngs(image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path))
     for extractor in ("inception-v3-compat", "vgg16"):  # torch-fidelity itself would run it
         with pytest.raises(HBenchError, match=f"holds no weights of {extractor}"):
-            features(images, extractor, bad, tmp_path, CPU, quiet=True)
+            features(images, extractor, bad, tmp_path, CPU)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     (tmp_path / "hub" / "hub" / "checkpoints").mkdir(parents=True)
     shutil.copy(bad, tmp_path / "hub" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
     with pytest.raises(HBenchError, match="holds no weights of inception-v3-compat"):
-        features(images, "inception-v3-compat", None, tmp_path, CPU, quiet=True)
+        features(images, "inception-v3-compat", None, tmp_path, CPU)
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 

@@ -83,7 +83,7 @@ def test_the_step_is_the_trainers(tmp_path, tiny):
     model = build_model(experiment).eval().requires_grad_(False)
     step = module.step_taker(experiment, model, seed=5, device=CPU)
     taken = [step(i) for i in range(2)]
-    train(experiment, model, tmp_path, seed=5, device=CPU, quiet=True)
+    train(experiment, model, tmp_path, seed=5, device=CPU)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [{"step": i, **row} for i, row in enumerate(taken)]
 
@@ -341,11 +341,11 @@ def test_a_busy_gpu_is_refused_or_said(gpu, measured):
     rows = []
     gpu.processes = {os.getpid(): None, 4711: 2**30}
     with pytest.raises(HBenchError, match=r"PID 4711.*--allow-busy"):
-        module.sweep([cell], rows.append, quiet=True)
+        module.sweep([cell], rows.append)
     assert not rows
-    assert module.sweep([cell], rows.append, allow_busy=True, quiet=True)
+    assert module.sweep([cell], rows.append, allow_busy=True)
     gpu.processes = {}
-    module.sweep([cell], rows.append, quiet=True)
+    module.sweep([cell], rows.append)
     assert [row.other_processes for row in rows] == [1, 0]
 
 
@@ -354,11 +354,11 @@ def test_in_a_container_this_process_is_one_of_the_host_s(gpu, measured, monkeyp
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 2**20)  # it has computed there
     gpu.processes = {4711: 2**30}
     rows = []
-    assert module.sweep([cell], rows.append, quiet=True)
+    assert module.sweep([cell], rows.append)
     assert rows[0].other_processes == 0
     gpu.processes = {4711: 2**30, 4712: 2**30}
     with pytest.raises(HBenchError, match="--allow-busy"):
-        module.sweep([cell], rows.append, quiet=True)
+        module.sweep([cell], rows.append)
 
 
 def test_without_a_driver_one_line(monkeypatch):

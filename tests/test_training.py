@@ -85,9 +85,9 @@ def test_max_minutes_then_resume(tmp_path, tiny):
     images = load_images(tiny.data)
     out = tmp_path / "run"
     out.mkdir()
-    assert not pretrain(tiny, images, out, device=CPU, max_minutes=1e-6, quiet=True)
+    assert not pretrain(tiny, images, out, device=CPU, max_minutes=1e-6)
     assert len(pd.read_csv(out / "metrics.csv")) == 1
-    assert pretrain(tiny, images, out, device=CPU, resume=True, quiet=True)
+    assert pretrain(tiny, images, out, device=CPU, resume=True)
     assert pd.read_csv(out / "metrics.csv")["step"].tolist() == [0, 1, 2, 3]
 
 
@@ -95,8 +95,8 @@ def test_max_minutes_then_resume(tmp_path, tiny):
 def test_the_provenance_has_every_piece_of_a_training(name, tmp_path, tiny, tiny_model):
     def run_(**options):
         if name == "pretrain":
-            return pretrain(tiny, load_images(tiny.data), tmp_path, device=CPU, quiet=True, **options)
-        return train(tiny, load_model(tiny_model, tiny), tmp_path, device=CPU, quiet=True, **options)
+            return pretrain(tiny, load_images(tiny.data), tmp_path, device=CPU, **options)
+        return train(tiny, load_model(tiny_model, tiny), tmp_path, device=CPU, **options)
 
     assert not run_(max_minutes=1e-6)
     assert not run_(max_minutes=1e-6, resume=True)
@@ -116,12 +116,12 @@ def test_resume_refuses_other_settings_and_other_seeds(tmp_path, tiny):
     images = load_images(tiny.data)
     out = tmp_path / "run"
     out.mkdir()
-    pretrain(tiny, images, out, device=CPU, max_minutes=1e-6, quiet=True)
+    pretrain(tiny, images, out, device=CPU, max_minutes=1e-6)
     other = load_experiment("digits16", [*TINY, "pretrain.lr=0.5"])
     with pytest.raises(HBenchError, match=r"was started with pretrain\.lr = 0\.001"):
-        pretrain(other, images, out, device=CPU, resume=True, quiet=True)
+        pretrain(other, images, out, device=CPU, resume=True)
     with pytest.raises(HBenchError, match="was started with --seed 0, not 1"):
-        pretrain(tiny, images, out, device=CPU, resume=True, seed=1, quiet=True)
+        pretrain(tiny, images, out, device=CPU, resume=True, seed=1)
 
 
 def test_resume_takes_settings_that_do_not_matter(tmp_path, tiny, tiny_model):
@@ -130,14 +130,14 @@ def test_resume_takes_settings_that_do_not_matter(tmp_path, tiny, tiny_model):
     expected, out, discovery = tmp_path / "whole", tmp_path / "run", tmp_path / "discovery"
     for folder in (expected, out, discovery):
         folder.mkdir()
-    pretrain(tiny, images, expected, device=CPU, quiet=True)
-    assert not pretrain(tiny, images, out, device=CPU, max_minutes=1e-6, quiet=True)
+    pretrain(tiny, images, expected, device=CPU)
+    assert not pretrain(tiny, images, out, device=CPU, max_minutes=1e-6)
     changes = ["discovery.K=7", "pretrain.checkpoint_every=1", "evaluation.fid_samples=3"]
-    assert pretrain(load_experiment("digits16", [*TINY, *changes]), images, out, device=CPU, resume=True, quiet=True)
+    assert pretrain(load_experiment("digits16", [*TINY, *changes]), images, out, device=CPU, resume=True)
     found, whole = (load_file(folder / "model.safetensors") for folder in (out, expected))
     assert all(torch.equal(found[name], value) for name, value in whole.items())
     model = load_model(tiny_model, tiny)
-    assert not train(tiny, model, discovery, device=CPU, max_minutes=1e-6, quiet=True)
+    assert not train(tiny, model, discovery, device=CPU, max_minutes=1e-6)
     assert train(load_experiment("digits16", [*TINY, "pretrain.steps=9"]), model, discovery, device=CPU, resume=True)
     compiled = load_experiment("digits16", [*TINY, "discovery.compile=true"])
     assert read_checkpoint(discovery, compiled, 0, "discovery")["step"] == 4
@@ -158,14 +158,14 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     with pytest.raises(HBenchError, match=r"step \d+: the loss is (nan|inf)"):
-        pretrain(experiment, load_images(experiment.data), out, device=CPU, quiet=True)
+        pretrain(experiment, load_images(experiment.data), out, device=CPU)
     assert not (out / "model.safetensors").exists()
 
 
 def test_training_moves_only_what_it_should(tmp_path, tiny, tiny_model):
     model = load_model(tiny_model, tiny)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    train(tiny, model, tmp_path, device=CPU, quiet=True)
+    train(tiny, model, tmp_path, device=CPU)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     shift_block = load_file(tmp_path / "shift_block.safetensors")
     assert shift_block["out_weight"].abs().sum() > 0

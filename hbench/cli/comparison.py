@@ -25,7 +25,7 @@ from hbench.cli.options import (
 )
 @click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
 @run_options
-def train_curves(runs: tuple[Path, ...], out: Path, overwrite: bool, device: str, seed: int, quiet: bool) -> None:
+def train_curves(runs: tuple[Path, ...], out: Path, overwrite: bool, device: str, seed: int) -> None:
     """Draw the training of each RUN in one picture.
 
     D on raw and shifted samples (Fig. 10), losses, accuracy. RUN is the folder of a "hbench train", finished or not.
@@ -98,7 +98,6 @@ def ablations(
     max_minutes: float | None,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Train and measure variants of EXPERIMENT.
 
@@ -143,13 +142,9 @@ def ablations(
     write_experiment(folder, settings)
     if not (folder / "model.safetensors").is_file():
         save_weights(folder / "model.safetensors", network, settings, "model", settings.pretrain.weights)
-    if not train_variants(
-        settings, network, variants, seeds, folder, device=place, max_minutes=max_minutes, quiet=quiet
-    ):
+    if not train_variants(settings, network, variants, seeds, folder, device=place, max_minutes=max_minutes):
         return
-    result = measure_variants(
-        folder, list(variants), seeds, device=place, lenet=weights, count=count, seed=seed, quiet=quiet
-    )
+    result = measure_variants(folder, list(variants), seeds, device=place, lenet=weights, count=count, seed=seed)
     summary = summarise(result.table)
     title = f"{settings.title}, {settings.discovery.steps} steps, batch {settings.discovery.batch_size}"
     n = f"{len(seeds)} training seed{'s' * (len(seeds) > 1)}, n = {count} pairs each"

@@ -28,7 +28,7 @@ def fresh_experiment(shipped: Path, steps: int) -> Experiment:
 
 
 def discover(
-    experiment: Experiment, shipped: Path, out: Path, *, seed: int, device: torch.device, quiet: bool = False
+    experiment: Experiment, shipped: Path, out: Path, *, seed: int, device: torch.device
 ) -> list[tuple[int, RCA]] | None:
     """Discovers new directions on the shipped model, in ``out``; measures and draws them as they grow.
 
@@ -38,10 +38,10 @@ def discover(
     grown: list[tuple[int, RCA]] = []
 
     def look(step: int, fresh: Run) -> None:
-        result = rca(fresh, PAIRS, seed, quiet=True)
+        result = rca(fresh, PAIRS, seed)
         grown.append((step, result))
         directions = result.ranking()
-        images = traverse(fresh, directions, EXAMPLES, SAMPLES, seed, quiet=True)
+        images = traverse(fresh, directions, EXAMPLES, SAMPLES, seed)
         labels = [direction_label(k, result) for k in directions]
         title = f"after {step} steps, accuracy {result.accuracy:.2f}"
         draw_directions(images, labels, experiment.discovery.S, title, out / "growth" / f"directions-{step:04d}.png")
@@ -49,5 +49,5 @@ def discover(
         tqdm.write(f"   step {step:4d}: RCA {result.accuracy:.3f} [{low:.3f}, {high:.3f}] n {PAIRS}", file=sys.stderr)
 
     model = load_run(shipped, device).model
-    finished = train(experiment, model, out, seed=seed, device=device, quiet=quiet, on_checkpoint=look)
+    finished = train(experiment, model, out, seed=seed, device=device, on_checkpoint=look)
     return grown if finished else None

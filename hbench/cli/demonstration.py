@@ -18,7 +18,7 @@ PAIRS, EXAMPLES = 1000, 4
 @click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Of the fresh discovery.")
 @run_options
 @click.pass_context
-def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str, seed: int, quiet: bool) -> None:
+def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str, seed: int) -> None:
     """Show the shipped directions, then discover new ones.
 
     All on the shipped model, offline, in about ten minutes on a laptop.
@@ -34,7 +34,7 @@ def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str
 
     place = pick_device(device)
     claim_folder(out, overwrite=overwrite)
-    common = {"overwrite": overwrite, "device": device, "seed": seed, "quiet": quiet}
+    common = {"overwrite": overwrite, "device": device, "seed": seed}
 
     def measure(run: Path, folder: Path) -> None:
         ctx.invoke(rca, run=run, count=PAIRS, out=folder / "rca", **common)
@@ -47,7 +47,7 @@ def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str
     experiment = fresh_experiment(SHIPPED, steps)
     fresh = out / "fresh"
     click.echo(f"2. A fresh discovery, {experiment.title}, {steps} steps from scratch")
-    grown = discover(experiment, SHIPPED, fresh, seed=seed, device=place, quiet=quiet)
+    grown = discover(experiment, SHIPPED, fresh, seed=seed, device=place)
     if grown is None:
         return
     measure(fresh, fresh)

@@ -59,7 +59,6 @@ def properties(
     overwrite: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Measure homogeneity, consistency and linearity.
 
@@ -90,7 +89,7 @@ def properties(
     name = of_steps("properties", loaded.experiment, M)
     folder, origin = open_results(loaded, run, name, out, overwrite, seed, M=M)
     title = of_steps(loaded.experiment.title, loaded.experiment, M)
-    result, directions = measure(loaded, samples, pairs, seed, steps, quiet)
+    result, directions = measure(loaded, samples, pairs, seed, steps)
     save_directions(folder / "directions.safetensors", directions, loaded)
     write_text(folder / "timesteps.csv", result.timestep_table().to_csv(index=False))
     draw_properties(result, title, folder / "properties.png")
@@ -164,7 +163,6 @@ def edit(
     overwrite: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Edit real images along directions of RUN.
 
@@ -204,8 +202,8 @@ def edit(
         click.echo(f"{file}: {done}", err=True)
 
     x_0 = to_float(torch.stack([pixels for pixels, _ in read]))
-    x_T = invert(loaded, x_0, steps, precision, quiet)
-    reconstructed = generate_edits(loaded, x_T, [()], source, steps, precision, quiet)
+    x_T = invert(loaded, x_0, steps, precision)
+    reconstructed = generate_edits(loaded, x_T, [()], source, steps, precision)
     errors = mean_square_error(reconstructed[:, 0], x_0).tolist()
     for file, mse in zip(files, errors, strict=True):
         click.echo(f"{file}  reconstruction MSE {mse:.3g}  PSNR {psnr(mse):.1f} dB")
@@ -216,7 +214,7 @@ def edit(
             f"{psnrs.min():.1f} to {psnrs.max():.1f}"
         )
 
-    edited = generate_edits(loaded, x_T, edits, source, steps, precision, quiet)
+    edited = generate_edits(loaded, x_T, edits, source, steps, precision)
     kinds = ["original", "reconstruction", *map(label, edits)]
     images = torch.cat([x_0[:, None], reconstructed, edited], dim=1)
     for left in (folder / "images").glob("*.png"):  # of an earlier call

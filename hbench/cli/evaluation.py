@@ -37,7 +37,6 @@ def rca(
     overwrite: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Measure how well RUN's directions are recognised.
 
@@ -56,7 +55,7 @@ def rca(
 
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
     folder, origin = open_results(loaded, run, "rca", out, overwrite, seed, **details)
-    result = measure(loaded, count, seed, quiet, source)
+    result = measure(loaded, count, seed, source)
     if rank():
         return
     lows, highs = zip(*result.per_direction_interval, strict=True)
@@ -109,7 +108,6 @@ def traverse(
     overwrite: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Draw the grid of every direction of RUN.
 
@@ -132,9 +130,9 @@ def traverse(
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
     ranked = read_rca(measured, loaded, direction_source) if measured else None
     folder, origin = open_results(loaded, run, "traverse", out, overwrite, seed, **details)
-    ranked = ranked or measure(loaded, count, seed, quiet, source)
+    ranked = ranked or measure(loaded, count, seed, source)
     order = ranked.ranking()
-    images = walk(loaded, order, examples, samples, seed, quiet, source)
+    images = walk(loaded, order, examples, samples, seed, source)
     labels = [direction_label(k, ranked, names) for k in order]
     title = loaded.experiment.title + ("" if direction_source == "own" else f", {direction_source} directions")
     draw_directions(images, labels, loaded.experiment.discovery.S, title, folder / "directions.png")
@@ -167,7 +165,6 @@ def sample(
     overwrite: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Draw a grid of samples of the diffusion model in MODEL.
 
@@ -193,7 +190,7 @@ def sample(
     network = load_model(model, settings).to(place)
     folder = claim_results(model.parent if model.is_file() else model, "samples", out, overwrite)
     origin = provenance(settings, place, seed, n=count, M=steps)
-    images = sample_model(settings, network, count, steps, seed, quiet)
+    images = sample_model(settings, network, count, steps, seed)
     if rank():
         return
     save_grid(images, folder / "samples.png", columns=max(1, round(count**0.5)), scale=max(1, 64 // settings.data.size))
@@ -236,7 +233,6 @@ def fid(
     overwrite: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Measure the FID of raw and shifted samples.
 
@@ -276,16 +272,16 @@ def fid(
     name = of_steps(f"fid-{extractor}", loaded.experiment, M)
     folder, origin = open_results(loaded, run, name, out, overwrite, seed, M=M)
     if rank():  # process 0 measures
-        sample_folders(loaded, count, cache, seed, quiet, M)
+        sample_folders(loaded, count, cache, seed, M)
         return
     remove_leftovers(cache)
     if extractor == EXTRACTOR and weights and not at_hand(loaded.experiment.data, data_root, download):
         reference = lenet_reference(weights)
     else:
         real = image_folder(load_reference(loaded.experiment.data, data_root, download), cache)
-        reference = real_reference(features(pngs(real), extractor, weights, cache, place, quiet))
-    kinds = sample_folders(loaded, count, cache, seed, quiet, M)
-    result = fidelity(kinds, reference, extractor, weights, cache, place, count, quiet)
+        reference = real_reference(features(pngs(real), extractor, weights, cache, place))
+    kinds = sample_folders(loaded, count, cache, seed, M)
+    result = fidelity(kinds, reference, extractor, weights, cache, place, count)
     for what, n in (("samples", count), ("real images", result.n_real)):
         if n <= result.feature_size:
             click.echo(f"warning: {n} {what} for {result.feature_size} features: a rank-deficient covariance", err=True)

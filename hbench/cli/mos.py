@@ -56,7 +56,6 @@ def export(
     overwrite: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Make blind sheets for assessors to mark every direction of one or several RUNs.
 
@@ -98,10 +97,10 @@ def export(
             for name, run in loaded.items()
         },
     )
-    images = pictures(loaded, examples, samples, controls, seed, quiet)
+    images = pictures(loaded, examples, samples, controls, seed)
     titles = {name: run.experiment.title for name, run in loaded.items()}
     key = design(images, titles, assessors, votes or assessors, repeats, seed)
-    write_sheets(key, images, out, label_studio, quiet)
+    write_sheets(key, images, out, label_studio)
     table = pd.DataFrame(
         {"assessor": sheet.assessor, "sheet": sheet.sheet, **item.model_dump() | {"run": guarded(item.run)}}
         for sheet in key.sheets
@@ -148,7 +147,6 @@ def score(
     overwrite: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Score the marks of assessors: MOS, agreement, the floor of untrained directions, the names given.
 

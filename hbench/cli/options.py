@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hbench.runtime.distributed import check_processes, rank
+from hbench.runtime.progress import show_progress
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -64,7 +65,13 @@ source_options = combined(
 run_options = combined(
     click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:N".'),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
-    click.option("--quiet", is_flag=True, help="No progress bars."),
+    click.option(
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda ctx, param, value: show_progress(not value),
+        help="Show no progress.",
+    ),
 )
 
 

@@ -11,6 +11,7 @@ import click
 
 from hbench.cli.options import claim_folder, data_options, run_options
 from hbench.errors import HBenchError
+from hbench.runtime.progress import progress_is_shown
 
 if TYPE_CHECKING:
     from hbench.config import Experiment
@@ -79,7 +80,6 @@ def reproduce(
     download: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Make every artifact of the paper for EXPERIMENT.
 
@@ -111,7 +111,7 @@ def reproduce(
     if (folder / MADE_OF).is_file() and read_json(folder / MADE_OF) != origin:
         raise HBenchError(f"{folder}: was made of another run or with other settings: choose another --out")
     write_json(folder / MADE_OF, origin)
-    common = ["--device", device, "--seed", str(seed)] + (["--quiet"] if quiet else [])
+    common = ["--device", device, "--seed", str(seed)] + ([] if progress_is_shown() else ["--quiet"])
 
     reasons = {"mos/score": 'it needs people: hand out the sheets of "hbench mos export", then "hbench mos score"'}
     if settings.data.dataset != "folder":

@@ -68,7 +68,6 @@ def vram_sweep(
     resume: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Measure memory and speed of training against M.
 
@@ -131,7 +130,7 @@ def vram_sweep(
 
     save()  # what an --overwrite replaces is gone, and what a kill left behind its table is brought up to date
     todo = [cell for cell in wanted if cell.key not in rows]
-    if not sweep(todo, add, allow_busy=allow_busy, quiet=quiet):
+    if not sweep(todo, add, allow_busy=allow_busy):
         return
     table = pd.DataFrame([asdict(rows[key]) for key in sorted(rows)])
     click.echo(table[SHOWN].to_string(index=False, float_format="{:.1f}".format, na_rep="-"))
@@ -156,7 +155,6 @@ def plan(
     overwrite: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Predict memory and speed of training EXPERIMENT.
 
@@ -192,7 +190,7 @@ def plan(
     chosen = sorted(set(Ms or default_Ms(settings)))
     cells(settings, ["node"], chosen, device=str(place))  # refuses an M that the schedule does not have
     others = ["torch-checkpoint", *(["offload"] if place.type == "cuda" else [])]
-    with progress(total=1 + len(others), desc="probes", quiet=quiet) as bar:
+    with progress(total=1 + len(others), desc="probes") as bar:
         probe = measure_apart(settings, str(place), seed)
         bar.update()
         budget = budget_of(settings, place, probe)

@@ -34,7 +34,6 @@ def pretrain(
     max_minutes: float | None,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Train the diffusion model of EXPERIMENT on its images.
 
@@ -59,9 +58,7 @@ def pretrain(
         images = load_images(settings.data, data_root, download=download)
     folder = out or Path("runs") / settings.name / "pretrain"
     claim_folder(folder, resume=resume)
-    if train_model(
-        settings, images, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes, quiet=quiet
-    ):
+    if train_model(settings, images, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes):
         click.echo(folder / "model.safetensors")
 
 
@@ -82,7 +79,6 @@ def train(
     max_minutes: float | None,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Discover directions of a frozen diffusion model.
 
@@ -108,9 +104,7 @@ def train(
     folder = out or Path("runs") / settings.name / "train"
     network = model_to_train_on(model, folder, settings, resume)
     claim_folder(folder, resume=resume)
-    if discover(
-        settings, network, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes, quiet=quiet
-    ):
+    if discover(settings, network, folder, seed=seed, device=place, resume=resume, max_minutes=max_minutes):
         click.echo(folder)
 
 
@@ -132,7 +126,6 @@ def lenet(
     overwrite: bool,
     device: str,
     seed: int,
-    quiet: bool,
 ) -> None:
     """Train the digit LeNet whose features fid uses.
 
@@ -164,7 +157,7 @@ def lenet(
     folder = out or Path("runs") / settings.name / "lenet"
     claim_folder(folder, overwrite=overwrite)
     origin = provenance(settings, pick_device("cpu"), seed)
-    network = train_lenet(settings, images, labels, epochs=epochs, seed=seed, quiet=quiet)
+    network = train_lenet(settings, images, labels, epochs=epochs, seed=seed)
     reference = real_reference(single_features(network, test_images))
     save_lenet(folder / FILE, network, settings, reference.statistics, reference.n, reference.halves)
     found = accuracy(network, test_images, test_labels)

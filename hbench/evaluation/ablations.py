@@ -99,7 +99,6 @@ def train_variants(
     *,
     device: torch.device,
     max_minutes: float | None = None,
-    quiet: bool = False,
 ) -> bool:
     """Whether every variant is trained with every seed; False when stopped early, and the next call goes on.
 
@@ -119,7 +118,7 @@ def train_variants(
             print(f"stopped by --max-minutes before {folder.name}: go on with --resume", file=sys.stderr)
             return False
         folder.mkdir(exist_ok=True)
-        if not train(changed, model, folder, seed=seed, device=device, resume=True, max_minutes=left, quiet=quiet):
+        if not train(changed, model, folder, seed=seed, device=device, resume=True, max_minutes=left):
             return False
     return True
 
@@ -155,7 +154,6 @@ def measure_variants(
     lenet: Path | None,
     count: int,
     seed: int = 0,
-    quiet: bool = False,
 ) -> Ablations:
     """The numbers of all trained runs, and pictures of each variant's first.
 
@@ -167,7 +165,6 @@ def measure_variants(
         lenet: for the FD; None = no FD.
         count: fresh pairs, which also make the FD. Cost: two chains each.
         seed: of the pairs.
-        quiet: no progress bars.
     """
     rows, drawn = [], []
     for variant in variants:
@@ -175,7 +172,7 @@ def measure_variants(
             folder = run_folder(out, variant, training_seed)
             run = load_run(folder, device)
             pairs: list[Pairs] = []
-            found = rca(run, count, seed, quiet, on_pairs=pairs.append)
+            found = rca(run, count, seed, on_pairs=pairs.append)
             (curves,) = read_curves([folder])
             late = last_third(curves.rows)
             origin = read_json(folder / "provenance.json")
@@ -203,7 +200,7 @@ def measure_variants(
             if training_seed == seeds[0]:
                 best = found.ranking()[:DIRECTIONS]
                 labels = [f"{variant}: {direction_label(k, found)}" for k in best]
-                drawn.append((traverse(run, best, EXAMPLES, SAMPLES, seed, quiet), labels))
+                drawn.append((traverse(run, best, EXAMPLES, SAMPLES, seed), labels))
     table = pd.DataFrame(rows).astype({"fd_raw": float, "fd_shifted": float})  # None becomes nan
     shown = min(len(labels) for _, labels in drawn)  # fewer where a variant has fewer directions
     images = torch.cat([images[:shown] for images, _ in drawn])

@@ -21,7 +21,7 @@ Edit = tuple[tuple[int, float], ...]
 
 
 @torch.no_grad()
-def invert(run_: Run, x_0: Tensor, M: int, precision: Precision = "float32", quiet: bool = False) -> Tensor:
+def invert(run_: Run, x_0: Tensor, M: int, precision: Precision = "float32") -> Tensor:
     """x_T of images x_0 [B, C, H, W] in [-1, 1] by DDIM inversion in M steps, on the run's device.
 
     The timesteps are those of a generation in M steps, and nothing is clipped. Cost: M passes of the UNet.
@@ -31,7 +31,7 @@ def invert(run_: Run, x_0: Tensor, M: int, precision: Precision = "float32", qui
     alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
     steps = inversion_steps(run_.model, alpha_bar, timesteps(M, len(alpha_bar), experiment.discovery.spacing))
     found = []
-    for images in progress(x_0.split(BATCH), desc="inversion", unit="batch", quiet=quiet):
+    for images in progress(x_0.split(BATCH), desc="inversion", unit="batch"):
         with autocast(device, precision):
             found.append(run(steps, images.to(device)))
     return torch.cat(found)
@@ -44,7 +44,6 @@ def edit(
     source: Source,
     M: int,
     precision: Precision = "float32",
-    quiet: bool = False,
 ) -> Tensor:
     """Every edit of every x_T [N, C, H, W], generated in M steps: [N, len(edits), C, H, W], on the CPU, unclamped.
 
@@ -56,9 +55,7 @@ def edit(
     s = torch.tensor([[term[1] for term in each] for each in padded], device=x_T.device)
     grid = torch.cartesian_prod(torch.arange(len(x_T)), torch.arange(len(edits))).to(x_T.device)
     images = []
-    for image, which in progress(
-        [chunk.unbind(1) for chunk in grid.split(BATCH)], desc="edits", unit="batch", quiet=quiet
-    ):
+    for image, which in progress([chunk.unbind(1) for chunk in grid.split(BATCH)], desc="edits", unit="batch"):
         delta_h = together(*(source(k[which, i], s[which, i]) for i in range(terms)))
         images.append(generate(run_, x_T[image], delta_h, M, precision).cpu())
     return torch.cat(images).reshape(len(x_T), len(edits), *x_T.shape[1:])

@@ -23,6 +23,7 @@ from hbench.config import Data
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.evaluation.lenet import EXTRACTOR as LENET
 from hbench.evaluation.lenet import fits
+from hbench.runtime.progress import progress_is_shown
 from hbench.store.files import replacing, sha256
 from hbench.store.weights import load_pickled
 
@@ -60,7 +61,6 @@ def features(
     weights: Path | None,
     cache: Path,
     device: torch.device,
-    quiet: bool = False,
 ) -> Tensor:
     """Features [N, D] of image files by an extractor of torch-fidelity, from the cache where they are known.
 
@@ -70,7 +70,6 @@ def features(
         weights: its weights; None lets torch-fidelity take its own, downloading them if need be.
         cache: folder of the features, at most 4 D bytes an image.
         device: where to compute.
-        quiet: no progress bar.
 
     Raises:
         HBenchError: the weights are neither here nor to be had.
@@ -109,7 +108,7 @@ def features(
             f"the weights of {extractor} cannot be fetched ({error.reason}): "
             f"put {file_name} into {get_dir()}/checkpoints, or pass it with --weights"
         ) from error
-    shown = not quiet and sys.stderr.isatty()
+    shown = progress_is_shown() and sys.stderr.isatty()
     try:
         with on_device:
             found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]

@@ -93,10 +93,9 @@ def fidelity(
     cache: Path,
     device: torch.device,
     count: int,
-    quiet: bool = False,
 ) -> Fidelity:
     """Distances of the first ``count`` images in the folders of raw and shifted samples to the reference."""
-    found = [features(pngs(folder, count), extractor, weights, cache, device, quiet) for folder in samples]
+    found = [features(pngs(folder, count), extractor, weights, cache, device) for folder in samples]
     raw, shifted = (distance(each, reference) for each in found)
     ratio = shifted.fd / raw.fd
     low, high = jackknife(ratio, np.array(shifted.replicates) / np.array(raw.replicates))

@@ -112,13 +112,13 @@ def fits(path: Path, data: Data) -> bool:
 
 
 def train_lenet(
-    experiment: Experiment, images: Tensor, labels: Tensor, *, epochs: int = 5, seed: int = 0, quiet: bool
+    experiment: Experiment, images: Tensor, labels: Tensor, *, epochs: int = 5, seed: int = 0
 ) -> DigitLeNet:
     """The classifier trained on uint8 images [N, C, H, W] and labels [N], in eval mode."""
     torch.manual_seed(seed_of(seed))
     lenet = DigitLeNet(experiment.data.channels, experiment.data.size, int(labels.max()) + 1)
     optimizer = torch.optim.Adam(lenet.parameters(), lr=1e-3)
-    for _ in progress(range(epochs), desc="LeNet", unit="epoch", quiet=quiet):
+    for _ in progress(range(epochs), desc="LeNet", unit="epoch"):
         for chosen in torch.randperm(len(images)).split(128):
             if len(chosen) > 1:  # batch norm needs two
                 loss = F.cross_entropy(lenet(to_float(images[chosen])), labels[chosen])

@@ -120,17 +120,17 @@ def _columns(name: str, estimate: Estimate) -> dict[str, list[float]]:
 # The mean direction -------------------------------------------------------------------------------------------------
 
 
-def mean_directions(run: Run, n: int, seed: int = 0, M: int | None = None, quiet: bool = False) -> Directions:
+def mean_directions(run: Run, n: int, seed: int = 0, M: int | None = None) -> Directions:
     """The mean over ``n`` samples of f_k(h_t, t), at each timestep of the shift interval of M steps (the run's).
 
     h_t is that of the regular chain of each sample: the direction before any edit, which needs no magnitude. x_T is
     from a stream of its own, so the samples of ``seed`` that other commands draw are not among them. Cost: one chain a
     sample, for all K directions together, since the output convolutions of the shift block are affine.
     """
-    return _mean_and_groups(run, n, seed, M, quiet)[0]
+    return _mean_and_groups(run, n, seed, M)[0]
 
 
-def _mean_and_groups(run: Run, n: int, seed: int, M: int | None, quiet: bool) -> tuple[Directions, Tensor, Tensor]:
+def _mean_and_groups(run: Run, n: int, seed: int, M: int | None) -> tuple[Directions, Tensor, Tensor]:
     """The mean directions, and of what: sums of the hidden features over groups of samples, and the groups' sizes.
 
     The sums are float64 [groups, timesteps, C, H, W].
@@ -138,7 +138,7 @@ def _mean_and_groups(run: Run, n: int, seed: int, M: int | None, quiet: bool) ->
     own_stream = seed_of(seed, n)
     group = torch.arange(n) % min(GROUPS, n)
     sums: Tensor | None = None
-    with progress(total=n, desc="mean direction", unit="image", quiet=quiet) as bar:
+    with progress(total=n, desc="mean direction", unit="image") as bar:
         for first in range(0, n, BATCH):
             _, hidden = _regular(run, noise(run, own_stream, first, min(BATCH, n - first)), M)
             if sums is None:
@@ -172,7 +172,7 @@ def _directions(run: Run, hidden: Tensor) -> Tensor:
 
 
 def properties(
-    run: Run, n_mean: int = 1000, n: int = 200, seed: int = 0, M: int | None = None, quiet: bool = False
+    run: Run, n_mean: int = 1000, n: int = 200, seed: int = 0, M: int | None = None
 ) -> tuple[Properties, Directions]:
     """The properties of a run's directions, and the mean directions that they were measured with.
 
@@ -182,13 +182,12 @@ def properties(
         n: measured samples, at least 2 * MAGNITUDES, so that each magnitude has two.
         seed: of both kinds of samples; the measured ones are those that other commands draw.
         M: generation steps, by default the run's.
-        quiet: no progress bar.
 
     Cost: n_mean + n chains, and 3 K n shifted ones.
     """
-    directions, sums, sizes = _mean_and_groups(run, n_mean, seed, M, quiet)
+    directions, sums, sizes = _mean_and_groups(run, n_mean, seed, M)
     values = magnitudes(run.experiment.discovery.S, MAGNITUDES)
-    measured = _measure(run, directions, np.resize(values, n), seed, M, quiet)
+    measured = _measure(run, directions, np.resize(values, n), seed, M)
     estimates = _bootstrap(measured, seed)
     result = Properties(
         n=n,
@@ -250,14 +249,14 @@ class _Measured:
 
 
 @torch.no_grad()
-def _measure(run: Run, directions: Directions, s: Array, seed: int, M: int | None, quiet: bool) -> _Measured:
+def _measure(run: Run, directions: Directions, s: Array, seed: int, M: int | None) -> _Measured:
     n, K, bound = len(s), run.shift_block.K, run.experiment.discovery.soft_clip
     device = directions.mean.device
     magnitude = torch.from_numpy(s).float().to(device)
     cosine = torch.empty(n, K, len(directions.timesteps))
     edit, distance = torch.empty(n, K), torch.empty(n, K, 2)
     k_hat, s_hat = torch.empty(n, K, 3, dtype=torch.long), torch.empty(n, K, 3)
-    with progress(total=n * K, desc="edits", unit="edit", quiet=quiet) as bar:
+    with progress(total=n * K, desc="edits", unit="edit") as bar:
         for first in range(0, n, BATCH):
             rows = slice(first, min(first + BATCH, n))
             x_T = noise(run, seed, first, rows.stop - first)

@@ -58,7 +58,6 @@ def rca(
     run_: Run,
     count: int,
     seed: int = 0,
-    quiet: bool = False,
     source: Source | None = None,
     on_pairs: Callable[[Pairs], None] | None = None,
 ) -> RCA:
@@ -69,7 +68,7 @@ def rca(
     """
     K, bound = run_.experiment.discovery.K, run_.experiment.discovery.soft_clip
     seen_of_each = []  # sample: k, its prediction, |s_hat - s|, D of both images, has the shifted one left the domain
-    for batch in progress(turns(batches_of(count, BATCH // 2)), desc="RCA", unit="batch", quiet=quiet):
+    for batch in progress(turns(batches_of(count, BATCH // 2)), desc="RCA", unit="batch"):
         pairs = draw_pairs(run_, seed, batch[0], len(batch), source)
         if on_pairs:
             on_pairs(pairs)

@@ -20,9 +20,7 @@ from hbench.store.files import temporary_name, write_json
 from hbench.store.run import Run
 
 
-def sample_folders(
-    run: Run, count: int, cache: Path, seed: int, quiet: bool = False, M: int | None = None
-) -> tuple[Path, Path]:
+def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None = None) -> tuple[Path, Path]:
     """Folders with at least ``count`` raw and shifted samples as PNGs, made where they are missing.
 
     Sample i depends only on the run, the number M of generation steps (the run's unless given) and (seed, i). A killed
@@ -46,7 +44,7 @@ def sample_folders(
         write_json(folder / "samples.json", determining)
     raw, shifted = folder / "raw", folder / "shifted"
     batches = turns(batches_of(count, BATCH // 2))
-    with progress(total=sum(map(len, batches)), desc="samples", unit="image", quiet=quiet) as bar:
+    with progress(total=sum(map(len, batches)), desc="samples", unit="image") as bar:
         for chosen in batches:
             if not all(_png(kind, i).is_file() for kind in (raw, shifted) for i in chosen):
                 pairs = draw_pairs(run, seed, chosen[0], len(chosen), M=M)

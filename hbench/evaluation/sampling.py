@@ -73,9 +73,7 @@ def shift_interval(run_: Run, M: int | None = None) -> list[int]:
 
 
 @torch.no_grad()
-def sample_model(
-    experiment: Experiment, model: UNetModel, count: int, M: int, seed: int = 0, quiet: bool = False
-) -> Tensor:
+def sample_model(experiment: Experiment, model: UNetModel, count: int, M: int, seed: int = 0) -> Tensor:
     """``count`` samples of a diffusion model in M steps: float32 [count, C, H, W], unclamped, on the CPU.
 
     Several processes make them together, and each gets all.
@@ -86,7 +84,7 @@ def sample_model(
     steps = generation_steps(model.eval(), alpha_bar, timesteps(M, len(alpha_bar), experiment.discovery.spacing))
     images = []
     batches = turns(batches_of(count))
-    with progress(total=sum(map(len, batches)), desc="samples", unit="image", quiet=quiet) as bar:
+    with progress(total=sum(map(len, batches)), desc="samples", unit="image") as bar:
         for batch in batches:
             x_T = draw_x_T(seed, batch[0], len(batch), shape).to(device)
             with autocast(device, experiment.pretrain.precision):
@@ -139,7 +137,6 @@ def traverse(
     examples: int,
     samples: int,
     seed: int = 0,
-    quiet: bool = False,
     source: Source | None = None,
 ) -> Tensor:
     """Images along each direction: float32 [directions, examples, samples, C, H, W], on the CPU.
@@ -154,7 +151,7 @@ def traverse(
     grid = torch.cartesian_prod(torch.tensor(directions), torch.arange(examples), torch.arange(samples))
     images = generate(run_, x_T).cpu()[grid[:, 1]]
     shifted = values[grid[:, 2]].nonzero().squeeze(1)
-    for chosen in progress(shifted.split(BATCH), desc="grids", unit="batch", quiet=quiet):
+    for chosen in progress(shifted.split(BATCH), desc="grids", unit="batch"):
         k, example, column = grid[chosen].to(device).unbind(1)
         images[chosen] = generate(run_, x_T[example], source(k, values.to(device)[column])).cpu()
     return images.reshape(len(directions), examples, samples, *images.shape[1:])

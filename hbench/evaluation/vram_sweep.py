@@ -180,7 +180,7 @@ def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
     return name, old, new
 
 
-def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool = False, quiet: bool = False) -> bool:
+def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool = False) -> bool:
     """Whether every cell was measured; False when the sweep was stopped after a cell, by SIGTERM or SIGINT.
 
     Each cell runs in a fresh process, one after the other. One that is out of memory is a row like any other.
@@ -189,14 +189,13 @@ def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool =
         todo: the cells.
         on_row: is called with each row as soon as it is known.
         allow_busy: measure although another process computes on the GPU; ``other_processes`` says so.
-        quiet: no progress bar.
 
     Raises:
         HBenchError: another process computes on the GPU, unless ``allow_busy``.
     """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what commands before have left in reserve here would be missing to the cells
-    with stop_requests(None) as stop_reason, progress(total=len(todo), unit="cell", quiet=quiet) as bar:
+    with stop_requests(None) as stop_reason, progress(total=len(todo), unit="cell") as bar:
         for number, cell in enumerate(todo, start=1):
             strategy, M = cell.key
             bar.set_description_str(f"{strategy}, M = {M}")

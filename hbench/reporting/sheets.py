@@ -70,9 +70,7 @@ def refuse_marked(folder: Path) -> None:
             raise HBenchError(f"{file}: holds marks, which a new study could not score: choose another --out")
 
 
-def write_sheets(
-    key: Key, images: Mapping[Direction, Tensor], folder: Path, label_studio: bool = False, quiet: bool = False
-) -> None:
+def write_sheets(key: Key, images: Mapping[Direction, Tensor], folder: Path, label_studio: bool = False) -> None:
     """Writes a study: a page and a folder of pictures per assessor, the key, and with them tasks for Label Studio.
 
     ``sheet_<assessor>.html`` needs nothing beside it. ``sheet_<assessor>/`` holds a PNG per item and an empty
@@ -91,7 +89,7 @@ def write_sheets(
     for old in [*folder.glob("sheet_*"), *folder.glob("label_studio")]:  # of a study whose key is now replaced
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     write_json(folder / "key.json", key.model_dump(mode="json"))
-    for sheet in progress(key.sheets, desc="sheets", unit="sheet", quiet=quiet):
+    for sheet in progress(key.sheets, desc="sheets", unit="sheet"):
         shown = [grids[Direction(i.run, i.direction, i.control)] for i in sheet.items]
         rows = [[_data_uri(png(row)) for row in np.split(grid, examples)] for grid in shown]
         page = pages.get_template("sheet.html").render(sheet=sheet, rows=rows, **shared)

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, a line a minute in a log."""
+"""Progress of long work: a bar on a terminal, a line a minute in a log. Off until somebody asks for it."""
 
 import sys
 from collections.abc import Iterable
@@ -7,6 +7,8 @@ from typing import Any
 from tqdm import tqdm
 
 from hbench.runtime.distributed import rank
+
+_shown = False
 
 SECONDS = 60
 """Between two lines of a log; shorter work leaves none."""
@@ -25,9 +27,20 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress(iterable: Iterable[Any] | None = None, *, quiet: bool = False, **named: Any) -> tqdm:
-    """A bar of tqdm, with its arguments; lines where the output is no terminal, and nothing where ``quiet``."""
-    named["disable"] = quiet or rank() > 0
+def show_progress(shown: bool = True) -> None:
+    """Show the progress of all long work from now on, or hide it again. The command line does so once a command."""
+    global _shown
+    _shown = shown
+
+
+def progress_is_shown() -> bool:
+    """Return whether this process shows progress: asked for, and the main process of a run."""
+    return _shown and rank() == 0
+
+
+def progress(iterable: Iterable[Any] | None = None, **named: Any) -> tqdm:
+    """Return a tqdm bar with these arguments, which writes lines where stderr is no terminal."""
+    named["disable"] = not progress_is_shown()
     if sys.stderr.isatty():
         return tqdm(iterable, **named)
     form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left, {rate_fmt}{postfix}"

@@ -36,7 +36,6 @@ def train(
     device: torch.device,
     resume: bool = False,
     max_minutes: float | None = None,
-    quiet: bool = False,
     on_checkpoint: Callable[[int, Run], None] | None = None,
 ) -> bool:
     """Whether discovery is complete; False when it was stopped early, with a checkpoint to resume from.
@@ -54,7 +53,6 @@ def train(
         device: where to train.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet.
         max_minutes: stop cleanly after this time, but not before a first step.
-        quiet: no progress bar.
         on_checkpoint: called with the number of steps done and the run as it stands, in eval mode.
 
     Raises:
@@ -97,8 +95,8 @@ def train(
 
     with stop_requests(max_minutes) as stop_reason:
         running = resolve_once(experiment, model, seed, out)
-        draw_raw = raw_pairs(running, model, seed, quiet)
-        with progress(total=settings.steps, initial=first, desc="train", unit="step", quiet=quiet) as bar:
+        draw_raw = raw_pairs(running, model, seed)
+        with progress(total=settings.steps, initial=first, desc="train", unit="step") as bar:
             for step in range(first, settings.steps):
                 row = train_step(running, model, trained, draw_raw, seed, step)
                 for name, value in row.items():

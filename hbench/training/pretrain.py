@@ -38,7 +38,6 @@ def pretrain(
     device: torch.device,
     resume: bool = False,
     max_minutes: float | None = None,
-    quiet: bool = False,
 ) -> bool:
     """Whether training is complete; False when it was stopped early, with a checkpoint to resume from.
 
@@ -55,7 +54,6 @@ def pretrain(
         device: where to train.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet.
         max_minutes: stop cleanly after this time.
-        quiet: no progress bar.
 
     Raises:
         HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays), or
@@ -96,7 +94,7 @@ def pretrain(
 
     with (
         stop_requests(max_minutes) as stop_reason,
-        progress(total=settings.steps, initial=first, desc="pretrain", unit="step", quiet=quiet) as bar,
+        progress(total=settings.steps, initial=first, desc="pretrain", unit="step") as bar,
     ):
         for step in range(first, settings.steps):
             torch.manual_seed(seed_of(seed, step))

@@ -234,9 +234,7 @@ def judge(discriminator: EncoderUNetModel, images: Tensor) -> Tensor:
     return logits.squeeze(1).float()
 
 
-def raw_pairs(
-    experiment: Experiment, model: UNetModel, seed: int, quiet: bool = False
-) -> Callable[[], tuple[Tensor, Tensor | None]]:
+def raw_pairs(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[], tuple[Tensor, Tensor | None]]:
     """A function that draws a batch of x_T and x_0 of the regular process, from a pool of pairs that is made now.
 
     Without a pool x_T is new and x_0 None: it is then made beside x'_0. Of several processes, each gets its slice of
@@ -261,7 +259,7 @@ def raw_pairs(
         return draw_new
     noise = draw_x_T(seed_of(seed, 0, 0), 0, settings.pool, shape)
     chunks = turns(noise.split(settings.batch_size))
-    made = progress(chunks, desc="raw samples", unit="batch", quiet=quiet)
+    made = progress(chunks, desc="raw samples", unit="batch")
     images = torch.cat(gathered([generate(chunk.to(device)).cpu() for chunk in made]))
 
     def draw_pooled() -> tuple[Tensor, Tensor]:

@@ -126,7 +126,7 @@ def delta_h_rms(run_: Run, x_T: Tensor) -> Tensor:
 
 
 def pictures(
-    runs: Mapping[str, Run], examples: int = 10, samples: int = 5, controls: int = 3, seed: int = 0, quiet: bool = False
+    runs: Mapping[str, Run], examples: int = 10, samples: int = 5, controls: int = 3, seed: int = 0
 ) -> dict[Direction, Tensor]:
     """The grids of every direction of some runs: uint8 [examples, samples, C, H, W] each.
 
@@ -136,7 +136,6 @@ def pictures(
         samples: columns, s evenly from -S to S; odd, so that the middle is the original.
         controls: untrained directions per run.
         seed: of x_T and the controls.
-        quiet: no progress bars.
 
     Cost: samples - 1 shifted chains per direction and example.
     """
@@ -146,7 +145,7 @@ def pictures(
         if controls:
             found.append((untrained(run_, controls, examples, seed), controls, True))
         for shown, count, control in found:
-            grids = to_uint8(traverse(shown, range(count), examples, samples, seed, quiet))
+            grids = to_uint8(traverse(shown, range(count), examples, samples, seed))
             images |= {Direction(name, k, control): grid for k, grid in enumerate(grids)}
     return images
 

@@ -29,7 +29,7 @@ from hbench.models.batch_norm import share_batch_norm
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock, draw_shifts
 from hbench.runtime.device import autocast
-from hbench.runtime.distributed import average_gradients, gathered, mean, shard, turns
+from hbench.runtime.distributed import average_gradients, gathered, mean, shard, total, turns, world_size
 from hbench.runtime.progress import progress
 
 Reconstructor = LeNet | ResNet18
@@ -54,7 +54,7 @@ def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:
     torch.manual_seed(seed_of(seed))
     shift_block = build_shift_block(experiment, model).to(device)
     reconstructor = build_reconstructor(experiment)
-    share_batch_norm(reconstructor)
+    share_batch_norm(reconstructor, total, world_size())
     reconstructor.to(device)
     discriminator = build_discriminator(experiment).to(device).eval()  # its dropout stays off, as the model's
     checkpoint_blocks(discriminator, settings.checkpoint_blocks)

@@ -26,6 +26,7 @@ from hbench.core.seeds import draw_x_T, seed_of
 from hbench.models import build_discriminator, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel, UNetModel, checkpoint_blocks
 from hbench.models.batch_norm import share_batch_norm
+from hbench.models.discriminator import judge
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock, draw_shifts
 from hbench.runtime.device import autocast
@@ -225,13 +226,6 @@ def train_discriminator(settings: Discovery, trained: Trained, x_0: Tensor, x_0_
         "D_raw": raw.detach().sigmoid().mean(),
         "D_shifted": shifted.detach().sigmoid().mean(),
     }
-
-
-def judge(discriminator: EncoderUNetModel, images: Tensor) -> Tensor:
-    """D's logits [B], float32, on clean data: its timestep input is fixed at 0."""
-    t = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    logits: Tensor = discriminator(images, t)
-    return logits.squeeze(1).float()
 
 
 def raw_pairs(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A diffusion model cut in two at its h-space, the bottleneck whose features directions shift (Sec. 3).
+    """A diffusion model, split at its h-space: the features of its bottleneck, which directions shift.
 
     A new kind of model is a module with these members. ``isinstance`` checks that they are there, not their types.
     """
@@ -22,7 +22,7 @@ class Backbone(Protocol):
     """Quantity that the output predicts: the noise, the velocity (Salimans & Ho 2022), or the clean image."""
 
     def encode(self, x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Return h_t and what the decoder needs beside it.
+        """Return h_t, the skip connections and the time embedding.
 
         Args:
             x: noisy images, [B, in_channels, H, W].

@@ -26,7 +26,9 @@ GROUPS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ADMConfig:
-    """The shape of an ADM network, named as in guided-diffusion. A level is what lies between two changes of size.
+    """The shape of an ADM network, named as in guided-diffusion.
+
+    A level is the part of a network whose feature maps have one size.
 
     Raises:
         ValueError: no network has these sizes.
@@ -73,7 +75,7 @@ class ADMConfig:
             )
         if unknown := set(self.attention_resolutions) - set(self.sizes):
             raise ValueError(f"attention_resolutions {unknown}: the feature maps are {self.sizes} pixels wide")
-        own_heads = [self.num_heads, self.decoder_heads] if self.num_head_channels == -1 else [self.num_head_channels]
+        divisors = [self.num_heads, self.decoder_heads] if self.num_head_channels == -1 else [self.num_head_channels]
         for size, channels in zip(self.sizes, self.channels, strict=True):
             if channels % GROUPS:
                 raise ValueError(
@@ -81,7 +83,7 @@ class ADMConfig:
                     f"make model_channels * channel_mult multiples of {GROUPS}"
                 )
             attended = size in (self.sizes[-1], *self.attention_resolutions)
-            if attended and any(divisor < 1 or channels % divisor for divisor in own_heads):
+            if attended and any(divisor < 1 or channels % divisor for divisor in divisors):
                 raise ValueError(
                     f"{channels} channels cannot be split into heads: choose num_heads or num_head_channels that "
                     "divide them"
@@ -344,7 +346,7 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """[B, channels, H, W] -> [B, out_channels, H', W'], given the embedding [B, emb_channels]."""
+        """Map x [B, channels, H, W] to [B, out_channels, H', W'], given the embedding [B, emb_channels]."""
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))
         emb_out = self.emb_layers(emb).to(h.dtype)[..., None, None]
@@ -370,7 +372,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same shape."""
+        """Map x [B, C, H, W] to the same shape."""
         batch, channels, *spatial = x.shape
         flat = x.reshape(batch, channels, -1)
         qkv = self.qkv(self.norm(flat))
@@ -394,7 +396,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, 2H, 2W]."""
+        """Double the size: [B, C, H, W] -> [B, C, 2H, 2W]."""
         x = F.interpolate(x, scale_factor=2, mode="nearest")
         out: Tensor = self.conv(x)
         return out
@@ -408,7 +410,7 @@ class Downsample(nn.Module):
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H/2, W/2]."""
+        """Halve the size: [B, C, H, W] -> [B, C, H/2, W/2]."""
         out: Tensor = self.op(x)
         return out
 
@@ -420,7 +422,7 @@ class GroupNorm32(nn.GroupNorm):
         super().__init__(GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, ...] -> the same shape."""
+        """Normalise x [B, C, ...]."""
         # Float32 parameters with bfloat16 input is a kernel of its own on the CPU, several times faster than casting
         # the activations up and down; CUDA has none, but there autocast makes the input float32.
         return super().forward(x).to(x.dtype)

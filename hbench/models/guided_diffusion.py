@@ -15,7 +15,7 @@ def config_from_guided_diffusion(
     use_checkpoint: bool = False,
     use_fp16: bool = False,
     pool: str = "adaptive",
-    **same: Any,
+    **fields: Any,
 ) -> ADMConfig:
     """Return the shape of the network that guided-diffusion builds from these arguments.
 
@@ -28,7 +28,7 @@ def config_from_guided_diffusion(
         use_checkpoint: False.
         use_fp16: False.
         pool: the encoder's pool, "adaptive".
-        same: arguments that are fields of :class:`ADMConfig`.
+        fields: arguments that are fields of :class:`ADMConfig`.
 
     Raises:
         ValueError: hbench does not support a value, or no network has these sizes.
@@ -50,5 +50,5 @@ def config_from_guided_diffusion(
         attention_resolutions=tuple(
             image_size >> level for level in range(len(channel_mult)) if 2**level in attention_resolutions
         ),
-        **same,
+        **fields,
     )

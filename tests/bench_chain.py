@@ -32,6 +32,7 @@ from hbench.core.diffusion import (
 from hbench.core.directions import own
 from hbench.evaluation import vram_sweep as sweep
 from hbench.experiments import load_experiment
+from hbench.models.discriminator import judge
 from hbench.models.shift import draw_shifts
 from hbench.runtime.device import autocast, pick_device
 from hbench.store.provenance import provenance
@@ -39,7 +40,7 @@ from hbench.store.run import load_model
 from hbench.training.cost import predict
 from hbench.training.freeze import freeze
 from hbench.training.probe import measure
-from hbench.training.step import initial, judge, losses, raw_pairs, train_discriminator, train_step
+from hbench.training.step import initial, losses, raw_pairs, train_discriminator, train_step
 from hbench.training.strategy import resolve
 
 DEVICE = pick_device("auto")

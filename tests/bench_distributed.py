@@ -16,10 +16,10 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import hbench.models.batch_norm
 from hbench.core.diffusion import timesteps
 from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
+from hbench.models.batch_norm import GlobalBatchNorm
 from hbench.runtime import distributed
 from hbench.store.files import write_json
 from hbench.store.provenance import provenance, write_provenance
@@ -49,7 +49,10 @@ def worker(folder):
         waited.append(time.perf_counter() - started)
         sent.append(tensor.numel() * tensor.element_size())
 
-    distributed.total = hbench.models.batch_norm.total = counted
+    distributed.total = counted
+    for module in trained.reconstructor.modules():
+        if isinstance(module, GlobalBatchNorm):
+            module.all_reduce = counted
     for turn in range(-WARM_UP, TURNS):
         while not (folder / f"{turn}.begin").exists():
             time.sleep(0.005)

@@ -9,7 +9,7 @@ from hbench.core.chain import backpropagate
 from hbench.core.diffusion import alpha_bar_schedule, generation_steps, run, timesteps
 from hbench.errors import HBenchError
 from hbench.models import build_model
-from hbench.models.adm import UNetModel, checkpoint_blocks
+from hbench.models.adm import ADMConfig, UNetModel, checkpoint_blocks
 from hbench.models.shift import ShiftBlock
 from hbench.runtime.device import autocast, cast_frozen
 from hbench.runtime.memory import saved_tensors_peak
@@ -241,7 +241,18 @@ def test_errors():
 
 def unet_chain(M, dtype=torch.float32):
     torch.manual_seed(0)
-    model = UNetModel(16, 1, 32, 1, 1, [2], channel_mult=(1, 2), num_heads=2, use_scale_shift_norm=True)
+    config = ADMConfig(
+        image_size=16,
+        in_channels=1,
+        out_channels=1,
+        model_channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(8,),
+        num_heads=2,
+        use_scale_shift_norm=True,
+    )
+    model = UNetModel(config)
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)

@@ -17,7 +17,7 @@ from hbench.core.diffusion import (
     transitions,
 )
 from hbench.core.seeds import draw_x_T
-from hbench.models.adm import UNetModel
+from hbench.models.adm import ADMConfig, UNetModel
 
 A = alpha_bar_schedule()
 
@@ -113,9 +113,21 @@ def test_shifted_step_runs_encoder_once_and_decoder_twice_in_one_pass():
     assert calls == [("encode", 1), ("decode", 2)]
 
 
+SMALL = ADMConfig(
+    image_size=16,
+    in_channels=1,
+    out_channels=1,
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(8,),
+    use_scale_shift_norm=True,
+)
+
+
 def test_pairs_are_what_the_two_processes_make_apart():
     torch.manual_seed(0)
-    model = UNetModel(16, 1, 32, 1, 1, [2], channel_mult=(1, 2), use_scale_shift_norm=True).double().eval()
+    model = UNetModel(SMALL).double().eval()
     torch.nn.init.normal_(model.out[-1].weight, std=0.02)
     rows = []
 
@@ -144,7 +156,7 @@ def test_pairs_are_what_the_two_processes_make_apart():
 
 def test_zero_shift_is_bit_identical_to_the_regular_process():
     torch.manual_seed(0)
-    model = UNetModel(16, 1, 32, 1, 1, [2], channel_mult=(1, 2), use_scale_shift_norm=True).eval()
+    model = UNetModel(SMALL).eval()
     torch.nn.init.normal_(model.out[-1].weight, std=0.02)
     x = torch.randn(2, 1, 16, 16)
     with torch.no_grad():

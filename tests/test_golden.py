@@ -20,6 +20,7 @@ from hbench.core.diffusion import (
     timesteps,
 )
 from hbench.models.adm import EncoderUNetModel, UNetModel
+from hbench.models.guided_diffusion import config_from_guided_diffusion
 from hbench.models.shift import ShiftBlock
 
 FOLDER = Path(os.environ.get("HBENCH_GOLDEN", Path(__file__).parent / "golden"))
@@ -50,7 +51,7 @@ def fill(module, seed, rename=lambda name: name):
 
 
 def build(cls, metadata):
-    module = cls(**json.loads(metadata["config"]))
+    module = cls(config_from_guided_diffusion(**json.loads(metadata["config"])))
     own = {name: list(value.shape) for name, value in module.state_dict().items()}
     expected = json.loads(metadata["parameters"])
     assert own == {name: shape for name, shape in expected.items() if not name.startswith("layer_0.")}
@@ -114,9 +115,9 @@ def test_ddim_and_inversion(path):
 @torch.no_grad()
 def test_asyrp_step(path):
     metadata, golden = read(path)
-    config = json.loads(metadata["config"])
+    config = config_from_guided_diffusion(**json.loads(metadata["config"]))
     seed = int(metadata["seed"])
-    model = fill(UNetModel(**config), seed)
+    model = fill(UNetModel(config), seed)
     block = ShiftBlock(model.h_shape[0], model.emb_channels, K=1)
     names = dict(block.named_parameters())
     for name, shape in json.loads(metadata["parameters"]).items():

@@ -3,9 +3,11 @@ import random
 import pytest
 import torch
 
+from hbench.core.backbone import Backbone
 from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
-from hbench.models.adm import EncoderUNetModel, UNetModel
+from hbench.models.adm import ADMConfig, EncoderUNetModel, UNetModel
+from hbench.models.guided_diffusion import config_from_guided_diffusion
 from hbench.models.shift import ShiftBlock, draw_shifts, magnitudes
 
 
@@ -74,34 +76,88 @@ def test_magnitudes_hold_the_original_in_the_middle():
     assert magnitudes(5, 5) == [-5, -2.5, 0, 2.5, 5]
 
 
+SMALL = {"image_size": 16, "in_channels": 1, "model_channels": 32, "out_channels": 1, "num_res_blocks": 1}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"model_channels": 40}, "multiples of 32"),
         ({"image_size": 10, "channel_mult": (1, 1, 1)}, "cannot be halved"),
         ({"num_heads": 3}, "cannot be split into heads"),
+        ({"num_heads": 0}, "cannot be split into heads"),
+        ({"num_heads_upsample": 3}, "cannot be split into heads"),
+        ({"num_head_channels": 48}, "cannot be split into heads"),
         ({"dims": 3}, "dims=3"),
         ({"use_checkpoint": True}, "use_checkpoint"),
         ({"use_fp16": True}, "use_fp16"),
+        ({"pool": "attention"}, "pool='attention'"),
     ],
 )
 def test_impossible_models_are_refused(arguments, message):
-    defaults = {"image_size": 16, "in_channels": 1, "model_channels": 32, "out_channels": 1, "num_res_blocks": 1}
+    defaults = {"attention_resolutions": [2], "channel_mult": (1, 2)}
     with pytest.raises(ValueError, match=message):
-        UNetModel(**{**defaults, "attention_resolutions": [2], "channel_mult": (1, 2), **arguments})
+        UNetModel(config_from_guided_diffusion(**{**SMALL, **defaults, **arguments}))
+
+
+def test_attention_is_where_the_configuration_says():
+    with pytest.raises(ValueError, match=r"\{4\}.* \(16, 8\) pixels wide"):
+        ADMConfig(**SMALL, channel_mult=(1, 2), attention_resolutions=(8, 4))
+    # guided-diffusion counts in downsampling factors, and ignores those that it never reaches
+    config = config_from_guided_diffusion(**SMALL, channel_mult=[1, 2], attention_resolutions=[2, 4])
+    assert config == ADMConfig(**SMALL, channel_mult=(1, 2), attention_resolutions=(8,))
 
 
 def test_class_labels_are_required_exactly_where_the_model_has_them():
-    model = UNetModel(16, 1, 32, 1, 1, [], channel_mult=(1, 2), num_classes=10)
+    config = ADMConfig(**SMALL, channel_mult=(1, 2), num_classes=10)
+    model = UNetModel(config)
     x, t = torch.randn(1, 1, 16, 16), torch.tensor([3])
     with pytest.raises(ValueError, match="if and only if"):
         model(x, t)
     assert model(x, t, torch.tensor([7])).shape == x.shape
-    plain = UNetModel(16, 1, 32, 1, 1, [], channel_mult=(1, 2))
+    plain = UNetModel(ADMConfig(**SMALL, channel_mult=(1, 2)))
     with pytest.raises(ValueError, match="if and only if"):
         plain(x, t, torch.tensor([7]))
     with pytest.raises(ValueError, match=r"\[B, 1, H, W\]"):
         plain(torch.randn(1, 3, 16, 16), t)
+    with pytest.raises(ValueError, match="no class labels"):
+        EncoderUNetModel(config)
+
+
+class ToyBackbone(torch.nn.Module):
+    """A second kind of model: one convolution down, one up, no skip but the image itself."""
+
+    h_shape, emb_channels, in_channels, prediction = (32, 4, 4), 8, 1, "v"
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(1000, self.emb_channels)
+        self.down = torch.nn.Conv2d(1, 32, 4, stride=4)
+        self.up = torch.nn.ConvTranspose2d(32, 1, 4, stride=4)
+
+    def encode(self, x, t):
+        return self.down(x), [x], self.embed(t)
+
+    def decode(self, h, skips, emb):
+        return self.up(h) + skips[0]
+
+
+@pytest.mark.parametrize("kind", ["adm", "toy"])
+@torch.no_grad()
+def test_both_kinds_of_model_are_backbones(kind):
+    experiment = load_experiment("digits16")
+    model = build_model(experiment) if kind == "adm" else ToyBackbone()
+    assert isinstance(model, Backbone)
+    assert not isinstance(build_discriminator(experiment), Backbone)  # it has no decoder
+    assert model.prediction == {"adm": "eps", "toy": "v"}[kind]
+    x, t = torch.randn(2, model.in_channels, 16, 16), torch.tensor([0, 999])
+    h, skips, emb = model.encode(x, t)
+    assert h.shape == (2, *model.h_shape)
+    assert emb.shape == (2, model.emb_channels)
+    block = build_shift_block(experiment, model)
+    shifted = h + block(h, emb, torch.tensor([0, 1]))
+    twice = [torch.cat([skip, skip]) for skip in skips]  # as a shifted step decodes, in one pass
+    assert model.decode(torch.cat([h, shifted]), twice, torch.cat([emb, emb])).shape == (4, 1, 16, 16)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -131,7 +187,7 @@ def test_equals_guided_diffusion_for_random_configurations(seed):
         torch.manual_seed(seed)
         for parameter in reference.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-        model = ours(**config, **extra).eval()
+        model = ours(config_from_guided_diffusion(**config, **extra)).eval()
         model.load_state_dict(reference.state_dict())
         x, t = torch.randn(2, config["in_channels"], 32, 32), torch.tensor([5, 900])
         y = (torch.tensor([1, 3]),) if extra.get("num_classes") else ()

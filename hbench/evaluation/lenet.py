@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -20,34 +20,13 @@ from hbench.config import Data, Experiment
 from hbench.core.images import to_float
 from hbench.core.seeds import seed_of
 from hbench.errors import HBenchError
-from hbench.models.reconstructor import LENET_FEATURES, lenet_backbone, lenet_head
+from hbench.models.digit_lenet import DigitLeNet
+from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runtime.progress import progress
 from hbench.store.weights import load_tensors, read_experiment, read_metadata, save_weights
 
 EXTRACTOR = "lenet-digits"
 FILE = "lenet.safetensors"
-
-
-class DigitLeNet(nn.Module):
-    """A LeNet classifier of single images, and the statistics of its features over the real test set."""
-
-    def __init__(self, channels: int, size: int, classes: int = 10) -> None:
-        super().__init__()
-        self.backbone = lenet_backbone(channels, size)
-        self.head = lenet_head(classes)
-        self.real_mu: Tensor
-        self.real_sigma: Tensor
-        self.real_n: Tensor
-        self.real_halves: Tensor
-        self.register_buffer("real_mu", torch.zeros(LENET_FEATURES))
-        self.register_buffer("real_sigma", torch.zeros(LENET_FEATURES, LENET_FEATURES, dtype=torch.float64))
-        self.register_buffer("real_n", torch.tensor(0))
-        self.register_buffer("real_halves", torch.tensor(float("nan"), dtype=torch.float64))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] of float images [B, C, H, W]."""
-        logits: Tensor = self.head(self.backbone(images))
-        return logits
 
 
 class LeNetExtractor(FeatureExtractorBase):  # type: ignore[misc]

@@ -13,11 +13,11 @@ from hbench.core.images import soft_clip
 from hbench.core.intervals import student, wilson
 from hbench.errors import HBenchError
 from hbench.evaluation.sampling import BATCH, Pairs, batches_of, draw_pairs
+from hbench.models.discriminator import judge
 from hbench.runtime.distributed import gathered, turns
 from hbench.runtime.progress import progress
 from hbench.store.files import read_json
 from hbench.store.run import Run
-from hbench.training.step import judge
 
 
 @dataclass(frozen=True)

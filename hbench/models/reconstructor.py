@@ -3,11 +3,21 @@
 import torch
 from torch import Tensor, nn
 
+from hbench.config import Experiment
+
 LENET_FEATURES = 120
+"""Features before LeNet's heads."""
+
+
+def build_reconstructor(experiment: Experiment) -> "LeNet | ResNet18":
+    """Return R for pairs of the experiment's images."""
+    if experiment.discovery.reconstructor == "lenet":
+        return LeNet(2 * experiment.data.channels, experiment.data.size, experiment.discovery.K)
+    return ResNet18(2 * experiment.data.channels, experiment.discovery.K)
 
 
 def lenet_backbone(in_channels: int, size: int) -> nn.Sequential:
-    """LeNet's convolutions: [B, in_channels, size, size] -> [B, 120].
+    """Return LeNet's convolutions: [B, in_channels, size, size] -> [B, 120].
 
     As in GANLatentDiscovery at width 2: 5x5 convolutions of 6, 16 and 120 channels, each with batch norm and ReLU, 2x2
     max-pool after the first two, global average. Images below 32 pixels get padding 2 on the first two convolutions
@@ -30,7 +40,7 @@ def lenet_backbone(in_channels: int, size: int) -> nn.Sequential:
 
 
 def lenet_head(outputs: int) -> nn.Sequential:
-    """LeNet's classifier: one hidden layer of 84."""
+    """Return LeNet's classifier: [B, 120] -> [B, outputs], one hidden layer of 84."""
     return nn.Sequential(nn.Linear(LENET_FEATURES, 84), nn.BatchNorm1d(84), nn.ReLU(), nn.Linear(84, outputs))
 
 
@@ -38,7 +48,7 @@ class LeNet(nn.Module):
     """LeNet on a pair of images, concatenated on channels, with two heads.
 
     Args:
-        in_channels: of the input, twice the image's.
+        in_channels: channels of the input, twice the image's.
         size: height and width of the images.
         K: number of directions.
     """
@@ -50,7 +60,7 @@ class LeNet(nn.Module):
         self.magnitude = lenet_head(1)
 
     def forward(self, x_0: Tensor, x_0_shifted: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, K] and magnitudes [B] of pairs of images, each [B, C, H, W]."""
+        """Return logits [B, K] and magnitudes [B] of pairs of images, each [B, C, H, W]."""
         features = self.backbone(torch.cat([x_0, x_0_shifted], dim=1))
         return self.direction(features), self.magnitude(features).squeeze(1)
 
@@ -59,7 +69,7 @@ class ResNet18(nn.Module):
     """torchvision's ResNet-18 on a pair of images, concatenated on channels, with linear heads on its 512 features.
 
     Args:
-        in_channels: of the input, twice the image's.
+        in_channels: channels of the input, twice the image's.
         K: number of directions.
     """
 
@@ -75,6 +85,6 @@ class ResNet18(nn.Module):
         self.magnitude = nn.Linear(features, 1)
 
     def forward(self, x_0: Tensor, x_0_shifted: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, K] and magnitudes [B] of pairs of images, each [B, C, H, W]."""
+        """Return logits [B, K] and magnitudes [B] of pairs of images, each [B, C, H, W]."""
         features = self.backbone(torch.cat([x_0, x_0_shifted], dim=1))
         return self.direction(features), self.magnitude(features).squeeze(1)

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from hbench.config import Experiment
+from hbench.core.backbone import Backbone
 from hbench.models.adm import GroupNorm32
+
+
+def build_shift_block(experiment: Experiment, backbone: Backbone) -> "ShiftBlock":
+    """Return f with the experiment's K directions, its sizes read from the backbone."""
+    return ShiftBlock(backbone.h_shape[0], backbone.emb_channels, experiment.discovery.K)
 
 
 class ShiftBlock(nn.Module):
@@ -12,8 +19,8 @@ class ShiftBlock(nn.Module):
     Zero outputs make x'_0 equal x_0 at the start of training, so that the adversarial game starts at its equilibrium.
 
     Args:
-        channels: of h_t.
-        emb_channels: of the model's time embedding.
+        channels: channels of h_t, a multiple of 32.
+        emb_channels: channels of the backbone's time embedding.
         K: number of directions.
     """
 
@@ -27,28 +34,28 @@ class ShiftBlock(nn.Module):
         self.out_bias = nn.Parameter(torch.zeros(K, channels))
 
     def forward(self, h: Tensor, emb: Tensor, k: Tensor) -> Tensor:
-        """f_k(h_t, t), of unit magnitude: multiply by s for delta_h.
+        """Return f_k(h_t, t), of unit magnitude: multiply by s for delta_h.
 
         Args:
             h: h_t, [B, C, H, W].
-            emb: the model's time embedding, [B, emb_channels].
-            k: direction of each sample, [B], 0..K-1. Only these are computed: the cost does not grow with K.
+            emb: the backbone's time embedding, [B, emb_channels].
+            k: direction of each sample, [B], in 0..K-1.
 
         Returns:
-            [B, C, H, W].
+            [B, C, H, W]. Only the directions asked for are computed: the cost does not grow with K.
         """
         hidden = self.hidden(h, emb).flatten(2)
         weight, bias = self.out_weight[k], self.out_bias[k]
         return torch.baddbmm(bias[..., None].to(hidden.dtype), weight.to(hidden.dtype), hidden).reshape(h.shape)
 
     def hidden(self, h: Tensor, emb: Tensor) -> Tensor:
-        """What all K directions share, [B, C, H, W]: everything up to the output convolutions."""
+        """Return the features that all K directions share, [B, C, H, W]: the input of the output convolutions."""
         hidden = self.in_layers(h) + self.emb_layers(emb)[..., None, None]
         shared: Tensor = self.out_layers(hidden)
         return shared
 
     def direction(self, hidden: Tensor, k: int) -> Tensor:
-        """f_k, [..., C, H, W], of :meth:`hidden` features of that shape.
+        """Return f_k, [..., C, H, W], from :meth:`hidden` features of that shape.
 
         The output convolution is affine: f_k of the features' mean over samples is the mean of f_k over samples.
         """
@@ -58,9 +65,9 @@ class ShiftBlock(nn.Module):
 def draw_shifts(
     batch_size: int, K: int, S: float, min_magnitude: float, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Random directions k [B] and magnitudes s [B] as in training, on the CPU.
+    """Draw directions k [B] and magnitudes s [B] as in training, on the CPU.
 
-    k is uniform in 0..K-1; s is uniform in [-S, S], and |s| below ``min_magnitude`` is raised to it
+    Directions are uniform in 0..K-1, magnitudes in [-S, S]; an |s| below ``min_magnitude`` is raised to it
     (GANLatentDiscovery, Voynov & Babenko 2020).
     """
     k = torch.randint(K, (batch_size,), generator=generator)
@@ -69,6 +76,6 @@ def draw_shifts(
 
 
 def magnitudes(S: float, count: int) -> list[float]:
-    """``count`` magnitudes evenly from -S to S; the middle of an odd count is exactly 0, the original."""
+    """Return ``count`` magnitudes evenly from -S to S; the middle of an odd count is exactly 0, the original."""
     half = (count - 1) / 2
     return [S * (i - half) / half if half else 0.0 for i in range(count)]

@@ -26,10 +26,11 @@ from hbench.core.seeds import draw_x_T, seed_of
 from hbench.models import build_discriminator, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel, UNetModel, checkpoint_blocks
 from hbench.models.batch_norm import share_batch_norm
+from hbench.models.discriminator import judge
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock, draw_shifts
 from hbench.runtime.device import autocast
-from hbench.runtime.distributed import average_gradients, gathered, mean, shard, turns
+from hbench.runtime.distributed import average_gradients, gathered, mean, shard, total, turns, world_size
 from hbench.runtime.progress import progress
 
 Reconstructor = LeNet | ResNet18
@@ -54,7 +55,7 @@ def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:
     torch.manual_seed(seed_of(seed))
     shift_block = build_shift_block(experiment, model).to(device)
     reconstructor = build_reconstructor(experiment)
-    share_batch_norm(reconstructor)
+    share_batch_norm(reconstructor, total, world_size())
     reconstructor.to(device)
     discriminator = build_discriminator(experiment).to(device).eval()  # its dropout stays off, as the model's
     checkpoint_blocks(discriminator, settings.checkpoint_blocks)
@@ -225,13 +226,6 @@ def train_discriminator(settings: Discovery, trained: Trained, x_0: Tensor, x_0_
         "D_raw": raw.detach().sigmoid().mean(),
         "D_shifted": shifted.detach().sigmoid().mean(),
     }
-
-
-def judge(discriminator: EncoderUNetModel, images: Tensor) -> Tensor:
-    """D's logits [B], float32, on clean data: its timestep input is fixed at 0."""
-    t = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    logits: Tensor = discriminator(images, t)
-    return logits.squeeze(1).float()
 
 
 def raw_pairs(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[], tuple[Tensor, Tensor | None]]:

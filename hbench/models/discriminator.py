@@ -1,0 +1,22 @@
+"""The discriminator D, which tells raw samples from shifted ones (Sec. 4.3)."""
+
+import torch
+from torch import Tensor
+
+from hbench.config import Experiment
+from hbench.models.adm import EncoderUNetModel, config_of
+
+
+def build_discriminator(experiment: Experiment) -> EncoderUNetModel:
+    """Return D: the UNet's encoder of the same configuration, adaptive average pool, one logit (Sec. B.3)."""
+    return EncoderUNetModel(config_of(experiment, out_channels=1))
+
+
+def judge(discriminator: EncoderUNetModel, images: Tensor) -> Tensor:
+    """Return D's logits [B], float32, for clean images [B, C, H, W]; positive = raw, negative = shifted.
+
+    The timestep that D receives is always 0.
+    """
+    t = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    logits: Tensor = discriminator(images, t)
+    return logits.squeeze(1).float()

@@ -1,14 +1,13 @@
-"""What a run's directions are worth: reconstructor accuracy, fidelity, and the pictures of each direction."""
+"""Reconstructor classification accuracy: how well a run's directions are told apart (Table 1, Sec. 5.5)."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
-from hbench.core.directions import Source
 from hbench.core.images import soft_clip
 from hbench.core.intervals import student, wilson
 from hbench.errors import HBenchError
@@ -16,103 +15,172 @@ from hbench.evaluation.sampling import BATCH, Pairs, batches_of, draw_pairs
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import gathered, turns
 from hbench.runtime.progress import progress
-from hbench.store.files import read_json
+from hbench.store.directions import DirectionSource, direction_source
+from hbench.store.provenance import provenance
+from hbench.store.records import Interval, Number
+from hbench.store.results import Result
 from hbench.store.run import Run
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-@dataclass(frozen=True)
-class RCA:
-    """Reconstructor classification accuracy on fresh pairs (Sec. 5.5), with what must be read beside it."""
+
+@dataclass(frozen=True, kw_only=True)
+class RCA(Result):
+    """Reconstructor classification accuracy on fresh pairs, with what must be read beside it."""
+
+    NAME: ClassVar[str] = "rca"
 
     n: int
+    """Number of pairs."""
     accuracy: float
-    interval: tuple[float, float]
+    interval: Interval
     """95 % Wilson interval of the accuracy."""
     chance: float
-    """1/K."""
+    """Accuracy of guessing, 1/K."""
     magnitude_error: float
     """Mean absolute error of the predicted magnitude, in units of s."""
-    magnitude_error_interval: tuple[float, float]
-    per_direction: list[float]
+    magnitude_error_interval: Interval
+    per_direction: list[Number]
     """Accuracy of each direction, nan where none was drawn."""
-    per_direction_interval: list[tuple[float, float]]
+    per_direction_interval: list[Interval]
     """95 % Wilson intervals."""
     confusion: list[list[int]]
     """Counts: true direction by predicted direction."""
     D_raw: float
-    """The discriminator's mean output on raw samples; 0.5 is ideal."""
-    D_raw_interval: tuple[float, float]
+    """Mean output of the discriminator on raw samples; 0.5 is ideal."""
+    D_raw_interval: Interval
     D_shifted: float
-    D_shifted_interval: tuple[float, float]
+    D_shifted_interval: Interval
     outside: float
     """Share of shifted samples with a pixel beyond +-1.5; leaving the domain makes a high accuracy worthless."""
-    outside_interval: tuple[float, float]
+    outside_interval: Interval
 
     def ranking(self) -> list[int]:
-        """Directions, most accurate first."""
+        """Return the directions, most accurate first."""
         return [int(k) for k in np.argsort(-np.nan_to_num(np.array(self.per_direction)), kind="stable")]
+
+    def summary(self) -> str:
+        """Return accuracy, magnitude error, D and the share outside, in three lines."""
+        low, high = self.interval
+        return (
+            f"RCA {self.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {self.n}  chance {self.chance:.4f}\n"
+            f"magnitude error {self.magnitude_error:.3f}  D raw {self.D_raw:.3f}  D shifted {self.D_shifted:.3f}\n"
+            f"shifted samples outside the domain {self.outside:.2%}"
+        )
+
+    def table(self) -> "DataFrame":
+        """Return the accuracy of each direction with its interval and n, a row a direction."""
+        import pandas as pd
+
+        lows, highs = zip(*self.per_direction_interval, strict=True)
+        return pd.DataFrame(
+            {
+                "direction": range(len(self.per_direction)),
+                "accuracy": self.per_direction,
+                "low": lows,
+                "high": highs,
+                "n": np.sum(self.confusion, axis=1),
+            }
+        )
+
+
+class _Seen(NamedTuple):
+    """What the networks say of some pairs, [B] each, on the CPU."""
+
+    k: np.ndarray
+    k_hat: np.ndarray
+    magnitude_error: np.ndarray
+    """|s_hat - s|."""
+    D_raw: np.ndarray
+    D_shifted: np.ndarray
+    outside: np.ndarray
+    """Whether the shifted sample has left the domain."""
 
 
 @torch.no_grad()
 def rca(
-    run_: Run,
-    count: int,
+    run: Run,
+    *,
+    pairs: int = 10_000,
     seed: int = 0,
-    source: Source | None = None,
+    source: DirectionSource | None = None,
     on_pairs: Callable[[Pairs], None] | None = None,
 ) -> RCA:
-    """Reconstructor classification accuracy on ``count`` fresh pairs of :func:`draw_pairs`.
+    """Measure how well the reconstructor tells a run's directions apart, on fresh pairs of :func:`draw_pairs`.
 
-    Cost: two chains a pair; ``on_pairs`` is called with each batch of them, for whoever needs the images too. Several
-    processes share the batches, and each gets the result.
+    Several processes share the batches, and each gets the result. Cost: two chains a pair.
+
+    Args:
+        run: the discovery.
+        pairs: number of fresh pairs, at least 1.
+        seed: seed of x_T, k and s.
+        source: where delta_h comes from; each sample's own direction by default.
+        on_pairs: called with each batch, for whoever needs the images too.
+
+    Raises:
+        ValueError: no pair is asked for.
     """
-    K, bound = run_.experiment.discovery.K, run_.experiment.discovery.soft_clip
-    seen_of_each = []  # sample: k, its prediction, |s_hat - s|, D of both images, has the shifted one left the domain
-    for batch in progress(turns(batches_of(count, BATCH // 2)), desc="RCA", unit="batch"):
-        pairs = draw_pairs(run_, seed, batch[0], len(batch), source)
+    if pairs < 1:
+        raise ValueError(f"pairs must be at least 1, got {pairs}")
+    source = source or direction_source(run)
+    origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
+    batches = []
+    for batch in progress(turns(batches_of(pairs, BATCH // 2)), desc="RCA", unit="batch"):
+        drawn = draw_pairs(run, seed, batch[0], len(batch), source)
         if on_pairs:
-            on_pairs(pairs)
-        x_0, x_0_shifted, k, s = pairs
-        seen, seen_shifted = soft_clip(x_0, bound), soft_clip(x_0_shifted, bound)
-        logits, s_hat = run_.reconstructor(seen, seen_shifted)
-        judged = [judge(run_.discriminator, images).sigmoid() for images in (seen, seen_shifted)]
-        outside = x_0_shifted.abs().amax((1, 2, 3)) > 1.5
-        seen = torch.stack([k, logits.argmax(1), (s_hat - s).abs(), *judged, outside], dim=1)
-        seen_of_each.append(seen.double().cpu().numpy())
-    drawn_and_predicted, values = np.split(np.concatenate(gathered(seen_of_each)), [2], axis=1)
+            on_pairs(drawn)
+        batches.append(_look(run, drawn))
+    seen = _Seen(*(np.concatenate(column) for column in zip(*gathered(batches), strict=True)))
+    K = run.experiment.discovery.K
     confusion = np.zeros((K, K), dtype=int)
-    np.add.at(confusion, tuple(drawn_and_predicted.astype(int).T), 1)
-    magnitude_error, D_raw, D_shifted, share_outside = values.mean(0).tolist()
+    np.add.at(confusion, (seen.k, seen.k_hat), 1)
+    right, n_of = confusion.diagonal(), confusion.sum(1)
+    values = np.stack([seen.magnitude_error, seen.D_raw, seen.D_shifted, seen.outside], axis=1, dtype=float)
+    magnitude_error, D_raw, D_shifted, outside = values.mean(0).tolist()
     bounds = [(float(low), float(high)) for low, high in zip(*student(values), strict=True)]
-    right, drawn = confusion.diagonal(), confusion.sum(1)
     return RCA(
-        n=count,
-        accuracy=float(right.sum() / count),
-        interval=wilson(int(right.sum()), count),
+        n=pairs,
+        accuracy=float(right.sum() / pairs),
+        interval=wilson(int(right.sum()), pairs),
         chance=1 / K,
         magnitude_error=magnitude_error,
         magnitude_error_interval=bounds[0],
-        per_direction=[float(c / n) if n else float("nan") for c, n in zip(right, drawn, strict=True)],
-        per_direction_interval=[wilson(int(c), int(n)) for c, n in zip(right, drawn, strict=True)],
+        per_direction=[float(c / n) if n else float("nan") for c, n in zip(right, n_of, strict=True)],
+        per_direction_interval=[wilson(int(c), int(n)) for c, n in zip(right, n_of, strict=True)],
         confusion=confusion.tolist(),
         D_raw=D_raw,
         D_raw_interval=bounds[1],
         D_shifted=D_shifted,
         D_shifted_interval=bounds[2],
-        outside=share_outside,
-        outside_interval=wilson(int(values[:, 3].sum()), count),
+        outside=outside,
+        outside_interval=wilson(int(seen.outside.sum()), pairs),
+        provenance=origin.finished(n=pairs),
     )
 
 
-def read_rca(path: Path, run_: Run, direction_source: str = "own") -> RCA:
-    """What ``hbench rca`` wrote, with its provenance beside it; HBenchError where it is of another run or source."""
-    try:
-        values = read_json(path)
-        accuracy = [math.nan if each is None else each for each in values["per_direction"]]
-        result = RCA(**values | {"per_direction": accuracy})
-    except (TypeError, KeyError) as error:
-        raise HBenchError(f'{path}: not a result of "hbench rca": give its rca.json') from error
-    origin = read_json(path.with_name("provenance.json"))
-    if origin.get("weights_sha256") != run_.hashes or origin.get("direction_source", "own") != direction_source:
+def _look(run: Run, pairs: Pairs) -> _Seen:
+    bound = run.experiment.discovery.soft_clip
+    raw, shifted = soft_clip(pairs.x_0, bound), soft_clip(pairs.x_0_shifted, bound)
+    logits, s_hat = run.reconstructor(raw, shifted)
+    values = (
+        pairs.k,
+        logits.argmax(1),
+        (s_hat - pairs.s).abs().double(),
+        judge(run.discriminator, raw).sigmoid().double(),
+        judge(run.discriminator, shifted).sigmoid().double(),
+        pairs.x_0_shifted.abs().amax((1, 2, 3)) > 1.5,
+    )
+    return _Seen(*(value.cpu().numpy() for value in values))
+
+
+def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:
+    """Read an earlier measurement of this run and source from its ``rca.json``.
+
+    Raises:
+        HBenchError: it is damaged, or of other weights or directions.
+    """
+    result = RCA.load(path.parent) if path.name == "rca.json" else RCA.read(path, "give an rca.json")
+    if result.detail("weights_sha256") != run.hashes or result.detail("direction_source", "own") != source.name:
         raise HBenchError(f"{path}: was measured on other weights or directions: give that of this run")
     return result

@@ -1,34 +1,66 @@
 """Files of mean directions, as safetensors."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from hbench.core.diffusion import DeltaH
 from hbench.core.directions import Directions, Source, mean, own, time_invariant
 from hbench.errors import HBenchError
-from hbench.store.files import replacing
+from hbench.store.files import replacing, sha256
 from hbench.store.run import Run
 from hbench.store.weights import MADE_BY, check_finite, read_metadata
 
 
-def source_of(run: Run, name: str, file: Path | None) -> Source:
-    """The source called ``name``, "own", "mean" or "global"; the latter two need a file of directions.
+@dataclass(frozen=True)
+class DirectionSource:
+    """A source of delta_h with a name: "own", "mean" or "global". Call it with (k [B], s [B])."""
+
+    name: str
+    source: Source
+    sha256: str | None = None
+    """SHA-256 of the file of directions; None for "own"."""
+
+    def __call__(self, k: Tensor, s: Tensor) -> DeltaH:
+        """Return delta_h of each sample."""
+        return self.source(k, s)
+
+    @property
+    def details(self) -> dict[str, str | None]:
+        """What a provenance says of the source."""
+        return {"direction_source": self.name, "directions_sha256": self.sha256}
+
+
+def direction_source(run: Run, name: str = "own", file: str | Path | None = None) -> DirectionSource:
+    """Return the source of directions called ``name``.
+
+    Args:
+        run: whose directions.
+        name: "own", the sample's own direction; "mean", its mean over samples; or "global", the time-invariant one.
+        file: the ``directions.safetensors`` of a properties measurement, for "mean" and "global".
 
     Raises:
-        HBenchError: the file is not given, given to no purpose, or of another run.
+        HBenchError: an unknown name, or the file is missing, given to no purpose, or of another run.
     """
+    if name not in ("own", "mean", "global"):
+        raise HBenchError(f'no direction source "{name}": choose "own", "mean" or "global"')
     if name == "own":
         if file is not None:
-            raise HBenchError("--directions goes with --direction-source mean or global: add one of them")
-        return partial(own, run.shift_block)
+            raise HBenchError('a file of directions goes with the source "mean" or "global": choose one of them')
+        return DirectionSource(name, partial(own, run.shift_block))
     if file is None:
         raise HBenchError(
-            f'--direction-source {name} needs --directions FILE: "hbench properties" writes directions.safetensors'
+            f'the source "{name}" needs a file of directions: a measurement of properties writes '
+            "directions.safetensors"
         )
-    return partial(mean if name == "mean" else time_invariant, load_directions(file, run))
+    directions = load_directions(Path(file), run)
+    source = partial(mean if name == "mean" else time_invariant, directions)
+    return DirectionSource(name, source, sha256(Path(file)))
 
 
 def save_directions(path: Path, directions: Directions, run: Run) -> None:

@@ -63,12 +63,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file of hbench holds; HBenchError where it is damaged."""
+def read_json(path: Path, remedy: str = "make it again") -> Any:
+    """Read a JSON file of hbench.
+
+    Raises:
+        HBenchError: it cannot be read or is damaged; ``remedy`` says in words what to do.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise HBenchError(f"{path}: cannot be read ({error}): make it again") from error
+        raise HBenchError(f"{path}: cannot be read ({error}): {remedy}") from error
 
 
 def sha256(path: Path) -> str:

@@ -1,15 +1,15 @@
 """Where a result comes from: command, configuration, commit, versions, device, seed and time."""
 
 import platform
-import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -17,8 +17,11 @@ import hbench
 from hbench import __version__
 from hbench.config import Experiment
 from hbench.runtime.distributed import backend, world_size
-from hbench.store.files import write_json
+from hbench.store.records import Aside, Record
 
+FILE = "provenance.json"
+COMMAND: ContextVar[str | None] = ContextVar("COMMAND", default=None)
+"""The command that is running, set by the command line; None for calls from Python, which have no command to record."""
 PACKAGES = (
     "torch",
     "torchvision",
@@ -30,52 +33,130 @@ PACKAGES = (
     "scipy",
     "krippendorff",
 )
-PIECE = ("command", "git", "device", "threads", "processes", "started_utc")
-"""Of a provenance, what may differ between the processes of one training."""
 
 
-def provenance(experiment: Experiment | None, device: torch.device, seed: int, **details: Any) -> dict[str, Any]:
-    """Where a result comes from: command, configuration, commit, versions, device, seed and the given details.
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """State of the checkout that hbench ran from."""
 
-    Ask for it at the start of a command, since it notes the time and the commit that the code was read at. A result of
-    no single experiment has None, and says in the details where it comes from.
+    commit: str
+    dirty: bool
+    """Whether tracked files differed from the commit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One process of a training that was resumed."""
+
+    command: str | None
+    git: Commit | None
+    device: str
+    threads: int
+    processes: int = 1
+    started_utc: str
+    wall_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Record):
+    """Where a result comes from. In its file, the details stand beside the other values."""
+
+    command: str | None
+    """Command line; None for a call from Python."""
+    title: str | None
+    """Title of the experiment."""
+    experiment: dict[str, Any] | None
+    """Resolved settings; None for a result of no single experiment."""
+    git: Commit | None
+    """None outside of a checkout."""
+    versions: dict[str, str | None]
+    device: str
+    driver: str | None = None
+    threads: int
+    processes: int = 1
+    backend: str | None = None
+    """Collectives of several processes: "gloo" or "nccl"."""
+    seed: int | None
+    """Seed of everything random in it; None where nothing is."""
+    started_utc: str
+    wall_seconds: float = 0.0
+    pieces: tuple[Piece, ...] = ()
+    """All processes of a resumed training, with this one; empty where one process did it all."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What else determines the result, such as n and the SHA-256 of the weights."""
+    started: Aside = field(default=0.0, compare=False, repr=False)
+    """Monotonic clock at the start."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as they stand in the file, with the details beside the others."""
+        values = super().to_json()
+        if not self.pieces:
+            del values["pieces"]
+        details: dict[str, Any] = values.pop("details")
+        return values | details
+
+    @classmethod
+    def from_json(cls, values: Any, source: str | Path, remedy: str = "make it again") -> Self:
+        """Return the provenance in a file's values; what has no name of its own becomes a detail."""
+        if isinstance(values, dict):
+            known = {each.name for each in fields(cls)} - {"details", "started"} | {"hbench", "format"}
+            details = {key: value for key, value in values.items() if key not in known}
+            values = {key: value for key, value in values.items() if key in known} | {"details": details}
+        return super().from_json(values, source, remedy)
+
+    def finished(self, **details: Any) -> "Provenance":
+        """Return the provenance of a result that is complete now, with its wall time and more details."""
+        seconds = round(time.monotonic() - self.started, 1)  # no change of the clock can make it wrong
+        return replace(self, wall_seconds=seconds, details=self.details | details)
+
+    def piece(self) -> Piece:
+        """Return what a training that may be resumed notes of this process: how, where, when and how long it trained."""
+        values = {each.name: getattr(self, each.name) for each in fields(Piece)}
+        return Piece(**values | {"wall_seconds": round(time.monotonic() - self.started, 1)})
+
+    def after(self, earlier: Sequence[Piece]) -> "Provenance":
+        """Return this provenance with the processes whose work it ended, and the wall time of all of them."""
+        if not earlier:
+            return self
+        last = replace(self.piece(), wall_seconds=self.wall_seconds)
+        pieces = (*earlier, last)
+        return replace(self, pieces=pieces, wall_seconds=round(sum(piece.wall_seconds for piece in pieces), 1))
+
+
+def provenance(
+    experiment: Experiment | None,
+    device: torch.device,
+    seed: int | None,
+    **details: Any,
+) -> Provenance:
+    """Return where a result will come from, as known at its start: it notes the time and the commit the code is of.
+
+    Args:
+        experiment: the experiment, or None for a result of no single one, whose details then say where it comes from.
+        device: where the numbers are computed.
+        seed: seed of everything random; None where nothing is.
+        details: what else determines the result.
     """
-    return {
-        "command": shlex.join(["hbench", *sys.argv[1:]]),
-        "title": experiment.title if experiment else None,
-        "experiment": experiment.model_dump(mode="json") if experiment else None,
-        "git": _git_state(),
-        "versions": {"hbench": __version__, "python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "driver": _driver_version() if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-        "backend": backend(),
-        "seed": seed,
-        "started_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "started_monotonic": time.monotonic(),
-        **details,
-    }
-
-
-def piece_of(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training that may be resumed notes of this process: how, where and when it trained, and for how long."""
-    seconds = time.monotonic() - origin["started_monotonic"]  # which no change of the clock can make wrong
-    return {name: origin[name] for name in PIECE} | {"wall_seconds": round(seconds, 1)}
-
-
-def write_provenance(
-    folder: Path, origin: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = (), **details: Any
-) -> None:
-    """Writes ``provenance.json``: what :func:`provenance` said at the start, the wall time since, and more details.
-
-    With the pieces of ``earlier`` processes, whose work this one ended, it has all of them and their time together.
-    """
-    pieces = [*earlier, piece_of(origin)]
-    known = {name: value for name, value in origin.items() if name != "started_monotonic"}
-    seconds = round(sum(piece["wall_seconds"] for piece in pieces), 1)
-    resumed = {"pieces": pieces} if earlier else {}
-    write_json(folder / "provenance.json", {**known, "wall_seconds": seconds, **resumed, **details})
+    return Provenance(
+        command=COMMAND.get(),
+        title=experiment.title if experiment else None,
+        experiment=experiment.model_dump(mode="json") if experiment else None,
+        git=_git_state(),
+        versions={
+            "hbench": __version__,
+            "python": platform.python_version(),
+            **{package: _version(package) for package in PACKAGES},
+        },
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        driver=_driver_version() if device.type == "cuda" else None,
+        threads=torch.get_num_threads(),
+        processes=world_size(),
+        backend=backend(),
+        seed=seed,
+        started_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        details=details,
+        started=time.monotonic(),
+    )
 
 
 def _version(package: str) -> str | None:
@@ -85,8 +166,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_state() -> dict[str, Any] | None:
-    """Commit and dirty flag of the checkout that hbench runs from, None outside of one."""
+def _git_state() -> Commit | None:
+    """Return the state of the checkout hbench runs from, None outside of one."""
     root = Path(hbench.__file__).parent.parent
 
     def git(*arguments: str) -> str:
@@ -96,7 +177,7 @@ def _git_state() -> dict[str, Any] | None:
     if not (root / ".git").exists():
         return None
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        return Commit(commit=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain", "-uno")))
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from hbench.config import Experiment
 from hbench.errors import HBenchError
 from hbench.experiments import parse_experiment
-from hbench.store.files import read_json, replacing, sha256, write_json, write_text
-from hbench.store.weights import MADE_BY, check_finite, check_format, load_pickled
+from hbench.store.files import replacing, sha256, write_text
+from hbench.store.provenance import Piece
+from hbench.store.records import Record
+from hbench.store.weights import check_finite, load_pickled
 
 CHECKPOINT = "checkpoint.json"
 """Which file holds the last checkpoint, its SHA-256, and whose it is."""
@@ -28,13 +31,30 @@ Stage = Literal["pretrain", "discovery"]
 """What is trained: the section of its settings."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Record):
+    """Which file holds the last checkpoint of a training, and whose it is."""
+
+    step: int
+    """Steps done."""
+    seed: int
+    file: str
+    """Name of the file beside this one."""
+    sha256: str
+    """SHA-256 of that file."""
+    experiment: dict[str, Any]
+    """Settings the training was started with."""
+    pieces: tuple[Piece, ...] = ()
+    """Processes that have trained so far."""
+
+
 def save_checkpoint(
     folder: Path,
     experiment: Experiment,
     seed: int,
     step: int,
     state: Mapping[str, Any],
-    pieces: Sequence[Mapping[str, Any]] = (),
+    pieces: Sequence[Piece] = (),
 ) -> None:
     """Writes everything that training needs to go on after ``step`` steps as if it had never stopped.
 
@@ -53,22 +73,16 @@ def save_checkpoint(
     file = f"checkpoint-{step:06d}-{digest[:8]}.pt"
     with replacing(folder / file) as temporary:
         temporary.write_bytes(content.getbuffer())
-    about = {
-        "step": step,
-        "seed": seed,
-        "file": file,
-        "sha256": digest,
-        "experiment": experiment.model_dump(mode="json"),
-        "pieces": pieces,
-    }
-    write_json(folder / CHECKPOINT, {**MADE_BY, **about})
+    settings = experiment.model_dump(mode="json")
+    about = Checkpoint(step=step, seed=seed, file=file, sha256=digest, experiment=settings, pieces=tuple(pieces))
+    about.write(folder / CHECKPOINT)
     for other in folder.glob("checkpoint-*.pt"):
         if other.name != file:
             other.unlink(missing_ok=True)
 
 
-def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage) -> dict[str, Any] | None:
-    """What ``checkpoint.json`` says of a training: ``step``, ``file``, ``sha256``; None where it has not come so far.
+def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage) -> Checkpoint | None:
+    """Return what ``checkpoint.json`` says of a training; None where it has not come so far.
 
     Raises:
         HBenchError: it is of another seed, or of other settings of the stage, the data, the model or the diffusion; of
@@ -79,16 +93,11 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
         if any((folder / name).is_file() for name in ("provenance.json", "checkpoint.pt")):
             raise HBenchError(f"{folder}: holds a training, but no {CHECKPOINT} to go on from: choose another --out")
         return None
-    about = read_json(path)
-    fields = {"step": int, "seed": int, "file": str, "sha256": str, "experiment": dict}
-    if isinstance(about, dict):
-        check_format(about, path)
-    if not isinstance(about, dict) or not all(isinstance(about.get(name), kind) for name, kind in fields.items()):
-        raise HBenchError(f"{path}: {_LOST}")
-    if about["seed"] != seed:
-        raise HBenchError(f"{folder}: was started with --seed {about['seed']}, not {seed}: resume with that seed")
+    about = Checkpoint.read(path, _LOST)
+    if about.seed != seed:
+        raise HBenchError(f"{folder}: was started with seed {about.seed}, not {seed}: resume with that seed")
     # read back, so that a setting that an older hbench did not know has its default
-    saved, wanted = parse_experiment(about["experiment"], str(path)).model_dump(), experiment.model_dump()
+    saved, wanted = parse_experiment(about.experiment, str(path)).model_dump(), experiment.model_dump()
     for section in ("data", "model", "diffusion", stage):
         for key, new in wanted[section].items():
             if (old := saved[section][key]) != new and key not in WITHOUT_EFFECT:
@@ -113,15 +122,15 @@ def load_checkpoint(
     about = read_checkpoint(folder, experiment, seed, stage)
     if about is None:
         return None
-    if not re.fullmatch(r"checkpoint-[0-9]+-[0-9a-f]{8}\.pt", about["file"]):
+    if not re.fullmatch(r"checkpoint-[0-9]+-[0-9a-f]{8}\.pt", about.file):
         raise HBenchError(f"{folder / CHECKPOINT}: {_LOST}")
-    file = folder / about["file"]
-    if not file.is_file() or sha256(file) != about["sha256"]:
+    file = folder / about.file
+    if not file.is_file() or sha256(file) != about.sha256:
         raise HBenchError(f"{file}: {_LOST}")
     state = load_pickled(file)
     if state.keys() != set(parts):
         raise HBenchError(f"{folder}: was started by another command of hbench: choose another --out")
-    return {**state, "step": about["step"], "pieces": about.get("pieces", [])}
+    return {**state, "step": about.step, "pieces": about.pieces}
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -17,7 +17,8 @@ from hbench.reporting.charts import draw_curves
 from hbench.runtime.distributed import agreed, check_batch_size, rank, wait
 from hbench.runtime.progress import progress
 from hbench.store.files import sha256
-from hbench.store.provenance import piece_of, provenance, write_provenance
+from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.provenance import provenance
 from hbench.store.run import Run
 from hbench.store.weights import load_weights, save_weights, tensors_sha256, write_experiment
 from hbench.training.checkpoint import Metrics, load_checkpoint, save_checkpoint
@@ -69,7 +70,7 @@ def train(
     names = [field.name for field in fields(Trained)]
     state = load_checkpoint(out, experiment, seed, "discovery", names) if resume else None
     first, earlier = (state["step"], state["pieces"]) if state else (0, [])
-    if first == settings.steps and (out / "provenance.json").is_file():
+    if first == settings.steps and (out / PROVENANCE).is_file():
         return True
     if rank() == 0:
         write_experiment(out, experiment)
@@ -91,7 +92,7 @@ def train(
         metrics.flush()
         draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
         states = {name: part.state_dict() for name, part in parts.items()}
-        save_checkpoint(out, experiment, seed, step, states, [*earlier, piece_of(origin)])
+        save_checkpoint(out, experiment, seed, step, states, [*earlier, origin.piece()])
 
     with stop_requests(max_minutes) as stop_reason:
         running = resolve_once(experiment, model, seed, out)
@@ -134,5 +135,6 @@ def train(
         hashes[role] = sha256(out / f"{role}.safetensors")
     strategy = {"strategy": running.discovery.strategy, "keep": running.discovery.keep}
     trained_on = tensors_sha256(out / "model.safetensors")
-    write_provenance(out, origin, earlier, weights_sha256=hashes, model_tensors_sha256=trained_on, **strategy)
+    found = origin.finished(weights_sha256=hashes, model_tensors_sha256=trained_on, **strategy)
+    found.after(earlier).write(out / PROVENANCE)
     return True

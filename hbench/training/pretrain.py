@@ -21,7 +21,8 @@ from hbench.runtime.distributed import agreed, average_gradients, check_batch_si
 from hbench.runtime.progress import progress
 from hbench.store.files import sha256
 from hbench.store.pictures import save_grid
-from hbench.store.provenance import piece_of, provenance, write_provenance
+from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.provenance import provenance
 from hbench.store.weights import save_weights, tensors_sha256, write_experiment
 from hbench.training.checkpoint import Metrics, load_checkpoint, save_checkpoint
 from hbench.training.loop import stop_requests
@@ -77,7 +78,7 @@ def pretrain(
         first, earlier = state["step"], state["pieces"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        if first == settings.steps and (out / "provenance.json").is_file():
+        if first == settings.steps and (out / PROVENANCE).is_file():
             return True
     metrics = None
     if rank() == 0:
@@ -90,7 +91,7 @@ def pretrain(
         metrics.flush()
         draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
         states = {name: part.state_dict() for name, part in parts.items()}
-        save_checkpoint(out, experiment, seed, step, states, [*earlier, piece_of(origin)])
+        save_checkpoint(out, experiment, seed, step, states, [*earlier, origin.piece()])
 
     with (
         stop_requests(max_minutes) as stop_reason,
@@ -139,7 +140,8 @@ def pretrain(
         return True
     weights = out / "model.safetensors"
     save_weights(weights, average.module, experiment, "model", settings.weights)
-    write_provenance(out, origin, earlier, weights_sha256=sha256(weights), model_tensors_sha256=tensors_sha256(weights))
+    found = origin.finished(weights_sha256=sha256(weights), model_tensors_sha256=tensors_sha256(weights))
+    found.after(earlier).write(out / PROVENANCE)
     return True
 
 

@@ -1,0 +1,124 @@
+"""Typed JSON files: every JSON file that hbench writes is a :class:`Record` with a schema number, read back strictly."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic.json_schema import SkipJsonSchema
+
+from hbench.errors import HBenchError
+from hbench.store.files import read_json, write_json
+
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
+"""A float that may be undefined: nan in Python, null in JSON."""
+Interval = tuple[Number, Number]
+"""Bounds of a 95 % interval."""
+Aside = Annotated[Any, Field(exclude=True), SkipJsonSchema()]
+"""A field that travels with a record in memory and is not part of its JSON, such as images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A typed JSON file. Subclasses are frozen keyword-only dataclasses.
+
+    A reader refuses unknown keys, missing keys and wrong types. Raise SCHEMA when a change makes older readers fail, and
+    teach :meth:`upgrade` the way from the form before.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    SCHEMA: ClassVar[int] = 1
+    """Number of the form that this version writes."""
+    WRITTEN_BY: ClassVar[dict[int, str]] = {0: "0.1", 1: "0.2"}
+    """Versions of hbench that wrote each form first, for messages."""
+
+    schema: int = 1
+    """Number of the form of this file."""
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
+        """Return the values of an older form in today's form; files of hbench 0.1 carry no number and count as 0."""
+        return values
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON Schema of the file."""
+        schema = _adapter(cls).json_schema()
+        schema["properties"]["schema"] |= {"const": cls.SCHEMA}
+        schema["required"] = ["schema", *schema.get("required", [])]
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as they stand in the file, schema number first."""
+        values: dict[str, Any] = _adapter(type(self)).dump_python(self, mode="json")
+        return values | {"schema": self.SCHEMA}
+
+    @classmethod
+    def from_json(cls, values: Any, source: str | Path, remedy: str = "make it again") -> Self:
+        """Return the record that the values of a JSON file stand for.
+
+        Args:
+            values: what the file holds.
+            source: the file's name, for messages.
+            remedy: what to do about a damaged file, in words.
+
+        Raises:
+            HBenchError: not this kind of file, damaged, or written by a newer version of hbench.
+        """
+        if not isinstance(values, dict):
+            raise HBenchError(f"{source}: holds no {cls._kind()}: {remedy}")
+        schema = values.get("schema", 0)
+        if isinstance(schema, int) and schema > cls.SCHEMA:
+            raise HBenchError(
+                f"{source}: was written by a newer hbench (schema {schema}, this one reads up to {cls.SCHEMA}): "
+                "update hbench"
+            )
+        writer = cls.WRITTEN_BY.get(schema, "an unknown version") if isinstance(schema, int) else "an unknown version"
+        if schema != cls.SCHEMA and isinstance(schema, int):
+            values = {key: value for key, value in values.items() if key not in ("hbench", "format")}
+            values = cls.upgrade(values, schema)
+        try:
+            return cls._validated({**values, "schema": cls.SCHEMA})
+        except (ValidationError, KeyError, TypeError, AttributeError) as error:
+            raise HBenchError(
+                f"{source}: not a {cls._kind()} as hbench {writer} writes it ({_first_problem(error)}): {remedy}"
+            ) from error
+
+    @classmethod
+    def _validated(cls, values: dict[str, Any]) -> Self:
+        # through JSON text: only there a strict reader takes a list for a tuple
+        record: Self = _adapter(cls).validate_json(json.dumps(values), strict=True)
+        return record
+
+    def write(self, path: Path) -> None:
+        """Write the file in one move."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path, remedy: str = "make it again") -> Self:
+        """Read the file; see :meth:`from_json` for what is refused."""
+        return cls.from_json(read_json(path, remedy), path, remedy)
+
+    @classmethod
+    def _kind(cls) -> str:
+        return cls.__name__
+
+
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        return f"{where}: {problem['msg'].lower()}" if where else problem["msg"]
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,95 @@
+"""Results: what a measurement found, written as JSON, CSV and provenance, and read back strictly."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from hbench.errors import HBenchError
+from hbench.store.files import write_text
+from hbench.store.folders import claimed_folder
+from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.provenance import Provenance
+from hbench.store.records import Aside, Record
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Record, ABC):
+    """What one measurement found: a frozen, typed record with its provenance.
+
+    A folder holds ``NAME.json``, the table as ``NAME.csv``, and ``provenance.json``, which is written last: where it is
+    there, the result is complete.
+    """
+
+    NAME: ClassVar[str]
+    """Name of its files."""
+
+    provenance: Aside = field(default=None, compare=False, repr=False)
+    """A :class:`Provenance`: where the result comes from."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Return the result in a few lines of text."""
+
+    @abstractmethod
+    def table(self) -> "DataFrame":
+        """Return the result as a table, a row for each line of the CSV file."""
+
+    @property
+    def title(self) -> str:
+        """Title of the experiment, in the paper's notation."""
+        return (self.provenance and self.provenance.title) or ""
+
+    def detail(self, name: str, default: Any = None) -> Any:
+        """Return a detail of the provenance, such as "n"; ``default`` where there is none."""
+        return self.provenance.details.get(name, default) if self.provenance else default
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the result into a folder, which is made where it is missing, and return the folder.
+
+        Args:
+            folder: where to.
+            overwrite: replace what is already there.
+
+        Raises:
+            HBenchError: the folder holds something already, another process writes there, or the disk is full.
+        """
+        folder = Path(folder)
+        with claimed_folder(folder, overwrite=overwrite):
+            self.write_into(folder)
+        return folder
+
+    def write_into(self, folder: Path) -> None:
+        """Write the result into a folder that the caller has claimed."""
+        self.write(folder / f"{self.NAME}.json")
+        write_text(folder / f"{self.NAME}.csv", self.table().to_csv(index=False))
+        if self.provenance:
+            self.provenance.write(folder / PROVENANCE)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read the result in a folder, with its provenance.
+
+        Raises:
+            HBenchError: missing, damaged, or not as any version of hbench writes it.
+        """
+        folder = Path(folder)
+        file = folder / f"{cls.NAME}.json"
+        if not file.is_file():
+            raise HBenchError(f"{folder}: no {file.name} there: give the folder of a finished result")
+        origin = Provenance.read(folder / PROVENANCE) if (folder / PROVENANCE).is_file() else None
+        return replace(cls.read(file), provenance=origin)
+
+    @classmethod
+    def _kind(cls) -> str:
+        return f"{cls.NAME} result"
+
+    def _repr_html_(self) -> str:
+        html: str = self.table().to_html(index=False)
+        return html
+
+    def __str__(self) -> str:
+        return self.summary()

@@ -21,7 +21,7 @@ from hbench.cli.summary import report
 from hbench.cli.sweep import plan, vram_sweep
 from hbench.cli.training import lenet, pretrain, train
 from hbench.errors import HBenchError, is_out_of_memory
-from hbench.runtime.distributed import only_process_0_prints, world_size
+from hbench.runtime.distributed import only_main_process_prints, world_size
 
 OUT_OF_MEMORY = {
     "pretrain": "lower pretrain.batch_size, or choose another --device",
@@ -38,7 +38,7 @@ class Group(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the command line."""
-        with only_process_0_prints():
+        with only_main_process_prints():
             return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

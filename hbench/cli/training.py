@@ -48,13 +48,13 @@ def pretrain(
         print_experiment(settings)
         return
     from hbench.runtime.device import pick_device
-    from hbench.runtime.distributed import process_0_first, start
+    from hbench.runtime.distributed import main_process_first, start
     from hbench.store.datasets import load_images
     from hbench.training.pretrain import pretrain as train_model
 
     place = pick_device(device)
     start(place)
-    with process_0_first():  # since it may download them
+    with main_process_first():  # since it may download them
         images = load_images(settings.data, data_root, download=download)
     folder = out or Path("runs") / settings.name / "pretrain"
     claim_folder(folder, resume=resume)

@@ -14,7 +14,7 @@ from hbench.core.intervals import student, wilson
 from hbench.errors import HBenchError
 from hbench.evaluation.sampling import BATCH, Pairs, batches_of, draw_pairs
 from hbench.models.discriminator import judge
-from hbench.runtime.distributed import gathered, turns
+from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.files import read_json
 from hbench.store.run import Run
@@ -79,7 +79,7 @@ def rca(
         outside = x_0_shifted.abs().amax((1, 2, 3)) > 1.5
         seen = torch.stack([k, logits.argmax(1), (s_hat - s).abs(), *judged, outside], dim=1)
         seen_of_each.append(seen.double().cpu().numpy())
-    drawn_and_predicted, values = np.split(np.concatenate(gathered(seen_of_each)), [2], axis=1)
+    drawn_and_predicted, values = np.split(np.concatenate(all_gather(seen_of_each)), [2], axis=1)
     confusion = np.zeros((K, K), dtype=int)
     np.add.at(confusion, tuple(drawn_and_predicted.astype(int).T), 1)
     magnitude_error, D_raw, D_shifted, share_outside = values.mean(0).tolist()

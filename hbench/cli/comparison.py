@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import (
+from hbench.cli.legacy import (
     claim_folder,
     experiment_options,
     print_experiment,

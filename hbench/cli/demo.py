@@ -38,7 +38,7 @@ def discover(
     grown: list[tuple[int, RCA]] = []
 
     def look(step: int, fresh: Run) -> None:
-        result = rca(fresh, PAIRS, seed)
+        result = rca(fresh, pairs=PAIRS, seed=seed)
         grown.append((step, result))
         directions = result.ranking()
         images = traverse(fresh, directions, EXAMPLES, SAMPLES, seed)

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from hbench.cli.comparison import train_curves
-from hbench.cli.evaluation import rca, traverse
-from hbench.cli.options import claim_folder, run_options
+from hbench.cli.evaluation import traverse
+from hbench.cli.legacy import claim_folder, run_options
+from hbench.cli.rca import rca
 
 SHIPPED = Path("mnist16")
 PAIRS, EXAMPLES = 1000, 4
@@ -37,7 +38,7 @@ def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str
     common = {"overwrite": overwrite, "device": device, "seed": seed}
 
     def measure(run: Path, folder: Path) -> None:
-        ctx.invoke(rca, run=run, count=PAIRS, out=folder / "rca", **common)
+        ctx.invoke(rca, run=run, pairs=PAIRS, out=folder / "rca", **common)
         measured = folder / "rca" / "rca.json"
         ctx.invoke(traverse, run=run, measured=measured, examples=EXAMPLES, out=folder / "traverse", **common)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hbench.cli.options import (
+from hbench.cli.legacy import (
     check_steps,
     load_run_and_source,
     of_steps,

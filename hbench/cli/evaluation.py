@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import (
+from hbench.cli.legacy import (
     check_steps,
     claim_results,
     data_options,
@@ -19,65 +19,6 @@ from hbench.cli.options import (
     source_options,
     write_results,
 )
-
-
-@click.command()
-@run_argument
-@click.option("--pairs", "count", type=click.IntRange(min=1), default=10_000, show_default=True, help="Fresh pairs.")
-@source_options
-@result_options
-@processes_option
-@run_options
-def rca(
-    run: Path,
-    count: int,
-    direction_source: str,
-    directions: Path | None,
-    out: Path | None,
-    overwrite: bool,
-    device: str,
-    seed: int,
-) -> None:
-    """Measure how well RUN's directions are recognised.
-
-    The RCA of Table 1: the accuracy of its reconstructor on fresh pairs.
-
-    \b
-    Example:
-        hbench rca mnist16 --pairs 2000
-    """
-    import numpy as np
-    import pandas as pd
-
-    from hbench.evaluation.rca import rca as measure
-    from hbench.reporting.charts import draw_confusion
-    from hbench.runtime.distributed import rank
-
-    loaded, source, details = load_run_and_source(run, device, direction_source, directions)
-    folder, origin = open_results(loaded, run, "rca", out, overwrite, seed, **details)
-    result = measure(loaded, count, seed, source)
-    if rank():
-        return
-    lows, highs = zip(*result.per_direction_interval, strict=True)
-    table = pd.DataFrame(
-        {
-            "direction": range(len(result.per_direction)),
-            "accuracy": result.per_direction,
-            "low": lows,
-            "high": highs,
-            "n": np.sum(result.confusion, axis=1),
-        }
-    )
-    title = loaded.experiment.title + ("" if direction_source == "own" else f", {direction_source} directions")
-    draw_confusion(result, title, folder / "rca.png")
-    write_results(folder, "rca", asdict(result), table, origin, n=count)
-    low, high = result.interval
-    click.echo(f"RCA {result.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {result.n}  chance {result.chance:.4f}")
-    click.echo(
-        f"magnitude error {result.magnitude_error:.3f}  D raw {result.D_raw:.3f}  D shifted {result.D_shifted:.3f}"
-    )
-    click.echo(f"shifted samples outside the domain {result.outside:.2%}")
-    click.echo(f"see {folder / 'rca.png'}", err=True)
 
 
 @click.command()
@@ -128,9 +69,9 @@ def traverse(
 
     names = load_names(run)
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
-    ranked = read_rca(measured, loaded, direction_source) if measured else None
+    ranked = read_rca(measured, loaded, source) if measured else None
     folder, origin = open_results(loaded, run, "traverse", out, overwrite, seed, **details)
-    ranked = ranked or measure(loaded, count, seed, source)
+    ranked = ranked or measure(loaded, pairs=count, seed=seed, source=source)
     order = ranked.ranking()
     images = walk(loaded, order, examples, samples, seed, source)
     labels = [direction_label(k, ranked, names) for k in order]
@@ -180,7 +121,7 @@ def sample(
     from hbench.runtime.device import pick_device
     from hbench.runtime.distributed import rank, start
     from hbench.store.pictures import save_grid
-    from hbench.store.provenance import provenance, write_provenance
+    from hbench.store.provenance import FILE, provenance
     from hbench.store.run import load_model, model_experiment
 
     place = pick_device(device)
@@ -194,7 +135,7 @@ def sample(
     if rank():
         return
     save_grid(images, folder / "samples.png", columns=max(1, round(count**0.5)), scale=max(1, 64 // settings.data.size))
-    write_provenance(folder, origin)
+    origin.finished().write(folder / FILE)
     click.echo(folder / "samples.png")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hbench.cli.options import claim_folder, run_options, write_results
+from hbench.cli.legacy import claim_folder, run_options, write_results
 
 if TYPE_CHECKING:
     from hbench.evaluation.mos.score import Estimate

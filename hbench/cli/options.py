@@ -1,6 +1,8 @@
-"""Options that several commands share, and how every command writes its results."""
+"""Options that several commands share, handed to a command as one object, and how every command publishes a result."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,17 +12,89 @@ from hbench.runtime.distributed import check_processes, rank
 from hbench.runtime.progress import show_progress
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    import torch
 
-    from hbench.config import Experiment
-    from hbench.core.directions import Source
+    from hbench.store.directions import DirectionSource
+    from hbench.store.results import Result
     from hbench.store.run import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
 
 
-def combined(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several click decorators as one."""
+@dataclass(frozen=True)
+class Options:
+    """The shared options of a command; those it does not offer have their defaults."""
+
+    device: str = "auto"
+    seed: int = 0
+    out: Path | None = None
+    overwrite: bool = False
+    resume: bool = False
+    max_minutes: float | None = None
+    data_root: Path | None = None
+    download: bool = False
+    direction_source: str = "own"
+    directions: Path | None = None
+
+    def torch_device(self) -> "torch.device":
+        """Return the device, after the processes of a torchrun have found each other on it."""
+        from hbench.runtime.device import pick_device
+        from hbench.runtime.distributed import start
+
+        device = pick_device(self.device)
+        start(device)
+        return device
+
+    def load(self, run: Path) -> "Run":
+        """Return the run on the device."""
+        from hbench.store.run import load_run
+
+        return load_run(run, self.torch_device())
+
+    def source(self, run: "Run") -> "DirectionSource":
+        """Return the source of directions."""
+        from hbench.store.directions import direction_source
+
+        return direction_source(run, self.direction_source, self.directions)
+
+    def claim(self, default: Path) -> Path:
+        """Make the output folder and keep it for this process until the command ends; the main process does so for all.
+
+        Raises:
+            HBenchError: it holds something else, is in use, or cannot be made.
+        """
+        from hbench.store.folders import claimed_folder
+
+        folder = self.out or default
+        if not rank():
+            claim = claimed_folder(folder, overwrite=self.overwrite, resume=self.resume)
+            click.get_current_context().with_resource(claim)
+        return folder
+
+    def claim_result(self, run: Path, name: str) -> Path:
+        """Claim the folder of a run's result: inside the run's, or under runs/ for a shipped run."""
+        return self.claim(result_folder(run) / name)
+
+
+def shared(*options: Decorator[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add shared options to a command, which takes their values as one :class:`Options`, its last argument."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def collected(**values: Any) -> None:
+            own = {each.name: values.pop(each.name) for each in fields(Options) if each.name in values}
+            command(**values, options=Options(**own))
+
+        for option in reversed(options):
+            collected = option(collected)
+        return collected
+
+    return decorate
+
+
+def combined(*options: Decorator[Any]) -> Decorator[Any]:
+    """Return several click decorators as one."""
 
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -30,25 +104,28 @@ def combined(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
-run_argument = click.argument("run", type=click.Path(path_type=Path))
-result_options = combined(
-    click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: inside the run's]."),
-    click.option("--overwrite", is_flag=True, help="Replace results that are already there."),
+a_path = click.Path(path_type=Path)
+run_argument = click.argument("run", type=a_path)
+device_option = click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:N".')
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+quiet_option = click.option(
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda ctx, param, value: show_progress(not value),
+    help="Show no progress.",
 )
-experiment_options = combined(
-    click.argument("experiment"),
-    click.option(
-        "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."
-    ),
-    click.option("-n", "--dry-run", is_flag=True, help="Print the resolved configuration and stop."),
-)
-data_options = combined(
-    click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set [env: HBENCH_DATA]."),
-    click.option("--download", is_flag=True, help="Let torchvision download MNIST if it is missing."),
-)
+out_option = click.option("--out", type=a_path, help="Output folder [default: inside the run's].")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
+run_options = combined(device_option, seed_option, quiet_option)
+result_options = combined(out_option, overwrite_option)
 training_options = combined(
     click.option("--resume", is_flag=True, help="Go on in --out, where a training was stopped or killed."),
     click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after this time."),
+)
+data_options = combined(
+    click.option("--data-root", type=a_path, help="Folder of the data set [env: HBENCH_DATA]."),
+    click.option("--download", is_flag=True, help="Let torchvision download MNIST if it is missing."),
 )
 source_options = combined(
     click.option(
@@ -58,111 +135,64 @@ source_options = combined(
         show_default=True,
         help="The sample's own direction, its mean over samples, or the time-invariant one.",
     ),
-    click.option(
-        "--directions", type=click.Path(path_type=Path), help='File of "hbench properties", for mean and global.'
-    ),
+    click.option("--directions", type=a_path, help='File of "hbench properties", for mean and global.'),
 )
-run_options = combined(
-    click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:N".'),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
-    click.option(
-        "--quiet",
-        is_flag=True,
-        expose_value=False,
-        callback=lambda ctx, param, value: show_progress(not value),
-        help="Show no progress.",
-    ),
-)
-
-
 processes_option = click.option(
     "--processes",
     type=click.IntRange(min=1),
     expose_value=False,
-    callback=lambda ctx, param, value: check_processes(value),
+    callback=lambda ctx, param, value: check_processes(value, ctx.obj),
     help="Refuse to run unless torchrun started so many.",
 )
-"""Of the commands that several processes can share: the others refuse to run under torchrun."""
+"""For commands that several processes can share: the others refuse to run under torchrun."""
 
 
-def check_steps(experiment: "Experiment", steps: int | None, option: str) -> None:
-    """Refuses more generation steps than there are timesteps."""
-    if steps and steps > experiment.diffusion.T:
-        raise click.BadParameter(f"at most {experiment.diffusion.T}, the number of timesteps", param_hint=option)
+def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add EXPERIMENT, --set and --dry-run to a command, which takes the resolved ``experiment``."""
 
+    @wraps(command)
+    def resolved(experiment: str, overrides: tuple[str, ...], dry_run: bool, **values: Any) -> None:
+        from hbench.experiments import load_experiment
 
-def of_steps(name: str, experiment: "Experiment", M: int) -> str:
-    """The name of a result, with the number of generation steps where it is not the run's own."""
-    return name if M == experiment.discovery.M else f"{name}-{M}-steps"
+        settings = load_experiment(experiment, overrides)
+        if dry_run:
+            click.echo(settings.title, err=True)
+            click.echo(settings.model_dump_json(indent=2))
+        else:
+            command(experiment=settings, **values)
+
+    add: Decorator[Any] = combined(
+        click.argument("experiment"),
+        click.option(
+            "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."
+        ),
+        click.option("-n", "--dry-run", is_flag=True, help="Print the resolved settings and stop."),
+    )
+    offered: Callable[..., None] = add(resolved)
+    return offered
 
 
 def result_folder(run: Path) -> Path:
-    """Where a run's results lie: in its own folder, or under runs/ for a run shipped with hbench."""
+    """Return where a run's results lie: in its own folder, or under runs/ for a run shipped with hbench."""
     from hbench.store.run import locate
 
     return run if locate(run) == run else Path("runs") / f"shipped-{run.name}"
 
 
-def claim_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Makes an output folder, and keeps it for this process until the command ends; see ``claimed_folder``.
+def with_steps(name: str, run: "Run", steps: int | None) -> str:
+    """Return the name of a result, with its generation steps where these are not the run's own."""
+    M = run.experiment.discovery.M
+    return name if steps in (None, M) else f"{name}-{steps}-steps"
 
-    Of several processes, the one that writes does it for all.
-    """
-    from hbench.store.folders import claimed_folder
+
+def publish(result: "Result", folder: Path) -> None:
+    """Draw a result, write it into its claimed folder, and print its summary; the main process does so for all."""
+    from hbench.reporting.artifacts import draw
 
     if rank():
         return
-    click.get_current_context().with_resource(claimed_folder(folder, overwrite=overwrite, resume=resume))
-
-
-def claim_results(run: Path, name: str, out: Path | None, overwrite: bool) -> Path:
-    """The claimed output folder of a result."""
-    folder = out or result_folder(run) / name
-    claim_folder(folder, overwrite=overwrite)
-    return folder
-
-
-def open_results(
-    loaded: "Run", run: Path, name: str, out: Path | None, overwrite: bool, seed: int, **details: Any
-) -> tuple[Path, dict[str, Any]]:
-    """The claimed folder of a loaded run's result, and the provenance as of now, with details of the result."""
-    from hbench.store.provenance import provenance
-
-    folder = claim_results(run, name, out, overwrite)
-    device = next(loaded.model.parameters()).device
-    return folder, provenance(loaded.experiment, device, seed, weights_sha256=loaded.hashes, **details)
-
-
-def load_run_and_source(
-    run: Path, device: str, name: str, directions: Path | None
-) -> "tuple[Run, Source, dict[str, Any]]":
-    """The run, what --direction-source and --directions stand for, and both as details for the provenance."""
-    from hbench.runtime.device import pick_device
-    from hbench.runtime.distributed import start
-    from hbench.store.directions import source_of
-    from hbench.store.files import sha256
-    from hbench.store.run import load_run
-
-    place = pick_device(device)
-    start(place)
-    loaded = load_run(run, place)
-    source = source_of(loaded, name, directions)
-    return loaded, source, {"direction_source": name, "directions_sha256": directions and sha256(directions)}
-
-
-def write_results(
-    folder: Path, name: str, result: dict[str, Any], table: "DataFrame", origin: dict[str, Any], **details: Any
-) -> None:
-    """Writes a result as JSON and CSV, with its provenance and the given details of it beside them."""
-    from hbench.store.files import write_json, write_text
-    from hbench.store.provenance import write_provenance
-
-    write_json(folder / f"{name}.json", result)
-    write_text(folder / f"{name}.csv", table.to_csv(index=False))
-    write_provenance(folder, origin, **details)
-
-
-def print_experiment(settings: Any) -> None:
-    """Prints a resolved experiment as JSON, after its paper-style name."""
-    click.echo(settings.title, err=True)
-    click.echo(settings.model_dump_json(indent=2))
+    pictures = draw(result, folder)
+    result.write_into(folder)
+    click.echo(result.summary())
+    if pictures:
+        click.echo(f"see {' and '.join(map(str, pictures))}", err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hbench.cli.options import claim_folder, data_options, run_options
+from hbench.cli.legacy import claim_folder, data_options, run_options
 from hbench.errors import HBenchError
 from hbench.runtime.progress import progress_is_shown
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import result_folder
+from hbench.cli.legacy import result_folder
 
 
 @click.command()

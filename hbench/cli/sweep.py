@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import claim_folder, experiment_options, print_experiment, run_options, write_results
+from hbench.cli.legacy import claim_folder, experiment_options, print_experiment, run_options, write_results
 from hbench.errors import HBenchError
 
 SHOWN = ["strategy", "M", "keep", "memory_mib", "images_per_second", "images_per_second_iqr", "status"]
@@ -111,7 +111,7 @@ def vram_sweep(
     folder = out or Path("runs") / settings.name / NAME
     origin = provenance(settings, place, seed, repeats=repeats, memory_limit_mib=memory_limit, allow_busy=allow_busy)
     claim_folder(folder, overwrite=overwrite, resume=resume)
-    rows = {row.key: row for row in finished(folder, origin)} if resume else {}
+    rows = {row.key: row for row in finished(folder, origin.to_json())} if resume else {}
     write_experiment(folder, settings)
     title = f"{settings.title}, M varied: batch {settings.discovery.batch_size}, {settings.discovery.precision}"
 
@@ -121,7 +121,7 @@ def vram_sweep(
         result = {"cells": [asdict(row) for row in ordered]}
         complete = all(cell.key in rows and rows[cell.key].status != "failed" for cell in wanted)
         if rows:
-            draw_sweep(ordered, memory_limit, f"{title}\n{origin['device']}", folder / f"{NAME}.png")
+            draw_sweep(ordered, memory_limit, f"{title}\n{origin.device}", folder / f"{NAME}.png")
         write_results(folder, NAME, result, table.drop(columns="step_seconds"), origin, complete=complete)
 
     def add(row: Row) -> None:

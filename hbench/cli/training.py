@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import (
+from hbench.cli.legacy import (
     claim_folder,
     data_options,
     experiment_options,
@@ -48,13 +48,13 @@ def pretrain(
         print_experiment(settings)
         return
     from hbench.runtime.device import pick_device
-    from hbench.runtime.distributed import process_0_first, start
+    from hbench.runtime.distributed import main_process_first, start
     from hbench.store.datasets import load_images
     from hbench.training.pretrain import pretrain as train_model
 
     place = pick_device(device)
     start(place)
-    with process_0_first():  # since it may download them
+    with main_process_first():  # since it may download them
         images = load_images(settings.data, data_root, download=download)
     folder = out or Path("runs") / settings.name / "pretrain"
     claim_folder(folder, resume=resume)
@@ -142,11 +142,12 @@ def lenet(
         print_experiment(settings)
         return
     from hbench.evaluation.fid import real_reference
-    from hbench.evaluation.lenet import FILE, accuracy, save_lenet, single_features, train_lenet
+    from hbench.evaluation.lenet import FILE as LENET
+    from hbench.evaluation.lenet import accuracy, save_lenet, single_features, train_lenet
     from hbench.runtime.device import pick_device
     from hbench.store.datasets import load_labelled
     from hbench.store.files import sha256
-    from hbench.store.provenance import provenance, write_provenance
+    from hbench.store.provenance import FILE, provenance
 
     pick_device(device)
     (images, labels), (test_images, test_labels) = (
@@ -159,19 +160,19 @@ def lenet(
     origin = provenance(settings, pick_device("cpu"), seed)
     network = train_lenet(settings, images, labels, epochs=epochs, seed=seed)
     reference = real_reference(single_features(network, test_images))
-    save_lenet(folder / FILE, network, settings, reference.statistics, reference.n, reference.halves)
+    weights = folder / LENET
+    save_lenet(weights, network, settings, reference.statistics, reference.n, reference.halves)
     found = accuracy(network, test_images, test_labels)
-    write_provenance(
-        folder,
-        origin,
+    done = origin.finished(
         n_train=len(images),
         n_test=len(test_images),
         accuracy=found,
         halves=reference.halves,
-        weights_sha256=sha256(folder / FILE),
+        weights_sha256=sha256(weights),
     )
+    done.write(folder / FILE)
     click.echo(
         f"test accuracy {found:.4f}  n {len(test_images)}  "
         f"FD (LeNet digits) between two halves of the test images {reference.halves:.3f}"
     )
-    click.echo(folder / FILE)
+    click.echo(weights)

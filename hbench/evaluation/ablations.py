@@ -172,7 +172,7 @@ def measure_variants(
             folder = run_folder(out, variant, training_seed)
             run = load_run(folder, device)
             pairs: list[Pairs] = []
-            found = rca(run, count, seed, on_pairs=pairs.append)
+            found = rca(run, pairs=count, seed=seed, on_pairs=pairs.append)
             (curves,) = read_curves([folder])
             late = last_third(curves.rows)
             origin = read_json(folder / "provenance.json")

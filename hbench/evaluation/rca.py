@@ -13,7 +13,7 @@ from hbench.core.intervals import student, wilson
 from hbench.errors import HBenchError
 from hbench.evaluation.sampling import BATCH, Pairs, batches_of, draw_pairs
 from hbench.models.discriminator import judge
-from hbench.runtime.distributed import gathered, turns
+from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.provenance import provenance
@@ -131,7 +131,7 @@ def rca(
         if on_pairs:
             on_pairs(drawn)
         batches.append(_look(run, drawn))
-    seen = _Seen(*(np.concatenate(column) for column in zip(*gathered(batches), strict=True)))
+    seen = _Seen(*(np.concatenate(column) for column in zip(*all_gather(batches), strict=True)))
     K = run.experiment.discovery.K
     confusion = np.zeros((K, K), dtype=int)
     np.add.at(confusion, (seen.k, seen.k_hat), 1)

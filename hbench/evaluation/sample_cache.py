@@ -14,7 +14,7 @@ from hbench import __version__
 from hbench.core.images import to_uint8
 from hbench.errors import HBenchError
 from hbench.evaluation.sampling import BATCH, batches_of, draw_pairs
-from hbench.runtime.distributed import rank, turns, wait
+from hbench.runtime.distributed import barrier, rank, turns
 from hbench.runtime.progress import progress
 from hbench.store.files import temporary_name, write_json
 from hbench.store.run import Run
@@ -51,7 +51,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
                 _save_pngs(to_uint8(pairs.x_0), raw, chosen)
                 _save_pngs(to_uint8(pairs.x_0_shifted), shifted, chosen)
             bar.update(len(chosen))
-    wait()
+    barrier()
     if missing := [file for kind in (raw, shifted) for i in range(count) if not (file := _png(kind, i)).is_file()]:
         raise HBenchError(f"{missing[0]}: not to be seen: choose a --cache that all processes share")
     return raw, shifted

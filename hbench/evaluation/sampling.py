@@ -15,7 +15,7 @@ from hbench.errors import HBenchError
 from hbench.models.adm import UNetModel
 from hbench.models.shift import draw_shifts, magnitudes
 from hbench.runtime.device import autocast
-from hbench.runtime.distributed import gathered, turns
+from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.run import Run
 
@@ -90,7 +90,7 @@ def sample_model(experiment: Experiment, model: UNetModel, count: int, M: int, s
             with autocast(device, experiment.pretrain.precision):
                 images.append(run(steps, x_T).cpu())
             bar.update(len(batch))
-    return torch.cat(gathered(images))
+    return torch.cat(all_gather(images))
 
 
 def batches_of(count: int, size: int = BATCH) -> list[range]:

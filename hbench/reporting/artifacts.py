@@ -1,13 +1,21 @@
-"""The artifacts of the paper: where the command of each leaves its result, and what of it stands in the table."""
+"""The registry of artifacts: name, place in the paper, result class, charts and table rows of each.
+
+Commands, reproduction, report and the README's table read :data:`ARTIFACTS`. A new metric is one file in evaluation/
+and one entry here.
+"""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from hbench.config import Paper
+from hbench.errors import HBenchError
+from hbench.evaluation.rca import RCA
+from hbench.reporting.charts import draw_confusion
+from hbench.store.results import Result
 
 Values = dict[str, Any]
 
@@ -49,18 +57,24 @@ class Comparison:
     lines: list[list[str]]
 
 
+Chart = Callable[[Any, Path], None]
+"""(result, path) -> None: draws a result as a PNG file."""
+
+
 @dataclass(frozen=True)
 class Artifact:
     """One artifact of the paper: where its command leaves it, and what of its result stands in the table."""
 
     folder: str
-    result: str
-    """JSON file in the folder, without its suffix."""
+    """Folder of the result, inside the run's."""
+    result: Any  # type[Result]; a string while it is being converted
     title: str
     item: str
     command: str
     """That makes it, after ``hbench``."""
-    rows: Callable[[Values, Paper], list[Row]]
+    rows: Callable[[Any, Paper], list[Row]]
+    charts: Mapping[str, Chart] = field(default_factory=dict)
+    """Function that draws each picture, by its file's name; the first is the main one."""
     published: Callable[[Paper], str] = lambda _: ""
     """The paper's number, to stand beside what was not run."""
     named: Callable[[Values], list[Named]] = lambda _: []
@@ -69,13 +83,13 @@ class Artifact:
     """A table of its own, where the result compares trainings."""
 
 
-def _rca_rows(result: Values, paper: Paper) -> list[Row]:
-    n = f"{result['n']:,} pairs"
-    chance = f"RCA (chance {result['chance']:.3f})"
+def _rca_rows(result: RCA, paper: Paper) -> list[Row]:
+    n = f"{result.n:,} pairs"
+    chance = f"RCA (chance {result.chance:.3f})"
     shown = (
-        (chance, "Table 1", _published(paper.rca), result["accuracy"], result["interval"]),
+        (chance, "Table 1", _published(paper.rca), result.accuracy, result.interval),
         *(
-            (name, item, theirs, result[key], result[f"{key}_interval"])
+            (name, item, theirs, getattr(result, key), getattr(result, f"{key}_interval"))
             for name, item, theirs, key in (
                 ("magnitude error |s_hat - s|", "", "", "magnitude_error"),
                 ("D on raw samples", "Fig. 10", "0.5", "D_raw"),
@@ -271,15 +285,22 @@ ARTIFACTS = (
     Artifact("traverse", "traverse", "Directions", "Figs. 1, 5-7", "traverse", _no_rows, named=_named_directions),
     Artifact(
         "rca",
-        "rca",
+        RCA,
         "Reconstructor classification accuracy",
         "Table 1",
         "rca",
         _rca_rows,
-        lambda paper: _published(paper.rca),
+        {"rca.png": draw_confusion},
+        published=lambda paper: _published(paper.rca),
     ),
     Artifact(
-        "mos/score", "mos", "Mean opinion score", "Table 1", "mos score", _mos_rows, lambda paper: _published(paper.mos)
+        "mos/score",
+        "mos",
+        "Mean opinion score",
+        "Table 1",
+        "mos score",
+        _mos_rows,
+        published=lambda paper: _published(paper.mos),
     ),
     Artifact(
         "fid-inception-v3-compat",
@@ -288,7 +309,7 @@ ARTIFACTS = (
         "Table 2",
         "fid",
         _fidelity_rows,
-        lambda paper: f"{paper.fid_raw} raw, {paper.fid_shifted} shifted" if paper.fid_raw else "",
+        published=lambda paper: f"{paper.fid_raw} raw, {paper.fid_shifted} shifted" if paper.fid_raw else "",
     ),
     Artifact(
         "fid-lenet-digits",
@@ -299,7 +320,13 @@ ARTIFACTS = (
         _fidelity_rows,
     ),
     Artifact(
-        "train-curves", "train-curves", "Training", "Fig. 10", "train-curves", _curve_rows, lambda _: "D near 0.5"
+        "train-curves",
+        "train-curves",
+        "Training",
+        "Fig. 10",
+        "train-curves",
+        _curve_rows,
+        published=lambda _: "D near 0.5",
     ),
     Artifact(
         "vram-sweep",
@@ -308,7 +335,7 @@ ARTIFACTS = (
         "Fig. 4",
         "vram-sweep",
         _sweep_rows,
-        lambda _: "node flat, vanilla past 24 GB",
+        published=lambda _: "node flat, vanilla past 24 GB",
     ),
     Artifact("edit", "edit", "Edits of real images", "Fig. 8", "edit", _edit_rows),
     Artifact(
@@ -320,3 +347,31 @@ ARTIFACTS = (
     Artifact("settings", "ablations", "What the settings do", "", "ablations --over", _no_rows, comparison=_variants),
 )
 """In the order of the page."""
+
+
+def artifact_of(result: Result) -> Artifact | None:
+    """Return the registered artifact of a result's class, the first where there are several."""
+    return next((artifact for artifact in ARTIFACTS if artifact.result is type(result)), None)
+
+
+def draw(result: Result, folder: Path) -> list[Path]:
+    """Draw every picture of a result into a folder and return their paths."""
+    artifact = artifact_of(result)
+    if artifact is None:
+        return []
+    for name, chart in artifact.charts.items():
+        chart(result, folder / name)
+    return [folder / name for name in artifact.charts]
+
+
+def plot(result: Result, path: str | Path) -> Path:
+    """Draw the main picture of a result as a PNG file and return its path.
+
+    Raises:
+        HBenchError: no picture is registered for such a result, or the file cannot be written.
+    """
+    artifact = artifact_of(result)
+    if artifact is None or not artifact.charts:
+        raise HBenchError(f"no picture is registered for a {type(result).__name__}")
+    next(iter(artifact.charts.values()))(result, Path(path))
+    return Path(path)

@@ -143,8 +143,8 @@ def draw_ablations(table: "DataFrame", title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_confusion(result: "RCA", title: str, path: Path) -> None:
-    """Draws the confusion of directions and the accuracy of each, most accurate first."""
+def draw_confusion(result: "RCA", path: Path) -> None:
+    """Draw the confusion of directions and the accuracy of each, most accurate first."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -171,7 +171,8 @@ def draw_confusion(result: "RCA", title: str, path: Path) -> None:
         title=f"accuracy {result.accuracy:.3f} [{low:.3f}, {high:.3f}], n = {result.n}", xlabel="direction", ylim=(0, 1)
     )
     right.legend()
-    figure.suptitle(title)
+    source = result.detail("direction_source", "own")
+    figure.suptitle(result.title + ("" if source == "own" else f", {source} directions"))
     save_figure(figure, path)
 
 

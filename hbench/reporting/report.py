@@ -105,9 +105,10 @@ def collect(folder: Path) -> Report:
             if artifact.item or artifact.folder in reasons:
                 rows.append(_missing(artifact, experiment, reason))
             continue
-        file = place / f"{artifact.result}.json"
+        legacy = isinstance(artifact.result, str)
+        file = place / f"{artifact.result if legacy else artifact.result.NAME}.json"
         try:
-            result = read_json(file)
+            result = read_json(file) if legacy else artifact.result.load(place)
             lines = artifact.rows(result, experiment.paper)
             named, comparison = artifact.named(result), artifact.comparison(result)
         except (KeyError, TypeError, ValueError) as error:

@@ -11,7 +11,6 @@ torch and accelerate are imported inside the functions, so that help is instant.
 import atexit
 import io
 import os
-import shlex
 import signal
 import socket
 import sys
@@ -60,17 +59,16 @@ def rank() -> int:
     return int(os.environ["RANK"]) if launched() else 0
 
 
-def check_processes(wanted: int | None) -> None:
-    """Refuses to run with another number of processes than wanted; any is right for None.
+def check_processes(wanted: int | None, command: str) -> None:
+    """Refuse to run this command with another number of processes than wanted; any is right for None.
 
     Raises:
         HBenchError: torchrun started fewer or more, or this is a single process.
     """
     if wanted not in (None, found := world_size()):
-        command = shlex.join(sys.argv[1:])
         raise HBenchError(
             f"--processes {wanted}, but {found} {'is' if found == 1 else 'are'} running: start them all by "
-            f'"torchrun --standalone --nproc_per_node {wanted} -m hbench {command}"'
+            f'"torchrun --standalone --nproc_per_node {wanted} -m {command}"'
         )
 
 
@@ -138,12 +136,12 @@ def average_gradients(parameters: "Iterable[nn.Parameter]") -> None:
 
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in gradients])
-    total(flat)
+    all_reduce(flat)
     for gradient, mean_ in zip(gradients, flat.div_(world_size()).split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean_.view_as(gradient))
 
 
-def mean(values: Mapping[str, float]) -> dict[str, float]:
+def all_reduce_mean(values: Mapping[str, float]) -> dict[str, float]:
     """The means of these numbers over the processes, the same on each; nan or infinite where any process's are."""
     if world_size() == 1:
         return dict(values)
@@ -151,18 +149,18 @@ def mean(values: Mapping[str, float]) -> dict[str, float]:
     from accelerate import PartialState
 
     sums = torch.tensor(list(values.values()), dtype=torch.float64, device=PartialState().device)
-    total(sums)
+    all_reduce(sums)
     return dict(zip(values, (sums / world_size()).tolist(), strict=True))
 
 
 def agreed(reason: str | None) -> str | None:
     """The same reason to stop on every process: that of the first process which has one, or None."""
-    if world_size() == 1 or not mean({"stop": reason is not None})["stop"]:
+    if world_size() == 1 or not all_reduce_mean({"stop": reason is not None})["stop"]:
         return reason
-    return next(each for each in _every([reason]) if each)
+    return next(each for each in all_gather([reason]) if each)
 
 
-def total(tensor: "Tensor") -> None:
+def all_reduce(tensor: "Tensor") -> None:
     """Replaces a contiguous tensor by its sum over the processes, bit by bit the same on each."""
     import torch.distributed as dist
 
@@ -178,26 +176,28 @@ def turns(tasks: Sequence[T]) -> Sequence[T]:
     return tasks[rank() :: world_size()]
 
 
-def gathered(results: list[T]) -> list[T]:
-    """The results of all processes' :func:`turns`, on each of them and in the order of the tasks."""
+def all_gather(results: Sequence[T]) -> list[T]:
+    """Return the results of all processes' :func:`turns`, on each of them and in the order of the tasks."""
     if world_size() == 1:
-        return results
-    return [
-        each for _, each in sorted(_every([(rank() + i * world_size(), r) for i, r in enumerate(results)]), key=_first)
-    ]
+        return list(results)
+    from accelerate.utils import gather_object
+
+    with _reporting_lost_processes():
+        parts: list[Sequence[T]] = gather_object([results])
+    return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
 
 
 @contextmanager
-def process_0_first() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """A block that the other processes enter once process 0 has left it."""
     if rank():
-        wait()
+        barrier()
     yield
     if rank() == 0:
-        wait()
+        barrier()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns once every process has come here."""
     if world_size() == 1:
         return
@@ -207,23 +207,11 @@ def wait() -> None:
         PartialState().wait_for_everyone()
 
 
-def _first(pair: tuple[int, object]) -> int:
-    return pair[0]
-
-
-def _every(own: list[T]) -> list[T]:
-    from accelerate.utils import gather_object
-
-    with _reporting_lost_processes():
-        everyones: list[T] = gather_object(own)
-    return everyones
-
-
 # Endings ------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def only_process_0_prints() -> Iterator[None]:
+def only_main_process_prints() -> Iterator[None]:
     """Silences the other processes; but one that ends with an error tells it, unless process 0 ends with it first."""
     if rank() == 0:
         yield

@@ -55,8 +55,7 @@ def direction_source(run: Run, name: str = "own", file: str | Path | None = None
         return DirectionSource(name, partial(own, run.shift_block))
     if file is None:
         raise HBenchError(
-            f'the source "{name}" needs a file of directions: a measurement of properties writes '
-            "directions.safetensors"
+            f'the source "{name}" needs a file of directions: a measurement of properties writes directions.safetensors'
         )
     directions = load_directions(Path(file), run)
     source = partial(mean if name == "mean" else time_invariant, directions)

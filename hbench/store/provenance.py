@@ -4,7 +4,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,12 +15,11 @@ import torch
 import hbench
 from hbench import __version__
 from hbench.config import Experiment
+from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import backend, world_size
 from hbench.store.records import Aside, Record
 
 FILE = "provenance.json"
-COMMAND: ContextVar[str | None] = ContextVar("COMMAND", default=None)
-"""The command that is running, set by the command line; None for calls from Python, which have no command to record."""
 PACKAGES = (
     "torch",
     "torchvision",
@@ -110,7 +108,7 @@ class Provenance(Record):
         return replace(self, wall_seconds=seconds, details=self.details | details)
 
     def piece(self) -> Piece:
-        """Return what a training that may be resumed notes of this process: how, where, when and how long it trained."""
+        """Return what a training that may be resumed notes of this process: how, where and how long it trained."""
         values = {each.name: getattr(self, each.name) for each in fields(Piece)}
         return Piece(**values | {"wall_seconds": round(time.monotonic() - self.started, 1)})
 

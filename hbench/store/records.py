@@ -1,9 +1,8 @@
-"""Typed JSON files: every JSON file that hbench writes is a :class:`Record` with a schema number, read back strictly."""
+"""Typed JSON files: every JSON file that hbench writes is a :class:`Record` with a schema number, read strictly."""
 
 import json
 import math
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -29,8 +28,8 @@ Aside = Annotated[Any, Field(exclude=True), SkipJsonSchema()]
 class Record:
     """A typed JSON file. Subclasses are frozen keyword-only dataclasses.
 
-    A reader refuses unknown keys, missing keys and wrong types. Raise SCHEMA when a change makes older readers fail, and
-    teach :meth:`upgrade` the way from the form before.
+    A reader refuses unknown keys, missing keys and wrong types. Raise SCHEMA when a change makes older readers fail,
+    and teach :meth:`upgrade` the way from the form before.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -111,7 +110,6 @@ class Record:
         return cls.__name__
 
 
-@cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 

@@ -35,6 +35,11 @@ class Run:
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the files that it was read from."""
 
+    @property
+    def device(self) -> torch.device:
+        """Device of all networks."""
+        return next(self.model.parameters()).device
+
 
 def locate(path: Path) -> Path:
     """The path itself, or the shipped run of that name where nothing lies at the path.

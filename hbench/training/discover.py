@@ -14,7 +14,7 @@ from hbench.core.diffusion import timesteps
 from hbench.errors import HBenchError
 from hbench.models.adm import UNetModel
 from hbench.reporting.charts import draw_curves
-from hbench.runtime.distributed import agreed, check_batch_size, rank, wait
+from hbench.runtime.distributed import agreed, barrier, check_batch_size, rank
 from hbench.runtime.progress import progress
 from hbench.store.files import sha256
 from hbench.store.provenance import FILE as PROVENANCE
@@ -76,7 +76,7 @@ def train(
         write_experiment(out, experiment)
     if rank() == 0 and not first:
         save_weights(out / "model.safetensors", model, experiment, "model", experiment.pretrain.weights)
-    wait()
+    barrier()
     load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit
     model = freeze(experiment, model, device)
     trained = initial(experiment, model, seed)

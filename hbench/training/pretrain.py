@@ -17,7 +17,15 @@ from hbench.models import build_model
 from hbench.models.adm import UNetModel
 from hbench.reporting.charts import draw_curves
 from hbench.runtime.device import autocast
-from hbench.runtime.distributed import agreed, average_gradients, check_batch_size, mean, rank, shard, world_size
+from hbench.runtime.distributed import (
+    agreed,
+    all_reduce_mean,
+    average_gradients,
+    check_batch_size,
+    rank,
+    shard,
+    world_size,
+)
 from hbench.runtime.progress import progress
 from hbench.store.files import sha256
 from hbench.store.pictures import save_grid
@@ -114,7 +122,7 @@ def pretrain(
             optimizer.step()
             average.update_parameters(model)
 
-            value = mean({"loss": loss.item()})["loss"]  # the step's only reading from the device
+            value = all_reduce_mean({"loss": loss.item()})["loss"]  # the step's only reading from the device
             if not math.isfinite(value):
                 raise HBenchError(
                     f"step {step}: the loss is {value}: train again in another --out, with a lower pretrain.lr "

@@ -30,7 +30,15 @@ from hbench.models.discriminator import judge
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock, draw_shifts
 from hbench.runtime.device import autocast
-from hbench.runtime.distributed import average_gradients, gathered, mean, shard, total, turns, world_size
+from hbench.runtime.distributed import (
+    all_gather,
+    all_reduce,
+    all_reduce_mean,
+    average_gradients,
+    shard,
+    turns,
+    world_size,
+)
 from hbench.runtime.progress import progress
 
 Reconstructor = LeNet | ResNet18
@@ -55,7 +63,7 @@ def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:
     torch.manual_seed(seed_of(seed))
     shift_block = build_shift_block(experiment, model).to(device)
     reconstructor = build_reconstructor(experiment)
-    share_batch_norm(reconstructor, total, world_size())
+    share_batch_norm(reconstructor, all_reduce, world_size())
     reconstructor.to(device)
     discriminator = build_discriminator(experiment).to(device).eval()  # its dropout stays off, as the model's
     checkpoint_blocks(discriminator, settings.checkpoint_blocks)
@@ -91,7 +99,7 @@ def train_step(
     row, x_0, x_0_shifted = train_shift(experiment, model, trained, x_T, x_0, k, s)
     row |= train_discriminator(settings, trained, x_0, x_0_shifted)
     values = torch.stack(list(row.values())).tolist()  # the step's only reading from the device
-    return mean(dict(zip(row, values, strict=True)))
+    return all_reduce_mean(dict(zip(row, values, strict=True)))
 
 
 def train_shift(
@@ -254,7 +262,7 @@ def raw_pairs(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[
     noise = draw_x_T(seed_of(seed, 0, 0), 0, settings.pool, shape)
     chunks = turns(noise.split(settings.batch_size))
     made = progress(chunks, desc="raw samples", unit="batch")
-    images = torch.cat(gathered([generate(chunk.to(device)).cpu() for chunk in made]))
+    images = torch.cat(all_gather([generate(chunk.to(device)).cpu() for chunk in made]))
 
     def draw_pooled() -> tuple[Tensor, Tensor]:
         chosen = shard(torch.randint(settings.pool, (settings.batch_size,)))

@@ -9,7 +9,7 @@ import torch
 from hbench.config import Experiment
 from hbench.errors import HBenchError
 from hbench.models.adm import UNetModel
-from hbench.runtime.distributed import gathered, rank, world_size
+from hbench.runtime.distributed import all_gather, rank, world_size
 from hbench.runtime.memory import UnknownMemoryError
 from hbench.store.files import read_json, write_json
 from hbench.training.cost import DoesNotFitError, Probe, budget_of, largest_keep, predict
@@ -43,7 +43,7 @@ def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
         budget = budget_of(experiment, device, probe)
         keep = largest_keep(probe, experiment, settings.M, budget)
         here = what_would_fit(probe, experiment, budget) if keep is None else keep
-    found = gathered([here])
+    found = all_gather([here])
     if refusals := [each for each in found if isinstance(each, str)]:
         raise DoesNotFitError(refusals[0])
     return chosen(experiment, min(each for each in found if isinstance(each, int)))
@@ -67,7 +67,7 @@ def resolve_once(experiment: Experiment, model: UNetModel, seed: int, out: Path)
     note = out / "strategy.json"
     noted: Any = read_json(note) if note.is_file() else None
     keep: Any = noted.get("keep") if isinstance(noted, dict) and noted.get("asked") == asked else None
-    if all(gathered([keep in range(settings.M + 1)])):  # together: what is found out anew takes all processes
+    if all(all_gather([keep in range(settings.M + 1)])):  # together: what is found out anew takes all processes
         return chosen(experiment, keep)
     running = resolve(experiment, model, seed)
     if rank() == 0:

@@ -41,7 +41,7 @@ def worker(folder):
     draw_raw = raw_pairs(experiment, model, 0)
 
     sent, waited = [], []
-    send = distributed.total
+    send = distributed.all_reduce
 
     def counted(tensor):
         started = time.perf_counter()
@@ -49,7 +49,7 @@ def worker(folder):
         waited.append(time.perf_counter() - started)
         sent.append(tensor.numel() * tensor.element_size())
 
-    distributed.total = counted
+    distributed.all_reduce = counted
     for module in trained.reconstructor.modules():
         if isinstance(module, GlobalBatchNorm):
             module.all_reduce = counted

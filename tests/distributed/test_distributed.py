@@ -111,7 +111,7 @@ def test_provenance_tells_how_many_took_part(trained):
 GRADIENTS = """
 import hashlib, os, sys, torch
 from hbench.experiments import load_experiment
-from hbench.runtime.distributed import gathered, start
+from hbench.runtime.distributed import all_gather, start
 from hbench.models import build_model
 from hbench.training.step import initial, raw_pairs, train_step
 
@@ -146,7 +146,7 @@ for reconstructor in ("lenet", "resnet18"):
         torch.testing.assert_close(statistic, expected[1].get_buffer(name), rtol=1e-5, atol=1e-6)
     values = [value for network in networks(reconstructor, 3) for value in network.state_dict().values()]
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
-    assert len(set(gathered([digest]))) == 1
+    assert len(set(all_gather([digest]))) == 1
 """
 
 
@@ -235,7 +235,7 @@ def test_the_error_of_one_process_is_told(tmp_path):
         "import sys\n"
         "import click, torch\n"
         "from hbench.cli import main\n"
-        "from hbench.distributed import mean, rank, start\n"
+        "from hbench.runtime.distributed import all_reduce_mean, rank, start\n"
         "from hbench.errors import HBenchError\n"
         "@main.command('fail')\n"
         "@click.option('--processes')\n"
@@ -243,7 +243,7 @@ def test_the_error_of_one_process_is_told(tmp_path):
         "    start(torch.device('cpu'))\n"
         "    if rank() == 1:\n"
         "        raise HBenchError('no space left on this node')\n"
-        "    mean({'loss': 0.0})\n"
+        "    all_reduce_mean({'loss': 0.0})\n"
         "main(['fail'])\n"
     )
     process = start(2, script)
@@ -260,14 +260,14 @@ def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
     script.write_text(
         "import pathlib, time, torch\n"
         "from hbench.runtime import distributed\n"
-        "from hbench.runs import stop_requests\n"
+        "from hbench.training.loop import stop_requests\n"
         "distributed.STUCK_SECONDS = 1\n"
         "distributed.start(torch.device('cpu'))\n"
         "with stop_requests(None):\n"
         f"    pathlib.Path({str(tmp_path)!r}, f'ready{{distributed.rank()}}').touch()\n"
         "    if distributed.rank() == 1:\n"
         "        time.sleep(1000)\n"
-        "    distributed.mean({'loss': 0.0})\n"
+        "    distributed.all_reduce_mean({'loss': 0.0})\n"
     )
     process = start(2, script)
     for each in (0, 1):

@@ -1,0 +1,141 @@
+"""The command line: each command checks its options, calls one function, and prints the result.
+
+Numbers go to stdout, everything else to stderr. torch is imported inside the commands, so that help is instant.
+"""
+
+import errno
+import io
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from hbench import __version__
+from hbench.cli.comparison import ablations, train_curves
+from hbench.cli.demonstration import demo
+from hbench.cli.editing import edit, properties
+from hbench.cli.evaluation import fid, sample, traverse
+from hbench.cli.mos import mos
+from hbench.cli.rca import rca
+from hbench.cli.reproduction import reproduce
+from hbench.cli.summary import report
+from hbench.cli.sweep import plan, vram_sweep
+from hbench.cli.training import lenet, pretrain, train
+from hbench.errors import HBenchError, is_out_of_memory
+from hbench.runtime.command import COMMAND
+from hbench.runtime.distributed import only_main_process_prints, world_size
+
+OUT_OF_MEMORY = {
+    "pretrain": "lower pretrain.batch_size, or choose another --device",
+    "train": "lower discovery.batch_size in a new --out, or go on with --resume and --set discovery.strategy=node, "
+    'a smaller discovery.memory_budget with "auto", or discovery.checkpoint_blocks=true; "hbench plan EXPERIMENT" '
+    "predicts what fits",
+}
+OUT_OF_MEMORY["ablations"] = OUT_OF_MEMORY["train"]
+"""What to do about it, by command."""
+
+
+class Group(click.Group):
+    """The group that turns every HBenchError into one line and exit code 1, printed by one process."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        """Run the command line; what it says is what provenance records."""
+        args = sys.argv[1:] if args is None else list(args)
+        command = shlex.join(["hbench", *map(str, args)])
+        with only_main_process_prints():
+            return super().main(args, *rest, obj=command, **extra)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the work, not of the alphabet."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        token = COMMAND.set(ctx.obj)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
+        try:
+            return super().invoke(ctx)
+        except HBenchError as error:
+            raise click.ClickException(_with_flags(" ".join(str(error).split()), ctx)) from error
+        except click.NoSuchOption as error:
+            raise click.UsageError(_setting_meant(error) or error.format_message(), error.ctx) from error
+        except click.BadParameter as error:  # of a value that may have lines
+            raise click.UsageError(" ".join(error.format_message().split()), error.ctx) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            first = (str(error).splitlines() or ["no more is known"])[0]
+            advice = OUT_OF_MEMORY.get(ctx.invoked_subcommand or "", "choose another --device")
+            raise click.ClickException(f"out of memory: {advice} ({first})") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever reads the output has seen enough
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(
+                f"{where}{error.strerror or error}: check the path, its permissions and the free space"
+            ) from error
+        finally:
+            COMMAND.reset(token)
+
+
+def _with_flags(message: str, ctx: click.Context) -> str:
+    """Return a library's message with the command's options, where it names arguments: `name` or `name=value`."""
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        return f"--{name.replace('_', '-')}" + (f" {value}" if value not in (None, "True") else "")
+
+    return re.sub(r"`(?P<name>[a-z_]+)(?:=(?P<value>[^`]*))?`", flag, message)
+
+
+def _setting_meant(error: click.NoSuchOption) -> str:
+    """What to say of an unknown option that is the name of a setting; else nothing."""
+    from hbench.config import Experiment
+
+    command = error.ctx.command if error.ctx else None
+    if not command or "overrides" not in [parameter.name for parameter in command.params]:
+        return ""
+    key = {name.lower(): name for name in ("K", "S", "M")}.get(name := error.option_name.lstrip("-").lower(), name)
+    key = key.replace("-", "_")
+    sections = ["pretrain", "discovery"] if command.name == "pretrain" else ["discovery", "pretrain"]
+    for section in [*sections, "data", "model", "diffusion"]:
+        fields = getattr(Experiment.model_fields[section].annotation, "model_fields", {})
+        if key in fields:
+            return f"No such option {error.option_name}: that setting is changed by --set {section}.{key}=VALUE"
+    return ""
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hbench")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Find interpretable directions in the h-space of frozen diffusion models, and measure them."""
+    command = main.commands[str(ctx.invoked_subcommand)]
+    if world_size() > 1 and "processes" not in [parameter.name for parameter in command.params]:
+        raise HBenchError(f"{world_size()} processes cannot share hbench {command.name}: start it without torchrun")
+
+
+for command in (
+    demo,
+    pretrain,
+    sample,
+    plan,
+    train,
+    train_curves,
+    rca,
+    traverse,
+    edit,
+    lenet,
+    fid,
+    properties,
+    mos,
+    vram_sweep,
+    ablations,
+    reproduce,
+    report,
+):
+    main.add_command(command)

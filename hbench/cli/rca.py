@@ -1,0 +1,37 @@
+"""``hbench rca``."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import (
+    Options,
+    processes_option,
+    publish,
+    result_options,
+    run_argument,
+    run_options,
+    shared,
+    source_options,
+)
+
+
+@click.command()
+@run_argument
+@click.option("--pairs", type=click.IntRange(min=1), default=10_000, show_default=True, help="Number of fresh pairs.")
+@shared(source_options, result_options, processes_option, run_options)
+def rca(run: Path, pairs: int, options: Options) -> None:
+    """Measure how well RUN's directions are recognised.
+
+    The RCA of Table 1: the accuracy of its reconstructor on fresh pairs.
+
+    \b
+    Example:
+        hbench rca mnist16 --pairs 2000
+    """
+    from hbench.evaluation.rca import rca as measure
+
+    loaded = options.load(run)
+    source = options.source(loaded)
+    folder = options.claim_result(run, "rca")
+    publish(measure(loaded, pairs=pairs, seed=options.seed, source=source), folder)

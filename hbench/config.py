@@ -49,6 +49,33 @@ class Model(Section):
     use_new_attention_order: bool = False
     """Changes the output but no name or shape: must match the checkpoint."""
 
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        for mult in self.channel_mult:
+            if self.model_channels * mult % 32:
+                raise ValueError(
+                    f"model.model_channels * {mult} is not a multiple of 32, the number of groups of ADM's group norm"
+                )
+        if self.num_head_channels == 0:
+            raise ValueError("model.num_head_channels must be positive, or -1 for as many as num_heads gives")
+        return self
+
+    def check_size(self, size: int) -> None:
+        """Raise ValueError where the network cannot have images of this size, in pixels."""
+        halvings = len(self.channel_mult) - 1
+        if size % 2**halvings:
+            raise ValueError(f"data.size {size} cannot be halved {halvings} times: shorten model.channel_mult")
+        widths = [size >> i for i in range(halvings + 1)]
+        for attended in self.attention_resolutions:
+            if attended not in widths:
+                raise ValueError(f"model.attention_resolutions: no feature map is {attended} pixels wide")
+        divisor = self.num_heads if self.num_head_channels == -1 else self.num_head_channels
+        for width, mult in zip(widths, self.channel_mult, strict=True):
+            channels = self.model_channels * mult
+            attends = width in self.attention_resolutions or width == widths[-1]
+            if attends and channels % divisor:
+                raise ValueError(f"{channels} channels cannot be split into model.num_heads or model.num_head_channels")
+
 
 class Diffusion(Section):
     """The linear noise schedule of DDPM."""
@@ -56,6 +83,12 @@ class Diffusion(Section):
     T: int = Field(default=1000, ge=2)
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_betas(self) -> Self:
+        if self.beta_start > self.beta_end:
+            raise ValueError("diffusion.beta_start must not exceed diffusion.beta_end")
+        return self
 
 
 class Pretrain(Section):
@@ -146,6 +179,35 @@ class Discovery(Section):
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between resumable checkpoints and curve pictures."""
 
+    @model_validator(mode="after")
+    def _check_strategy(self) -> Self:
+        if self.keep > self.M:
+            raise ValueError(f"discovery.keep must not exceed discovery.M = {self.M}")
+        if self.keep and self.strategy != "node":
+            raise ValueError('discovery.keep goes with discovery.strategy = "node"; "auto" finds it by itself')
+        if self.compile and self.strategy == "offload":
+            raise ValueError(
+                'discovery.compile replays graphs at fixed addresses, "offload" moves them: use one of both'
+            )
+        if self.memory_budget and self.strategy != "auto":
+            raise ValueError('discovery.memory_budget goes with discovery.strategy = "auto"')
+        return self
+
+    @model_validator(mode="after")
+    def _check_magnitudes(self) -> Self:
+        if self.min_magnitude > self.S:
+            raise ValueError("discovery.min_magnitude must not exceed discovery.S")
+        if self.fidelity == "l1" and not self.min_magnitude:
+            raise ValueError('discovery.fidelity = "l1" divides by |s|: make discovery.min_magnitude positive')
+        return self
+
+    def check_schedule(self, T: int) -> None:
+        """Raise ValueError where a schedule of T timesteps cannot serve the discovery."""
+        if self.M > T:
+            raise ValueError(f"discovery.M must not exceed diffusion.T = {T}")
+        if self.t_shift >= T:
+            raise ValueError(f"discovery.t_shift must be below diffusion.T = {T}, or nothing is shifted")
+
 
 class Evaluation(Section):
     """How much is generated to measure the result."""
@@ -188,49 +250,9 @@ class Experiment(Section):
         return f"{self.data.label}{self.data.size}-{d.t_shift}-{d.M}-{d.K}-{d.S:g}"
 
     @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        halvings = len(self.model.channel_mult) - 1
-        if self.data.size % 2**halvings:
-            raise ValueError(
-                f"data.size {self.data.size} cannot be halved {halvings} times: shorten model.channel_mult"
-            )
-        for mult in self.model.channel_mult:
-            if self.model.model_channels * mult % 32:
-                raise ValueError(
-                    f"model.model_channels * {mult} is not a multiple of 32, the number of groups of ADM's group norm"
-                )
-        for size in self.model.attention_resolutions:
-            if size not in [self.data.size >> i for i in range(halvings + 1)]:
-                raise ValueError(f"model.attention_resolutions: no feature map is {size} pixels wide")
-        if self.model.num_head_channels == 0:
-            raise ValueError("model.num_head_channels must be positive, or -1 for as many as num_heads gives")
-        per_head = self.model.num_head_channels
-        divisor = self.model.num_heads if per_head == -1 else per_head
-        attended = [self.data.size >> halvings, *self.model.attention_resolutions]
-        for i, mult in enumerate(self.model.channel_mult):
-            channels = self.model.model_channels * mult
-            if self.data.size >> i in attended and channels % divisor:
-                raise ValueError(f"{channels} channels cannot be split into model.num_heads or model.num_head_channels")
+    def _check_across_sections(self) -> Self:
+        self.model.check_size(self.data.size)
+        self.discovery.check_schedule(self.diffusion.T)
         if self.discovery.reconstructor == "lenet" and self.data.size < 12:
             raise ValueError(f"data.size {self.data.size} is too small for the LeNet reconstructor: need at least 12")
-        if self.diffusion.beta_start > self.diffusion.beta_end:
-            raise ValueError("diffusion.beta_start must not exceed diffusion.beta_end")
-        if self.discovery.keep > self.discovery.M:
-            raise ValueError(f"discovery.keep must not exceed discovery.M = {self.discovery.M}")
-        if self.discovery.keep and self.discovery.strategy != "node":
-            raise ValueError('discovery.keep goes with discovery.strategy = "node"; "auto" finds it by itself')
-        if self.discovery.compile and self.discovery.strategy == "offload":
-            raise ValueError(
-                'discovery.compile replays graphs at fixed addresses, "offload" moves them: use one of both'
-            )
-        if self.discovery.memory_budget and self.discovery.strategy != "auto":
-            raise ValueError('discovery.memory_budget goes with discovery.strategy = "auto"')
-        if self.discovery.M > self.diffusion.T:
-            raise ValueError(f"discovery.M must not exceed diffusion.T = {self.diffusion.T}")
-        if self.discovery.t_shift >= self.diffusion.T:
-            raise ValueError(f"discovery.t_shift must be below diffusion.T = {self.diffusion.T}, or nothing is shifted")
-        if self.discovery.min_magnitude > self.discovery.S:
-            raise ValueError("discovery.min_magnitude must not exceed discovery.S")
-        if self.discovery.fidelity == "l1" and not self.discovery.min_magnitude:
-            raise ValueError('discovery.fidelity = "l1" divides by |s|: make discovery.min_magnitude positive')
         return self

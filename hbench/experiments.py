@@ -8,25 +8,30 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from hbench.config import Experiment
+from hbench.config import Experiment, Paper
 from hbench.errors import HBenchError
 
 
 def experiments_folder() -> Path:
-    """The folder of the experiment files: inside an installed package, beside it in a checkout."""
+    """Return the folder of the experiment files: inside an installed package, beside it in a checkout."""
     installed = Path(__file__).parent / "experiments"
     return installed if installed.is_dir() else Path(__file__).parent.parent / "experiments"
 
 
-def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment called ``name`` (or the TOML file at that path), with ``section.key=value`` overrides.
+def load_experiment(name: str | Path, overrides: Sequence[str] = (), /, **settings: Any) -> Experiment:
+    """Return an experiment, with some settings changed.
+
+    Args:
+        name: an experiment of hbench, or the path of a TOML file.
+        overrides: changed settings as text, "discovery.K=16".
+        settings: changed settings as values, ``**{"discovery.K": 16}``.
 
     Raises:
         HBenchError: no such experiment, unreadable TOML, unknown key, or a value out of range.
     """
-    path = Path(name) if name.endswith(".toml") else experiments_folder() / f"{name}.toml"
+    path = Path(name) if str(name).endswith(".toml") else experiments_folder() / f"{name}.toml"
     if not path.is_file():
-        known = sorted(p.stem for p in experiments_folder().glob("*.toml"))
+        known = known_experiments()
         raise HBenchError(f'no experiment "{name}": choose one of {", ".join(known)}, or give the path of a .toml file')
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -35,12 +40,30 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     if "name" in values:  # it would say where results go
         raise HBenchError(f'{path}: unknown key "name": an experiment has the name of its file')
     for each in overrides:
-        _apply_override(values, each)
+        _set(values, *_parse_override(each))
+    for key, value in settings.items():
+        _set(values, key, value)
     return parse_experiment({**values, "name": path.stem}, source=str(path))
 
 
+def known_experiments() -> list[str]:
+    """Return the names of the experiments that hbench comes with."""
+    return sorted(path.stem for path in experiments_folder().glob("*.toml"))
+
+
+def paper_of(experiment: Experiment) -> Paper:
+    """Return the paper's numbers for an experiment: its own, or those of the experiment of that name in hbench."""
+    if experiment.paper != Paper() or experiment.name not in known_experiments():
+        return experiment.paper
+    return load_experiment(experiment.name).paper
+
+
 def parse_experiment(values: dict[str, Any], source: str) -> Experiment:
-    """Validated settings from plain values; ``source`` names their origin in error messages."""
+    """Return the experiment of plain values; ``source`` names their origin in error messages.
+
+    Raises:
+        HBenchError: unknown or missing key, or a value out of range.
+    """
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
@@ -48,19 +71,19 @@ def parse_experiment(values: dict[str, Any], source: str) -> Experiment:
 
 
 def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """The experiment with other settings, each ``section.key=value``.
+    """Return the experiment with other settings, each ``section.key=value``.
 
     Raises:
         HBenchError: unknown key, or a value out of range.
     """
     values = experiment.model_dump()
     for each in overrides:
-        _apply_override(values, each)
+        _set(values, *_parse_override(each))
     return parse_experiment(values, source=", ".join(overrides))
 
 
 def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
-    """Variants from "section.key=value,value,…": the experiment as it is, then each of these values alone.
+    """Return variants from "section.key=value,value,…": the experiment as it is, then each of these values alone.
 
     Raises:
         HBenchError: one is not of that form, or names no [discovery] setting.
@@ -69,24 +92,29 @@ def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
     for each in over:
         key, separator, values = each.partition("=")
         if not separator or not key.startswith("discovery."):
-            raise HBenchError(f'--over {each}: write "discovery.key=value,value", for example discovery.S=2,5')
+            raise HBenchError(f'`over` {each}: write "discovery.key=value,value", for example discovery.S=2,5')
         name = key.removeprefix("discovery.")
         variants |= {f"{name}={value.strip()}": [f"{key}={value}"] for value in values.split(",")}
     return variants
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _parse_override(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not (separator and dot and section and name):
-        raise HBenchError(f'--set {override}: write "section.key=value", for example discovery.K=16')
+    if not separator:
+        raise HBenchError(f'setting {override}: write "section.key=value", for example discovery.K=16')
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
-        value = text.strip()  # an unquoted string
+        return key.strip(), text.strip()  # an unquoted string
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    section, dot, name = key.partition(".")
+    if not (dot and section and name):
+        raise HBenchError(f'setting {key}: write "section.key", for example discovery.K')
     table = values.setdefault(section, {})
     if section == "name" or not isinstance(table, dict):
-        raise HBenchError(f"--set {override}: {section} is not a section")
+        raise HBenchError(f"setting {key}: {section} is not a section")
     table[name] = value
 
 
@@ -106,4 +134,5 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f'missing key "{where}"'
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where} = {problem['input']!r}: {message[0].lower()}{message[1:]}" if where else message
+    of_a_section = not where or isinstance(problem["input"], dict)  # such a message names the settings itself
+    return message if of_a_section else f"{where} = {problem['input']!r}: {message[0].lower()}{message[1:]}"

@@ -37,6 +37,11 @@ class Options:
     direction_source: str = "own"
     directions: Path | None = None
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """Arguments that every training takes."""
+        return {"seed": self.seed, "resume": self.resume, "max_minutes": self.max_minutes}
+
     def torch_device(self) -> "torch.device":
         """Return the device, after the processes of a torchrun have found each other on it."""
         from hbench.runtime.device import pick_device
@@ -123,6 +128,7 @@ training_options = combined(
     click.option("--resume", is_flag=True, help="Go on in --out, where a training was stopped or killed."),
     click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after this time."),
 )
+model_option = click.option("--model", type=a_path, help="Weights [default: runs/EXPERIMENT/pretrain].")
 data_options = combined(
     click.option("--data-root", type=a_path, help="Folder of the data set [env: HBENCH_DATA]."),
     click.option("--download", is_flag=True, help="Let torchvision download MNIST if it is missing."),
@@ -145,6 +151,11 @@ processes_option = click.option(
     help="Refuse to run unless torchrun started so many.",
 )
 """For commands that several processes can share: the others refuse to run under torchrun."""
+
+
+def training_out_option(name: str) -> Decorator[Any]:
+    """Return --out of a command that writes beside the trainings of its experiment."""
+    return click.option("--out", type=a_path, help=f"Output folder [default: runs/EXPERIMENT/{name}].")
 
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -18,10 +18,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbench.config import Experiment
 from hbench.errors import HBenchError
-from hbench.experiments import parse_experiment
+from hbench.experiments import paper_of, parse_experiment
 from hbench.reporting.artifacts import ARTIFACTS, Artifact, Comparison, Named, Row, Values
-from hbench.store.files import read_json, write_json, write_text
+from hbench.store.files import read_json, write_text
 from hbench.store.folders import refuse_links
+from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.provenance import Provenance
+from hbench.store.records import Record
 
 GENERATED = "not to be edited"
 """What every summary says of itself."""
@@ -29,19 +32,6 @@ REASONS = "not-run.json"
 """Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
 OF_THE_RUN = ("rca", "traverse", "fid-inception-v3-compat", "fid-lenet-digits", "properties", "edit")
 """Folders of what is measured on the run's own weights."""
-SHOWN_FACTS = {
-    "command",
-    "title",
-    "started_utc",
-    "wall_seconds",
-    "device",
-    "threads",
-    "driver",
-    "seed",
-    "git",
-    "versions",
-}
-"""Of a provenance, what the page says in words of its own."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class Section:
     named: list[Named]
     comparison: Comparison | None
     provenance: Path
-    origin: Values
+    origin: Provenance
     """What the provenance file says."""
 
 
@@ -68,68 +58,91 @@ class Report:
     sections: list[Section]
 
 
+@dataclass(frozen=True, kw_only=True)
+class NotRun(Record):
+    """Why artifacts are missing, by their folder."""
+
+    reasons: dict[str, str]
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
+        """Return the reasons of hbench 0.1, which were the whole file."""
+        return {"reasons": values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduced(Record):
+    """What everything in a folder of results is made of."""
+
+    experiment: dict[str, Any]
+    weights_sha256: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTable(Record):
+    """The table of a report, ours beside the paper's."""
+
+    rows: list[dict[str, Any]]
+
+
 def collect(folder: Path) -> Report:
-    """What the commands left in a folder of results.
+    """Return what the commands left in a folder of results.
 
     Raises:
-        HBenchError: nothing of hbench's there.
+        HBenchError: nothing of hbench's there, results of different weights, or one that is damaged.
     """
     if folder.is_dir():
         refuse_links(folder)
-    origins = {}
-    for artifact in ARTIFACTS:
-        if (folder / artifact.folder / "provenance.json").is_file():
-            file = folder / artifact.folder / "provenance.json"
-            origin = read_json(file)
-            if not isinstance(origin, dict) or not SHOWN_FACTS | {"experiment"} <= origin.keys():
-                raise HBenchError(f'{file}: not as hbench writes it: make it again with "hbench {artifact.command}"')
-            origins[artifact.folder] = origin
-    found = [origin["experiment"] for origin in origins.values() if origin.get("experiment")]
+    origins = {
+        artifact.folder: Provenance.read(file, f'make it again with "hbench {artifact.command}"')
+        for artifact in ARTIFACTS
+        if (file := folder / artifact.folder / PROVENANCE).is_file()
+    }
+    found = [origin.experiment for origin in origins.values() if origin.experiment]
     if not found:
         raise HBenchError(
             f'{folder}: no results there: "hbench rca" and others leave some; "hbench reproduce" makes all of them, '
             "and this page, in runs/reproduce"
         )
     experiment = parse_experiment(found[0], str(folder))
-    measured = {name: origins[name].get("weights_sha256") for name in OF_THE_RUN if name in origins}
+    measured = {name: origins[name].details.get("weights_sha256") for name in OF_THE_RUN if name in origins}
     if any(weights != next(iter(measured.values())) for weights in measured.values()):
         raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
-    reasons = read_json(folder / REASONS) if (folder / REASONS).is_file() else {}
+    reasons = NotRun.read(folder / REASONS).reasons if (folder / REASONS).is_file() else {}
     rows, sections = [], []
     for artifact in ARTIFACTS:
-        place = folder / artifact.folder
-        if artifact.folder not in origins:
-            reason = reasons.get(
-                artifact.folder, f'no {artifact.folder}/ in {folder}: "hbench {artifact.command}" makes it'
-            )
-            if artifact.item or artifact.folder in reasons:
-                rows.append(_missing(artifact, experiment, reason))
-            continue
-        legacy = isinstance(artifact.result, str)
-        file = place / f"{artifact.result if legacy else artifact.result.NAME}.json"
-        try:
-            result = read_json(file) if legacy else artifact.result.load(place)
-            lines = artifact.rows(result, experiment.paper)
-            named, comparison = artifact.named(result), artifact.comparison(result)
-        except (KeyError, TypeError, ValueError) as error:
-            raise HBenchError(
-                f'{file}: not as this version writes it ({error}): make it again with "hbench {artifact.command}"'
-            ) from error
-        pictures, provenance = sorted(place.glob("*.png")), place / "provenance.json"
-        origin = origins[artifact.folder]
-        rows += [replace(line, provenance=provenance, experiment=origin["title"] or experiment.title) for line in lines]
-        sections.append(Section(artifact.title, artifact.item, pictures, named, comparison, provenance, origin))
+        if origin := origins.get(artifact.folder):
+            lines, section = _read(artifact, folder / artifact.folder, origin, experiment)
+            rows += lines
+            sections.append(section)
+        elif artifact.item or artifact.folder in reasons:
+            default = f'no {artifact.folder}/ in {folder}: "hbench {artifact.command}" makes it'
+            rows.append(_missing(artifact, experiment, reasons.get(artifact.folder, default)))
     return Report(folder, experiment, rows, sections)
 
 
+def _read(artifact: Artifact, place: Path, origin: Provenance, experiment: Experiment) -> tuple[list[Row], Section]:
+    """Return what the table and the page say of one result."""
+    legacy = isinstance(artifact.result, str)
+    result = read_json(place / f"{artifact.result}.json") if legacy else artifact.result.load(place)
+    file = place / PROVENANCE
+    rows = [
+        replace(row, provenance=file, experiment=origin.title or experiment.title)
+        for row in artifact.rows(result, paper_of(experiment))
+    ]
+    named, comparison = artifact.named(result), artifact.comparison(result)
+    pictures = sorted(place.glob("*.png"))
+    return rows, Section(artifact.title, artifact.item, pictures, named, comparison, file, origin)
+
+
 def not_run(experiment: Experiment, reason: str) -> Report:
-    """The report of an experiment that was not run: the paper's numbers, and why there are none of ours."""
-    wanted = [artifact for artifact in ARTIFACTS if artifact.published(experiment.paper)]
+    """Return the report of an experiment that was not run: the paper's numbers, and why there are none of ours."""
+    wanted = [artifact for artifact in ARTIFACTS if artifact.published(paper_of(experiment))]
     return Report(None, experiment, [_missing(artifact, experiment, reason) for artifact in wanted], [])
 
 
 def _missing(artifact: Artifact, experiment: Experiment, reason: str) -> Row:
-    published, reason = artifact.published(experiment.paper), f"not run: {reason}"
+    published, reason = artifact.published(paper_of(experiment)), f"not run: {reason}"
     return Row(artifact.title, artifact.item, published, reason, ran=False, experiment=experiment.title)
 
 
@@ -148,7 +161,7 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
         for r in reports
         for row in r.rows
     ]
-    write_json(out / "report.json", table)
+    ReportTable(rows=table).write(out / "report.json")
     write_text(out / "report.csv", pd.DataFrame(table).to_csv(index=False))
 
 
@@ -161,7 +174,7 @@ def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
         HBenchError: the file holds something else.
     """
     if file.exists() and GENERATED not in file.read_text(encoding="utf-8", errors="replace"):
-        raise HBenchError(f"{file}: holds something else than such a table: choose another --summary")
+        raise HBenchError(f"{file}: holds something else than such a table: choose another `summary`")
     write_text(file, _markdown_page("summary.md", file.parent, reports=reports, command=command))
 
 
@@ -188,18 +201,21 @@ def _inline(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def _facts(origin: Values) -> list[tuple[str, str]]:
-    git = origin["git"]
+def _facts(origin: Provenance) -> list[tuple[str, str]]:
+    git = origin.git
     facts = {
-        "started": f"{origin['started_utc']} UTC, took {origin['wall_seconds']:,.0f} s",
-        "device": f"{origin['device']}, {origin['threads']} threads"
-        + (f", driver {d}" if (d := origin["driver"]) else ""),
-        "seed": str(origin["seed"]),
-        "commit": f"{git['commit']}{' with uncommitted changes' if git['dirty'] else ''}" if git else "not a checkout",
-        "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
+        "started": f"{origin.started_utc} UTC, took {origin.wall_seconds:,.0f} s",
+        "device": f"{origin.device}, {origin.threads} threads" + (f", driver {d}" if (d := origin.driver) else ""),
+        "seed": "none: nothing is random" if origin.seed is None else str(origin.seed),
+        "commit": f"{git.commit}{' with uncommitted changes' if git.dirty else ''}" if git else "not a checkout",
+        "versions": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),
+        "processes": str(origin.processes),
+        "backend": json.dumps(origin.backend),
+        "experiment": json.dumps(origin.experiment),
     }
-    facts |= {name: json.dumps(value) for name, value in origin.items() if name not in SHOWN_FACTS}
-    return list(facts.items())
+    if origin.pieces:
+        facts["pieces"] = json.dumps([asdict(piece) for piece in origin.pieces])
+    return list((facts | {name: json.dumps(value) for name, value in origin.details.items()}).items())
 
 
 def _code(text: str) -> str:

@@ -66,7 +66,7 @@ def save_directions(path: Path, directions: Directions, run: Run) -> None:
     """Writes directions as safetensors that carry the experiment, n, seed, and the SHA-256 of the shift block."""
     metadata = {
         "role": "directions",
-        "experiment": run.experiment.model_dump_json(),
+        "experiment": run.experiment.model_dump_json(exclude={"paper"}),
         **MADE_BY,
         "n": str(directions.n),
         "seed": str(directions.seed),

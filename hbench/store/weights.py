@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,13 +17,28 @@ from hbench import __version__
 from hbench.config import Experiment
 from hbench.errors import HBenchError
 from hbench.experiments import parse_experiment
-from hbench.store.files import read_json, replacing, write_json
+from hbench.store.files import replacing
 from hbench.store.folders import EXPERIMENT
+from hbench.store.records import Record
 
 FORMAT = 1
 """Of the files written here; to be raised whenever an older hbench could not read them, a new setting included."""
 MADE_BY = {"hbench": __version__, "format": str(FORMAT)}
 """What every weights file, experiment and checkpoint says of itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Record):
+    """The settings of a training, section by section; :class:`Experiment` checks their values."""
+
+    name: str
+    data: dict[str, Any]
+    model: dict[str, Any]
+    diffusion: dict[str, Any]
+    pretrain: dict[str, Any]
+    discovery: dict[str, Any]
+    evaluation: dict[str, Any]
+    paper: dict[str, Any] = field(default_factory=dict)
 
 
 def save_weights(path: Path, module: nn.Module, experiment: Experiment, role: str, dtype: str = "float32") -> None:
@@ -33,7 +49,8 @@ def save_weights(path: Path, module: nn.Module, experiment: Experiment, role: st
         for name, value in module.state_dict().items()
     }
     check_finite(tensors, f"{role} as {dtype}", "it is not written; train again with a lower learning rate")
-    metadata = {"role": role, "experiment": experiment.model_dump_json(), **MADE_BY}
+    settings = experiment.model_dump_json(exclude={"paper"})
+    metadata = {"role": role, "experiment": settings, **MADE_BY}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -53,17 +70,18 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:
-    """Writes the experiment of a training as ``experiment.json``: call it before anything else is written."""
-    write_json(folder / EXPERIMENT, {**MADE_BY, **experiment.model_dump(mode="json")})
+    """Write the settings of a training as ``experiment.json``; to be called before anything else is written."""
+    Settings(**experiment.model_dump(mode="json")).write(folder / EXPERIMENT)
 
 
 def read_written_experiment(path: Path) -> Experiment:
-    """The experiment in a file of :func:`write_experiment`; HBenchError where it is damaged or of a newer hbench."""
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise HBenchError(f"{path}: holds no experiment: train again")
-    check_format(values, path)
-    return parse_experiment({key: value for key, value in values.items() if key not in MADE_BY}, str(path))
+    """Return the experiment in a file of :func:`write_experiment`.
+
+    Raises:
+        HBenchError: damaged, or written by a newer hbench.
+    """
+    values = Settings.read(path, "train again").to_json()
+    return parse_experiment({key: value for key, value in values.items() if key != "schema"}, str(path))
 
 
 def check_format(values: Mapping[str, Any], path: Path) -> None:

@@ -1,21 +1,24 @@
-"""The commands that bring all results of a run together."""
+"""``hbench report``."""
 
-import shlex
-import sys
 from pathlib import Path
 
 import click
 
-from hbench.cli.legacy import result_folder
+from hbench.cli.options import a_path, result_folder
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: the first run's results].")
-@click.option("--summary", type=click.Path(path_type=Path), help="Also put one table of all RUNs into this .md file.")
+@click.argument("runs", nargs=-1, required=True, type=a_path, metavar="RUN...")
+@click.option("--out", type=a_path, help="Output folder [default: the first run's results].")
+@click.option("--summary", type=a_path, help="Also put one table of all RUNs into this .md file.")
 @click.option("--not-run", nargs=2, multiple=True, metavar="EXPERIMENT REASON", help="One for the table, as not run.")
+@click.pass_context
 def report(
-    runs: tuple[Path, ...], out: Path | None, summary: Path | None, not_run: tuple[tuple[str, str], ...]
+    ctx: click.Context,
+    runs: tuple[Path, ...],
+    out: Path | None,
+    summary: Path | None,
+    not_run: tuple[tuple[str, str], ...],
 ) -> None:
     """Write one page of all that was measured for RUNs.
 
@@ -32,11 +35,10 @@ def report(
     from hbench.reporting import report as pages
 
     folders = [result_folder(run) for run in runs]
-    place = out or folders[0]
     reports = [pages.collect(folder) for folder in folders]
     absent = [pages.not_run(load_experiment(name), reason) for name, reason in not_run]
-    pages.write_pages(reports, place)
-    click.echo(place / "report.html")
+    pages.write_pages(reports, out or folders[0])
+    click.echo((out or folders[0]) / "report.html")
     if summary:
-        pages.write_summary([*reports, *absent], summary, shlex.join(["hbench", *sys.argv[1:]]))
+        pages.write_summary([*reports, *absent], summary, ctx.obj)
         click.echo(summary)

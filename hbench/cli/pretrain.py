@@ -1,0 +1,43 @@
+"""``hbench pretrain``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hbench.cli.options import (
+    Options,
+    data_options,
+    experiment_options,
+    processes_option,
+    run_options,
+    shared,
+    training_options,
+    training_out_option,
+)
+
+if TYPE_CHECKING:
+    from hbench.config import Experiment
+
+
+@click.command()
+@experiment_options
+@shared(training_out_option("pretrain"), data_options, training_options, processes_option, run_options)
+def pretrain(experiment: "Experiment", options: Options) -> None:
+    """Train the diffusion model of EXPERIMENT on its images.
+
+    \b
+    Example:
+        hbench pretrain digits16 --max-minutes 10
+    """
+    from hbench.reporting.charts import draw_curves
+    from hbench.runtime.distributed import main_process_first
+    from hbench.store.datasets import load_images
+    from hbench.training.pretrain import pretrain as train_model
+
+    device = options.torch_device()
+    with main_process_first():  # since it may download them
+        images = load_images(experiment.data, options.data_root, download=options.download)
+    folder = options.claim(Path("runs") / experiment.name / "pretrain")
+    if train_model(experiment, images, folder, device=device, draw=draw_curves, **options.training):
+        click.echo(folder / "model.safetensors")

@@ -1,3 +1,64 @@
-"""hbench: interpretable directions in the h-space of frozen, pretrained diffusion models."""
+"""hbench: interpretable directions in the h-space of frozen, pretrained diffusion models, and what they are worth.
+
+Names are loaded when they are first used, so that ``import hbench`` imports no PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hbench.config import Experiment as Experiment
+    from hbench.core.backbone import Backbone as Backbone
+    from hbench.core.chain import backpropagate as backpropagate
+    from hbench.core.sampler import Sampler as Sampler
+    from hbench.errors import HBenchError as HBenchError
+    from hbench.evaluation import evaluate as evaluate
+    from hbench.experiments import load_experiment as load_experiment
+    from hbench.reporting.artifacts import plot as plot
+    from hbench.runtime.progress import show_progress as show_progress
+    from hbench.store.datasets import load_images as load_images
+    from hbench.store.directions import direction_source as direction_source
+    from hbench.store.pictures import Grid as Grid
+    from hbench.store.run import Run as Run
+    from hbench.store.run import load_model as load_model
+    from hbench.store.run import load_run as load_run
+    from hbench.training.discover import train as train
+    from hbench.training.pretrain import pretrain as pretrain
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "load_run": "hbench.store.run",
+    "Run": "hbench.store.run",
+    "Grid": "hbench.store.pictures",
+    "direction_source": "hbench.store.directions",
+    "evaluate": "hbench.evaluation",
+    "plot": "hbench.reporting.artifacts",
+    "load_experiment": "hbench.experiments",
+    "Experiment": "hbench.config",
+    "load_images": "hbench.store.datasets",
+    "pretrain": "hbench.training.pretrain",
+    "train": "hbench.training.discover",
+    "load_model": "hbench.store.run",
+    "Backbone": "hbench.core.backbone",
+    "Sampler": "hbench.core.sampler",
+    "backpropagate": "hbench.core.chain",
+    "show_progress": "hbench.runtime.progress",
+    "HBenchError": "hbench.errors",
+}
+"""Module of each public name, in the order of docs/api.md."""
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hbench' has no attribute {name!r}")
+    home = _HOME[name]
+    value = import_module(f"{home}.evaluate") if name == "evaluate" else getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

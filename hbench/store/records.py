@@ -74,13 +74,15 @@ class Record:
         if not isinstance(values, dict):
             raise HBenchError(f"{source}: holds no {cls._kind()}: {remedy}")
         schema = values.get("schema", 0)
-        if isinstance(schema, int) and schema > cls.SCHEMA:
+        if not isinstance(schema, int):
+            raise HBenchError(f"{source}: schema {schema!r} is no whole number: {remedy}")
+        if schema > cls.SCHEMA:
             raise HBenchError(
                 f"{source}: was written by a newer hbench (schema {schema}, this one reads up to {cls.SCHEMA}): "
                 "update hbench"
             )
-        writer = cls.WRITTEN_BY.get(schema, "an unknown version") if isinstance(schema, int) else "an unknown version"
-        if schema != cls.SCHEMA and isinstance(schema, int):
+        writer = cls.WRITTEN_BY.get(schema, "of an unknown version")
+        if schema != cls.SCHEMA:
             values = {key: value for key, value in values.items() if key not in ("hbench", "format")}
             values = cls.upgrade(values, schema)
         try:

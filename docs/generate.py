@@ -1,0 +1,115 @@
+"""Write what follows from the code: docs/api.md from the docstrings, docs/schema/ from the record classes.
+
+``python docs/generate.py`` writes both; a test compares them with the code.
+"""
+
+import inspect
+import json
+import pkgutil
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hbench
+from hbench.evaluation import evaluate
+from hbench.store.records import Record
+
+DOCS = Path(__file__).parent
+
+
+def main() -> None:
+    """Write all generated files, and remove schemas of records that are gone."""
+    pages = generated()
+    for old in (DOCS / "schema").glob("*.json"):
+        if old not in pages:
+            old.unlink()
+    for path, text in pages.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def generated() -> dict[Path, str]:
+    """Return the text of every generated file."""
+    schemas = {
+        DOCS / "schema" / f"{record.__name__}.json": json.dumps(record.json_schema(), indent=2) + "\n"
+        for record in records()
+    }
+    return {DOCS / "api.md": api(), **schemas}
+
+
+def records() -> list[type[Record]]:
+    """Return every class of JSON files in hbench."""
+    for module in pkgutil.walk_packages(hbench.__path__, "hbench."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    found = [each for each in _subclasses(Record) if not inspect.isabstract(each)]
+    return sorted((each for each in found if each.__module__.startswith("hbench.")), key=lambda each: each.__name__)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for each in cls.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def api() -> str:
+    """Return the reference of the Python API, from signatures and docstrings."""
+    parts = [
+        "# Python API",
+        "",
+        "Generated from the docstrings by `python docs/generate.py`. Tensors of images are float32 [B, C, H, W] in [-1, 1].",
+        "",
+        "## hbench",
+        "",
+    ]
+    for name in hbench.__all__:
+        if name != "evaluate":
+            parts += _entry(f"hbench.{name}", getattr(hbench, name))
+    parts += ["## hbench.evaluate", "", _text(evaluate), ""]
+    for name in evaluate.__all__:
+        parts += _entry(f"hbench.evaluate.{name}", getattr(evaluate, name))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _entry(name: str, value: Any) -> list[str]:
+    lines = [f"### {name}", "", "```python", f"{name}{_signature(value)}", "```", "", _text(value), ""]
+    if inspect.isclass(value):
+        for member, function in vars(value).items():
+            if not member.startswith("_") and _is_documented(function):
+                called = getattr(value, member)
+                text = _text(function if isinstance(function, property) else called)
+                shown = member if isinstance(function, property) else f"{member}{_signature(called, bound=True)}"
+                lines += [f"- `{shown}`: {_first_sentence(text)}"]
+        lines.append("")
+    return lines
+
+
+def _is_documented(member: Any) -> bool:
+    return inspect.isfunction(member) or isinstance(member, property | classmethod | staticmethod)
+
+
+def _signature(value: Any, bound: bool = False) -> str:
+    if inspect.isclass(value) and (issubclass(value, Record | Exception) or getattr(value, "_is_protocol", False)):
+        return ""
+    try:
+        signature = inspect.signature(value)
+    except ValueError:
+        return "(...)"
+    parameters = [p for name, p in signature.parameters.items() if not (bound and name == "self")]
+    text = str(signature.replace(parameters=parameters))
+    text = re.sub(r"(?:[a-z_]+\.)+([A-Za-z_]+)", r"\1", text)  # modules in front of types
+    return text.replace("'", "")
+
+
+def _text(value: Any) -> str:
+    return inspect.cleandoc(value.__doc__ or "")
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split("\n\n")[0].split())
+
+
+if __name__ == "__main__":
+    main()

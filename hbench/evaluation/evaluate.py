@@ -1,0 +1,31 @@
+"""All measurements of a run: ``hbench.evaluate.rca(run, pairs=1000)`` and its siblings, each returning a result.
+
+A result has ``summary()``, ``table()``, ``save(folder)`` and ``load(folder)``; ``hbench.plot(result, path)`` draws it.
+Measurements are loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hbench.evaluation.rca import RCA as RCA
+    from hbench.evaluation.rca import rca as rca
+
+_HOME = {
+    "rca": "hbench.evaluation.rca",
+    "RCA": "hbench.evaluation.rca",
+}
+"""Module of each public name, in the order of docs/api.md."""
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hbench.evaluate' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

@@ -28,6 +28,11 @@ class Data(Section):
     channels: Literal[1, 3] = 3
     """1 = grey, 3 = RGB."""
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of an image."""
+        return self.channels, self.size, self.size
+
 
 class Model(Section):
     """The ADM UNet (Table 3), in guided-diffusion's terms; the discriminator has the same shape."""

@@ -8,6 +8,8 @@ import torch
 from hypothesis import settings
 
 from hbench.config import Experiment
+from hbench.core.diffusion import alpha_bar_schedule, timesteps
+from hbench.core.sampler import Sampler
 from hbench.experiments import load_experiment
 
 TINY = [
@@ -25,6 +27,14 @@ TINY = [
     "discovery.checkpoint_every=2",
 ]
 """Overrides that make digits16 a matter of seconds."""
+
+
+def sampler_of(model, visited, t_shift=0, **fields):
+    """A sampler of DDPM's schedule on the CPU; ``visited`` are its timesteps, or how many."""
+    visited = timesteps(visited) if isinstance(visited, int) else visited
+    shape, device = fields.pop("image_shape", (1, 16, 16)), fields.pop("device", torch.device("cpu"))
+    return Sampler(model, alpha_bar_schedule(), tuple(visited), shape, device, t_shift, **fields)
+
 
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")  # the same examples in every run; --hypothesis-profile=default draws new ones

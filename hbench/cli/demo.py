@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from hbench.config import Experiment
 from hbench.evaluation.rca import RCA, rca
-from hbench.evaluation.sampling import traverse
 from hbench.experiments import parse_experiment
 from hbench.reporting.grids import direction_label, draw_directions
 from hbench.store.run import Run, load_run
@@ -22,7 +21,7 @@ FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 3.0, "dec
 
 def fresh_experiment(shipped: Path, steps: int) -> Experiment:
     """The shipped run's experiment, shrunk to ``steps`` small steps."""
-    values = load_run(shipped, torch.device("cpu")).experiment.model_dump()
+    values = load_run(shipped, device="cpu").experiment.model_dump()
     values["discovery"] |= FRESH | {"steps": steps, "checkpoint_every": max(1, steps // CHECKPOINTS)}
     return parse_experiment(values, "demo")
 
@@ -41,13 +40,13 @@ def discover(
         result = rca(fresh, pairs=PAIRS, seed=seed)
         grown.append((step, result))
         directions = result.ranking()
-        images = traverse(fresh, directions, EXAMPLES, SAMPLES, seed)
+        images = fresh.traverse(directions, examples=EXAMPLES, samples=SAMPLES, seed=seed).images
         labels = [direction_label(k, result) for k in directions]
         title = f"after {step} steps, accuracy {result.accuracy:.2f}"
         draw_directions(images, labels, experiment.discovery.S, title, out / "growth" / f"directions-{step:04d}.png")
         low, high = result.interval
         tqdm.write(f"   step {step:4d}: RCA {result.accuracy:.3f} [{low:.3f}, {high:.3f}] n {PAIRS}", file=sys.stderr)
 
-    model = load_run(shipped, device).model
+    model = load_run(shipped, device=device).model
     finished = train(experiment, model, out, seed=seed, device=device, on_checkpoint=look)
     return grown if finished else None

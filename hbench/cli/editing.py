@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hbench.config import Experiment, Precision
-    from hbench.evaluation.edit import Edit
+    from hbench.core.directions import Edit
 
 PICTURED = (-1.0, -0.5, 0.5, 1.0)  # magnitudes of the comparison, in units of S
 MOST_ROWS = 40  # of the picture of edits
@@ -78,10 +78,10 @@ def properties(
     from hbench.runtime.device import pick_device
     from hbench.store.directions import save_directions
     from hbench.store.files import write_text
-    from hbench.store.run import load_names, load_run
+    from hbench.store.run import load_run
 
-    names = load_names(run)
-    loaded = load_run(run, pick_device(device))
+    loaded = load_run(run, device=pick_device(device))
+    names = loaded.names
     settings = loaded.experiment.discovery
     _check_directions(loaded.experiment, shown, "--direction")
     check_steps(loaded.experiment, steps, "--steps")
@@ -179,17 +179,15 @@ def edit(
     import torch
 
     from hbench.core.images import to_float
-    from hbench.evaluation.edit import caption, invert, label, mean_square_error, psnr
-    from hbench.evaluation.edit import edit as generate_edits
+    from hbench.evaluation.edit import caption, edit_each, label, mean_square_error, psnr
     from hbench.reporting.charts import plain
     from hbench.reporting.grids import draw_edits
     from hbench.store.datasets import image_files, read_image
     from hbench.store.files import sha256
     from hbench.store.pictures import save_image
-    from hbench.store.run import load_names
 
-    names = load_names(run)
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
+    names = loaded.names
     experiment = loaded.experiment
     check_steps(experiment, steps, "--inversion-steps")
     edits = _requested(experiment, shifts, swept, crossed, samples)
@@ -202,8 +200,8 @@ def edit(
         click.echo(f"{file}: {done}", err=True)
 
     x_0 = to_float(torch.stack([pixels for pixels, _ in read]))
-    x_T = invert(loaded, x_0, steps, precision)
-    reconstructed = generate_edits(loaded, x_T, [()], source, steps, precision)
+    x_T = loaded.invert(x_0, steps=steps, precision=precision)
+    reconstructed = edit_each(loaded, x_T, [{}], source, steps, precision)
     errors = mean_square_error(reconstructed[:, 0], x_0).tolist()
     for file, mse in zip(files, errors, strict=True):
         click.echo(f"{file}  reconstruction MSE {mse:.3g}  PSNR {psnr(mse):.1f} dB")
@@ -214,7 +212,7 @@ def edit(
             f"{psnrs.min():.1f} to {psnrs.max():.1f}"
         )
 
-    edited = generate_edits(loaded, x_T, edits, source, steps, precision)
+    edited = edit_each(loaded, x_T, edits, source, steps, precision)
     kinds = ["original", "reconstruction", *map(label, edits)]
     images = torch.cat([x_0[:, None], reconstructed, edited], dim=1)
     for left in (folder / "images").glob("*.png"):  # of an earlier call
@@ -226,13 +224,13 @@ def edit(
     table = pd.DataFrame(
         {"image": [str(file) for file in files], "mse": errors, "psnr": [psnr(mse) for mse in errors], "files": stems}
     )
-    result = {"edits": edits, "images": table.to_dict("records")}
+    result = {"edits": [list(each.items()) for each in edits], "images": table.to_dict("records")}
 
     title = f"{experiment.title}, {direction_source} directions, {steps} steps"
     columns = [*kinds[:2], *(caption(each, names) for each in edits)]
     if swept is not None:
         title += f"\ndirection {swept}" + (f": {names[swept]}" if swept in names else "")
-        columns = [*kinds[:2], *(f"s = {s:.3g}" for ((_, s),) in edits)]
+        columns = [*kinds[:2], *(f"s = {s:.3g}" for each in edits for s in each.values())]
     shown = [" ".join(file.stem.split()) for file in files]
     shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in shown]
     rows = [f"{name}\n{psnr(mse):.1f} dB" for name, mse in zip(shown, errors, strict=True)]
@@ -266,23 +264,24 @@ def _requested(
         if first == second:
             raise click.BadParameter("give two different directions, or use --sweep", param_hint="--grid")
         return grid(first, second, S, samples)
-    terms = []
+    terms: dict[int, float] = {}
     for shift in shifts:
         k, _, s = shift.partition("=")
         try:
-            terms.append((int(k), float(s)))
+            direction, magnitude = int(k), float(s)
         except ValueError:
             raise click.BadParameter(
                 f'"{shift}": write direction=magnitude, as in 3=2.5', param_hint="--shift"
             ) from None
-        if not math.isfinite(terms[-1][1]):
+        if not math.isfinite(magnitude):
             raise click.BadParameter(f'"{shift}": the magnitude must be finite', param_hint="--shift")
-        if abs(terms[-1][1]) > S:
+        if abs(magnitude) > S:
             click.echo(f"--shift {shift}: beyond S = {S:g}, the largest magnitude of the training", err=True)
-    _check_directions(experiment, [k for k, _ in terms], "--shift")
-    if len({k for k, _ in terms}) < len(terms):
-        raise click.BadParameter("the same direction twice: add the magnitudes up", param_hint="--shift")
-    return singly_and_together(tuple(terms))
+        if direction in terms:
+            raise click.BadParameter("the same direction twice: add the magnitudes up", param_hint="--shift")
+        terms[direction] = magnitude
+    _check_directions(experiment, list(terms), "--shift")
+    return singly_and_together(terms)
 
 
 def _unfold(
@@ -298,10 +297,11 @@ def _unfold(
 
     ends = torch.full_like(images[:, :2, None].expand(-1, -1, samples, -1, -1, -1), float("nan"))
     ends[:, :, 0] = images[:, :2]
+    k, u = edits[0]
     squares = images[:, 2:].unflatten(1, (samples, samples))
     unfolded = torch.cat([ends.transpose(1, 2), squares], dim=2).flatten(0, 1)
-    columns = ["original", "reconstruction", *(caption(each[:1]) for each in edits[:samples])]
-    seconds = [caption(each[1:]) for each in edits[::samples]]
+    columns = ["original", "reconstruction", *(caption({k: each[k]}) for each in edits[:samples])]
+    seconds = [caption({u: each[u]}) for each in edits[::samples]]
     return unfolded, columns, [f"{name}\n{u}" if not i else u for name in names for i, u in enumerate(seconds)]
 
 

@@ -63,24 +63,21 @@ def traverse(
 
     from hbench.evaluation.rca import rca as measure
     from hbench.evaluation.rca import read_rca
-    from hbench.evaluation.sampling import traverse as walk
     from hbench.reporting.grids import direction_label, draw_directions
-    from hbench.store.run import load_names
 
-    names = load_names(run)
     loaded, source, details = load_run_and_source(run, device, direction_source, directions)
     ranked = read_rca(measured, loaded, source) if measured else None
     folder, origin = open_results(loaded, run, "traverse", out, overwrite, seed, **details)
     ranked = ranked or measure(loaded, pairs=count, seed=seed, source=source)
     order = ranked.ranking()
-    images = walk(loaded, order, examples, samples, seed, source)
-    labels = [direction_label(k, ranked, names) for k in order]
+    images = loaded.traverse(order, examples=examples, samples=samples, seed=seed, source=source).images
+    labels = [direction_label(k, ranked, loaded.names) for k in order]
     title = loaded.experiment.title + ("" if direction_source == "own" else f", {direction_source} directions")
     draw_directions(images, labels, loaded.experiment.discovery.S, title, folder / "directions.png")
     table = pd.DataFrame(
         {
             "direction": order,
-            "name": [names.get(k, "") for k in order],
+            "name": [loaded.names.get(k, "") for k in order],
             "accuracy": [ranked.per_direction[k] for k in order],
         }
     )
@@ -116,6 +113,7 @@ def sample(
     Example:
         hbench sample mnist16 --count 36 --steps 50
     """
+    from hbench.core.sampler import Sampler
     from hbench.evaluation.sampling import sample_model
     from hbench.experiments import load_experiment
     from hbench.runtime.device import pick_device
@@ -128,10 +126,11 @@ def sample(
     start(place)
     settings = load_experiment(experiment) if experiment else model_experiment(model)
     check_steps(settings, steps, "--steps")
-    network = load_model(model, settings).to(place)
+    network = load_model(model, settings, device=place)
     folder = claim_results(model.parent if model.is_file() else model, "samples", out, overwrite)
     origin = provenance(settings, place, seed, n=count, M=steps)
-    images = sample_model(settings, network, count, steps, seed)
+    sampler = Sampler.of(settings, network, place, M=steps, precision=settings.pretrain.precision)
+    images = sample_model(sampler, count, seed)
     if rank():
         return
     save_grid(images, folder / "samples.png", columns=max(1, round(count**0.5)), scale=max(1, 64 // settings.data.size))
@@ -202,7 +201,7 @@ def fid(
 
     place = pick_device(device)
     start(place)
-    loaded = load_run(run, place)
+    loaded = load_run(run, device=place)
     check_steps(loaded.experiment, steps, "--steps")
     M = steps or loaded.experiment.discovery.M
     extractor = extractor or default_extractor(loaded.experiment.data)

@@ -128,8 +128,7 @@ def open_results(
     from hbench.store.provenance import provenance
 
     folder = claim_results(run, name, out, overwrite)
-    device = next(loaded.model.parameters()).device
-    return folder, provenance(loaded.experiment, device, seed, weights_sha256=loaded.hashes, **details)
+    return folder, provenance(loaded.experiment, loaded.device, seed, weights_sha256=loaded.hashes, **details)
 
 
 def load_run_and_source(
@@ -144,7 +143,7 @@ def load_run_and_source(
 
     place = pick_device(device)
     start(place)
-    loaded = load_run(run, place)
+    loaded = load_run(run, device=place)
     source = direction_source(loaded, name, directions)
     return loaded, source, {"direction_source": name, "directions_sha256": directions and sha256(directions)}
 

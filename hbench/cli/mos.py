@@ -85,7 +85,7 @@ def export(
     if len(set(runs)) < len(runs):
         raise click.BadParameter("the same run twice", param_hint="RUN")
     place = pick_device(device)
-    loaded = {str(run): load_run(run, place) for run in runs}
+    loaded = {str(run): load_run(run, device=place) for run in runs}
     claim_folder(out, overwrite=overwrite)
     refuse_marked(out)
     origin = provenance(

@@ -55,7 +55,7 @@ class Options:
         """Return the run on the device."""
         from hbench.store.run import load_run
 
-        return load_run(run, self.torch_device())
+        return load_run(run, device=self.torch_device())
 
     def source(self, run: "Run") -> "DirectionSource":
         """Return the source of directions."""

@@ -35,7 +35,7 @@ def backpropagate(
     keep: int = 0,
     nodes: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss ``objective(x_0)`` and x_0, after accumulating the loss's gradients as ``.backward()`` would.
+    """Accumulate the gradients of ``objective(x_0)`` as ``.backward()`` would, and return the loss and x_0.
 
     Gradients reach every parameter that requires them inside the steps and the objective, and x_T if it requires one.
     All strategies give the same gradients, up to the rounding of their sums.
@@ -138,6 +138,13 @@ def _node_by_node(
     if x_T.requires_grad and g is not None:
         x_T.backward(g)
     return loss, x_0
+
+
+def run_chain(steps: Sequence[Step], x: Tensor) -> Tensor:
+    """Return the last node of a chain that starts at the node x."""
+    for step in steps:
+        x = step(x)
+    return x
 
 
 def _checked(loss: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Pure functions: no hidden no_grad, and no clipping, since a clamp kills gradients. ``t`` is always the model's integer
 time, 0..T-1, and ``t_prev`` the next timestep that is *visited*. Beyond both ends of the schedule lie the image itself,
-t = -1 with alpha_bar = 1, and pure noise, t = T with alpha_bar = 0.
+t = -1 with alpha_bar = 1, and pure noise, t = T with alpha_bar = 0. :class:`hbench.core.sampler.Sampler` strings the
+steps together.
 
 | paper | here |
 |---|---|
@@ -15,24 +16,25 @@ t = -1 with alpha_bar = 1, and pure noise, t = T with alpha_bar = 0.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hbench.models.adm import UNetModel
+from hbench.core.backbone import Backbone
 
 DeltaH = Callable[[Tensor, Tensor, int], Tensor]
 """(h_t, emb, t) -> what is added to h_t, magnitude included."""
 
 
 def alpha_bar_schedule(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
-    """Cumulative products of 1 - beta_t for linear betas: float64 [T] (DDPM, Ho et al. 2020, Sec. 4)."""
+    """Return the cumulative products of 1 - beta_t for linear betas: float64 [T] (DDPM, Ho et al. 2020, Sec. 4)."""
     return torch.cumprod(1 - torch.linspace(beta_start, beta_end, T, dtype=torch.float64), dim=0)
 
 
 def timesteps(M: int, T: int = 1000, spacing: str = "trailing") -> list[int]:
-    """The M timesteps that a generation visits, descending.
+    """Return the M timesteps that a generation visits, descending.
 
     ``trailing``: T(i+1)/M - 1 (999 … T/M - 1; starts at x_T and spends no step at t = 0); ``linspace``:
     linspace(0, T-1, M) rounded down (Asyrp's); ``leading``: iT/M (guided-diffusion's "ddimM").
@@ -53,131 +55,132 @@ def timesteps(M: int, T: int = 1000, spacing: str = "trailing") -> list[int]:
     return ascending[::-1]
 
 
-def transitions(descending: Sequence[int]) -> list[tuple[int, int]]:
-    """The pairs (t, t_prev) of a generation; the last goes to -1."""
-    return list(zip(descending, [*descending[1:], -1], strict=True))
+@dataclass(frozen=True, eq=False)
+class Transition:
+    """One step of the recursion, from time ``t`` to ``t_prev``, and what depends on these two alone."""
+
+    t: int
+    t_prev: int
+    alpha_bar_t: float
+    alpha_bar_prev: float
+    alpha_bar_seen: float
+    """That of the time the model is shown: the clean image, which has no timestep, is shown at t = 0."""
+    _times: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False)
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return the time that the model is shown with each sample of x, [B]; made once for each batch size."""
+        key = len(x), x.device
+        if key not in self._times:
+            self._times[key] = torch.full((len(x),), max(self.t, 0), dtype=torch.long, device=x.device)
+        return self._times[key]
+
+
+def transition(alpha_bar: Tensor, t: int, t_prev: int) -> Transition:
+    """Return the step from t to t_prev on the schedule ``alpha_bar`` [T]; both in -1..T."""
+
+    def at(t: int) -> float:
+        if t < 0:
+            return 1.0
+        return float(alpha_bar[t]) if t < len(alpha_bar) else 0.0
+
+    return Transition(t, t_prev, at(t), at(t_prev), at(max(t, 0)))
+
+
+def transitions(alpha_bar: Tensor, descending: Sequence[int]) -> tuple[Transition, ...]:
+    """Return the steps of a generation through the timesteps; the last goes to -1, the image."""
+    pairs = zip(descending, [*descending[1:], -1], strict=True)
+    return tuple(transition(alpha_bar, t, t_prev) for t, t_prev in pairs)
+
+
+def inverse_transitions(alpha_bar: Tensor, descending: Sequence[int]) -> tuple[Transition, ...]:
+    """Return the steps of the inversion: the same timesteps upwards, from the image to the first of a generation."""
+    ascending = descending[::-1]
+    pairs = zip([-1, *ascending[:-1]], ascending, strict=True)
+    return tuple(transition(alpha_bar, t, t_next) for t, t_next in pairs)
 
 
 def predict_x_0(x_t: Tensor, eps: Tensor, alpha_bar_t: float) -> Tensor:
-    """P_t(eps), the predicted x_0 (DDIM, Song et al. 2021, Eq. 9)."""
+    """Return P_t(eps), the predicted x_0 (DDIM, Song et al. 2021, Eq. 9)."""
     return (x_t - math.sqrt(1 - alpha_bar_t) * eps) / math.sqrt(alpha_bar_t)
 
 
 def direction_to_x_t(eps: Tensor, alpha_bar_prev: float) -> Tensor:
-    """D_t(eps), the direction pointing to x_t, for eta = 0 (DDIM, Song et al. 2021, Eq. 12)."""
+    """Return D_t(eps), the direction pointing to x_t, for eta = 0 (DDIM, Song et al. 2021, Eq. 12)."""
     return math.sqrt(1 - alpha_bar_prev) * eps
 
 
-def regular_step(model: UNetModel, alpha_bar: Tensor, x_t: Tensor, t: int, t_prev: int) -> Tensor:
-    """X at ``t_prev`` by one deterministic DDIM step from x_t. Cost: one pass of the UNet.
+def regular_step(backbone: Backbone, step: Transition, x_t: Tensor) -> Tensor:
+    """Return x at ``t_prev`` by one deterministic DDIM step from x_t. Cost: encoder and decoder once.
 
     With ``t_prev`` above ``t`` this is a step of the inversion.
     """
-    eps = _eps(model(x_t, _times(x_t, t)), x_t)
-    return _combine(predict_x_0(x_t, eps, _at(alpha_bar, t)), eps, _at(alpha_bar, t_prev))
+    output = _prediction(backbone.decode(*backbone.encode(x_t, step.times(x_t))), x_t)
+    eps = _eps(backbone, output, x_t, step)
+    return _next(_x_0(backbone, output, x_t, step), eps, step)
 
 
-def shifted_step(
-    model: UNetModel, alpha_bar: Tensor, delta_h: DeltaH, x_t: Tensor, t: int, t_prev: int
+def shifted_step(backbone: Backbone, step: Transition, delta_h: DeltaH, x_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x' at ``t_prev`` by one asymmetric step, first line of Eq. (2), and its P_t.
+
+    Only P_t sees the shifted h_t. Cost: the encoder once, the decoder twice, as one pass of twice the batch.
+    """
+    output, output_shifted = _both_outputs(backbone, step, delta_h, x_t, len(x_t))
+    x_0 = _x_0(backbone, output_shifted, x_t, step)
+    return _next(x_0, _eps(backbone, output, x_t, step), step), x_0
+
+
+def pair_step(backbone: Backbone, step: Transition, delta_h: DeltaH, x_t: Tensor, B: int) -> Tensor:
+    """Return the regular and the shifted process one asymmetric step later, [2B, C, H, W], by passes for both.
+
+    Args:
+        backbone: the frozen network.
+        step: the step.
+        delta_h: the shift.
+        x_t: raw samples and then shifted ones, [2B, C, H, W], or x_T [B, C, H, W], which both have in common.
+        B: number of pairs.
+    """
+    output, output_shifted = _both_outputs(backbone, step, delta_h, x_t, B)
+    x_0 = _x_0(backbone, output[:B], x_t[:B], step)
+    x_0_shifted = _x_0(backbone, output_shifted, x_t[-B:], step)
+    both = torch.cat([_eps(backbone, output[part], x_t[part], step) for part in (slice(B), slice(-B, None))])
+    return _next(torch.cat([x_0, x_0_shifted]), both, step)
+
+
+def _both_outputs(
+    backbone: Backbone, step: Transition, delta_h: DeltaH, x_t: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """X' at ``t_prev`` by one asymmetric step, first line of Eq. (2), and its P_t, which alone sees the shifted h_t.
-
-    Cost: the encoder once, the decoder twice, as one pass of twice the batch.
-    """
-    eps, eps_shifted = _both_eps(model, delta_h, x_t, t, len(x_t))
-    x_0 = predict_x_0(x_t, eps_shifted, _at(alpha_bar, t))
-    return _combine(x_0, eps, _at(alpha_bar, t_prev)), x_0
-
-
-def generation_steps(
-    model: UNetModel,
-    alpha_bar: Tensor,
-    descending: Sequence[int],
-    delta_h: DeltaH | None = None,
-    t_shift: int = 0,
-) -> list[Callable[[Tensor], Tensor]]:
-    """The reverse process x_T -> x_0 as a chain of M callables, one per timestep.
-
-    Without ``delta_h`` it is the regular process; with it, Eq. (2): asymmetric for t >= t_shift, regular below.
-    """
-
-    def step(t: int, t_prev: int) -> Callable[[Tensor], Tensor]:
-        if delta_h is not None and t >= t_shift:
-            return lambda x_t: shifted_step(model, alpha_bar, delta_h, x_t, t, t_prev)[0]
-        return lambda x_t: regular_step(model, alpha_bar, x_t, t, t_prev)
-
-    return [step(t, t_prev) for t, t_prev in transitions(descending)]
-
-
-def pair_steps(
-    model: UNetModel, alpha_bar: Tensor, descending: Sequence[int], delta_h: DeltaH, t_shift: int
-) -> list[Callable[[Tensor], Tensor]]:
-    """The regular and the shifted process side by side, a chain of M callables that make each pass for both.
-
-    The first callable takes x_T [B, C, H, W], which both have in common; what it returns, and all later nodes, are raw
-    samples and then shifted ones, [2B, C, H, W]. For where no gradient is needed: a graph would hold both.
-    """
-
-    def step(t: int, t_prev: int, is_first: bool) -> Callable[[Tensor], Tensor]:
-        def pair_step(x_t: Tensor) -> Tensor:
-            if t < t_shift:
-                x_prev = regular_step(model, alpha_bar, x_t, t, t_prev)
-                return torch.cat([x_prev, x_prev]) if is_first else x_prev
-            B = len(x_t) if is_first else len(x_t) // 2
-            eps, eps_shifted = _both_eps(model, delta_h, x_t, t, B)
-            x_0 = predict_x_0(x_t[:B], eps[:B], _at(alpha_bar, t))
-            x_0_shifted = predict_x_0(x_t[-B:], eps_shifted, _at(alpha_bar, t))
-            both = torch.cat([eps[:B], eps[-B:]])
-            return _combine(torch.cat([x_0, x_0_shifted]), both, _at(alpha_bar, t_prev))
-
-        return pair_step
-
-    return [step(t, t_prev, i == 0) for i, (t, t_prev) in enumerate(transitions(descending))]
-
-
-def inversion_steps(model: UNetModel, alpha_bar: Tensor, descending: Sequence[int]) -> list[Callable[[Tensor], Tensor]]:
-    """DDIM inversion x_0 -> x_T as a chain of M callables: the same recursion and timesteps, run upwards.
-
-    Each step takes eps at the time of the image it starts from (Song et al. 2021, Eq. 13, as in guided-diffusion's
-    ``ddim_reverse_sample``); the clean image itself, which has no timestep, is shown to the model at t = 0.
-    """
-
-    def step(t: int, t_next: int) -> Callable[[Tensor], Tensor]:
-        return lambda x_t: regular_step(model, alpha_bar, x_t, t, t_next)
-
-    ascending = descending[::-1]
-    return [step(t, t_next) for t, t_next in zip([-1, *ascending[:-1]], ascending, strict=True)]
-
-
-def run(steps: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
-    """The last node of a chain."""
-    for step in steps:
-        x = step(x)
-    return x
-
-
-def _both_eps(model: UNetModel, delta_h: DeltaH, x_t: Tensor, t: int, count: int) -> tuple[Tensor, Tensor]:
-    """Eps of all samples, and eps with a shifted h_t of the last ``count`` ones; one pass of the decoder for both."""
-    h, skips, emb = model.encode(x_t, _times(x_t, t))
-    shifted = h[-count:] + delta_h(h[-count:], emb[-count:], t)
+    """Return the output of all samples, and that with a shifted h_t of the last ``count``; one pass of the decoder."""
+    h, skips, emb = backbone.encode(x_t, step.times(x_t))
+    shifted = h[-count:] + delta_h(h[-count:], emb[-count:], step.t)
     skips = [torch.cat([skip, skip[-count:]]) for skip in skips]
-    eps = _eps(model.decode(torch.cat([h, shifted]), skips, torch.cat([emb, emb[-count:]])), x_t)
-    return eps[:-count], eps[-count:]
+    output = backbone.decode(torch.cat([h, shifted]), skips, torch.cat([emb, emb[-count:]]))
+    output = _prediction(output, x_t)
+    return output[:-count], output[-count:]
 
 
-def _times(x: Tensor, t: int) -> Tensor:
-    return torch.full((len(x),), max(t, 0), dtype=torch.long, device=x.device)
+def _prediction(output: Tensor, x: Tensor) -> Tensor:
+    return output[:, : x.shape[1]].to(x.dtype)  # learned sigma: the prediction comes first
 
 
-def _eps(output: Tensor, x: Tensor) -> Tensor:
-    return output[:, : x.shape[1]].to(x.dtype)  # learned sigma: eps comes first
+def _eps(backbone: Backbone, output: Tensor, x_t: Tensor, step: Transition) -> Tensor:
+    """Return the eps that a prediction stands for; for v see Salimans & Ho 2022, Sec. 4."""
+    signal, noise = math.sqrt(step.alpha_bar_seen), math.sqrt(1 - step.alpha_bar_seen)
+    if backbone.prediction == "v":
+        return noise * x_t + signal * output
+    if backbone.prediction == "x_0":
+        return (x_t - signal * output) / noise
+    return output
 
 
-def _at(alpha_bar: Tensor, t: int) -> float:
-    if t < 0:
-        return 1.0
-    return float(alpha_bar[t]) if t < len(alpha_bar) else 0.0
+def _x_0(backbone: Backbone, output: Tensor, x_t: Tensor, step: Transition) -> Tensor:
+    """Return the x_0 that a prediction stands for; at t = -1 that is x_t."""
+    if backbone.prediction == "eps" or step.t < 0:
+        return predict_x_0(x_t, output, step.alpha_bar_t)
+    if backbone.prediction == "v":
+        return math.sqrt(step.alpha_bar_t) * x_t - math.sqrt(1 - step.alpha_bar_t) * output
+    return output
 
 
-def _combine(x_0: Tensor, eps: Tensor, alpha_bar_prev: float) -> Tensor:
-    return math.sqrt(alpha_bar_prev) * x_0 + direction_to_x_t(eps, alpha_bar_prev)
+def _next(x_0: Tensor, eps: Tensor, step: Transition) -> Tensor:
+    """Return x at ``t_prev`` (DDIM, Song et al. 2021, Eq. 12)."""
+    return math.sqrt(step.alpha_bar_prev) * x_0 + direction_to_x_t(eps, step.alpha_bar_prev)

@@ -7,14 +7,16 @@
 | global | s times the mean of that over the timesteps of the shift interval | Δh^global, time-invariant |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hbench.core.diffusion import DeltaH
-from hbench.models.shift import ShiftBlock
 
+ShiftFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(h_t, emb, k [B]) -> f_k(h_t, t) of each sample's direction, [B, C, H, W], at unit magnitude."""
 Source = Callable[[Tensor, Tensor], DeltaH]
 """(k [B], s [B]) -> delta_h of each sample."""
 
@@ -24,31 +26,30 @@ class Directions:
     """The mean direction of random samples at each timestep (Sec. 5.4)."""
 
     timesteps: tuple[int, ...]
-    """Those of the shift interval, t >= t_shift, descending."""
+    """Timesteps of the shift interval, t >= t_shift, descending."""
     mean: Tensor
-    """Of f_k(h_t, t), at unit magnitude: float32 [K, timesteps, C, H, W]."""
+    """Mean of f_k(h_t, t), at unit magnitude: float32 [K, timesteps, C, H, W]."""
     n: int
-    """Samples in the mean."""
+    """Number of samples in the mean."""
     seed: int
-    """Of those samples."""
+    """Seed of these samples."""
 
     def nearest(self, t: int) -> int:
-        """Index of the timestep that is nearest to t."""
+        """Return the index of the timestep nearest to t."""
         return min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - t))
 
 
-def own(shift_block: ShiftBlock, k: Tensor, s: Tensor) -> DeltaH:
-    """S f_k(h_t, t), the sample's own direction in Eq. (2), for k [B] and magnitudes s [B]."""
+def own(f: ShiftFunction, k: Tensor, s: Tensor) -> DeltaH:
+    """Return the sample's own direction times its magnitude, s f_k(h_t, t) in Eq. (2), for k [B] and s [B]."""
 
     def delta_h(h: Tensor, emb: Tensor, t: int) -> Tensor:
-        shift: Tensor = s[:, None, None, None] * shift_block(h, emb, k)
-        return shift
+        return s[:, None, None, None] * f(h, emb, k)
 
     return delta_h
 
 
 def mean(directions: Directions, k: Tensor, s: Tensor) -> DeltaH:
-    """S Δh_t^mean: the same for every sample; at a timestep that was not recorded, that of the nearest one."""
+    """Return s Δh_t^mean: the same for every sample; between the recorded timesteps, that of the nearest one."""
 
     def delta_h(h: Tensor, emb: Tensor, t: int) -> Tensor:
         return s[:, None, None, None] * directions.mean[k, directions.nearest(t)]
@@ -57,13 +58,13 @@ def mean(directions: Directions, k: Tensor, s: Tensor) -> DeltaH:
 
 
 def time_invariant(directions: Directions, k: Tensor, s: Tensor) -> DeltaH:
-    """S Δh^global: the same for every sample and timestep, the mean of Δh_t^mean over the shift interval."""
+    """Return s Δh^global: the same for every sample and timestep, the mean of Δh_t^mean over the shift interval."""
     shift = s[:, None, None, None] * directions.mean[k].mean(1)
     return lambda h, emb, t: shift
 
 
 def together(*delta_hs: DeltaH) -> DeltaH:
-    """Several edits at once: the sum over i of s_i f_k_i(h_t, t) (Fig. 8)."""
+    """Return several shifts at once: the sum over i of s_i f_k_i(h_t, t) (Fig. 8)."""
 
     def delta_h(h: Tensor, emb: Tensor, t: int) -> Tensor:
         total = h.new_zeros(())
@@ -75,5 +76,37 @@ def together(*delta_hs: DeltaH) -> DeltaH:
 
 
 def scaled(delta_h: DeltaH, factor: float) -> DeltaH:
-    """``factor`` times an edit."""
+    """Return ``factor`` times a shift."""
     return lambda h, emb, t: factor * delta_h(h, emb, t)
+
+
+Edit = Mapping[int, float]
+"""Directions and their magnitudes, which are added up: the sum over k of s_k f_k. Empty = the original."""
+
+
+def edited(source: Source, edits: Sequence[Edit], device: torch.device) -> DeltaH:
+    """Return the shift that makes one edit of each sample of a batch."""
+    terms = max(1, *map(len, edits))
+    padded = [[*edit.items(), *[(0, 0.0)] * (terms - len(edit))] for edit in edits]  # a magnitude of 0 adds nothing
+    k = torch.tensor([[k for k, _ in each] for each in padded], device=device)
+    s = torch.tensor([[float(s) for _, s in each] for each in padded], device=device)
+    return together(*(source(k[:, i], s[:, i]) for i in range(terms)))
+
+
+def draw_shifts(
+    batch_size: int, K: int, S: float, min_magnitude: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw directions k [B] and magnitudes s [B] as in training, on the CPU.
+
+    Directions are uniform in 0..K-1, magnitudes in [-S, S]; an |s| below ``min_magnitude`` is raised to it
+    (GANLatentDiscovery, Voynov & Babenko 2020).
+    """
+    k = torch.randint(K, (batch_size,), generator=generator)
+    s = (2 * torch.rand(batch_size, generator=generator) - 1) * S
+    return k, torch.copysign(s.abs().clamp(min=min_magnitude), s)
+
+
+def magnitudes(S: float, count: int) -> list[float]:
+    """Return ``count`` magnitudes evenly from -S to S; the middle of an odd count is exactly 0, the original."""
+    half = (count - 1) / 2
+    return [S * (i - half) / half if half else 0.0 for i in range(count)]

@@ -1,4 +1,25 @@
-"""Random streams: every random number of hbench follows from a seed that is named here."""
+"""The random streams of hbench: every random number follows from a seed that has its function here.
+
+| stream | what it seeds | entropy |
+|---|---|---|
+| ``initial_weights`` | initial weights of the networks that are trained | seed |
+| ``starting_noise`` | x_T of image i; :func:`draw_x_T` draws it | seed, i |
+| ``shift_of_pair`` | k and s of the pair i that an evaluation draws | seed, i, 1 |
+| ``discovery_step`` | x_T, k and s of a training step of a discovery | seed, step, 2 |
+| ``pretraining_step`` | images, timesteps and noise of a training step of the diffusion model | seed, step |
+| ``dropout`` | dropout in that step, where several processes share it | seed, step, 3, rank |
+| ``pool`` | seed of the ``starting_noise`` of a discovery's pool | seed |
+| ``mean_samples`` | seed of the ``starting_noise`` of the n samples in a mean direction | seed, n |
+| ``controls`` | weights of count untrained directions in a user study | seed, count |
+| ``properties_bootstrap`` | resampling of n measured samples | seed, n |
+| ``probe`` | weights and shifts of the steps that predict memory and time | seed, unmixed |
+| ``study_design`` | who sees which direction in a user study, and in which order | seed, unmixed |
+| ``study_bootstrap`` | resampling of a user study's directions | seed, unmixed |
+| ``real_halves`` | the two halves of real images that are compared with each other | none |
+
+Entropy is mixed by NumPy's ``SeedSequence``, which ignores zeros at its end: (seed, 0) is (seed). Streams of equal
+entropy are the same numbers; they seed different quantities. No measurement shares entropy with a discovery's steps.
+"""
 
 from collections.abc import Sequence
 
@@ -8,16 +29,86 @@ from torch import Tensor
 
 
 def draw_x_T(seed: int, first: int, count: int, shape: Sequence[int]) -> Tensor:
-    """Starting noise of images ``first`` .. ``first + count - 1``: float32 [count, *shape], on the CPU.
+    """Draw the starting noise of images ``first`` .. ``first + count - 1``: float32 [count, *shape], on the CPU.
 
     Each image has its own seed, so it does not depend on the batch size or on where a run was resumed.
     """
     x_T = torch.empty(count, *shape)
     for i in range(count):
-        x_T[i].normal_(generator=torch.Generator().manual_seed(seed_of(seed, first + i)))
+        x_T[i].normal_(generator=torch.Generator().manual_seed(starting_noise(seed, first + i)))
     return x_T
 
 
-def seed_of(*entropy: int) -> int:
-    """A 63-bit seed that is a well-mixed function of the given non-negative numbers; zeros at the end do not count."""
+def initial_weights(seed: int) -> int:
+    """Return the seed of the initial weights of networks."""
+    return _mixed(seed)
+
+
+def starting_noise(seed: int, i: int) -> int:
+    """Return the seed of image i's x_T."""
+    return _mixed(seed, i)
+
+
+def shift_of_pair(seed: int, i: int) -> int:
+    """Return the seed of the direction and magnitude of an evaluation's pair i."""
+    return _mixed(seed, i, 1)
+
+
+def discovery_step(seed: int, step: int) -> int:
+    """Return the seed of everything random in a training step of a discovery."""
+    return _mixed(seed, step, 2)
+
+
+def pretraining_step(seed: int, step: int) -> int:
+    """Return the seed of the images, timesteps and noise of a training step of the diffusion model."""
+    return _mixed(seed, step)
+
+
+def dropout(seed: int, step: int, rank: int) -> int:
+    """Return the seed of dropout in a training step of the diffusion model: other masks on each process."""
+    return _mixed(seed, step, 3, rank)
+
+
+def pool(seed: int) -> int:
+    """Return the seed of the starting noise of a discovery's pool."""
+    return _mixed(seed)
+
+
+def mean_samples(seed: int, n: int) -> int:
+    """Return the seed of the starting noise of the n samples in a mean direction."""
+    return _mixed(seed, n)
+
+
+def controls(seed: int, count: int) -> int:
+    """Return the seed of the weights of ``count`` untrained directions."""
+    return _mixed(seed, count)
+
+
+def properties_bootstrap(seed: int, n: int) -> int:
+    """Return the seed of the bootstrap over n measured samples."""
+    return _mixed(seed, n)
+
+
+def probe(seed: int) -> int:
+    """Return the seed of the steps that predict memory and time."""
+    return seed
+
+
+def study_design(seed: int) -> int:
+    """Return the seed of a user study's shuffles."""
+    return seed
+
+
+def study_bootstrap(seed: int) -> int:
+    """Return the seed of the bootstrap over a user study's directions."""
+    return seed
+
+
+def real_halves() -> int:
+    """Return the seed of the split of real images into two halves, always the same."""
+    return 0
+
+
+def _mixed(*entropy: int) -> int:
+    """Return 63 well-mixed bits of the given non-negative numbers; zeros at the end do not count."""
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

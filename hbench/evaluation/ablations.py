@@ -18,7 +18,7 @@ from hbench.evaluation.curves import last_third, read_curves
 from hbench.evaluation.fid import frechet_distance, lenet_reference, statistics
 from hbench.evaluation.lenet import FILE, fits, load_lenet, single_features
 from hbench.evaluation.rca import rca
-from hbench.evaluation.sampling import Pairs, traverse
+from hbench.evaluation.sampling import Pairs
 from hbench.experiments import override
 from hbench.models.adm import UNetModel
 from hbench.models.reconstructor import LENET_FEATURES
@@ -170,7 +170,7 @@ def measure_variants(
     for variant in variants:
         for training_seed in seeds:
             folder = run_folder(out, variant, training_seed)
-            run = load_run(folder, device)
+            run = load_run(folder, device=device)
             pairs: list[Pairs] = []
             found = rca(run, pairs=count, seed=seed, on_pairs=pairs.append)
             (curves,) = read_curves([folder])
@@ -200,7 +200,7 @@ def measure_variants(
             if training_seed == seeds[0]:
                 best = found.ranking()[:DIRECTIONS]
                 labels = [f"{variant}: {direction_label(k, found)}" for k in best]
-                drawn.append((traverse(run, best, EXAMPLES, SAMPLES, seed), labels))
+                drawn.append((run.traverse(best, examples=EXAMPLES, samples=SAMPLES, seed=seed).images, labels))
     table = pd.DataFrame(rows).astype({"fd_raw": float, "fd_shifted": float})  # None becomes nan
     shown = min(len(labels) for _, labels in drawn)  # fewer where a variant has fewer directions
     images = torch.cat([images[:shown] for images, _ in drawn])

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
+from hbench.core import seeds
 from hbench.core.intervals import jackknife
 from hbench.errors import HBenchError
 from hbench.evaluation.features import INCEPTION, features
@@ -151,7 +152,7 @@ def real_reference(found: Tensor) -> Reference:
     """The reference made of the features [n, D] of real images."""
     if len(found) < 6:
         raise HBenchError(f"{len(found)} real images: need at least 6 to compare two halves of them: add images")
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seeds.real_halves()))
     first, second = (found[half] for half in order.chunk(2))
     halves = frechet_distance(statistics(first), statistics(second))
     parts = zip(_without_each_group(first), _without_each_group(second), strict=False)

@@ -17,8 +17,8 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from hbench.config import Data, Experiment
+from hbench.core import seeds
 from hbench.core.images import to_float
-from hbench.core.seeds import seed_of
 from hbench.errors import HBenchError
 from hbench.models.digit_lenet import DigitLeNet
 from hbench.models.reconstructor import LENET_FEATURES
@@ -94,7 +94,7 @@ def train_lenet(
     experiment: Experiment, images: Tensor, labels: Tensor, *, epochs: int = 5, seed: int = 0
 ) -> DigitLeNet:
     """The classifier trained on uint8 images [N, C, H, W] and labels [N], in eval mode."""
-    torch.manual_seed(seed_of(seed))
+    torch.manual_seed(seeds.initial_weights(seed))
     lenet = DigitLeNet(experiment.data.channels, experiment.data.size, int(labels.max()) + 1)
     optimizer = torch.optim.Adam(lenet.parameters(), lr=1e-3)
     for _ in progress(range(epochs), desc="LeNet", unit="epoch"):

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from hbench.core.directions import Directions, Source, mean, own, time_invariant
+from hbench.core import seeds
+from hbench.core.directions import Directions, Source, magnitudes, mean, time_invariant
 from hbench.core.images import soft_clip
 from hbench.core.intervals import Array, jackknife, student
-from hbench.core.seeds import seed_of
-from hbench.evaluation.sampling import BATCH, generate, noise, shift_interval
-from hbench.models.shift import magnitudes
+from hbench.core.sampler import BATCH, Sampler
 from hbench.runtime.progress import progress
 from hbench.store.run import Run
 
@@ -135,22 +134,23 @@ def _mean_and_groups(run: Run, n: int, seed: int, M: int | None) -> tuple[Direct
 
     The sums are float64 [groups, timesteps, C, H, W].
     """
-    own_stream = seed_of(seed, n)
+    own_stream = seeds.mean_samples(seed, n)
+    sampler = run.sampler.with_steps(M)
     group = torch.arange(n) % min(GROUPS, n)
     sums: Tensor | None = None
     with progress(total=n, desc="mean direction", unit="image") as bar:
         for first in range(0, n, BATCH):
-            _, hidden = _regular(run, noise(run, own_stream, first, min(BATCH, n - first)), M)
+            _, hidden = _regular(run, sampler, run.noise(min(BATCH, n - first), seed=own_stream, first=first))
             if sums is None:
                 sums = hidden.new_zeros(int(group.max()) + 1, *hidden[0].shape, dtype=torch.float64)
             sums.index_add_(0, group[first : first + BATCH].to(hidden.device), hidden.double())
             bar.update(len(hidden))
     assert sums is not None
-    mean = Directions(tuple(shift_interval(run, M)), _directions(run, sums.sum(0) / n), n, seed)
+    mean = Directions(sampler.shift_interval, _directions(run, sums.sum(0) / n), n, seed)
     return mean, sums, torch.bincount(group).to(sums.device)
 
 
-def _regular(run: Run, x_T: Tensor, M: int | None) -> tuple[Tensor, Tensor]:
+def _regular(run: Run, sampler: Sampler, x_T: Tensor) -> tuple[Tensor, Tensor]:
     """x_0 of the regular process, and the shift block's hidden features on the way, [B, timesteps, C, H, W]."""
     seen = []
 
@@ -158,7 +158,7 @@ def _regular(run: Run, x_T: Tensor, M: int | None) -> tuple[Tensor, Tensor]:
         seen.append(run.shift_block.hidden(h, emb).float())
         return torch.zeros_like(h)
 
-    x_0 = generate(run, x_T, record, M)
+    x_0 = sampler.generate(x_T, record)
     return x_0, torch.stack(seen, dim=1)
 
 
@@ -219,21 +219,22 @@ def compare(
 
     In each row one x_T: the original, then its own, mean and time-invariant edit at each magnitude of ``values``.
     """
-    x_T = noise(run, seed, 0, examples)
-    original = generate(run, x_T, None, M)
+    sampler = run.sampler.with_steps(M)
+    x_T = run.noise(examples, seed=seed)
+    original = sampler.generate(x_T)
     panels = []
     for k in shown:
-        chosen = torch.full((examples,), k, device=x_T.device)
+        chosen = torch.full((examples,), k, device=run.device)
         row = [original]
         for s in values:
-            magnitude = torch.full((examples,), s, device=x_T.device)
-            row += [generate(run, x_T, source(chosen, magnitude), M) for source in _sources(run, directions)]
+            magnitude = torch.full((examples,), s, device=run.device)
+            row += [sampler.generate(x_T, source(chosen, magnitude)) for source in _sources(run, directions)]
         panels.append(torch.stack(row, dim=1).cpu())
     return torch.stack(panels)
 
 
 def _sources(run: Run, directions: Directions) -> list[Source]:
-    return [partial(own, run.shift_block), partial(mean, directions), partial(time_invariant, directions)]
+    return [run.own, partial(mean, directions), partial(time_invariant, directions)]
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ class _Measured:
 @torch.no_grad()
 def _measure(run: Run, directions: Directions, s: Array, seed: int, M: int | None) -> _Measured:
     n, K, bound = len(s), run.shift_block.K, run.experiment.discovery.soft_clip
-    device = directions.mean.device
+    sampler, device = run.sampler.with_steps(M), run.device
     magnitude = torch.from_numpy(s).float().to(device)
     cosine = torch.empty(n, K, len(directions.timesteps))
     edit, distance = torch.empty(n, K), torch.empty(n, K, 2)
@@ -259,13 +260,13 @@ def _measure(run: Run, directions: Directions, s: Array, seed: int, M: int | Non
     with progress(total=n * K, desc="edits", unit="edit") as bar:
         for first in range(0, n, BATCH):
             rows = slice(first, min(first + BATCH, n))
-            x_T = noise(run, seed, first, rows.stop - first)
-            x_0, hidden = _regular(run, x_T, M)
+            x_T = run.noise(rows.stop - first, seed=seed, first=first)
+            x_0, hidden = _regular(run, sampler, x_T)
             for k in range(K):
                 f_k = run.shift_block.direction(hidden, k)
                 cosine[rows, k] = F.cosine_similarity(f_k.flatten(2), directions.mean[k].flatten(1), dim=2).cpu()
                 chosen = torch.full((len(x_T),), k, device=device)
-                edits = [generate(run, x_T, source(chosen, magnitude[rows]), M) for source in _sources(run, directions)]
+                edits = [sampler.generate(x_T, source(chosen, magnitude[rows])) for source in _sources(run, directions)]
                 edit[rows, k] = _norm(edits[0] - x_0)
                 for i, image in enumerate(edits):
                     logits, predicted = run.reconstructor(soft_clip(x_0, bound), soft_clip(image, bound))
@@ -335,7 +336,7 @@ def _bootstrap(measured: _Measured, seed: int) -> dict[str, Estimate]:
         n_resamples=RESAMPLES,
         batch=10,
         method="percentile",
-        rng=np.random.default_rng(seed_of(seed, len(samples))),
+        rng=np.random.default_rng(seeds.properties_bootstrap(seed, len(samples))),
     )
     low, high = result.confidence_interval
     return {

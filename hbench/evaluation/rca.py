@@ -10,8 +10,9 @@ import torch
 
 from hbench.core.images import soft_clip
 from hbench.core.intervals import student, wilson
+from hbench.core.sampler import BATCH
 from hbench.errors import HBenchError
-from hbench.evaluation.sampling import BATCH, Pairs, batches_of, draw_pairs
+from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hbench import __version__
 from hbench.core.images import to_uint8
+from hbench.core.sampler import BATCH
 from hbench.errors import HBenchError
-from hbench.evaluation.sampling import BATCH, batches_of, draw_pairs
+from hbench.evaluation.sampling import batches_of, draw_pairs
 from hbench.runtime.distributed import barrier, rank, turns
 from hbench.runtime.progress import progress
 from hbench.store.files import temporary_name, write_json
@@ -36,7 +37,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
         "discovery": settings.model_dump(include={"K", "S", "t_shift", "spacing", "min_magnitude", "precision"}),
         "M": M or settings.M,
         "seed": seed,
-        "device": next(run.model.parameters()).device.type,
+        "device": run.device.type,
         "versions": {"hbench": __version__, "torch": torch.__version__},
     }
     folder = cache / "samples" / _key(determining)

@@ -32,7 +32,8 @@ import torch
 from tqdm import tqdm
 
 from hbench.config import Experiment
-from hbench.core.seeds import seed_of
+from hbench.core import seeds
+from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment
 from hbench.models import build_model
@@ -340,13 +341,14 @@ def step_taker(
     experiment: Experiment, model: UNetModel, seed: int, device: torch.device
 ) -> Callable[[int], dict[str, float]]:
     """A function that takes step i of ``hbench train`` with initial networks, and returns its metrics."""
-    frozen = freeze(experiment, model, device)
-    running = resolve(experiment, frozen, seed)
-    return partial(train_step, running, frozen, initial(running, frozen, seed), raw_pairs(running, frozen, seed), seed)
+    sampler = Sampler.of(experiment, freeze(experiment, model, device), device)
+    running = resolve(experiment, sampler, seed)
+    trained, draw_raw = initial(running, sampler, seed), raw_pairs(running, sampler, seed)
+    return partial(train_step, running, sampler, trained, draw_raw, seed)
 
 
 def _initial_model(cell: Cell) -> UNetModel:
-    torch.manual_seed(seed_of(cell.seed))
+    torch.manual_seed(seeds.initial_weights(cell.seed))
     return build_model(cell.experiment)
 
 

@@ -60,22 +60,3 @@ class ShiftBlock(nn.Module):
         The output convolution is affine: f_k of the features' mean over samples is the mean of f_k over samples.
         """
         return (self.out_weight[k] @ hidden.flatten(-2) + self.out_bias[k][:, None]).reshape(hidden.shape)
-
-
-def draw_shifts(
-    batch_size: int, K: int, S: float, min_magnitude: float, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Draw directions k [B] and magnitudes s [B] as in training, on the CPU.
-
-    Directions are uniform in 0..K-1, magnitudes in [-S, S]; an |s| below ``min_magnitude`` is raised to it
-    (GANLatentDiscovery, Voynov & Babenko 2020).
-    """
-    k = torch.randint(K, (batch_size,), generator=generator)
-    s = (2 * torch.rand(batch_size, generator=generator) - 1) * S
-    return k, torch.copysign(s.abs().clamp(min=min_magnitude), s)
-
-
-def magnitudes(S: float, count: int) -> list[float]:
-    """Return ``count`` magnitudes evenly from -S to S; the middle of an odd count is exactly 0, the original."""
-    half = (count - 1) / 2
-    return [S * (i - half) / half if half else 0.0 for i in range(count)]

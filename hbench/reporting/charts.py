@@ -195,8 +195,12 @@ def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
 
 def draw_fidelity(result: "Fidelity", kinds: "Sequence[Path]", title: str, path: Path) -> None:
     """Draws the distances of raw and shifted samples with their intervals, and some samples of each kind."""
+    import numpy as np
+    import torch
     from matplotlib.figure import Figure
     from PIL import Image
+
+    from hbench.core.images import tile
 
     side = 8
     figure = Figure(figsize=(12, 4.4), layout="constrained")
@@ -210,12 +214,11 @@ def draw_fidelity(result: "Fidelity", kinds: "Sequence[Path]", title: str, path:
     bars.margins(y=0.25)  # room for the legend
     bars.legend(loc="upper left")
     for axis, folder, name, d in zip(grids, kinds, ("raw", "shifted"), values, strict=True):
-        shown = [Image.open(file) for file in sorted(folder.glob("*.png"))[: min(side * side, d.n)]]
-        width, height = shown[0].size
-        canvas = Image.new(shown[0].mode, (side * (width + 1), side * (height + 1)), "grey")
-        for i, image in enumerate(shown):
-            canvas.paste(image, (i % side * (width + 1), i // side * (height + 1)))
-        axis.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        files = sorted(folder.glob("*.png"))[: min(side * side, d.n)]
+        shown = np.stack([np.atleast_3d(np.asarray(Image.open(file))) for file in files])
+        images = torch.from_numpy(shown).permute(0, 3, 1, 2)
+        tiles = tile(images, side, rows=side, edge=1, background=(128, 128, 128))
+        axis.imshow(tiles.pixels[1:, 1:].numpy(), interpolation="nearest")  # no line at the top and on the left
         axis.set_axis_off()
         axis.set_title(f"{name}: {d.fd:.3f} [{d.interval[0]:.3f}, {d.interval[1]:.3f}], n = {d.n}", fontsize=10)
     figure.suptitle(title)

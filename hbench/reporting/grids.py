@@ -34,7 +34,7 @@ def draw_directions(
     """
     from matplotlib.figure import Figure
 
-    from hbench.models.shift import magnitudes
+    from hbench.core.directions import magnitudes
 
     directions, examples, samples = images.shape[:3]
     columns = min(columns, directions)
@@ -126,22 +126,23 @@ def _show_tiles(axis: "Axes", images: "Tensor", breaks: Sequence[int] = ()) -> t
     Each image has a thin grey frame, so that one gone white shows; a wide white line comes before each column of
     ``breaks``; nan stays white.
     """
-    import torch
+    from hbench.core.images import GREY, tile, to_uint8
 
-    from hbench.core.images import to_uint8
-
-    rows, columns, channels, height, width = images.shape
+    columns, height, width = images.shape[1], *images.shape[-2:]
     gap, wide = max(1, width // 16), max(4, width // 4)
-    lefts = [gap + column * (width + gap) + wide * sum(b <= column for b in breaks) for column in range(columns)]
-    tops = [gap + row * (height + gap) for row in range(rows)]
-    canvas = torch.full((channels, tops[-1] + height + gap, lefts[-1] + width + gap), 255, dtype=torch.uint8)
-    for row, top in enumerate(tops):
-        for column, left in enumerate(lefts):
-            if not images[row, column].isnan().any():
-                canvas[:, top - gap : top + height + gap, left - gap : left + width + gap] = 144
-                canvas[:, top : top + height, left : left + width] = to_uint8(images[row, column])
-    picture = canvas.permute(1, 2, 0).squeeze(-1).numpy()
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    each = images.flatten(0, 1)
+    pixels, lefts, tops = tile(
+        to_uint8(each.nan_to_num()),
+        columns,
+        gap=gap,
+        edge=gap,
+        frames=dict.fromkeys(range(columns), GREY),
+        frame_width=gap,
+        breaks=breaks,
+        break_width=wide,
+        shown=~each.isnan().flatten(1).any(1),
+    )
+    axis.imshow(pixels.numpy(), interpolation="nearest")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_yticks([])

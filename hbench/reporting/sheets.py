@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
+from hbench.core.images import ORANGE, tile
 from hbench.errors import HBenchError
 from hbench.evaluation.mos.study import COLUMNS, Direction, Key
 from hbench.runtime.progress import progress
@@ -26,8 +26,8 @@ CRITERIA = (
 )
 """The paper's three: a direction is marked 1 only if all hold."""
 
-GREY, FRAME = 60, (230, 126, 0)
-"""Colours between the images, and around the original: 3.9 to 1 in contrast."""
+DARK = (60, 60, 60)
+"""Colour between the images: 3.9 to 1 in contrast to the frame of the original."""
 
 
 def draw_grid(images: Tensor) -> np.ndarray:
@@ -36,13 +36,18 @@ def draw_grid(images: Tensor) -> np.ndarray:
     Args:
         images: uint8 [examples, samples, C, H, W].
     """
-    examples, samples, _, height, width = images.shape
+    samples, width = images.shape[1], images.shape[-1]
     margin = max(1, width // 16)
-    canvas = torch.full((examples, samples, 3, height + 2 * margin, width + 2 * margin), GREY, dtype=torch.uint8)
-    canvas[:, samples // 2] = torch.tensor(FRAME, dtype=torch.uint8)[:, None, None]
-    canvas[..., margin:-margin, margin:-margin] = images  # grey is repeated
-    rows, columns = examples * (height + 2 * margin), samples * (width + 2 * margin)
-    return canvas.permute(0, 3, 1, 4, 2).reshape(rows, columns, 3).numpy()
+    tiles = tile(
+        images.flatten(0, 1),
+        samples,
+        gap=2 * margin,
+        edge=margin,
+        background=DARK,
+        frames={samples // 2: ORANGE},
+        frame_width=margin,
+    )
+    return tiles.pixels.numpy()
 
 
 def png(pixels: np.ndarray, scale: int = 1) -> bytes:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hbench.core.diffusion import DeltaH
-from hbench.core.directions import Directions, Source, mean, own, time_invariant
+from hbench.core.directions import Directions, Source, mean, time_invariant
 from hbench.errors import HBenchError
 from hbench.store.files import replacing, sha256
 from hbench.store.run import Run
@@ -52,7 +52,7 @@ def direction_source(run: Run, name: str = "own", file: str | Path | None = None
     if name == "own":
         if file is not None:
             raise HBenchError('a file of directions goes with the source "mean" or "global": choose one of them')
-        return DirectionSource(name, partial(own, run.shift_block))
+        return DirectionSource(name, run.own)
     if file is None:
         raise HBenchError(
             f'the source "{name}" needs a file of directions: a measurement of properties writes directions.safetensors'
@@ -97,5 +97,4 @@ def load_directions(path: Path, run: Run) -> Directions:
     except (SafetensorError, KeyError, ValueError) as error:
         raise HBenchError(f"{path}: damaged ({error}): {again}") from error
     check_finite({"mean": values}, str(path), again)
-    place = next(run.model.parameters()).device
-    return Directions(timesteps=tuple(visited.tolist()), mean=values.to(place), n=n, seed=seed)
+    return Directions(timesteps=tuple(visited.tolist()), mean=values.to(run.device), n=n, seed=seed)

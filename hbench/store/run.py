@@ -1,20 +1,29 @@
 """Runs and models read back from disk; a name such as "mnist16" stands for the run shipped with hbench."""
 
+import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import hbench
-from hbench.config import Experiment
+from hbench.config import Experiment, Precision
+from hbench.core.directions import Edit, Source, edited, magnitudes, own
+from hbench.core.sampler import BATCH, Sampler
 from hbench.errors import HBenchError
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel, UNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock
+from hbench.runtime.device import pick_device
+from hbench.runtime.progress import progress
 from hbench.store.files import sha256
 from hbench.store.folders import refuse_links
+from hbench.store.pictures import Grid
 from hbench.store.weights import load_pickled, load_tensors, load_weights, read_experiment
 
 ROLES = ("model", "shift_block", "reconstructor", "discriminator")
@@ -25,28 +34,199 @@ SHIPPED = Path(hbench.__file__).parent / "shipped"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished discovery, ready for evaluation: all networks frozen, in eval mode, on one device."""
+    """A finished discovery, ready for use: all networks frozen, in eval mode, on one device."""
 
     experiment: Experiment
+    device: torch.device
     model: UNetModel
     shift_block: ShiftBlock
     reconstructor: LeNet | ResNet18
     discriminator: EncoderUNetModel
     hashes: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of the files that it was read from."""
+    """SHA-256 of the files that the run was read from."""
+    names: dict[int, str] = field(default_factory=dict)
+    """Names of directions, where somebody gave them."""
+
+    def __repr__(self) -> str:
+        data, settings = self.experiment.data, self.experiment.discovery
+        lines = [
+            f"Run {self.experiment.title} on {self.device}",
+            f"  images   {data.label}, {data.size}x{data.size}, {'grey' if data.channels == 1 else 'RGB'}",
+            f"  K, S, M  {self.K} directions, s in [{-self.S:g}, {self.S:g}], {settings.M} generation steps",
+        ]
+        if self.names:
+            lines.append(f"  names    {', '.join(f'{k}: {name}' for k, name in self.names.items())}")
+        return "\n".join(lines)
 
     @property
-    def device(self) -> torch.device:
-        """Device of all networks."""
-        return next(self.model.parameters()).device
+    def K(self) -> int:
+        """Number of directions, which are 0..K-1."""
+        return self.shift_block.K
+
+    @property
+    def S(self) -> float:
+        """Largest magnitude of the training."""
+        return self.experiment.discovery.S
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of an image."""
+        return self.experiment.data.image_shape
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The diffusion model with the schedule, timesteps and precision of the discovery."""
+        return Sampler.of(self.experiment, self.model, self.device)
+
+    def noise(self, count: int, *, seed: int = 0, first: int = 0) -> Tensor:
+        """Draw x_T of images ``first`` .. ``first + count - 1``: float32 [count, C, H, W], on the run's device.
+
+        Image i depends only on (seed, i).
+
+        Raises:
+            ValueError: a negative number, or no image at all.
+        """
+        _check_at_least(1, count=count)
+        _check_at_least(0, seed=seed, first=first)
+        return self.sampler.noise(count, seed=seed, first=first)
+
+    def generate(
+        self, x_T: Tensor, edit: Edit | None = None, *, source: Source | None = None, steps: int | None = None
+    ) -> Tensor:
+        """Generate images from x_T by the regular process, or edited.
+
+        Args:
+            x_T: starting noise, [B, C, H, W].
+            edit: magnitude of each direction, as in ``{3: 2.5, 7: -1.0}``; their shifts are added up. Magnitudes
+                beyond ``S`` are allowed.
+            source: kind of direction; each sample's own by default.
+            steps: generation steps, 1..T; the run's M by default. Magnitudes keep their meaning.
+
+        Returns:
+            float32 [B, C, H, W] in about [-1, 1], unclamped, on the run's device. Cost: ``steps`` passes of the UNet
+            for each image, with an edit almost twice as much.
+
+        Raises:
+            ValueError: wrong shape, no such direction, a magnitude that is not finite, or steps out of range.
+        """
+        return self._generate(self.sampler.with_steps(steps), x_T, edit, source)
+
+    def invert(self, images: Tensor, *, steps: int = 100, precision: Precision = "float32") -> Tensor:
+        """Return x_T of images [B, C, H, W] in [-1, 1] by DDIM inversion, on the run's device.
+
+        The timesteps are those of a generation in as many steps, and nothing is clipped. With ``precision``
+        "bfloat16" the inversion is a little less exact. Cost: ``steps`` passes of the UNet for each image.
+
+        Raises:
+            ValueError: wrong shape, or steps out of 1..T.
+        """
+        self._check_images("images", images)
+        sampler = replace(self.sampler.with_steps(steps), precision=precision)
+        batches = progress(images.split(BATCH), desc="inversion", unit="batch")
+        return torch.cat([sampler.invert(batch.to(self.device)) for batch in batches])
+
+    def edit(
+        self,
+        images: Tensor,
+        edit: Edit,
+        *,
+        source: Source | None = None,
+        steps: int = 100,
+        precision: Precision = "float32",
+    ) -> Tensor:
+        """Invert images [B, C, H, W] in [-1, 1] and generate them again, edited; see :meth:`generate`.
+
+        The empty edit ``{}`` is the reconstruction.
+
+        Raises:
+            ValueError: as :meth:`generate` and :meth:`invert` say.
+        """
+        self._check_edit(edit)
+        sampler = replace(self.sampler.with_steps(steps), precision=precision)
+        return self._generate(sampler, self.invert(images, steps=steps, precision=precision), edit, source)
+
+    def traverse(
+        self,
+        directions: Sequence[int] | None = None,
+        *,
+        examples: int = 6,
+        samples: int = 5,
+        seed: int = 0,
+        source: Source | None = None,
+    ) -> Grid:
+        """Generate images along directions (Fig. 1).
+
+        Args:
+            directions: their indices; all by default.
+            examples: rows of each direction: x_T 0 .. ``examples`` - 1 of the seed, the same for all directions.
+            samples: columns, at least 2: s runs evenly from -S to S, so the middle of an odd number is the original.
+            seed: seed of x_T.
+            source: kind of direction; each sample's own by default.
+
+        Returns:
+            A grid that a notebook shows as a picture. Cost: one chain an example, and a shifted one for each image of
+            another s than 0.
+
+        Raises:
+            ValueError: no such direction, or a number out of range.
+        """
+        chosen = range(self.K) if directions is None else directions
+        self._check_edit(dict.fromkeys(chosen, 0.0))
+        _check_at_least(1, examples=examples, directions=len(chosen))
+        _check_at_least(2, samples=samples)
+        source = source or self.own
+        x_T = self.noise(examples, seed=seed)
+        s = magnitudes(self.S, samples)
+        values = torch.tensor(s)
+        grid = torch.cartesian_prod(torch.tensor(chosen), torch.arange(examples), torch.arange(samples))
+        images = self.sampler.generate(x_T).cpu()[grid[:, 1]]
+        shifted = values[grid[:, 2]].nonzero().squeeze(1)
+        for batch in progress(shifted.split(BATCH), desc="grids", unit="batch"):
+            k, example, column = grid[batch].to(self.device).unbind(1)
+            images[batch] = self.sampler.generate(x_T[example], source(k, values.to(self.device)[column])).cpu()
+        shape = len(chosen), examples, samples, *self.image_shape
+        return Grid(images.reshape(shape), tuple(chosen), tuple(s), self.names)
+
+    @property
+    def own(self) -> Source:
+        """Each sample's own directions."""
+        return partial(own, self.shift_block)
+
+    def _generate(self, sampler: Sampler, x_T: Tensor, edit: Edit | None, source: Source | None) -> Tensor:
+        self._check_images("x_T", x_T)
+        self._check_edit(edit or {})
+        images = []
+        for batch in x_T.to(self.device).split(BATCH):
+            shift = edited(source or self.own, [edit] * len(batch), self.device) if edit else None
+            images.append(sampler.generate(batch, shift))
+        return torch.cat(images)
+
+    def _check_images(self, name: str, images: Tensor) -> None:
+        if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != self.image_shape:
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"{name} must be [B, {shape}] with B of at least 1, got {list(images.shape)}")
+
+    def _check_edit(self, edit: Edit) -> None:
+        for k, s in edit.items():
+            if k not in range(self.K):
+                raise ValueError(f"no direction {k}: the run has 0 to {self.K - 1}")
+            if not math.isfinite(s):
+                raise ValueError(f"the magnitude of direction {k} must be finite, got {s}")
 
 
-def locate(path: Path) -> Path:
-    """The path itself, or the shipped run of that name where nothing lies at the path.
+def _check_at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def locate(path: str | Path) -> Path:
+    """Return the path itself, or the shipped run of that name where nothing lies at the path.
 
     Raises:
         HBenchError: a link leads out of a folder there, which may have come from anyone.
     """
+    path = Path(path)
     shipped = SHIPPED / path
     if path.is_dir():
         refuse_links(path)
@@ -55,59 +235,67 @@ def locate(path: Path) -> Path:
     return path
 
 
-def run_hashes(path: Path) -> dict[str, str]:
-    """SHA-256 of each weights file of a run that is there."""
+def run_hashes(path: str | Path) -> dict[str, str]:
+    """Return the SHA-256 of each weights file of a run that is there, by role."""
     files = {role: locate(path) / f"{role}.safetensors" for role in ROLES}
     return {role: sha256(file) for role, file in files.items() if file.is_file()}
 
 
-def load_run(path: Path, device: torch.device) -> Run:
-    """The run in a folder, or the shipped one of that name.
+def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
+    """Return the run in a folder, or the shipped one of that name.
+
+    Args:
+        path: a folder that a discovery wrote, or the name of a shipped run, such as "mnist16".
+        device: where to put it: "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         HBenchError: not a run folder, unfinished, or damaged.
     """
-    folder = locate(path)
+    folder, place = locate(path), device_of(device)
     if not folder.is_dir():
         raise HBenchError(f"{path}: no such run: give the folder of one, or {_shipped()}")
     missing = [role for role in ROLES if not (folder / f"{role}.safetensors").is_file()]
     if missing:
         raise HBenchError(
-            f'{folder}: no finished discovery there ({missing[0]}.safetensors is missing): run "hbench train", '
-            "with --resume if it was stopped"
+            f"{folder}: no finished discovery there ({missing[0]}.safetensors is missing): start it, or go on with it"
         )
     experiment = read_experiment(folder / "shift_block.safetensors")
     model = build_model(experiment)
     run = Run(
         experiment=experiment,
+        device=place,
         model=model,
         shift_block=build_shift_block(experiment, model),
         reconstructor=build_reconstructor(experiment),
         discriminator=build_discriminator(experiment),
         hashes=run_hashes(folder),
+        names=load_names(folder),
     )
     for role in ROLES:
         module: torch.nn.Module = getattr(run, role)
         load_weights(folder / f"{role}.safetensors", module, role)
-        module.to(device).eval().requires_grad_(False)
+        module.to(place).eval().requires_grad_(False)
     return run
 
 
-def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
-    """A diffusion model: from a folder with model.safetensors, such a file, a shipped run, or a PyTorch state dict.
+def load_model(
+    path: str | Path, experiment: Experiment | None = None, *, device: str | torch.device = "auto"
+) -> UNetModel:
+    """Return a diffusion model: of a folder with model.safetensors, such a file, a shipped run, or a state dict.
 
     Args:
         path: where it is; a file that is not called ``.safetensors`` is a state dict, as guided-diffusion saves it.
-        experiment: whose model settings to use; default: those that the file carries (a state dict carries none).
+        experiment: its model settings; by default those that the file carries. A state dict carries none.
+        device: where to put it: "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         HBenchError: missing, damaged, foreign, or of other settings.
     """
-    file = _model_file(path)
+    file, place = _model_file(path), device_of(device)
     if file.suffix != WEIGHTS:
         model = build_model(experiment or model_experiment(path))
         load_tensors(model, load_pickled(file), str(file))
-        return model.eval()
+        return model.to(place).eval()
     own = read_experiment(file)
     if experiment is not None:
         if (own.data.size, own.data.channels) != (experiment.data.size, experiment.data.channels):
@@ -122,36 +310,57 @@ def load_model(path: Path, experiment: Experiment | None = None) -> UNetModel:
                     )
     model = build_model(own)
     load_weights(file, model, "model")
-    return model.eval()
+    return model.to(place).eval()
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """Return a device, or the one of that name: "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        HBenchError: no such device here.
+    """
+    return pick_device(device) if isinstance(device, str) else device
 
 
 def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, resume: bool) -> UNetModel:
-    """The model for a discovery in ``folder``: the given one, by default the pretrained one of the experiment's name.
+    """Return the model for a discovery in ``folder``, on the CPU: by default the pretrained one of the experiment.
 
-    A resumed discovery goes on with the model in its folder, where it has come so far; HBenchError if another one is
-    given.
+    A resumed discovery goes on with the model in its folder, where it has come so far.
+
+    Raises:
+        HBenchError: it is resumed with another model than it was started with.
     """
     if not resume or not (folder / "model.safetensors").is_file():
-        return load_model(given or Path("runs") / experiment.name / "pretrain", experiment)
-    model = load_model(folder, experiment)
+        return load_model(given or Path("runs") / experiment.name / "pretrain", experiment, device="cpu")
+    model = load_model(folder, experiment, device="cpu")
     if given:
         stored_as = getattr(torch, experiment.pretrain.weights)
-        other = load_model(given, experiment).state_dict()
+        other = load_model(given, experiment, device="cpu").state_dict()
         if not all(torch.equal(value, other[name].to(stored_as).float()) for name, value in model.state_dict().items()):
-            raise HBenchError(f"{folder}: was started with another model than {given}: leave --model out")
+            raise HBenchError(
+                f"{folder}: was started with another model than {given}: give none, it goes on with its own"
+            )
     return model
 
 
-def model_experiment(path: Path) -> Experiment:
-    """The experiment that a model, given as for :func:`load_model`, carries; HBenchError for a state dict."""
+def model_experiment(path: str | Path) -> Experiment:
+    """Return the experiment that a model, given as for :func:`load_model`, carries.
+
+    Raises:
+        HBenchError: a state dict, which carries none.
+    """
     file = _model_file(path)
     if file.suffix != WEIGHTS:
-        raise HBenchError(f"{file}: a state dict does not know its settings: name its experiment with --experiment")
+        raise HBenchError(f"{file}: a state dict does not know its settings: name its experiment")
     return read_experiment(file)
 
 
-def load_names(path: Path) -> dict[int, str]:
-    """The names of directions in a run's ``names.txt``, lines of ``index: name``; empty without that file."""
+def load_names(path: str | Path) -> dict[int, str]:
+    """Return the names of directions in a run's ``names.txt``, lines of ``index: name``; none without that file.
+
+    Raises:
+        HBenchError: another line, or no UTF-8.
+    """
     file = locate(path) / "names.txt"
     names = {}
     if file.is_file():
@@ -172,12 +381,10 @@ def _shipped() -> str:
     return "the shipped " + ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
 
 
-def _model_file(path: Path) -> Path:
+def _model_file(path: str | Path) -> Path:
     file = locate(path)
     if file.is_dir() or not (file.suffix or file.is_file()):
         file = file / f"model{WEIGHTS}"
     if not file.is_file():
-        raise HBenchError(
-            f'{file}: no such model: make it with "hbench pretrain", or give another one, such as {_shipped()}'
-        )
+        raise HBenchError(f"{file}: no such model: pretrain it, or give another one, such as {_shipped()}")
     return file

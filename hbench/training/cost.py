@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hbench.config import Experiment
-from hbench.core.diffusion import timesteps
+from hbench.core.sampler import visited
 from hbench.errors import HBenchError
 from hbench.runtime.distributed import local_world_size
 
@@ -72,7 +72,7 @@ class Prediction:
 def predict(probe: Probe, experiment: Experiment, M: int, keep: int, strategy: str) -> Prediction:
     """Memory and speed of training with M steps of which the last ``keep`` graphs are kept."""
     settings = experiment.discovery
-    shifted = [t >= settings.t_shift for t in timesteps(M, experiment.diffusion.T, settings.spacing)]
+    shifted = [t >= settings.t_shift for t in visited(experiment, M)]
     steps = [probe.first, *(probe.shifted if each else probe.regular for each in shifted[1:])]
     recomputed, kept = steps[: M - keep], steps[M - keep :]
     graphs = max(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hbench.config import Experiment
-from hbench.core.diffusion import timesteps
+from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError
 from hbench.models.adm import UNetModel
 from hbench.reporting.charts import draw_curves
@@ -61,7 +61,7 @@ def train(
             checkpoint stays), or ``out`` cannot be written.
     """
     settings = experiment.discovery
-    if (latest := timesteps(settings.M, experiment.diffusion.T, settings.spacing)[0]) < settings.t_shift:
+    if (latest := visited(experiment)[0]) < settings.t_shift:
         raise HBenchError(
             f"discovery.t_shift = {settings.t_shift} shifts no timestep: need at most {latest}, or more M"
         )
@@ -79,7 +79,8 @@ def train(
     barrier()
     load_weights(out / "model.safetensors", model, "model")  # what is trained on is what the folder holds, bit by bit
     model = freeze(experiment, model, device)
-    trained = initial(experiment, model, seed)
+    sampler = Sampler.of(experiment, model, device)
+    trained = initial(experiment, sampler, seed)
     parts: dict[str, nn.Module | torch.optim.Optimizer] = vars(trained)
     if state:
         for name, part in parts.items():
@@ -95,11 +96,11 @@ def train(
         save_checkpoint(out, experiment, seed, step, states, [*earlier, origin.piece()])
 
     with stop_requests(max_minutes) as stop_reason:
-        running = resolve_once(experiment, model, seed, out)
-        draw_raw = raw_pairs(running, model, seed)
+        running = resolve_once(experiment, sampler, seed, out)
+        draw_raw = raw_pairs(running, sampler, seed)
         with progress(total=settings.steps, initial=first, desc="train", unit="step") as bar:
             for step in range(first, settings.steps):
-                row = train_step(running, model, trained, draw_raw, seed, step)
+                row = train_step(running, sampler, trained, draw_raw, seed, step)
                 for name, value in row.items():
                     if not math.isfinite(value):
                         raise HBenchError(
@@ -116,7 +117,7 @@ def train(
                     checkpoint(done)
                     if on_checkpoint and rank() == 0:
                         networks = (trained.shift_block, trained.reconstructor.eval(), trained.discriminator)
-                        on_checkpoint(done, Run(experiment, model, *networks))
+                        on_checkpoint(done, Run(experiment, device, model, *networks))
                 if done < settings.steps and (reason := agreed(stop_reason())):
                     checkpoint(done)
                     print(

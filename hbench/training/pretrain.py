@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hbench.config import Experiment, Pretrain
-from hbench.core.diffusion import alpha_bar_schedule, generation_steps, run, timesteps
+from hbench.core import seeds
 from hbench.core.images import to_float
-from hbench.core.seeds import draw_x_T, seed_of
+from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
@@ -71,13 +71,16 @@ def pretrain(
     settings = experiment.pretrain
     check_batch_size("pretrain.batch_size", settings.batch_size)
     origin = provenance(experiment, device, seed, n_images=len(images))
-    torch.manual_seed(seed_of(seed))
+    torch.manual_seed(seeds.initial_weights(seed))
     model = build_model(experiment).to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
     averaged_model = average.module
     assert isinstance(averaged_model, UNetModel)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
-    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
+    steps = min(GRID_STEPS, experiment.diffusion.T)
+    sampler = Sampler.of(
+        experiment, averaged_model.eval(), device, M=steps, spacing="trailing", precision=settings.precision
+    )
 
     parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "average": average, "optimizer": optimizer}
 
@@ -106,15 +109,15 @@ def pretrain(
         progress(total=settings.steps, initial=first, desc="pretrain", unit="step") as bar,
     ):
         for step in range(first, settings.steps):
-            torch.manual_seed(seed_of(seed, step))
+            torch.manual_seed(seeds.pretraining_step(seed, step))
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * lr_factor(settings, step)
 
             x_0 = to_float(images[torch.randint(len(images), (settings.batch_size,))])
-            x_0, t, eps = (shard(v) for v in (x_0, *draw_noise(x_0, len(alpha_bar))))
+            x_0, t, eps = (shard(v) for v in (x_0, *draw_noise(x_0, len(sampler.alpha_bar))))
             if world_size() > 1:
-                torch.manual_seed(seed_of(seed, step, 3, rank()))  # of dropout: other masks on each process
-            loss = eps_mse(model, alpha_bar, x_0.to(device), t, eps.to(device), settings)
+                torch.manual_seed(seeds.dropout(seed, step, rank()))
+            loss = eps_mse(model, sampler.alpha_bar, x_0.to(device), t, eps.to(device), settings)
             optimizer.zero_grad()
             loss.backward()
             average_gradients(model.parameters())
@@ -134,7 +137,7 @@ def pretrain(
             bar.set_postfix(loss=f"{value:.4f}", refresh=False)
             bar.update()
             if rank() == 0 and (done % settings.sample_every == 0 or done == settings.steps):
-                draw_samples(experiment, averaged_model, out / "samples" / f"{done:06d}.png", device)
+                draw_samples(sampler, out / "samples" / f"{done:06d}.png")
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 checkpoint(done)
             if done < settings.steps and (reason := agreed(stop_reason())):
@@ -181,12 +184,7 @@ def lr_factor(settings: Pretrain, step: int) -> float:
     return (settings.steps - step) / max(1, settings.steps - settings.warmup_steps)
 
 
-@torch.no_grad()
-def draw_samples(experiment: Experiment, model: UNetModel, path: Path, device: torch.device) -> None:
-    """Writes a grid of samples, always from the same x_T."""
-    shape = (experiment.data.channels, experiment.data.size, experiment.data.size)
-    x_T = draw_x_T(0, 0, GRID_SAMPLES, shape).to(device)
-    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
-    steps = generation_steps(model.eval(), alpha_bar, timesteps(GRID_STEPS, len(alpha_bar)))
-    with autocast(device, experiment.pretrain.precision):
-        save_grid(run(steps, x_T).float(), path, columns=8, scale=max(1, 64 // experiment.data.size))
+def draw_samples(sampler: Sampler, path: Path) -> None:
+    """Write a grid of samples, always from the same x_T."""
+    images = sampler.generate(sampler.noise(GRID_SAMPLES, seed=0))
+    save_grid(images.float(), path, columns=8, scale=max(1, 64 // sampler.image_shape[-1]))

@@ -24,17 +24,16 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hbench.config import Experiment
-from hbench.core.diffusion import alpha_bar_schedule, generation_steps, pair_steps, timesteps
-from hbench.core.directions import own
+from hbench.core import seeds
+from hbench.core.directions import draw_shifts, own
+from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment
 from hbench.models import build_model
-from hbench.models.adm import UNetModel
-from hbench.models.shift import draw_shifts
-from hbench.runtime.device import autocast, pick_device
+from hbench.runtime.device import pick_device
 from hbench.runtime.distributed import shard
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart
 from hbench.runtime.memory import MIB, free_mib, gpu_memory, saved_tensors_peak, watch_resident
@@ -49,8 +48,8 @@ STEPS, REPEATS = 2, 5
 # The probe ----------------------------------------------------------------------------------------------------------
 
 
-def measure(experiment: Experiment, model: UNetModel, seed: int, repeats: int = REPEATS, idle: int = 0) -> Probe:
-    """Probes training on this frozen model, with networks of its own; see the module.
+def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = REPEATS, idle: int = 0) -> Probe:
+    """Probes training with this sampler, with networks of its own; see the module.
 
     Cost: two short steps and some passes, and ten passes more for every repeat; all seconds are nan without repeats.
     On the GPU, ``idle`` is what the device holds in bytes without this process, in case its driver cannot tell.
@@ -59,9 +58,10 @@ def measure(experiment: Experiment, model: UNetModel, seed: int, repeats: int = 
         UnknownMemoryError: the system does not say how much memory is used or free.
     """
     short = shortened(experiment)
-    trained = initial(short, model, seed)
-    device = next(model.parameters()).device
-    step = partial(train_step, short, model, trained, raw_pairs(short, model, seed), seed)
+    sampler = Sampler.of(short, sampler.backbone, sampler.device)
+    trained = initial(short, sampler, seed)
+    device = sampler.device
+    step = partial(train_step, short, sampler, trained, raw_pairs(short, sampler, seed), seed)
     free = free_mib(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -73,7 +73,7 @@ def measure(experiment: Experiment, model: UNetModel, seed: int, repeats: int = 
         with watch_resident() as (baseline, peak_of, _):
             take_steps(step, device)
             peak = peak_of() - baseline
-    return replace(take_apart(short, model, trained, peak, repeats), free_mib=free, before_mib=before)
+    return replace(take_apart(short, sampler, trained, peak, repeats), free_mib=free, before_mib=before)
 
 
 def shortened(experiment: Experiment) -> Experiment:
@@ -81,7 +81,7 @@ def shortened(experiment: Experiment) -> Experiment:
     settings = experiment.discovery
 
     def kinds(M: int) -> set[bool]:
-        return {t >= settings.t_shift for t in timesteps(M, experiment.diffusion.T, settings.spacing)}
+        return {t >= settings.t_shift for t in visited(experiment, M)}
 
     M = next(M for M in range(1, settings.M + 1) if kinds(M) == kinds(settings.M))
     values = {"M": M, "strategy": "node", "keep": 0, "memory_budget": None, "pool": 0}
@@ -113,16 +113,16 @@ def median_seconds(run: Callable[[], object], device: torch.device, repeats: int
     return float(np.median(seconds))
 
 
-def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: float, repeats: int) -> Probe:
+def take_apart(short: Experiment, sampler: Sampler, trained: Trained, peak_mib: float, repeats: int) -> Probe:
     """The parts of a step of the shortened experiment, whose peak memory over that before it is known."""
-    settings = short.discovery
-    device = next(model.parameters()).device
-    alpha_bar = alpha_bar_schedule(**short.diffusion.model_dump())
+    settings, device = short.discovery, sampler.device
+    two_steps = Sampler.of(short, sampler.backbone, device, M=2)
     shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
     k, s = (shard(v).to(device) for v in shifts)
     delta_h = own(trained.shift_block, k, s)
-    x = torch.randn(len(k), short.data.channels, short.data.size, short.data.size, device=device)
-    networks = (model, trained.shift_block, trained.reconstructor, trained.discriminator)
+    x = torch.randn(len(k), *sampler.image_shape, device=device)
+    assert isinstance(sampler.backbone, nn.Module)
+    networks = (sampler.backbone, trained.shift_block, trained.reconstructor, trained.discriminator)
     resident = [parameter for network in networks for parameter in network.parameters()]
 
     def held_mib(run: Callable[[], object]) -> float:
@@ -130,17 +130,17 @@ def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: 
 
     def measured_pass(i: int, t_shift: int) -> Pass:
         """Of step i, 0 or 1, of a chain of two steps that are both shifted or both regular."""
-        process = (model, alpha_bar, timesteps(2, len(alpha_bar), settings.spacing), delta_h, t_shift)
-        step, pair_step = generation_steps(*process)[i], pair_steps(*process)[i]
+        process = replace(two_steps, t_shift=t_shift)
+        step, pair_step = process.steps(delta_h)[i], process.pair_steps(delta_h)[i]
         pair = torch.cat([x, x]) if i else x
 
         def forward(step: Callable[[Tensor], Tensor], x: Tensor) -> None:
-            with torch.no_grad(), autocast(device, settings.precision):
+            with torch.no_grad(), sampler.autocast():
                 step(x)
 
         def both_ways(count: int) -> None:
             leaves = [x.clone().requires_grad_(i > 0) for _ in range(count)]
-            with autocast(device, settings.precision):
+            with sampler.autocast():
                 torch.stack([step(leaf).sum() for leaf in leaves]).sum().backward()
 
         return Pass(
@@ -152,12 +152,12 @@ def take_apart(short: Experiment, model: UNetModel, trained: Trained, peak_mib: 
 
     def objective() -> None:
         trained.discriminator.requires_grad_(False)
-        with autocast(device, settings.precision):
+        with sampler.autocast():
             seen = x.clone().requires_grad_()
             losses(settings, trained.reconstructor, trained.discriminator, x, seen, k, s)["loss"].backward()
         trained.discriminator.requires_grad_(True)
 
-    T = len(alpha_bar)
+    T = len(sampler.alpha_bar)
     first, shifted, regular = measured_pass(0, 0), measured_pass(1, 0), measured_pass(1, T)
     objective_mib = held_mib(objective)
     discriminator_mib = held_mib(lambda: train_discriminator(settings, trained, x, x))
@@ -198,6 +198,6 @@ if __name__ == "__main__":
     wanted = parse_experiment(given["experiment"], "probe")
     place = pick_device(given["device"])
     idle = torch.cuda.device_memory_used(place) if place.type == "cuda" else 0  # before the process has a CUDA context
-    torch.manual_seed(given["seed"])
-    network = freeze(wanted, build_model(wanted), place)
-    print(json.dumps(asdict(measure(wanted, network, given["seed"], given["repeats"], idle))))
+    torch.manual_seed(seeds.probe(given["seed"]))
+    sampler = Sampler.of(wanted, freeze(wanted, build_model(wanted), place), place)
+    print(json.dumps(asdict(measure(wanted, sampler, given["seed"], given["repeats"], idle))))

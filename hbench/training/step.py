@@ -8,27 +8,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hbench.config import Discovery, Experiment
-from hbench.core.chain import backpropagate
-from hbench.core.diffusion import (
-    DeltaH,
-    alpha_bar_schedule,
-    generation_steps,
-    pair_steps,
-    regular_step,
-    run,
-    shifted_step,
-    timesteps,
-    transitions,
-)
-from hbench.core.directions import own
+from hbench.core import seeds
+from hbench.core.chain import backpropagate, run_chain
+from hbench.core.diffusion import DeltaH, regular_step, shifted_step
+from hbench.core.directions import draw_shifts, own
 from hbench.core.images import soft_clip
-from hbench.core.seeds import draw_x_T, seed_of
+from hbench.core.sampler import Sampler
+from hbench.core.seeds import draw_x_T
 from hbench.models import build_discriminator, build_reconstructor, build_shift_block
-from hbench.models.adm import EncoderUNetModel, UNetModel, checkpoint_blocks
+from hbench.models.adm import EncoderUNetModel, checkpoint_blocks
 from hbench.models.batch_norm import share_batch_norm
 from hbench.models.discriminator import judge
 from hbench.models.reconstructor import LeNet, ResNet18
-from hbench.models.shift import ShiftBlock, draw_shifts
+from hbench.models.shift import ShiftBlock
 from hbench.runtime.device import autocast
 from hbench.runtime.distributed import (
     all_gather,
@@ -56,12 +48,11 @@ class Trained:
     optimizer_D: torch.optim.Optimizer
 
 
-def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:
-    """What a discovery starts with, on the device of the diffusion model."""
-    settings = experiment.discovery
-    device = next(model.parameters()).device
-    torch.manual_seed(seed_of(seed))
-    shift_block = build_shift_block(experiment, model).to(device)
+def initial(experiment: Experiment, sampler: Sampler, seed: int) -> Trained:
+    """What a discovery starts with, on the device of the sampler."""
+    settings, device = experiment.discovery, sampler.device
+    torch.manual_seed(seeds.initial_weights(seed))
+    shift_block = build_shift_block(experiment, sampler.backbone).to(device)
     reconstructor = build_reconstructor(experiment)
     share_batch_norm(reconstructor, all_reduce, world_size())
     reconstructor.to(device)
@@ -78,7 +69,7 @@ def initial(experiment: Experiment, model: UNetModel, seed: int) -> Trained:
 
 def train_step(
     experiment: Experiment,
-    model: UNetModel,
+    sampler: Sampler,
     trained: Trained,
     draw_raw: Callable[[], tuple[Tensor, Tensor | None]],
     seed: int,
@@ -89,21 +80,21 @@ def train_step(
     Each process takes it on its slice of the batch; the metrics are those of the whole batch.
     """
     settings = experiment.discovery
-    torch.manual_seed(seed_of(seed, step, 2))  # not the stream of the evaluation's x_T, (seed, i), nor of its k and s
+    torch.manual_seed(seeds.discovery_step(seed, step))
     factor = lr_factor(settings, step)
     trained.optimizer.param_groups[0]["lr"] = settings.lr * factor
     trained.optimizer_D.param_groups[0]["lr"] = settings.lr_discriminator * factor
     x_T, x_0 = draw_raw()
     shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
     k, s = (shard(v).to(x_T.device) for v in shifts)
-    row, x_0, x_0_shifted = train_shift(experiment, model, trained, x_T, x_0, k, s)
+    row, x_0, x_0_shifted = train_shift(experiment, sampler, trained, x_T, x_0, k, s)
     row |= train_discriminator(settings, trained, x_0, x_0_shifted)
     values = torch.stack(list(row.values())).tolist()  # the step's only reading from the device
     return all_reduce_mean(dict(zip(row, values, strict=True)))
 
 
 def train_shift(
-    experiment: Experiment, model: UNetModel, trained: Trained, x_T: Tensor, x_0: Tensor | None, k: Tensor, s: Tensor
+    experiment: Experiment, sampler: Sampler, trained: Trained, x_T: Tensor, x_0: Tensor | None, k: Tensor, s: Tensor
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Trains shift block and reconstructor on one batch; returns the metrics, x_0, which it makes if need be, and x'_0.
 
@@ -112,11 +103,10 @@ def train_shift(
     """
     settings = experiment.discovery
     reconstructor, discriminator, optimizer = trained.reconstructor, trained.discriminator, trained.optimizer
-    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
     delta_h = own(trained.shift_block, k, s)
     nodes = None
     if x_0 is None:
-        x_0, nodes = run_beside(settings, model, alpha_bar, delta_h, x_T)
+        x_0, nodes = run_beside(settings, sampler, delta_h, x_T)
     raw = x_0
     rows: list[dict[str, Tensor]] = []
 
@@ -128,14 +118,14 @@ def train_shift(
     reconstructor.train()
     discriminator.requires_grad_(False)
     if settings.gradient == "per-step":
-        x_0_shifted = descend_per_step(settings, model, alpha_bar, delta_h, optimizer, x_T, objective)
+        x_0_shifted = descend_per_step(sampler, delta_h, optimizer, x_T, objective)
     else:
         assert settings.strategy != "auto"  # hbench.plan resolves it
-        descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
-        chain = generation_steps(model, alpha_bar, descending, delta_h, settings.t_shift)
         optimizer.zero_grad()
-        with autocast(x_T.device, settings.precision):
-            _, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy, settings.keep, nodes)
+        with sampler.autocast():
+            _, x_0_shifted = backpropagate(
+                sampler.steps(delta_h), x_T, objective, settings.strategy, settings.keep, nodes
+            )
         average_gradients(optimizer.param_groups[0]["params"])
         optimizer.step()
     discriminator.requires_grad_(True)
@@ -144,21 +134,20 @@ def train_shift(
 
 @torch.no_grad()
 def run_beside(
-    settings: Discovery, model: UNetModel, alpha_bar: Tensor, delta_h: DeltaH, x_T: Tensor
+    settings: Discovery, sampler: Sampler, delta_h: DeltaH, x_T: Tensor
 ) -> tuple[Tensor, list[Tensor] | None]:
     """x_0, and the nodes of the shifted process that ``strategy = "node"`` needs, from passes that serve both.
 
     The nodes are x_T and what each recomputed step returns; None where no step is recomputed.
     """
-    descending = timesteps(settings.M, len(alpha_bar), settings.spacing)
     joint = settings.M - settings.keep if settings.strategy == "node" and settings.gradient == "chain" else 0
     B = len(x_T)
     x, nodes = x_T, [x_T]
-    with autocast(x_T.device, settings.precision):
-        for step in pair_steps(model, alpha_bar, descending, delta_h, settings.t_shift)[:joint]:
+    with sampler.autocast():
+        for step in sampler.pair_steps(delta_h)[:joint]:
             x = step(x)
             nodes.append(x[-B:].clone())  # not a view, which would keep the raw samples too
-        x_0 = run(generation_steps(model, alpha_bar, descending)[joint:], x[:B])
+        x_0 = run_chain(sampler.steps()[joint:], x[:B])
     return x_0, nodes if joint else None
 
 
@@ -190,9 +179,7 @@ def losses(
 
 
 def descend_per_step(
-    settings: Discovery,
-    model: UNetModel,
-    alpha_bar: Tensor,
+    sampler: Sampler,
     delta_h: DeltaH,
     optimizer: torch.optim.Optimizer,
     x_T: Tensor,
@@ -204,12 +191,12 @@ def descend_per_step(
     made with the weights before its optimiser step. Cost: one pass of the chain, memory of one step.
     """
     x_t = x_T
-    for t, t_prev in transitions(timesteps(settings.M, len(alpha_bar), settings.spacing)):
-        with autocast(x_T.device, settings.precision):
-            if t < settings.t_shift:
-                x_t = regular_step(model, alpha_bar, x_t, t, t_prev)
+    for step in sampler.transitions:
+        with sampler.autocast():
+            if step.t < sampler.t_shift:
+                x_t = regular_step(sampler.backbone, step, x_t)
                 continue
-            x_prev, predicted = shifted_step(model, alpha_bar, delta_h, x_t, t, t_prev)
+            x_prev, predicted = shifted_step(sampler.backbone, step, delta_h, x_t)
             loss = objective(predicted)
         optimizer.zero_grad()
         loss.backward()
@@ -236,33 +223,24 @@ def train_discriminator(settings: Discovery, trained: Trained, x_0: Tensor, x_0_
     }
 
 
-def raw_pairs(experiment: Experiment, model: UNetModel, seed: int) -> Callable[[], tuple[Tensor, Tensor | None]]:
+def raw_pairs(experiment: Experiment, sampler: Sampler, seed: int) -> Callable[[], tuple[Tensor, Tensor | None]]:
     """A function that draws a batch of x_T and x_0 of the regular process, from a pool of pairs that is made now.
 
     Without a pool x_T is new and x_0 None: it is then made beside x'_0. Of several processes, each gets its slice of
     the batch; they make the pool together.
     """
     settings = experiment.discovery
-    device = next(model.parameters()).device
-    shape = (experiment.data.channels, experiment.data.size, experiment.data.size)
-    alpha_bar = alpha_bar_schedule(**experiment.diffusion.model_dump())
-    steps = generation_steps(model, alpha_bar, timesteps(settings.M, len(alpha_bar), settings.spacing))
-
-    @torch.no_grad()
-    def generate(x_T: Tensor) -> Tensor:
-        with autocast(device, settings.precision):
-            x_0: Tensor = run(steps, x_T)
-        return x_0
+    shape, device = sampler.image_shape, sampler.device
 
     def draw_new() -> tuple[Tensor, None]:
         return shard(torch.randn(settings.batch_size, *shape)).to(device), None
 
     if not settings.pool:
         return draw_new
-    noise = draw_x_T(seed_of(seed, 0, 0), 0, settings.pool, shape)
+    noise = draw_x_T(seeds.pool(seed), 0, settings.pool, shape)
     chunks = turns(noise.split(settings.batch_size))
     made = progress(chunks, desc="raw samples", unit="batch")
-    images = torch.cat(all_gather([generate(chunk.to(device)).cpu() for chunk in made]))
+    images = torch.cat(all_gather([sampler.generate(chunk.to(device)).cpu() for chunk in made]))
 
     def draw_pooled() -> tuple[Tensor, Tensor]:
         chosen = shard(torch.randint(settings.pool, (settings.batch_size,)))

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from hbench.config import Experiment
+from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
-from hbench.models.adm import UNetModel
 from hbench.runtime.distributed import all_gather, rank, world_size
 from hbench.runtime.memory import UnknownMemoryError
 from hbench.store.files import read_json, write_json
@@ -16,8 +16,8 @@ from hbench.training.cost import DoesNotFitError, Probe, budget_of, largest_keep
 from hbench.training.probe import measure, measure_apart
 
 
-def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
-    """The experiment with "auto" replaced by what fits into its memory budget, for training on this frozen model.
+def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
+    """The experiment with "auto" replaced by what fits into its memory budget, for training with this sampler.
 
     Where the system does not tell its memory, that is "node". Cost: with "auto", two short training steps of throw-away
     networks and some passes; else nothing.
@@ -27,7 +27,7 @@ def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
         HBenchError: "offload" without a GPU.
     """
     settings = experiment.discovery
-    device = next(model.parameters()).device
+    device = sampler.device
     if settings.gradient == "per-step":
         return chosen(experiment, 0)
     if settings.strategy == "offload" and device.type == "cpu":
@@ -36,7 +36,7 @@ def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
         return experiment
     here: int | str = 0
     try:
-        probe = measure(experiment, model, seed, repeats=0)
+        probe = measure(experiment, sampler, seed, repeats=0)
     except UnknownMemoryError as error:
         print(f'{error}; until then "auto" is "node"', file=sys.stderr)
     else:
@@ -49,15 +49,15 @@ def resolve(experiment: Experiment, model: UNetModel, seed: int) -> Experiment:
     return chosen(experiment, min(each for each in found if isinstance(each, int)))
 
 
-def resolve_once(experiment: Experiment, model: UNetModel, seed: int, out: Path) -> Experiment:
+def resolve_once(experiment: Experiment, sampler: Sampler, seed: int, out: Path) -> Experiment:
     """What :func:`resolve` says, noted in the folder of a training, so that one that goes on there gets the same bits.
 
     With another budget, number of processes or kind of device it is found out anew.
     """
     settings = experiment.discovery
     if settings.strategy != "auto":
-        return resolve(experiment, model, seed)
-    device = next(model.parameters()).device
+        return resolve(experiment, sampler, seed)
+    device = sampler.device
     asked = {
         "memory_budget": settings.memory_budget,
         "checkpoint_blocks": settings.checkpoint_blocks,
@@ -69,7 +69,7 @@ def resolve_once(experiment: Experiment, model: UNetModel, seed: int, out: Path)
     keep: Any = noted.get("keep") if isinstance(noted, dict) and noted.get("asked") == asked else None
     if all(all_gather([keep in range(settings.M + 1)])):  # together: what is found out anew takes all processes
         return chosen(experiment, keep)
-    running = resolve(experiment, model, seed)
+    running = resolve(experiment, sampler, seed)
     if rank() == 0:
         write_json(note, {"asked": asked, "keep": running.discovery.keep})
     return running

@@ -2,11 +2,11 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import sampler_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hbench.core.chain import backpropagate
-from hbench.core.diffusion import alpha_bar_schedule, generation_steps, run, timesteps
+from hbench.core.chain import backpropagate, run_chain
 from hbench.errors import HBenchError
 from hbench.models import build_model
 from hbench.models.adm import ADMConfig, UNetModel, checkpoint_blocks
@@ -113,9 +113,9 @@ def test_outputs_of_a_replayed_encoder_may_be_kept():
 
 def test_a_replayed_encoder_serves_every_kind_of_step():
     model, _, steps, x_T = unet_chain(4)
-    expected = run(steps, x_T)
+    expected = run_chain(steps, x_T)
     model.encode = _with_own_outputs(model.encode)
-    assert torch.equal(run(steps, x_T), expected)
+    assert torch.equal(run_chain(steps, x_T), expected)
 
 
 def test_offload_moves_activations_only(monkeypatch):
@@ -261,9 +261,7 @@ def unet_chain(M, dtype=torch.float32):
     nn.init.normal_(block.out_weight, std=0.05)
     block.to(dtype)
     k = torch.tensor([0, 2])
-    steps = generation_steps(
-        model, alpha_bar_schedule(), timesteps(M), lambda h, emb, t: 2 * block(h, emb, k), t_shift=400
-    )
+    steps = sampler_of(model, M, t_shift=400).steps(lambda h, emb, t: 2 * block(h, emb, k))
     return model, block, steps, torch.randn(2, 1, 16, 16).to(dtype)
 
 
@@ -301,9 +299,9 @@ def test_gradients_of_each_precision(how):
 def test_weights_that_are_cast_once_give_the_same_bits():
     model, _, steps, x_T = unet_chain(3)
     with torch.no_grad(), autocast(x_T.device, "bfloat16"):
-        expected = run(steps, x_T)
+        expected = run_chain(steps, x_T)
         cast_frozen(model, "bfloat16")
-        assert torch.equal(run(steps, x_T), expected)
+        assert torch.equal(run_chain(steps, x_T), expected)
     assert model.out[-1].weight.dtype == torch.bfloat16
 
 
@@ -359,10 +357,9 @@ def test_compiled_once_for_all_timesteps(tiny, monkeypatch):
     x = torch.randn(2, 1, 16, 16)
 
     def generate(M):
-        with torch.no_grad():
-            return run(generation_steps(model, alpha_bar_schedule(), timesteps(M)), x)
+        return sampler_of(model, M).generate(x)
 
-    torch.testing.assert_close(generate(2), run(generation_steps(plain, alpha_bar_schedule(), timesteps(2)), x))
+    torch.testing.assert_close(generate(2), sampler_of(plain, 2).generate(x))
     frames = counter.frame_count
     assert frames >= 2
     generate(9)

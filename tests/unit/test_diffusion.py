@@ -2,21 +2,21 @@ import math
 
 import pytest
 import torch
+from conftest import sampler_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hbench.core.chain import run_chain
 from hbench.core.diffusion import (
     alpha_bar_schedule,
     direction_to_x_t,
-    generation_steps,
-    inversion_steps,
-    pair_steps,
+    inverse_transitions,
     predict_x_0,
-    run,
     timesteps,
     transitions,
 )
 from hbench.core.seeds import draw_x_T
+from hbench.errors import HBenchError
 from hbench.models.adm import ADMConfig, UNetModel
 
 A = alpha_bar_schedule()
@@ -24,6 +24,8 @@ A = alpha_bar_schedule()
 
 class ConstantEps(torch.nn.Module):
     """A network whose eps does not depend on x: the sampler must then be exact for any M."""
+
+    prediction = "eps"
 
     def __init__(self, eps):
         super().__init__()
@@ -74,8 +76,9 @@ def test_constant_eps_recovers_x_0_exactly_for_any_M(M, spacing):
     descending = timesteps(M, spacing=spacing)
     a = float(A[descending[0]])
     x_T = math.sqrt(a) * x_0 + math.sqrt(1 - a) * eps
-    torch.testing.assert_close(run(generation_steps(ConstantEps(eps), A, descending), x_T), x_0, rtol=0, atol=1e-10)
-    torch.testing.assert_close(run(inversion_steps(ConstantEps(eps), A, descending), x_0), x_T, rtol=0, atol=1e-10)
+    sampler = sampler_of(ConstantEps(eps), descending)
+    torch.testing.assert_close(sampler.generate(x_T), x_0, rtol=0, atol=1e-10)
+    torch.testing.assert_close(sampler.invert(x_0), x_T, rtol=0, atol=1e-10)
 
 
 @given(a=st.floats(1e-4, 0.9999), eps=st.floats(-3, 3), x_0=st.floats(-1, 1))
@@ -88,7 +91,7 @@ def test_only_P_sees_the_shift_and_only_from_t_shift_on():
     eps = torch.full((1, 1, 4, 4), 0.3, dtype=torch.float64)
     shift = torch.full_like(eps, 0.1)
     x_T = torch.zeros_like(eps)
-    steps = generation_steps(ConstantEps(eps), A, [800, 300], lambda h, emb, t: shift, t_shift=500)
+    steps = sampler_of(ConstantEps(eps), [800, 300], t_shift=500).steps(lambda h, emb, t: shift)
     a, a_prev = float(A[800]), float(A[300])
     expected = math.sqrt(a_prev) * predict_x_0(x_T, eps + shift, a) + direction_to_x_t(eps, a_prev)
     node = steps[0](x_T)
@@ -109,7 +112,7 @@ def test_shifted_step_runs_encoder_once_and_decoder_twice_in_one_pass():
             return super().decode(h, skips, emb)
 
     x = torch.zeros(1, 1, 4, 4)
-    generation_steps(Counting(x), A, [999], lambda h, emb, t: h)[0](x)
+    sampler_of(Counting(x), [999]).steps(lambda h, emb, t: h)[0](x)
     assert calls == [("encode", 1), ("decode", 2)]
 
 
@@ -132,6 +135,8 @@ def test_pairs_are_what_the_two_processes_make_apart():
     rows = []
 
     class Counting(torch.nn.Module):
+        prediction = "eps"
+
         def encode(self, x, t):
             rows.append(len(x))
             return model.encode(x, t)
@@ -144,14 +149,13 @@ def test_pairs_are_what_the_two_processes_make_apart():
     x_T = torch.randn(3, 1, 16, 16, dtype=torch.float64)
     s = torch.tensor([0.5, -1, 2], dtype=torch.float64)[:, None, None, None]
     for t_shift in (0, 500, 1000):
-        process = (A, timesteps(4))
         delta_h = lambda h, emb, t: s * h.roll(1, 1) * (t / 1000)  # noqa: E731
         with torch.no_grad():
             rows.clear()
-            both = run(pair_steps(Counting(), *process, delta_h, t_shift), x_T)
+            both = run_chain(sampler_of(Counting(), 4, t_shift).pair_steps(delta_h), x_T)
             assert rows == [3, 6, 6, 6]  # x_T is common to both
-            torch.testing.assert_close(both[:3], run(generation_steps(model, *process), x_T))
-            torch.testing.assert_close(both[3:], run(generation_steps(model, *process, delta_h, t_shift), x_T))
+            torch.testing.assert_close(both[:3], run_chain(sampler_of(model, 4).steps(), x_T))
+            torch.testing.assert_close(both[3:], run_chain(sampler_of(model, 4, t_shift).steps(delta_h), x_T))
 
 
 def test_zero_shift_is_bit_identical_to_the_regular_process():
@@ -159,17 +163,16 @@ def test_zero_shift_is_bit_identical_to_the_regular_process():
     model = UNetModel(SMALL).eval()
     torch.nn.init.normal_(model.out[-1].weight, std=0.02)
     x = torch.randn(2, 1, 16, 16)
-    with torch.no_grad():
-        regular = run(generation_steps(model, A, timesteps(4)), x)
-        shifted = run(generation_steps(model, A, timesteps(4), lambda h, emb, t: torch.zeros_like(h)), x)
+    sampler = sampler_of(model, 4)
+    regular, shifted = sampler.generate(x), sampler.generate(x, lambda h, emb, t: torch.zeros_like(h))
     assert torch.equal(regular, shifted)
 
 
 def test_learned_sigma_is_ignored():
     eps = torch.randn(1, 2, 4, 4)  # eps and variance of a grey model
     x = torch.randn(1, 1, 4, 4)
-    both = run(generation_steps(ConstantEps(eps), A, timesteps(3)), x)
-    assert torch.equal(both, run(generation_steps(ConstantEps(eps[:, :1]), A, timesteps(3)), x))
+    both = sampler_of(ConstantEps(eps), 3).generate(x)
+    assert torch.equal(both, sampler_of(ConstantEps(eps[:, :1]), 3).generate(x))
 
 
 def test_noise_does_not_depend_on_the_batch():
@@ -179,5 +182,81 @@ def test_noise_does_not_depend_on_the_batch():
     assert not torch.equal(whole, draw_x_T(8, 0, 5, (1, 4, 4)))
 
 
-def test_transitions_end_at_the_image():
-    assert transitions([999, 499]) == [(999, 499), (499, -1)]
+def test_transitions_end_at_the_image_and_their_inverses_start_there():
+    found = [[(each.t, each.t_prev) for each in way(A, [999, 499])] for way in (transitions, inverse_transitions)]
+    assert found == [[(999, 499), (499, -1)], [(-1, 499), (499, 999)]]
+
+
+class Gaussian(torch.nn.Module):
+    """The exact predictions for images of a normal distribution with mean 0.3 and this variance."""
+
+    def __init__(self, prediction, variance=0.25):
+        super().__init__()
+        self.prediction, self.variance = prediction, variance
+
+    def encode(self, x, t):
+        a = A[t][:, None, None, None]
+        x_0 = 0.3 + a.sqrt() * self.variance * (x - 0.3 * a.sqrt()) / (a * self.variance + 1 - a)
+        eps = (x - a.sqrt() * x_0) / (1 - a).sqrt()
+        return x_0, [x, a], eps
+
+    def decode(self, h, skips, emb):
+        x, a = skips
+        eps = (x - a.sqrt() * h) / (1 - a).sqrt()  # of a shifted x_0
+        return {"eps": eps, "x_0": h, "v": a.sqrt() * eps - (1 - a).sqrt() * h}[self.prediction]
+
+
+@pytest.mark.parametrize("prediction", ["v", "x_0"])
+@pytest.mark.parametrize("descending", [timesteps(7), timesteps(7, spacing="leading"), [999, 0]])
+def test_what_a_model_predicts_does_not_change_its_chains(prediction, descending):
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected, found = (sampler_of(Gaussian(name), descending, t_shift=400) for name in ("eps", prediction))
+    shift = lambda h, emb, t: 0.1 * h + 0.05 * (t / 1000)  # noqa: E731
+    close = {"rtol": 0, "atol": 1e-9}
+    torch.testing.assert_close(found.generate(x), expected.generate(x), **close)
+    torch.testing.assert_close(found.generate(x, shift), expected.generate(x, shift), **close)
+    torch.testing.assert_close(found.invert(x), expected.invert(x), **close)
+    for one, other in zip(found.generate_pairs(x, shift), expected.generate_pairs(x, shift), strict=True):
+        torch.testing.assert_close(one, other, **close)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_a_fine_chain_carries_noise_to_the_distribution_of_the_images(prediction):
+    # the probability-flow ODE of a normal distribution is linear: x_T = sqrt(v_T) z -> x_0 = 0.3 + 0.5 z
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None, None, None]
+    a = A[999]
+    x_T = 0.3 * a.sqrt() + (0.25 * a + 1 - a).sqrt() * z
+    torch.testing.assert_close(sampler_of(Gaussian(prediction), 1000).generate(x_T), 0.3 + 0.5 * z, rtol=0, atol=5e-3)
+
+
+def test_nothing_that_stays_the_same_is_made_in_every_step():
+    made = []
+
+    class Watching(Gaussian):
+        def encode(self, x, t):
+            made.append(t)
+            return super().encode(x, t)
+
+    sampler = sampler_of(Watching("eps"), 3)
+    x = torch.zeros(2, 1, 4, 4, dtype=torch.float64)
+    for batch in (x, x, x[:1], x):
+        sampler.generate(batch)
+    assert [id(t) for t in made[:3]] == [id(t) for t in made[3:6]] == [id(t) for t in made[9:]]
+    assert [len(t) for t in made] == [2] * 6 + [1] * 3 + [2] * 3
+
+
+def test_with_other_steps_a_shift_keeps_its_meaning():
+    sampler = sampler_of(Gaussian("eps"), 3, t_shift=400)  # shifted at 999 and 665
+    seen = []
+    longer = sampler.with_steps(6)  # at 999, 832, 665 and 499
+    x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    unit = lambda h, emb, t: seen.append(t) or torch.ones_like(h)  # noqa: E731
+    expected = sampler_of(Gaussian("eps"), 6, t_shift=400).generate(x, lambda h, emb, t: torch.full_like(h, 2 / 4))
+    assert torch.equal(longer.generate(x, unit), expected)
+    assert seen == [999, 832, 665, 499] == list(longer.shift_interval)
+    assert torch.equal(longer.with_steps(3).generate(x, unit), sampler.generate(x, unit))
+    assert sampler.with_steps(3) is sampler.with_steps(None) is sampler
+    with pytest.raises(ValueError, match=r"M must be in 1\.\.1000, got 1001"):
+        sampler.with_steps(1001)
+    with pytest.raises(HBenchError, match="take more steps"):
+        sampler_of(Gaussian("eps"), [300, 100], t_shift=400, unit_steps=2).steps(unit)

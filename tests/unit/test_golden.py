@@ -18,6 +18,7 @@ from hbench.core.diffusion import (
     regular_step,
     shifted_step,
     timesteps,
+    transition,
 )
 from hbench.models.adm import EncoderUNetModel, UNetModel
 from hbench.models.guided_diffusion import config_from_guided_diffusion
@@ -101,13 +102,13 @@ def test_ddim_and_inversion(path):
     levels = [-1, *ascending]
     x = golden["reverse_nodes"][0]
     for i, node in enumerate(golden["reverse_nodes"][1:]):
-        x = regular_step(model, alpha_bar, x, levels[-1 - i], levels[-2 - i])
+        x = regular_step(model, transition(alpha_bar, levels[-1 - i], levels[-2 - i]), x)
         assert_close(x, node, 1e-3)
     # guided-diffusion inverts from its first timestep, and its last step ends in pure noise
     upwards = [*ascending, len(alpha_bar)]
     x = golden["inversion_nodes"][0]
     for i, node in enumerate(golden["inversion_nodes"][1:]):
-        x = regular_step(model, alpha_bar, x, upwards[i], upwards[i + 1])
+        x = regular_step(model, transition(alpha_bar, upwards[i], upwards[i + 1]), x)
         assert_close(x, node, 1e-3)
 
 
@@ -149,12 +150,12 @@ def test_asyrp_step(path):
         ("plain", 700, 650, None),
     ):
         if shift:
-            x_next, shifted_x_0 = shifted_step(model, alpha_bar, shift, x, t, t_prev)
+            x_next, shifted_x_0 = shifted_step(model, transition(alpha_bar, t, t_prev), shift, x)
             assert_close(shifted_x_0, golden[f"{kind}.x0_pred"], 1e-4)
             assert_close(seen["h"], golden[f"{kind}.h"], 1e-4)
             assert_close(seen["delta_h"], golden[f"{kind}.delta_h"], 1e-4)
         else:
-            x_next = regular_step(model, alpha_bar, x, t, t_prev)
+            x_next = regular_step(model, transition(alpha_bar, t, t_prev), x)
         assert_close(x_next, golden[f"{kind}.x_next"], 1e-4)
         times = torch.full((len(x),), t)
         h, skips, emb = model.encode(x, times)

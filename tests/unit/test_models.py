@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from hbench.core.backbone import Backbone
+from hbench.core.directions import draw_shifts, magnitudes
 from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import ADMConfig, EncoderUNetModel, UNetModel
 from hbench.models.guided_diffusion import config_from_guided_diffusion
-from hbench.models.shift import ShiftBlock, draw_shifts, magnitudes
+from hbench.models.shift import ShiftBlock
 
 
 def test_mnist32_has_the_papers_size():

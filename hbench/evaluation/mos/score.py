@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from hbench.core import seeds
 from hbench.core.intervals import student, wilson
 from hbench.errors import HBenchError
 from hbench.evaluation.mos.study import COLUMNS, Direction, Item, Key
@@ -306,7 +307,7 @@ def _mean_share(values: Sequence[float], seed: int) -> Estimate:
     if len(values) < FEW:
         low, high = student(values)
         return Estimate(float(np.mean(values)), (max(0.0, float(low)), min(1.0, float(high))), len(values))
-    found = bootstrap((values,), np.mean, rng=np.random.default_rng(seed)).confidence_interval
+    found = bootstrap((values,), np.mean, rng=np.random.default_rng(seeds.study_bootstrap(seed))).confidence_interval
     return Estimate(float(np.mean(values)), (float(found.low), float(found.high)), len(values))
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from hbench import __version__
 from hbench.config import Section
+from hbench.core import seeds
 from hbench.core.images import to_uint8
-from hbench.core.seeds import seed_of
-from hbench.evaluation.sampling import generate, noise, traverse
 from hbench.models.shift import ShiftBlock
 from hbench.store.run import Run
 
@@ -93,7 +92,7 @@ class Key(Section):
 # Pictures -----------------------------------------------------------------------------------------------------------
 
 
-def untrained(run_: Run, count: int, examples: int, seed: int = 0) -> Run:
+def untrained(run: Run, count: int, examples: int, seed: int = 0) -> Run:
     """The run with ``count`` untrained directions in place of its own: the floor that trained ones must beat.
 
     A fresh shift block changes nothing, since its output convolutions are zero. Here they are Gaussian instead, each
@@ -102,26 +101,26 @@ def untrained(run_: Run, count: int, examples: int, seed: int = 0) -> Run:
     what the floor shows. Cost: two shifted chains of ``examples`` samples.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, count))
-        block = ShiftBlock(run_.model.h_shape[0], run_.model.emb_channels, count)
-        torch.nn.init.normal_(block.out_weight, std=run_.model.h_shape[0] ** -0.5)
-    x_T = noise(run_, seed, 0, examples)
-    control = replace(run_, shift_block=block.to(x_T.device).eval().requires_grad_(False))
-    wanted = delta_h_rms(run_, x_T).square().mean().sqrt()
+        torch.manual_seed(seeds.controls(seed, count))
+        block = ShiftBlock(run.model.h_shape[0], run.model.emb_channels, count)
+        torch.nn.init.normal_(block.out_weight, std=run.model.h_shape[0] ** -0.5)
+    x_T = run.noise(examples, seed=seed)
+    control = replace(run, shift_block=block.to(run.device).eval().requires_grad_(False))
+    wanted = delta_h_rms(run, x_T).square().mean().sqrt()
     block.out_weight.mul_((wanted / delta_h_rms(control, x_T))[:, None, None])
     return control
 
 
-def delta_h_rms(run_: Run, x_T: Tensor) -> Tensor:
+def delta_h_rms(run: Run, x_T: Tensor) -> Tensor:
     """Root mean square of each direction's f_k(h_t, t), [K], over the regular processes from x_T while t >= t_shift."""
     squares = []
 
     def observe(h: Tensor, emb: Tensor, t: int) -> Tensor:
-        each = [run_.shift_block(h, emb, torch.full((len(h),), k, device=h.device)) for k in range(run_.shift_block.K)]
+        each = [run.shift_block(h, emb, torch.full((len(h),), k, device=h.device)) for k in range(run.K)]
         squares.append(torch.stack([delta_h.float().square().mean() for delta_h in each]))
         return torch.zeros_like(h)
 
-    generate(run_, x_T, observe)
+    run.sampler.generate(x_T, observe)
     return torch.stack(squares).mean(0).sqrt()
 
 
@@ -140,12 +139,12 @@ def pictures(
     Cost: samples - 1 shifted chains per direction and example.
     """
     images: dict[Direction, Tensor] = {}
-    for name, run_ in runs.items():
-        found = [(run_, run_.shift_block.K, False)]
+    for name, run in runs.items():
+        found = [(run, False)]
         if controls:
-            found.append((untrained(run_, controls, examples, seed), controls, True))
-        for shown, count, control in found:
-            grids = to_uint8(traverse(shown, range(count), examples, samples, seed))
+            found.append((untrained(run, controls, examples, seed), True))
+        for shown, control in found:
+            grids = to_uint8(shown.traverse(examples=examples, samples=samples, seed=seed).images)
             images |= {Direction(name, k, control): grid for k, grid in enumerate(grids)}
     return images
 
@@ -195,7 +194,7 @@ def design(
         repeats: share of each sheet's directions that it shows twice, 0 to 0.5.
         seed: of every shuffle.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeds.study_design(seed))
     directions = list(images)
     hashes = [hashlib.sha256(grid.numpy().tobytes()).hexdigest() for grid in images.values()]
     sheets = []

@@ -59,7 +59,7 @@ def api() -> str:
     parts = [
         "# Python API",
         "",
-        "Generated from the docstrings by `python docs/generate.py`. Tensors of images are float32 [B, C, H, W] in [-1, 1].",
+        "Generated from the docstrings by `python docs/generate.py`. Images are float32 [B, C, H, W] in [-1, 1].",
         "",
         "## hbench",
         "",
@@ -91,7 +91,7 @@ def _is_documented(member: Any) -> bool:
 
 
 def _signature(value: Any, bound: bool = False) -> str:
-    if inspect.isclass(value) and (issubclass(value, Record | Exception) or getattr(value, "_is_protocol", False)):
+    if inspect.isclass(value):  # nobody makes one by hand
         return ""
     try:
         signature = inspect.signature(value)
@@ -100,7 +100,7 @@ def _signature(value: Any, bound: bool = False) -> str:
     parameters = [p for name, p in signature.parameters.items() if not (bound and name == "self")]
     text = str(signature.replace(parameters=parameters))
     text = re.sub(r"(?:[a-z_]+\.)+([A-Za-z_]+)", r"\1", text)  # modules in front of types
-    return text.replace("'", "")
+    return re.sub(r"(: |-> |\| )'([^']*)'", r"\1\2", text)  # quotes around the names of types
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ class Run:
             f"  K, S, M  {self.K} directions, s in [{-self.S:g}, {self.S:g}], {settings.M} generation steps",
         ]
         if self.names:
-            lines.append(f"  names    {', '.join(f'{k}: {name}' for k, name in self.names.items())}")
+            shown = "; ".join(f"{k} {name}" for k, name in sorted(self.names.items()))
+            lines.append(f"  names    {shorten(shown, 100, placeholder='; ...')}")
         return "\n".join(lines)
 
     @property

@@ -94,6 +94,13 @@ class Provenance(Record):
         return values | details
 
     @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON Schema of the file, which allows any details."""
+        schema = super().json_schema()
+        del schema["properties"]["details"]
+        return schema | {"additionalProperties": True}
+
+    @classmethod
     def from_json(cls, values: Any, source: str | Path, remedy: str = "make it again") -> Self:
         """Return the provenance in a file's values; what has no name of its own becomes a detail."""
         if isinstance(values, dict):

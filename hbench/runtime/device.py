@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and launched():
         if name != "cuda" and world_size() > 1:
-            raise HBenchError(f"--device {name}: {world_size()} processes need a GPU each: use --device cuda")
+            raise HBenchError(f"`device={name}`: {world_size()} processes need a GPU each: use `device=cuda`")
         here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if here > gpus:
             raise HBenchError(f"{here} processes on this machine, but {gpus} GPUs: start at most one process a GPU")
@@ -38,9 +38,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise HBenchError(f'--device {name}: no such device: use "auto", "cpu", "cuda" or "cuda:N"')
+        raise HBenchError(f'`device={name}`: no such device: use "auto", "cpu", "cuda" or "cuda:N"')
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise HBenchError(f"--device {name}: found {torch.cuda.device_count()} CUDA devices: use --device cpu")
+        raise HBenchError(f"`device={name}`: found {torch.cuda.device_count()} CUDA devices: use `device=cpu`")
     with warnings.catch_warnings():  # torch 2.9 announces other names for this, which its own torch.compile cannot take
         warnings.filterwarnings("ignore", "Please use the new API settings to control TF32", UserWarning)
         torch.backends.cudnn.allow_tf32 = False

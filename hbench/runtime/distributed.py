@@ -67,7 +67,7 @@ def check_processes(wanted: int | None, command: str) -> None:
     """
     if wanted not in (None, found := world_size()):
         raise HBenchError(
-            f"--processes {wanted}, but {found} {'is' if found == 1 else 'are'} running: start them all by "
+            f"`processes={wanted}`, but {found} {'is' if found == 1 else 'are'} running: start them all by "
             f'"torchrun --standalone --nproc_per_node {wanted} -m {command}"'
         )
 

@@ -97,8 +97,8 @@ def _find_root(data: Data, data_root: Path | None, download: bool) -> Path:
     root = _known_root(data, data_root, download)
     if root is None:
         raise HBenchError(
-            f'data set "{data.dataset}" needs its folder: pass --data-root FOLDER or set HBENCH_DATA'
-            + (", or add --download" if data.dataset == "mnist" else "")
+            f'data set "{data.dataset}" needs its folder: give it with `data_root=FOLDER` or set HBENCH_DATA'
+            + (", or add `download=True`" if data.dataset == "mnist" else "")
         )
     return root
 
@@ -127,7 +127,7 @@ def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> tuple[T
 
     if not root.is_dir() and not download:
         raise HBenchError(
-            f"{root}: no such folder: give the one that holds MNIST/raw with --data-root, or add --download"
+            f"{root}: no such folder: give the one that holds MNIST/raw with `data_root`, or add `download=True`"
         )
     try:
         mnist = MNIST(str(root), train=split == "train", download=download)
@@ -135,14 +135,14 @@ def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> tuple[T
         problem = (str(error).splitlines() or ["damaged"])[0]
         raise HBenchError(
             f"{root}: cannot read MNIST ({problem}): give the folder that holds MNIST/raw with "
-            "--data-root, or add --download"
+            "`data_root`, or add `download=True`"
         ) from error
     return _fit(mnist.data[:, None], data), mnist.targets
 
 
 def _load_folder(data: Data, root: Path) -> Tensor:
     if not root.is_dir():
-        raise HBenchError(f"{root}: no such folder: give the folder of your images with --data-root")
+        raise HBenchError(f"{root}: no such folder: give the folder of your images with `data_root`")
     paths = image_files(root)
     images = torch.empty(len(paths), data.channels, data.size, data.size, dtype=torch.uint8)
     for i, path in enumerate(progress(paths, desc="reading images", unit="image")):

@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise HBenchError(f"{path}: cannot write ({error}): free some space or choose another --out") from error
+        raise HBenchError(f"{path}: cannot write ({error}): free some space or choose another `out`") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -34,7 +34,7 @@ def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = Fals
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise HBenchError(f"{folder}: cannot be made ({error.strerror}): choose another --out") from error
+        raise HBenchError(f"{folder}: cannot be made ({error.strerror}): choose another `out`") from error
     refuse_links(folder)
     with _lock(folder):
         _check_claim(folder, overwrite, resume)  # another process may have come and gone since
@@ -44,13 +44,13 @@ def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = Fals
 
 def _check_claim(folder: Path, overwrite: bool, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
-        raise HBenchError(f"{folder}: is a file, not a folder: choose another --out")
+        raise HBenchError(f"{folder}: is a file, not a folder: choose another `out`")
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     held = {name for name in held if name != LOCK and _writer(name) is None}
     if resume and (not folder.is_dir() or (held and EXPERIMENT not in held)):
-        raise HBenchError(f"{folder}: nothing to resume there: leave --resume out, or give its --out")
+        raise HBenchError(f"{folder}: nothing to resume there: leave `resume=True` out, or give its `out`")
     if held and not overwrite and not resume:
-        raise HBenchError(f"{folder}: already holds results: choose another --out, or add --overwrite")
+        raise HBenchError(f"{folder}: already holds results: choose another `out`, or add `overwrite=True`")
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def _lock(folder: Path) -> Iterator[None]:
     try:
         file = path.open("a+", encoding="ascii")
     except OSError as error:
-        raise HBenchError(f"{folder}: cannot write ({error.strerror}): choose another --out") from error
+        raise HBenchError(f"{folder}: cannot write ({error.strerror}): choose another `out`") from error
     with file:
         try:
             # not flock, which processes forked from a killed one would go on holding
@@ -77,7 +77,7 @@ def _lock(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise HBenchError(
                 f"{folder}: another hbench process writes here (PID {file.read().strip() or 'unknown'}): "
-                "wait for it to end, or choose another --out"
+                "wait for it to end, or choose another `out`"
             )
         with suppress(OSError):  # the PID is for people only
             file.truncate(0)

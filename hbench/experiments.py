@@ -111,7 +111,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     section, dot, name = key.partition(".")
     if not (dot and section and name):
-        raise HBenchError(f'setting {key}: write "section.key", for example discovery.K')
+        raise HBenchError(f'setting {key}: write "section.key=value", for example discovery.K=16')
     table = values.setdefault(section, {})
     if section == "name" or not isinstance(table, dict):
         raise HBenchError(f"setting {key}: {section} is not a section")

@@ -78,7 +78,7 @@ def test_mnist_is_never_downloaded_unasked(tmp_path, monkeypatch):
     assert not at_hand(data)
     with pytest.raises(HBenchError, match="cannot read MNIST"):
         load_images(data, tmp_path)
-    with pytest.raises(HBenchError, match=r"absent: no such folder: .* --data-root, or add --download"):
+    with pytest.raises(HBenchError, match=r"absent: no such folder: .* `data_root`, or add `download=True`"):
         load_images(data, tmp_path / "absent")
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 

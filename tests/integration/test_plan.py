@@ -1,10 +1,7 @@
 import json
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,7 +12,7 @@ import hbench.runtime.memory as memory
 import hbench.training.strategy as module
 from hbench.cli import main
 from hbench.errors import HBenchError
-from hbench.evaluation.vram_sweep import cells, measure_apart, measured_line
+from hbench.evaluation.vram_sweep import measured_line
 from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.runtime.memory import free_mib, saved_tensors_peak, watch_resident
@@ -77,56 +74,6 @@ def test_free_memory_ends_at_the_limit_of_the_container_or_the_job(monkeypatch, 
     assert free_mib(CPU) == pytest.approx(min(free, 768), rel=0.1)
     (tmp_path / "memory.max").write_text("max\n")
     assert free_mib(CPU) == pytest.approx(free, rel=0.1)
-
-
-def test_free_memory_is_what_linux_says(monkeypatch):
-    monkeypatch.setattr(memory, "_groups", list)  # no limits
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    assert free_mib(CPU) == pytest.approx(available / 1024, rel=0.1)
-
-
-WITHOUT_PROC = """
-import runpy, sys
-from pathlib import Path
-import hbench.runtime.memory as memory
-memory.PROC = memory.CGROUP = Path("nowhere")
-runpy.run_module(sys.argv[1], run_name="__main__")
-"""
-"""A program that runs a module as on a system without Linux's /proc and control groups."""
-
-
-@pytest.fixture
-def no_proc(monkeypatch, tmp_path):
-    """A system without Linux's /proc and control groups, for this process and for those that it starts."""
-    monkeypatch.setattr(memory, "PROC", tmp_path / "nowhere")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path / "nowhere")
-    monkeypatch.setattr("hbench.runtime.fresh_process.CHILD", [sys.executable, "-c", WITHOUT_PROC])
-
-
-def test_memory_without_proc(no_proc):
-    assert free_mib(CPU) == pytest.approx(psutil.virtual_memory().available / memory.MIB, rel=0.1)
-    with watch_resident() as (baseline, peak, source):
-        x = torch.ones(16 * 2**20)
-        time.sleep(0.05)
-        del x
-        assert 60 < peak() - baseline < 90
-    assert baseline > 100
-    assert "polled" in source
-
-
-def test_auto_keeps_graphs_without_proc(no_proc, tiny, capsys):
-    auto = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "auto"})})
-    assert resolve(auto, build_model(tiny), 0).discovery.keep == tiny.discovery.M
-    assert capsys.readouterr().err == ""
-
-
-def test_a_cell_of_a_sweep_without_proc(no_proc):
-    row = measure_apart(cells(load_experiment("digits16", TINY), ["node"], [4], device="cpu", repeats=2)[0])
-    assert row.status == "ok", row.error
-    assert "polled" in row.memory_source
-    assert 0 < row.memory_mib < 500
-    assert row.baseline_mib > 100
 
 
 # The plan -----------------------------------------------------------------------------------------------------------

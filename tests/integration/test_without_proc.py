@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hbench.runtime.memory as memory
+from hbench.core.sampler import Sampler
 from hbench.evaluation.vram_sweep import cells, measure_apart
 from hbench.models import build_model
 from hbench.runtime.memory import free_mib, watch_resident
@@ -46,7 +47,8 @@ def test_memory_without_proc(no_proc):
 
 def test_auto_keeps_graphs_without_proc(no_proc, tiny, capsys):
     auto = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "auto"})})
-    assert resolve(auto, build_model(tiny), 0).discovery.keep == tiny.discovery.M
+    sampler = Sampler.of(auto, build_model(auto), CPU)
+    assert resolve(auto, sampler, 0).discovery.keep == tiny.discovery.M
     assert capsys.readouterr().err == ""
 
 

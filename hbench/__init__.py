@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hbench.training.discover import train as train
     from hbench.training.pretrain import pretrain as pretrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "load_run": "hbench.store.run",

@@ -18,7 +18,6 @@ once would halve the speed that is measured in the same steps.
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +38,7 @@ from hbench.experiments import parse_experiment
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
 from hbench.runtime.device import pick_device
-from hbench.runtime.fresh_process import die_first, reason_of, run_apart
+from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, free_mib, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
 from hbench.runtime.progress import progress
 from hbench.store.files import read_json
@@ -242,7 +241,7 @@ def measure_apart(cell: Cell) -> Row:
     done = run_apart(
         "hbench.evaluation.vram_sweep", {**vars(cell), "experiment": cell.experiment.model_dump(mode="json")}
     )
-    if done.returncode == -signal.SIGKILL:
+    if was_killed(done):
         return _empty(cell, "oom", "killed by the system, as it does when memory runs out")
     if done.returncode:
         return _empty(cell, "failed", reason_of(done))

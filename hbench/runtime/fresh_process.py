@@ -41,6 +41,11 @@ def reason_of(failed: "subprocess.CompletedProcess[str]") -> str:
     return (exceptions or lines or [f"ended with exit code {failed.returncode}"])[-1]
 
 
+def was_killed(done: "subprocess.CompletedProcess[str]") -> bool:
+    """Return whether the system killed a program of :func:`run_apart`, as Linux does when memory runs out."""
+    return sys.platform != "win32" and done.returncode == -signal.SIGKILL
+
+
 def die_first() -> None:
     """Where the machine's memory ends, the system is to kill this process, not its parent."""
     with suppress(OSError):

@@ -2,39 +2,38 @@
 
 import ctypes
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
 from threading import Event, Thread
 
+import psutil
 import torch
 from torch import Tensor
 
 from hbench.errors import HBenchError
 
 MIB = 2**20
+PROC, CGROUP = Path("/proc/self"), Path("/sys/fs/cgroup")
+"""What Linux tells of this process and of its control groups; other systems have neither."""
 
 
 class UnknownMemoryError(HBenchError):
-    """This system does not say how much memory is used or free."""
-
-
-CGROUP = Path("/sys/fs/cgroup")
+    """NVML does not say how much memory is used."""
 
 
 def free_mib(device: torch.device) -> float:
-    """MiB that this process could still take on a device, what PyTorch's allocator keeps in reserve included.
+    """Return the MiB that this process could still take on a device, the reserve of PyTorch's allocator included.
 
-    On the CPU that is the memory which Linux says is available, or the limit of the container or the job (cgroup v2) if
-    that is less.
-
-    Raises:
-        UnknownMemoryError: another system than Linux, and no GPU.
+    On the CPU that is the memory which the system has available, or the limit of the container or the job (cgroup v2)
+    if that is less.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / MIB
-    free_here = _proc("/proc/meminfo", "MemAvailable")
+    free_here: float = psutil.virtual_memory().available / MIB
     for group in _groups():
         with suppress(OSError, ValueError):  # no limit
             limit = int((group / "memory.max").read_text(encoding="ascii"))
@@ -46,9 +45,9 @@ def free_mib(device: torch.device) -> float:
 
 
 def _groups() -> list[Path]:
-    """The folders of this process's control group and of those around it."""
+    """Return the folders of this process's control group and of those around it."""
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        for line in (PROC / "cgroup").read_text(encoding="utf-8").splitlines():
             if line.startswith("0::/"):
                 inner = CGROUP / line.removeprefix("0::/")
                 return [group for group in (inner, *inner.parents) if group.is_relative_to(CGROUP)]
@@ -57,28 +56,29 @@ def _groups() -> list[Path]:
 
 @contextmanager
 def watch_resident() -> Iterator[tuple[float, Callable[[], float], str]]:
-    """A block, with this process's resident memory now, in MiB; a function for its peak since; and how that is known.
+    """Yield this process's resident memory now, in MiB; a function for its peak since; and how that peak is known.
 
-    From Linux's high-water mark, which is reset now: else it would tell of the imports, whose own peak hides a small
-    experiment. Where it cannot be reset, resident memory is read every 2 ms.
+    The peak is Linux's high-water mark, reset first: else it would tell of the imports, whose own peak hides a small
+    experiment. Where there is none, or where it cannot be reset, resident memory is polled every 2 ms.
     """
     with suppress(AttributeError, TypeError):  # other C libraries have none, and Windows no such library
         ctypes.CDLL(None).malloc_trim(0)  # else what is freed already would be used again without being seen
-    baseline = _status_mib("VmRSS")
+    memory = psutil.Process().memory_info
+    baseline = memory().rss / MIB
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        reset = _status_mib("VmHWM") < baseline + 16  # the kernel counts pages loosely
+        (PROC / "clear_refs").write_text("5", encoding="ascii")
+        reset = _high_water_mib() < baseline + 16  # the kernel counts pages loosely
     except (OSError, KeyError):
         reset = False
     if reset:
-        yield baseline, lambda: _status_mib("VmHWM"), "peak RSS over baseline, from VmHWM"
+        yield baseline, _high_water_mib, "peak RSS over baseline, from VmHWM"
         return
     highest, over = baseline, Event()
 
     def poll() -> None:
         nonlocal highest
         while not over.wait(0.002):
-            highest = max(highest, _status_mib("VmRSS"))
+            highest = max(highest, memory().rss / MIB)
 
     Thread(target=poll, daemon=True).start()
     try:
@@ -87,51 +87,42 @@ def watch_resident() -> Iterator[tuple[float, Callable[[], float], str]]:
         over.set()
 
 
-def _status_mib(name: str) -> float:
-    return _proc("/proc/self/status", name)
-
-
-def _proc(file: str, name: str) -> float:
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise UnknownMemoryError(
-            "memory on the CPU is read from Linux's /proc, which is not here: use a CUDA device"
-        ) from error
-    return int(dict(line.split(":", 1) for line in lines)[name].split()[0]) / 1024
+def _high_water_mib() -> float:
+    """Return Linux's high-water mark of this process's resident memory, in MiB."""
+    lines = (PROC / "status").read_text(encoding="utf-8").splitlines()
+    return int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) / 1024
 
 
 def saved_tensors_peak(run: Callable[[], object], resident: Iterable[Tensor] = ()) -> int:
-    """Largest number of bytes that autograd holds at one time while ``run`` runs, each storage counted once.
+    """Return the largest number of bytes that autograd holds at one time while ``run`` runs, each storage counted once.
 
     It counts what is saved for the backward pass, but for tensors that are ``resident`` anyway, such as weights. It is
-    exact: no allocator or library blurs it. Of torch.utils.checkpoint it sees what a block starts from, not what is
+    exact: no allocator or library blurs it. With torch.utils.checkpoint it sees what a block starts from, not what is
     recomputed inside.
     """
-    held = {tensor.untyped_storage().data_ptr(): (1, 0) for tensor in resident}
-    total = peak = 0
+    not_counted = {tensor.untyped_storage().data_ptr() for tensor in resident}
+    held: weakref.WeakValueDictionary[int, _Held] = weakref.WeakValueDictionary()  # by the storage's address
+    changes = [0]  # of the bytes held, in their order
 
-    class Saved:
-        def __init__(self, tensor: Tensor) -> None:
-            nonlocal total, peak
-            storage = tensor.untyped_storage()
-            self.tensor, self.key = tensor, storage.data_ptr()
-            count, size = held.get(self.key, (0, storage.nbytes()))
-            held[self.key] = (count + 1, size)
-            total += 0 if count else size
-            peak = max(peak, total)
+    def save(tensor: Tensor) -> tuple[Tensor, _Held | None]:
+        storage = tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address in not_counted:
+            return tensor, None
+        mark = held.get(address)
+        if mark is None:
+            mark = held[address] = _Held()
+            changes.append(size)
+            weakref.finalize(mark, changes.append, -size)
+        return tensor, mark
 
-        def __del__(self) -> None:
-            nonlocal total
-            count, size = held.pop(self.key)
-            if count > 1:
-                held[self.key] = (count - 1, size)
-            else:
-                total -= size
-
-    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda saved: saved[0]):
         run()
-    return peak
+    return max(accumulate(changes))
+
+
+class _Held:
+    """Mark of a storage that autograd holds, alive as long as one of the tensors saved from it."""
 
 
 def gpu_processes(device: torch.device) -> dict[int, int | None]:

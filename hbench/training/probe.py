@@ -15,7 +15,6 @@ cells of a sweep.
 
 import json
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from hbench.experiments import parse_experiment
 from hbench.models import build_model
 from hbench.runtime.device import pick_device
 from hbench.runtime.distributed import shard
-from hbench.runtime.fresh_process import die_first, reason_of, run_apart
+from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, free_mib, gpu_memory, saved_tensors_peak, watch_resident
 from hbench.training.cost import DoesNotFitError, Pass, Probe, predict
 from hbench.training.freeze import freeze
@@ -55,7 +54,7 @@ def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = 
     On the GPU, ``idle`` is what the device holds in bytes without this process, in case its driver cannot tell.
 
     Raises:
-        UnknownMemoryError: the system does not say how much memory is used or free.
+        UnknownMemoryError: NVML does not say how much memory is used.
     """
     short = shortened(experiment)
     sampler = Sampler.of(short, sampler.backbone, sampler.device)
@@ -183,7 +182,7 @@ def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int =
     given = {"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed, "repeats": repeats}
     done = run_apart("hbench.training.probe", given)
     if done.returncode:
-        killed = done.returncode == -signal.SIGKILL
+        killed = was_killed(done)
         reason = "killed by the system, as it does when memory runs out" if killed else reason_of(done)
         kind = DoesNotFitError if killed or is_out_of_memory(RuntimeError(reason)) else HBenchError
         raise kind(f"the probe of one step failed ({reason}): lower discovery.batch_size")

@@ -19,8 +19,8 @@ from hbench.training.probe import measure, measure_apart
 def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
     """The experiment with "auto" replaced by what fits into its memory budget, for training with this sampler.
 
-    Where the system does not tell its memory, that is "node". Cost: with "auto", two short training steps of throw-away
-    networks and some passes; else nothing.
+    Where NVML does not say how much memory is used, that is "node". Cost: with "auto", two short training steps of
+    throw-away networks and some passes; else nothing.
 
     Raises:
         DoesNotFitError: not even one step fits, on any of the processes.

@@ -12,6 +12,7 @@ from hbench.models import build_model
 from hbench.store.run import load_model
 
 ROOT = Path(__file__).parent.parent
+GUIDES = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 
 
@@ -41,7 +42,7 @@ def test_the_python_of_the_guide_runs(code, tmp_path, monkeypatch):
     assert values.get("images", torch.zeros(1, 3, 1, 16, 16)).shape == (1, 3, 1, 16, 16)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs", "experiments", "results"])
+@pytest.mark.parametrize("page", ["README.md", *GUIDES, "docs", "experiments", "results"])
 def test_links_lead_somewhere(page):
     found = [ROOT / page] if page.endswith(".md") else sorted((ROOT / page).rglob("*.md"))
     assert found

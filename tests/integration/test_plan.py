@@ -37,8 +37,8 @@ def test_peak_of_resident_memory(monkeypatch):
     peak, source = peak_of_64_mib()
     assert 60 < peak < 90
     assert "VmHWM" in source
-    real = memory._status_mib
-    monkeypatch.setattr(memory, "_status_mib", lambda name: real(name) + 1000 * (name == "VmHWM"))  # was not reset
+    real = memory._high_water_mib
+    monkeypatch.setattr(memory, "_high_water_mib", lambda: real() + 1000)  # was not reset
     monkeypatch.setattr(torch, "ones", lambda n: torch.zeros(n).fill_(1).add_(1).mul_(2).sqrt_())  # long enough to see
     peak, source = peak_of_64_mib()
     assert 60 < peak < 90
@@ -181,12 +181,12 @@ def test_what_auto_took_is_noted_for_those_who_go_on(tiny, tmp_path, monkeypatch
 
 def test_auto_is_node_where_memory_is_unknown(tiny, monkeypatch, capsys):
     def unknown(*_, **__):
-        raise memory.UnknownMemoryError("no /proc")
+        raise memory.UnknownMemoryError("NVML does not answer")
 
     monkeypatch.setattr(module, "measure", unknown)
     ample = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "auto"})})
     assert resolve(ample, build_model(tiny), 0).discovery.keep == 0
-    assert "no /proc" in capsys.readouterr().err
+    assert "NVML does not answer" in capsys.readouterr().err
 
 
 def test_resolve_takes_auto_away_and_nothing_else(tiny, monkeypatch):

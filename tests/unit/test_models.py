@@ -163,7 +163,7 @@ def test_both_kinds_of_model_are_backbones(kind):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_equals_guided_diffusion_for_random_configurations(seed):
-    unet = pytest.importorskip("guided_diffusion.unet", reason="guided-diffusion is not installed")
+    unet = pytest.importorskip("guided_diffusion.unet", reason="needs pip install --group guided-diffusion")
     rng = random.Random(seed)
     config = {
         "image_size": 32,

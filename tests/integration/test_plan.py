@@ -227,7 +227,7 @@ def test_plan_command(tmp_path):
     written = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert written["budget_mib"] == 4096
     assert [row["keep"] for row in written["predictions"]] == [0, 0, 2, 4, 2, 4, 0, 0]
-    assert invoke("--out", str(tmp_path / "plan")).exit_code == 1  # nothing is replaced
+    assert plan("--out", str(tmp_path / "plan")).exit_code == 1  # nothing is replaced
 
 
 def test_plan_command_refuses(tmp_path):

@@ -229,7 +229,7 @@ def test_the_error_of_one_process_is_told(tmp_path):
         "import sys\n"
         "import click, torch\n"
         "from hbench.cli import main\n"
-        "from hbench.distributed import mean, rank, start\n"
+        "from hbench.runtime.distributed import mean, rank, start\n"
         "from hbench.errors import HBenchError\n"
         "@main.command('fail')\n"
         "@click.option('--processes')\n"
@@ -254,7 +254,7 @@ def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
     script.write_text(
         "import pathlib, time, torch\n"
         "from hbench.runtime import distributed\n"
-        "from hbench.runs import stop_requests\n"
+        "from hbench.training.loop import stop_requests\n"
         "distributed.STUCK_SECONDS = 1\n"
         "distributed.start(torch.device('cpu'))\n"
         "with stop_requests(None):\n"

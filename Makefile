@@ -16,7 +16,7 @@ lint: .venv/.installed-lint
 	$(BIN)/mypy
 
 bench: .venv/.installed-test .venv/.installed-bench
-	$(BIN)/python -m pytest tests/bench_chain.py tests/bench_distributed.py --benchmark-only --benchmark-disable-gc
+	$(BIN)/python -m pytest tests/bench/bench_*.py --benchmark-only --benchmark-disable-gc
 
 clean:
 	rm -rf .venv

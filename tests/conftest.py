@@ -1,10 +1,13 @@
 import os
+import shutil
 import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny, and threads that wait cost more than they give
 
 import pytest
 import torch
+from command_line import TINY, invoke, tiny_options
 from hypothesis import settings
 
 from hbench.config import Experiment
@@ -12,21 +15,8 @@ from hbench.core.diffusion import alpha_bar_schedule, timesteps
 from hbench.core.sampler import Sampler
 from hbench.experiments import load_experiment
 
-TINY = [
-    "model.channel_mult=[1,2]",
-    "pretrain.steps=4",
-    "pretrain.batch_size=4",
-    "pretrain.checkpoint_every=2",
-    "pretrain.sample_every=4",
-    "discovery.K=3",
-    "discovery.M=3",
-    "discovery.steps=4",
-    "discovery.batch_size=4",
-    "discovery.pool=8",
-    "discovery.strategy=node",
-    "discovery.checkpoint_every=2",
-]
-"""Overrides that make digits16 a matter of seconds."""
+KINDS = ("browser", "distributed", "faults", "gpu")
+"""The folders whose tests carry the folder's name as a marker."""
 
 
 def sampler_of(model, visited, t_shift=0, **fields):
@@ -41,8 +31,15 @@ settings.load_profile("repeatable")  # the same examples in every run; --hypothe
 
 
 def pytest_configure(config):
-    if not any("test_cuda" in argument for argument in config.args):
+    if not any("gpu" in Path(argument.partition("::")[0]).parts for argument in config.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the others test the CPU: only there are results the same bits
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        kind = item.path.relative_to(Path(__file__).parent).parts[0]
+        if kind in KINDS:
+            item.add_marker(kind)
 
 
 def pytest_addoption(parser):
@@ -68,43 +65,53 @@ def tiny() -> Experiment:
     return load_experiment("digits16", TINY)
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory, tiny):
-    """A folder with a diffusion model of a few steps, made by the command line itself."""
-    from click.testing import CliRunner
-
-    from hbench.cli import main
-
-    folder = tmp_path_factory.mktemp("tiny") / "pretrain"
-    options = [part for override in TINY for part in ("--set", override)]
-    result = CliRunner().invoke(main, ["pretrain", "digits16", *options, "--out", str(folder), "--quiet"])
+def made(*arguments):
+    """Return the folder that a command writes."""
+    result = invoke(*arguments, "--quiet")
     assert result.exit_code == 0, result.output
-    return folder
+    return arguments[-1]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A folder with a diffusion model of a few steps, made by the command line itself."""
+    return made("pretrain", "digits16", *tiny_options(), "--out", tmp_path_factory.mktemp("tiny") / "pretrain")
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_model):
     """A run folder of a few steps, made by the command line itself."""
-    from click.testing import CliRunner
-
-    from hbench.cli import main
-
-    folder = tmp_path_factory.mktemp("tiny") / "train"
-    options = [part for override in TINY for part in ("--set", override)]
-    arguments = ["train", "digits16", *options, "--model", str(tiny_model), "--out", str(folder), "--quiet"]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    return folder
+    out = tmp_path_factory.mktemp("tiny") / "train"
+    return made("train", "digits16", *tiny_options(), "--model", tiny_model, "--out", out)
 
 
 @pytest.fixture(scope="session")
 def lenet(tmp_path_factory):
     """The weights of a LeNet that has seen digits16 once, made by the command line itself."""
-    from click.testing import CliRunner
+    return made("lenet", "digits16", "--epochs", 1, "--out", tmp_path_factory.mktemp("lenet")) / "lenet.safetensors"
 
-    from hbench.cli import main
 
-    folder = tmp_path_factory.mktemp("lenet")
-    result = CliRunner().invoke(main, ["lenet", "digits16", "--epochs", "1", "--out", str(folder), "--quiet"])
-    assert result.exit_code == 0, result.output
-    return folder / "lenet.safetensors"
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, tiny_run):
+    """A run folder with two artifacts."""
+    folder = tmp_path_factory.mktemp("results") / "run"
+    shutil.copytree(tiny_run, folder)
+    for command in (["rca", folder, "--pairs", 8], ["traverse", folder, "--pairs", 8, "--examples", 1]):
+        result = invoke(*command, "--quiet")
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+class Malicious:
+    """What a pickle of it does when it is loaded: a file called "owned" appears."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("owned"),))
+
+
+@pytest.fixture
+def bad(tmp_path):
+    """A checkpoint that runs code where it is unpickled."""
+    path = tmp_path / "bad.pt"
+    torch.save({"x": Malicious()}, path)
+    return path

@@ -156,7 +156,7 @@ def test_throughput_of_two_processes(benchmark, tmp_path):
         "on_paper": {name: on_paper(name) for name in ("mnist16", "celebahq128")},
     }
     print(json.dumps({key: value for key, value in record.items() if not isinstance(value, dict | list)}))
-    folder = Path(__file__).parent.parent / "results" / "bench" / "distributed"
+    folder = Path(__file__).parents[2] / "results" / "bench" / "distributed"
     write_json(folder / "distributed.json", record)
     write_provenance(folder, origin, turns=TURNS, steps_a_turn=STEPS)
     paper = record["on_paper"]["mnist16"]

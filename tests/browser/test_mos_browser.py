@@ -1,21 +1,17 @@
-import shutil
-
 import pytest
 import torch
-from playwright.sync_api import expect, sync_playwright
 
 from hbench.evaluation.mos.score import read_marks, score
 from hbench.evaluation.mos.study import Direction, design
 from hbench.reporting.sheets import write_sheets
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")
+playwright = pytest.importorskip("playwright.sync_api")
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+def browser(chromium):
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
 
@@ -82,10 +78,10 @@ def test_marks_made_in_the_browser_are_the_marks_scored(page, study, tmp_path):
     page.keyboard.press("1")
     page.keyboard.press("0")
     assert heading(page) == "Item 4 of 6"  # the one that was skipped
-    expect(page.locator("#count")).to_have_text("5 of 6 marked")
+    playwright.expect(page.locator("#count")).to_have_text("5 of 6 marked")
     page.keyboard.press("1")
     assert heading(page) == "Export your marks"
-    expect(page.locator("#summary")).to_have_text("All 6 items are marked.")
+    playwright.expect(page.locator("#summary")).to_have_text("All 6 items are marked.")
     marks = read_marks([export(page, tmp_path / "marks.csv")], key)
     assert [mark.mark for mark in marks] == [1, 0, 0, 1, 1, 0]
     assert [mark.name for mark in marks] == ['=1+1 "dünn, 10"', "", "", "", "", ""]
@@ -95,7 +91,7 @@ def test_marks_made_in_the_browser_are_the_marks_scored(page, study, tmp_path):
 
 def test_exported_marks_are_read_in_again_and_taken_back(page, study, tmp_path):
     _, key = study
-    expect(page.locator("#over")).to_be_disabled()
+    playwright.expect(page.locator("#over")).to_be_disabled()
     page.click("#start")
     page.locator("#name").fill('=1+1 "dünn, 10"')
     page.keyboard.press("Escape")
@@ -106,11 +102,11 @@ def test_exported_marks_are_read_in_again_and_taken_back(page, study, tmp_path):
     page.click("#instructions")
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#over")
-    expect(page.locator("#count")).to_have_text("0 of 6 marked")
+    playwright.expect(page.locator("#count")).to_have_text("0 of 6 marked")
     page.reload()
-    expect(page.locator("#count")).to_have_text("0 of 6 marked")  # and stay away
+    playwright.expect(page.locator("#count")).to_have_text("0 of 6 marked")  # and stay away
     page.set_input_files("#file", first)
-    expect(page.locator("#count")).to_have_text("2 of 6 marked")
+    playwright.expect(page.locator("#count")).to_have_text("2 of 6 marked")
     page.reload()
     page.get_by_role("button", name="Go on").click()
     assert heading(page) == "Item 3 of 6"
@@ -124,14 +120,14 @@ def test_exported_marks_are_read_in_again_and_taken_back(page, study, tmp_path):
     for text in (first.read_text().replace(key.sheets[0].sheet, "another"), "<html>\n<p>", "a\nb"):
         other.write_text(text)
         page.set_input_files("#file", other)
-        expect(page.locator("#warning")).to_have_text(
+        playwright.expect(page.locator("#warning")).to_have_text(
             "other.csv holds no marks of this sheet: open the one that was exported from it."
         )
-        expect(page.locator("#count")).to_have_text("6 of 6 marked")
+        playwright.expect(page.locator("#count")).to_have_text("6 of 6 marked")
     spreadsheet = tmp_path / "spreadsheet.csv"  # saves quotes only where they are needed
     spreadsheet.write_text(first.read_text().replace('""', "").replace(",\n", ',""\n'))
     page.set_input_files("#file", spreadsheet)
-    expect(page.locator("#warning")).to_be_hidden()
+    playwright.expect(page.locator("#warning")).to_be_hidden()
 
 
 def test_keys_in_the_name_do_not_mark_and_held_keys_mark_once(page):
@@ -142,16 +138,16 @@ def test_keys_in_the_name_do_not_mark_and_held_keys_mark_once(page):
     page.locator("#name").press_sequentially("01un")
     page.keyboard.press("Backspace")
     assert heading(page) == "Item 1 of 6"
-    expect(page.locator("#name")).to_have_value("01u")
+    playwright.expect(page.locator("#name")).to_have_value("01u")
     page.keyboard.press("Escape")
     for _ in range(4):
         page.keyboard.down("1")  # what a held key sends
     page.keyboard.up("1")
     assert heading(page) == "Item 2 of 6"
-    expect(page.locator("#count")).to_have_text("1 of 6 marked")
+    playwright.expect(page.locator("#count")).to_have_text("1 of 6 marked")
     page.keyboard.press("Backspace")
     assert heading(page) == "Item 1 of 6"
-    expect(page.locator("#count")).to_have_text("0 of 6 marked")
+    playwright.expect(page.locator("#count")).to_have_text("0 of 6 marked")
     page.keyboard.press("ArrowLeft")
     page.uncheck("#shortcuts")
     page.click("#start")
@@ -163,7 +159,7 @@ def test_an_incomplete_sheet_warns_first(page, tmp_path):
     page.click("#start")
     page.keyboard.press("1")
     page.click(".export")
-    expect(page.locator("#summary")).to_contain_text("5 of 6 items have no mark yet: 2, 3, 4, 5, 6.")
+    playwright.expect(page.locator("#summary")).to_contain_text("5 of 6 items have no mark yet: 2, 3, 4, 5, 6.")
     lines = export(page, tmp_path / "marks.csv").read_text(encoding="utf-8-sig").splitlines()
     assert lines[1].endswith(',1,1,""')
     assert lines[2].endswith(',2,,""')
@@ -175,10 +171,10 @@ def test_a_browser_that_keeps_nothing_says_so(browser, study):
     page = browser.new_page()
     page.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no'); } })")
     page.goto((study[0] / "sheet_1.html").as_uri())
-    expect(page.get_by_role("alert")).to_contain_text("does not keep your marks")
+    playwright.expect(page.get_by_role("alert")).to_contain_text("does not keep your marks")
     page.click("#start")
     page.keyboard.press("1")
-    expect(page.locator("#count")).to_have_text("1 of 6 marked")
+    playwright.expect(page.locator("#count")).to_have_text("1 of 6 marked")
     page.close()
 
 
@@ -191,10 +187,10 @@ def test_damaged_storage_is_left_out(page, study, kept):
         "([key, value]) => localStorage.setItem(key, value)", [f"hbench-mos:{study[1].sheets[0].sheet}", kept]
     )
     page.reload()
-    expect(page.locator("#count")).to_have_text("0 of 6 marked")
+    playwright.expect(page.locator("#count")).to_have_text("0 of 6 marked")
     page.click("#start")
     page.keyboard.press("1")
-    expect(page.locator("#count")).to_have_text("1 of 6 marked")
+    playwright.expect(page.locator("#count")).to_have_text("1 of 6 marked")
 
 
 def test_everything_has_a_name_and_can_be_reached_by_tab(page):
@@ -210,15 +206,15 @@ def test_everything_has_a_name_and_can_be_reached_by_tab(page):
         focused = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert focused != "none" or reached[-1] == "BODY"
     assert {"instructions", "SUMMARY", "name", "0", "1", "back", "next"} <= set(reached)
-    expect(page.get_by_role("textbox", name="What changes?")).to_be_visible()
-    expect(page.get_by_role("progressbar", name="0 of 6 marked")).to_be_visible()
+    playwright.expect(page.get_by_role("textbox", name="What changes?")).to_be_visible()
+    playwright.expect(page.get_by_role("progressbar", name="0 of 6 marked")).to_be_visible()
     assert page.locator("img:not([alt]), img[alt='']").count() == 0
     for button in page.locator("button:visible").all():
         assert button.inner_text().strip()
         assert button.bounding_box()["height"] >= 44  # pixels, WCAG 2.5.5
     page.keyboard.press("Escape")
     page.keyboard.press("1")
-    expect(page.get_by_role("status")).to_contain_text("Item 1 marked 1.")
+    playwright.expect(page.get_by_role("status")).to_contain_text("Item 1 marked 1.")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -255,7 +251,7 @@ def test_images_keep_square_pixels_and_nothing_is_cut_off(page, size):
     assert box["width"] / 90 == pytest.approx(round(box["width"] / 90))  # 5 images of 16 pixels, margins of 1
     assert box["width"] >= 5 * 48
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    expect(page.get_by_role("button", name="1 all of it holds")).to_be_in_viewport(ratio=1)
+    playwright.expect(page.get_by_role("button", name="1 all of it holds")).to_be_in_viewport(ratio=1)
 
 
 def test_paper_shows_every_item_with_boxes(page):

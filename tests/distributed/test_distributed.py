@@ -12,11 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import TINY
+from command_line import TINY, invoke, tiny_options
 from safetensors.torch import load_file
 
-from hbench.cli import main
 from hbench.errors import HBenchError
 from hbench.runtime import distributed
 from hbench.runtime.device import pick_device
@@ -32,10 +30,6 @@ FLOAT = [
 ]
 RUNS = {"chain": [], "per-step": ["discovery.gradient=per-step"]}
 ROLES = ("shift_block", "reconstructor", "discriminator")
-
-
-def options(*overrides):
-    return [part for override in (*TINY, *overrides) for part in ("--set", override)]
 
 
 def start(processes, *arguments):
@@ -75,10 +69,10 @@ def trained(tmp_path_factory, tiny_model):
     folders = []
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"by{processes}")
-        commands = [["pretrain", "digits16", *options(*FLOAT), "--out", str(folder / "pretrain"), "--quiet"]]
+        commands = [["pretrain", "digits16", *tiny_options(*FLOAT), "--out", str(folder / "pretrain"), "--quiet"]]
         for name, overrides in RUNS.items():
             out = ["--model", str(tiny_model), "--out", str(folder / name), "--quiet"]
-            commands.append(["train", "digits16", *options(*FLOAT, *overrides), *out])
+            commands.append(["train", "digits16", *tiny_options(*FLOAT, *overrides), *out])
         process = start(processes, ROOT / "commands.py", "float64", json.dumps(commands))
         out, err = finish(process)
         assert process.returncode == 0, err
@@ -172,7 +166,7 @@ def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, t
 
     folders = [tmp_path / "by1", tmp_path / "by2"]
     for arguments in commands(folders[0]):
-        assert CliRunner().invoke(main, arguments).exit_code == 0
+        assert invoke(*arguments).exit_code == 0
     process = start(2, ROOT / "commands.py", "float32", json.dumps(commands(folders[1])))
     _, err = finish(process)
     assert process.returncode == 0, err
@@ -185,7 +179,7 @@ def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, t
 
 def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, tiny_model):
     """SIGTERM reaches one process only; the checkpoint is resumed by another number of processes."""
-    arguments = ["train", "digits16", *options("discovery.steps=100000"), "--model", tiny_model]
+    arguments = ["train", "digits16", *tiny_options("discovery.steps=100000"), "--model", tiny_model]
     process = start(2, "-m", "hbench", *arguments, "--out", tmp_path / "run", "--quiet")
     wait_for(tmp_path / "run" / "checkpoint.json", process)
     second = ranks(process)[1]
@@ -208,14 +202,14 @@ def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, tiny_model):
         "1e-6",
         "--quiet",
     ]
-    result = CliRunner().invoke(main, resumed)
+    result = invoke(*resumed)
     assert result.exit_code == 0, result.output
     assert f"stopped by --max-minutes 1e-06 after step {done + 1} of" in result.stderr
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others(victim, tmp_path, tiny_model):
-    arguments = ["train", "digits16", *options("discovery.steps=100000"), "--model", tiny_model, "--quiet"]
+    arguments = ["train", "digits16", *tiny_options("discovery.steps=100000"), "--model", tiny_model, "--quiet"]
     process = start(2, "-m", "hbench", *arguments, "--out", tmp_path / "run")
     wait_for(tmp_path / "run" / "checkpoint.json", process)
     both = ranks(process)
@@ -288,7 +282,7 @@ def test_commands_that_cannot_share_their_work_refuse_torchrun():
 
 
 def test_more_processes_than_there_are_is_refused():
-    result = CliRunner().invoke(main, ["rca", "mnist16", "--processes", "4"])
+    result = invoke("rca", "mnist16", "--processes", "4")
     assert result.exit_code == 1
     assert "--processes 4, but 1 is running: start them all by" in result.output
     assert "torchrun --standalone --nproc_per_node 4 -m hbench" in result.output

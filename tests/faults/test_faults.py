@@ -1,6 +1,6 @@
 """What goes wrong outside of hbench: kills, full disks, damaged files, no memory. Nothing may be lost.
 
-The fault campaign kills the real commands at random moments: ``pytest tests/test_faults.py -k campaign --faults 50``.
+The fault campaign kills the real commands at random moments: ``pytest tests/faults -k campaign --faults 50``.
 """
 
 import itertools
@@ -20,8 +20,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import TINY
+from command_line import invoke, refused, snapshot, tiny_options
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -40,8 +39,7 @@ from hbench.training.discover import train
 CPU = torch.device("cpu")
 
 STEPS = 8
-SETTINGS = [*TINY, f"pretrain.steps={STEPS}", "pretrain.sample_every=4", f"discovery.steps={STEPS}"]
-OPTIONS = [part for override in SETTINGS for part in ("--set", override)]
+OPTIONS = tiny_options(f"pretrain.steps={STEPS}", "pretrain.sample_every=4", f"discovery.steps={STEPS}")
 COMMANDS = ("pretrain", "train", "fid", "sweep")
 COUNTS = {}
 """What the campaign has done, by command."""
@@ -51,18 +49,6 @@ FORKS = multiprocessing.get_context("forkserver")  # the imports of torch once i
 FORKS.set_forkserver_preload(
     ["test_faults", "hbench.evaluation.fid", "hbench.training.pretrain", "matplotlib.figure", "sklearn.datasets"]
 )
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def refused(*arguments):
-    """The one line that a fault gives."""
-    result = invoke(*arguments)
-    assert result.exit_code in (1, 2), result.output
-    assert isinstance(result.exception, SystemExit)
-    return result.output.strip().splitlines()[-1]
 
 
 def run_command(words, log):
@@ -245,7 +231,7 @@ def record(file, n, name):
     values = {
         "kills": sum(count["kills"] for count in known.values()),
         "losses": sum(count["losses"] for count in known.values()),
-        "command": f"pytest tests/test_faults.py -k campaign --faults {n} --faults-record {file.name}",
+        "command": f"pytest tests/faults -k campaign --faults {n} --faults-record {file.name}",
         "seeds": "the name of each command; the moments depend on the machine all the same",
         "commands": known,
         **{key: origin[key] for key in ("versions", "device", "threads")},
@@ -270,8 +256,7 @@ def half(tmp_path, tiny, tiny_model):
 
 
 def resume(out, *options):
-    words = [part for override in TINY for part in ("--set", override)]
-    return ["train", "digits16", *words, *options, "--quiet", "--resume", "--out", out]
+    return ["train", "digits16", *tiny_options(), *options, "--quiet", "--resume", "--out", out]
 
 
 def same_as_whole(out, tiny_run):
@@ -282,10 +267,6 @@ def same_as_whole(out, tiny_run):
     for name in ("metrics.jsonl", "metrics.csv", "curves.png"):
         assert (out / name).read_bytes() == (tiny_run / name).read_bytes()
     return True
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def pointer(folder):
@@ -550,12 +531,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(small_disk, half, tiny_run,
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named(tmp_path, tiny_model, tiny_run, value):
-    words = [part for override in TINY for part in ("--set", override)]
     weights = {name: tensor.float() for name, tensor in load_file(tiny_model / "model.safetensors").items()}
     name = next(name for name, tensor in weights.items() if tensor.ndim > 1)
     weights[name].view(-1)[3] = value
     torch.save(weights, tmp_path / "bad.pt")
-    line = refused("train", "digits16", *words, "--model", tmp_path / "bad.pt", "--out", tmp_path / "out")
+    line = refused("train", "digits16", *tiny_options(), "--model", tmp_path / "bad.pt", "--out", tmp_path / "out")
     assert f"{tmp_path / 'bad.pt'}: {name} holds NaN or infinity" in line
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)

@@ -1,9 +1,9 @@
-"""What only a CUDA GPU can show: ``pytest tests/test_cuda.py``. Skipped, visibly, where there is none, and among the
+"""What only a CUDA GPU can show: ``pytest tests/gpu``. Skipped, visibly, where there is none, and among the
 other tests, which are of the CPU."""
 
 import pytest
 import torch
-from conftest import TINY
+from command_line import TINY
 
 from hbench.core.chain import backpropagate
 from hbench.core.diffusion import alpha_bar_schedule, generation_steps, timesteps

@@ -5,10 +5,9 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from command_line import TINY, invoke, refused, snapshot, tiny_options
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_cli import invoke, refused, snapshot
 
 from hbench.core.diffusion import alpha_bar_schedule, timesteps, transitions
 from hbench.core.images import to_uint8
@@ -27,10 +26,6 @@ from hbench.training.step import Trained, losses, train_shift
 
 CPU = torch.device("cpu")
 FLOAT = "discovery.precision=float32"
-
-
-def options(*overrides):
-    return [part for override in [*TINY, *overrides] for part in ("--set", override)]
 
 
 class Parts:
@@ -230,7 +225,7 @@ def test_train_curves_name_what_is_missing(tmp_path, tiny_run, tiny_model):
 
 def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
     out = tmp_path / "out"
-    small = options("discovery.M=2", "discovery.steps=2")
+    small = tiny_options("discovery.M=2", "discovery.steps=2")
     run = ["ablations", "digits16", *small, "--pairs", 16, "--out", out, "--quiet"]
     stopped = invoke(*run, "--model", tiny_model, "--seeds", "0", "--max-minutes", 1e-6)
     assert stopped.exit_code == 0, stopped.output
@@ -276,7 +271,7 @@ def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monke
     drawn = []
     monkeypatch.setattr("hbench.reporting.grids.draw_directions", lambda *arguments: drawn.append(arguments))
     over = ["--over", "discovery.lambda_adv=0,2", "--over", "discovery.spacing=linspace", "--over", "discovery.K=5"]
-    run = ["ablations", "digits16", *options(), "--model", tiny_model, "--out", out, "--pairs", 130, *over]
+    run = ["ablations", "digits16", *tiny_options(), "--model", tiny_model, "--out", out, "--pairs", 130, *over]
     result = invoke(*run, "--seeds", "0", "--lenet", lenet)
     assert result.exit_code == 0, result.output
     names = ["as it is", "lambda_adv=0", "lambda_adv=2", "spacing=linspace", "K=5"]
@@ -316,7 +311,7 @@ def test_ablations_refuse_mistakes_before_any_training(tmp_path, tiny_model):
     assert 'did you mean "lambda_adv"' in refused(*run, "--over", "discovery.lamda_adv=1")
     assert "discovery.S=0: discovery.S" in refused(*run, "--over", "discovery.S=5,0")
     lenet = SHIPPED / "mnist16" / "lenet.safetensors"
-    line = refused("ablations", "digits16", *options(), "--model", tiny_model, "--lenet", lenet, "--out", out)
+    line = refused("ablations", "digits16", *tiny_options(), "--model", tiny_model, "--lenet", lenet, "--out", out)
     assert "was trained on other images" in line
     assert not out.exists()
 

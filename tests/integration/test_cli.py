@@ -6,26 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import TINY
+from command_line import invoke, refused, snapshot, tiny_options
 from safetensors.torch import load_file
 
 from hbench.cli import main
 
-README = Path(__file__).parent.parent / "README.md"
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def refused(*arguments):
-    """The one line that a mistake gives."""
-    result = invoke(*arguments)
-    assert result.exit_code in (1, 2), result.output
-    assert "Traceback" not in result.output
-    assert isinstance(result.exception, SystemExit)
-    return result.output.strip().splitlines()[-1]
+README = Path(__file__).parents[2] / "README.md"
 
 
 def test_an_option_that_is_a_setting_is_answered_with_the_setting():
@@ -41,10 +27,6 @@ def test_a_model_of_other_settings_is_refused_with_the_difference():
     other = ["train", "mnist16", "--model", "mnist16"]
     assert "images of 16x16 with 1 channels, not 32x32" in refused(*other, "--set", "data.size=32")
     assert "model.model_channels = 32, not 64" in refused(*other, "--set", "model.model_channels=64")
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))
@@ -132,8 +114,7 @@ def test_wrong_input_is_one_line_that_names_the_fix(tmp_path, tiny_run, tiny_mod
 
 def test_output_in_use_is_never_written_over(tmp_path, tiny_run, tiny_model):
     before = snapshot(tiny_run)
-    options = [part for override in TINY for part in ("--set", override)]
-    line = refused("train", "digits16", *options, "--model", tiny_model, "--out", tiny_run)
+    line = refused("train", "digits16", *tiny_options(), "--model", tiny_model, "--out", tiny_run)
     assert "already holds results: choose another --out" in line
     assert snapshot(tiny_run) == before
     assert invoke("rca", tiny_run, "--pairs", 8, "--out", tmp_path, "--quiet").exit_code == 0
@@ -146,20 +127,13 @@ def test_output_in_use_is_never_written_over(tmp_path, tiny_run, tiny_model):
     assert file.read_text() == "mine"
 
 
-class Malicious:
-    def __reduce__(self):
-        return (Path.touch, (Path("owned"),))
-
-
-def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypatch):
+def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypatch, bad):
     monkeypatch.chdir(tmp_path)
-    options = [part for override in TINY for part in ("--set", override)]
 
     def train_on(path):
-        return refused("train", "digits16", *options, "--model", path, "--out", tmp_path / "out")
+        return refused("train", "digits16", *tiny_options(), "--model", path, "--out", tmp_path / "out")
 
-    torch.save({"x": Malicious()}, tmp_path / "bad.pt")
-    assert "not a checkpoint of plain tensors" in train_on(tmp_path / "bad.pt")
+    assert "not a checkpoint of plain tensors" in train_on(bad)
     assert not (tmp_path / "owned").exists()
     (tmp_path / "page.pt").write_text("<html>404</html>")
     assert "not a checkpoint of plain tensors" in train_on(tmp_path / "page.pt")
@@ -212,12 +186,13 @@ def test_samples_lie_beside_their_model(tiny_model, tmp_path):
 
 
 def test_resume_takes_the_model_of_the_run(tiny_run, tiny_model, tmp_path):
-    options = [part for override in TINY for part in ("--set", override)]
-    same = invoke("train", "digits16", *options, "--model", tiny_model, "--out", tiny_run, "--resume", "--quiet")
+    same = invoke("train", "digits16", *tiny_options(), "--model", tiny_model, "--out", tiny_run, "--resume", "--quiet")
     assert same.exit_code == 0, same.output
     weights = load_file(tiny_model / "model.safetensors")
     torch.save({name: value.float() + 1 for name, value in weights.items()}, tmp_path / "other.pt")
-    line = refused("train", "digits16", *options, "--model", tmp_path / "other.pt", "--out", tiny_run, "--resume")
+    line = refused(
+        "train", "digits16", *tiny_options(), "--model", tmp_path / "other.pt", "--out", tiny_run, "--resume"
+    )
     assert "was started with another model" in line
 
 

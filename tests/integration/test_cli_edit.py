@@ -3,8 +3,8 @@ import json
 
 import numpy as np
 import pytest
+from command_line import invoke, refused, snapshot
 from PIL import Image
-from test_cli import invoke, refused, snapshot
 
 
 @pytest.fixture(scope="module")

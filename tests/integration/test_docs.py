@@ -11,7 +11,7 @@ from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.store.run import load_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GUIDES = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 

@@ -11,8 +11,7 @@ import click
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import TINY
+from command_line import invoke, tiny_options
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,7 +23,7 @@ from hbench.experiments import experiments_folder, load_experiment, parse_experi
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.store.datasets import load_images
 
-OPTIONS = [part for override in TINY for part in ("--set", override)]
+OPTIONS = tiny_options()
 PRESET = (experiments_folder() / "digits16.toml").read_text()
 KEYS = [
     f"{section}.{key}"
@@ -42,7 +41,7 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 def answered(*arguments):
     """Runs a command, which may succeed, or say in one line what is wrong."""
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    result = invoke(*arguments)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise AssertionError(f"{arguments}: {result.exception!r}") from result.exception
     assert result.exit_code in (0, 1, 2)

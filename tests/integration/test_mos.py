@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import invoke, refused
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hbench.cli import main
 from hbench.errors import HBenchError
 from hbench.evaluation.mos.score import guarded, proposed_names, read_key, read_marks, score
 from hbench.evaluation.mos.study import Direction, assign, delta_h_rms, design, pictures, shuffle, untrained
@@ -24,17 +23,6 @@ from hbench.store.files import write_json
 from hbench.store.run import load_names, load_run
 
 HEADER = "sheet,assessor,item,mark,name"
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def refused(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code in (1, 2), result.output
-    assert isinstance(result.exception, SystemExit)
-    return result.output.strip().splitlines()[-1]
 
 
 def make_images(run="runs/a", directions=6, controls=2):

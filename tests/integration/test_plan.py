@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import TINY
+from command_line import TINY, invoke, tiny_options
 from safetensors.torch import load_file
 
 import hbench.runtime.memory as memory
 import hbench.training.strategy as module
-from hbench.cli import main
 from hbench.errors import HBenchError
 from hbench.evaluation.vram_sweep import measured_line
 from hbench.experiments import load_experiment
@@ -24,7 +22,6 @@ from hbench.training.probe import measure, shortened
 from hbench.training.strategy import chosen, resolve, resolve_once
 
 CPU = torch.device("cpu")
-OPTIONS = [part for override in [*TINY, "discovery.strategy=auto"] for part in ("--set", override)]
 
 
 def test_peak_of_resident_memory(monkeypatch):
@@ -215,12 +212,13 @@ def test_what_does_not_fit_says_what_would(tiny, monkeypatch):
         resolve(offload, build_model(tiny), 0)
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(main, ["plan", "digits16", *OPTIONS, "--device", "cpu", "--quiet", *arguments])
+def plan(*arguments):
+    options = tiny_options("discovery.strategy=auto")
+    return invoke("plan", "digits16", *options, "--device", "cpu", "--quiet", *arguments)
 
 
 def test_plan_command(tmp_path):
-    result = invoke("--m", "2,4", "--out", str(tmp_path / "plan"), "--set", "discovery.memory_budget=4")
+    result = plan("--m", "2,4", "--out", str(tmp_path / "plan"), "--set", "discovery.memory_budget=4")
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
     assert [line[:2] for line in lines[1:]] == [
@@ -229,14 +227,14 @@ def test_plan_command(tmp_path):
     written = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert written["budget_mib"] == 4096
     assert [row["keep"] for row in written["predictions"]] == [0, 0, 2, 4, 2, 4, 0, 0]
-    assert invoke("--out", str(tmp_path / "plan")).exit_code == 1  # nothing is replaced
+    assert plan("--out", str(tmp_path / "plan")).exit_code == 1  # nothing is replaced
 
 
 def test_plan_command_refuses(tmp_path):
-    result = invoke("--m", "2000")
+    result = plan("--m", "2000")
     assert result.exit_code == 1
     assert "M" in result.output
-    result = invoke("--set", "discovery.memory_budget=0.0001")
+    result = plan("--set", "discovery.memory_budget=0.0001")
     assert result.exit_code == 1
     assert "discovery.checkpoint_blocks=true" in result.output
 
@@ -246,7 +244,7 @@ def test_plan_command_leaves_out_a_strategy_that_fails(monkeypatch):
         raise HBenchError("torch-checkpoint, M = 30: out of memory: lower discovery.batch_size")
 
     monkeypatch.setattr("hbench.evaluation.vram_sweep.measured_line", failing)
-    result = invoke("--m", "2")
+    result = plan("--m", "2")
     assert result.exit_code == 0, result.output
     assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ["node", "vanilla", "auto"]
     assert "not in the table: torch-checkpoint, M = 30: out of memory" in result.stderr

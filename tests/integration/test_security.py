@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import TINY
+from command_line import invoke, refused, tiny_options
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import hbench
-from hbench.cli import main
 from hbench.config import Data
 from hbench.errors import HBenchError
 from hbench.evaluation.features import check_extractor, features
@@ -32,30 +30,11 @@ from hbench.store.run import load_run
 from hbench.training.checkpoint import CHECKPOINT
 
 CPU = torch.device("cpu")
-OPTIONS = [part for override in TINY for part in ("--set", override)]
+OPTIONS = tiny_options()
 SOURCES = sorted(Path(hbench.__file__).parent.rglob("*.py"))
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def refused(*arguments):
-    """The one line that a file gives."""
-    result = invoke(*arguments)
-    assert result.exit_code in (1, 2), result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    return result.output.strip().splitlines()[-1]
-
-
 # Pickles ------------------------------------------------------------------------------------------------------------
-
-
-class Malicious:
-    """What a pickle of it does when it is loaded: a file called "owned" appears."""
-
-    def __reduce__(self):
-        return (Path.touch, (Path("owned"),))
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +42,6 @@ def not_owned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield
     assert not (tmp_path / "owned").exists()
-
-
-@pytest.fixture
-def bad(tmp_path):
-    path = tmp_path / "bad.pt"
-    torch.save({"x": Malicious()}, path)
-    return path
 
 
 def test_the_pickle_is_malicious(bad, tmp_path):

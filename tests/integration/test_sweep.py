@@ -7,10 +7,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import TINY
+from command_line import TINY, invoke, tiny_options
 
-from hbench.cli import main
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.evaluation import vram_sweep as module
 from hbench.evaluation.vram_sweep import Row, cells, default_Ms, measure, measure_apart
@@ -23,16 +21,14 @@ CPU = torch.device("cpu")
 COLUMNS = (
     "strategy M batch_size precision device memory_mib memory_source images_per_second images_per_second_iqr status"
 )
-OPTIONS = [part for override in TINY for part in ("--set", override)]
 
 
 def tiny_cells(strategies=("node",), Ms=(2,), **options):
     return cells(load_experiment("digits16", TINY), strategies, Ms, device="cpu", **options)
 
 
-def invoke(*arguments):
-    arguments = ["vram-sweep", "digits16", *OPTIONS, "--device", "cpu", "--quiet", *arguments]
-    return CliRunner().invoke(main, [str(a) for a in arguments])
+def sweep(*arguments):
+    return invoke("vram-sweep", "digits16", *tiny_options(), "--device", "cpu", "--quiet", *arguments)
 
 
 def fake(cell, **changes):
@@ -166,7 +162,7 @@ def test_the_table_goes_on_after_oom_and_says_what_failed(tmp_path, monkeypatch)
 
     monkeypatch.setattr(module, "measure_apart", various)
     out = tmp_path / "sweep"
-    result = invoke("--m", "4,2", "--strategies", "vanilla,node", "--memory-limit", "1GiB", "--out", out)
+    result = sweep("--m", "4,2", "--strategies", "vanilla,node", "--memory-limit", "1GiB", "--out", out)
     assert result.exit_code == 1
     assert "1 cells failed" in result.output
     assert "vanilla, M = 4: oom: no memory" in result.stderr
@@ -185,7 +181,7 @@ def test_the_table_goes_on_after_oom_and_says_what_failed(tmp_path, monkeypatch)
 
     again = []
     monkeypatch.setattr(module, "measure_apart", lambda cell: again.append(cell.key) or fake(cell))
-    resume = invoke("--m", "4,2", "--strategies", "vanilla,node", "--memory-limit", "1GiB", "--out", out, "--resume")
+    resume = sweep("--m", "4,2", "--strategies", "vanilla,node", "--memory-limit", "1GiB", "--out", out, "--resume")
     assert resume.exit_code == 0, resume.output
     assert again == [("node", 4)]
     assert json.loads((out / "provenance.json").read_text())["complete"] is True
@@ -215,7 +211,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, me
 
     monkeypatch.setattr(module, "measure_apart", interrupted)
     chosen = ["--m", "2,3", "--strategies", "node,vanilla", "--out", tmp_path]
-    assert invoke(*chosen).exit_code == 1
+    assert sweep(*chosen).exit_code == 1
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(pd.read_csv(tmp_path / "vram-sweep.csv")) == 2
     assert json.loads((tmp_path / "provenance.json").read_text())["complete"] is False
@@ -228,12 +224,12 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, me
         (["--resume", "--seed", 1], "seed = 0, not 1"),
         ([], "already holds results"),
     ]:
-        result = invoke(*chosen, *other)
+        result = sweep(*chosen, *other)
         assert result.exit_code == 1
         assert said in result.output
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    result = invoke(*chosen, "--resume")
+    result = sweep(*chosen, "--resume")
     assert result.exit_code == 0, result.output
     assert measured == [("node", 2), ("node", 3), ("vanilla", 2), ("vanilla", 3)]
     assert json.loads((tmp_path / "provenance.json").read_text())["complete"] is True
@@ -248,7 +244,7 @@ def test_sigterm_lets_the_cell_finish(tmp_path, monkeypatch, measured):
         return quick(cell)
 
     monkeypatch.setattr(module, "measure_apart", terminated)
-    result = invoke("--m", "2,3", "--strategies", "node", "--out", tmp_path)
+    result = sweep("--m", "2,3", "--strategies", "node", "--out", tmp_path)
     assert result.exit_code == 0
     assert "stopped by SIGTERM after 1 of 2 cells: go on with --resume" in result.stderr
     assert measured == [("node", 2)]
@@ -269,7 +265,7 @@ def test_sigterm_lets_the_cell_finish(tmp_path, monkeypatch, measured):
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, options, said):
-    result = invoke(*options, "--out", tmp_path / "x")
+    result = sweep(*options, "--out", tmp_path / "x")
     assert result.exit_code in (1, 2)
     assert said in result.output.strip().splitlines()[-1]
     assert not (tmp_path / "x").exists()
@@ -379,13 +375,13 @@ def test_rows_survive_their_json():
 
 def test_resume_mends_a_table_that_a_kill_left_behind(measured, tmp_path):
     arguments = ["--m", "2,3", "--strategies", "node", "--out", str(tmp_path / "x")]
-    assert invoke(*arguments).exit_code == 0
+    assert sweep(*arguments).exit_code == 0
     table, picture = tmp_path / "x" / "vram-sweep.csv", tmp_path / "x" / "vram-sweep.png"
     whole = table.read_text()
     table.write_text("".join(whole.splitlines(keepends=True)[:-1]))
     picture.unlink()
     measured.clear()
-    assert invoke(*arguments, "--resume").exit_code == 0
+    assert sweep(*arguments, "--resume").exit_code == 0
     assert measured == []
     assert table.read_text() == whole
     assert picture.is_file()
@@ -393,7 +389,7 @@ def test_resume_mends_a_table_that_a_kill_left_behind(measured, tmp_path):
 
 def test_the_batch_of_fig_4_is_the_experiment_s_own():
     def batch_size(*options):
-        result = CliRunner().invoke(main, ["vram-sweep", "mnist32", "--dry-run", *options])
+        result = invoke("vram-sweep", "mnist32", "--dry-run", *options)
         return json.loads(result.stdout)["discovery"]["batch_size"]
 
     assert load_experiment("mnist32").discovery.batch_size == 128

@@ -7,9 +7,8 @@ import time
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from command_line import TINY, snapshot, tiny_options
 from safetensors.torch import load_file
-from test_cli import snapshot
 
 from hbench.errors import HBenchError
 from hbench.experiments import load_experiment
@@ -21,11 +20,10 @@ from hbench.training.discover import train
 from hbench.training.pretrain import lr_factor, pretrain
 
 CPU = torch.device("cpu")
-KILL = [*TINY, "pretrain.steps=24", "discovery.steps=24"]
+KILL = ("pretrain.steps=24", "discovery.steps=24")
 
 
 def command(name, out, model, *extra):
-    options = [part for override in KILL for part in ("--set", override)]
     source = ["--model", str(model)] if name == "train" and "--resume" not in extra else []
     return [
         sys.executable,
@@ -33,7 +31,7 @@ def command(name, out, model, *extra):
         "hbench",
         name,
         "digits16",
-        *options,
+        *tiny_options(*KILL),
         *source,
         "--out",
         str(out),

@@ -1,4 +1,4 @@
-"""hbench against outputs of the reference implementations; see tests/golden/README.md."""
+"""hbench against outputs of the reference implementations; see tests/unit/golden/README.md."""
 
 import json
 import os

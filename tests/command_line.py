@@ -1,0 +1,43 @@
+"""The command line, called in the process of the tests."""
+
+from click.testing import CliRunner
+
+from hbench.cli import main
+
+TINY = [
+    "model.channel_mult=[1,2]",
+    "pretrain.steps=4",
+    "pretrain.batch_size=4",
+    "pretrain.checkpoint_every=2",
+    "pretrain.sample_every=4",
+    "discovery.K=3",
+    "discovery.M=3",
+    "discovery.steps=4",
+    "discovery.batch_size=4",
+    "discovery.pool=8",
+    "discovery.strategy=node",
+    "discovery.checkpoint_every=2",
+]
+"""Overrides that make digits16 a matter of seconds."""
+
+
+def tiny_options(*overrides):
+    """Return the options that set TINY and further overrides."""
+    return [part for override in (*TINY, *overrides) for part in ("--set", override)]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def refused(*arguments):
+    """Return the one line in which a command says what is wrong."""
+    result = invoke(*arguments)
+    assert result.exit_code in (1, 2), result.output
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    return result.output.strip().splitlines()[-1]
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hbench.evaluation.rca import rca
-from hbench.evaluation.sampling import draw_pairs, generate, noise, traverse
+from hbench.evaluation.sampling import draw_pairs
 from hbench.store.run import load_model, load_run
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def run(tiny_run):
-    return load_run(tiny_run, CPU)
+    return load_run(tiny_run, device=CPU)
 
 
 class Oracle(nn.Module):
@@ -79,9 +79,9 @@ def test_a_pair_depends_only_on_the_seed_and_its_number(run):
 
 
 def test_traverse_has_the_original_in_the_middle(run):
-    images = traverse(run, [2, 0], examples=3, samples=5, seed=4)
+    images = run.traverse([2, 0], examples=3, samples=5, seed=4).images
     assert images.shape == (2, 3, 5, 1, 16, 16)
-    raw = generate(run, noise(run, 4, 0, 3))
+    raw = run.generate(run.noise(3, seed=4))
     for direction in images:
         torch.testing.assert_close(direction[:, 2], raw, rtol=0.05, atol=0.05)
     assert not torch.equal(images[:, :, 0], images[:, :, 2])

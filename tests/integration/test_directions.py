@@ -25,7 +25,7 @@ from hbench.evaluation.properties import _jackknife, _Measured, _summarise, comp
 from hbench.evaluation.rca import rca
 from hbench.experiments import parse_experiment
 from hbench.store.datasets import read_image
-from hbench.store.directions import load_directions, save_directions, source_of
+from hbench.store.directions import direction_source, load_directions, save_directions
 from hbench.store.run import load_run
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def test_the_mean_can_be_recorded_on_another_grid(run):
     values["discovery"]["spacing"] = "leading"
     only_0 = dataclasses.replace(run, experiment=parse_experiment(values, "test"))
     with pytest.raises(HBenchError, match="take more steps"):
-        only_0.sampler.with_steps(1).shift_interval
+        mean_directions(only_0, 2, M=1)
 
 
 def linear(slope, offset, n=20, K=2):
@@ -221,8 +221,8 @@ def test_directions_come_back_as_they_were_saved(run, tmp_path):
 
 def test_rca_and_traverse_take_another_source(run, tmp_path):
     save_directions(tmp_path / "d.safetensors", mean_directions(run, 4), run)
-    source = source_of(run, "global", tmp_path / "d.safetensors")
-    assert rca(run, 20, source=source).n == 20
+    source = direction_source(run, "global", tmp_path / "d.safetensors")
+    assert rca(run, pairs=20, source=source).n == 20
     plain, other = (run.traverse([0], examples=2, samples=3, source=chosen).images for chosen in (None, source))
     assert torch.equal(plain[:, :, 1], other[:, :, 1])
     assert not torch.equal(plain[:, :, 0], other[:, :, 0])
@@ -243,7 +243,6 @@ def test_the_comparison_starts_with_the_original(run):
 
 def test_inversion_and_generation_reconstruct_better_with_more_steps(run):
     x_0 = 0.5 * draw_x_T(0, 0, 3, (1, 16, 16)).clamp(-1, 1)
-    source = source_of(run, "own", None)
     errors = []
     for M in (5, 20, 80):
         errors.append(mean_square_error(run.edit(x_0, {}, steps=M), x_0).max().item())
@@ -253,7 +252,7 @@ def test_inversion_and_generation_reconstruct_better_with_more_steps(run):
 
 def test_edits_add_up_and_none_is_the_reconstruction(run):
     x_T = run.noise(2)
-    images = edit_each(run, x_T, [{}, {1: 0.0}, {0: 2.0, 2: -1.0}], source_of(run, "own", None), 6)
+    images = edit_each(run, x_T, [{}, {1: 0.0}, {0: 2.0, 2: -1.0}], run.own, 6)
     assert images.shape == (2, 3, 1, 16, 16)
     torch.testing.assert_close(images[:, 0], run.generate(x_T, steps=6))
     assert torch.equal(images[:, 0], images[:, 1])

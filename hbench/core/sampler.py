@@ -96,9 +96,9 @@ class Sampler:
         """
         if M is None or len(self.timesteps) == M:
             return self
-        visited = tuple(timesteps(M, len(self.alpha_bar), self.spacing))
+        descending = tuple(timesteps(M, len(self.alpha_bar), self.spacing))
         unit = len(self._shifted) if self.unit_steps is None else self.unit_steps
-        return replace(self, timesteps=visited, unit_steps=unit)
+        return replace(self, timesteps=descending, unit_steps=unit)
 
     @property
     def shift_interval(self) -> tuple[int, ...]:
@@ -118,8 +118,13 @@ class Sampler:
         return transitions(self.alpha_bar, self.timesteps)
 
     @cached_property
-    def _inverse_transitions(self) -> tuple[Transition, ...]:
-        return inverse_transitions(self.alpha_bar, self.timesteps)
+    def _regular_steps(self) -> tuple[Step, ...]:
+        return tuple(partial(regular_step, self.backbone, each) for each in self.transitions)
+
+    @cached_property
+    def _inversion_steps(self) -> tuple[Step, ...]:
+        inverse = inverse_transitions(self.alpha_bar, self.timesteps)
+        return tuple(partial(regular_step, self.backbone, each) for each in inverse)
 
     @cached_property
     def _shifted(self) -> tuple[int, ...]:
@@ -133,14 +138,15 @@ class Sampler:
         Raises:
             HBenchError: magnitudes of another number of steps, and one of both chains has no shifted step.
         """
-        delta_h = None if shift is None else self._rescaled(shift)
+        if shift is None:
+            return list(self._regular_steps)
+        delta_h = self._rescaled(shift)
 
-        def step(each: Transition) -> Step:
-            if delta_h is not None and each.t >= self.t_shift:
-                return lambda x_t: shifted_step(self.backbone, each, delta_h, x_t)[0]
-            return partial(regular_step, self.backbone, each)
+        def shifted(each: Transition) -> Step:
+            return lambda x_t: shifted_step(self.backbone, each, delta_h, x_t)[0]
 
-        return [step(each) for each in self.transitions]
+        pairs = zip(self.transitions, self._regular_steps, strict=True)
+        return [shifted(each) if each.t >= self.t_shift else regular for each, regular in pairs]
 
     def pair_steps(self, shift: DeltaH) -> list[Step]:
         """Return the regular and the shifted process side by side: M callables that make each pass for both.
@@ -150,16 +156,16 @@ class Sampler:
         """
         delta_h = self._rescaled(shift)
 
-        def step(each: Transition, is_first: bool) -> Step:
-            def pair(x_t: Tensor) -> Tensor:
+        def pair(each: Transition, is_first: bool) -> Step:
+            def step(x_t: Tensor) -> Tensor:
                 if each.t >= self.t_shift:
                     return pair_step(self.backbone, each, delta_h, x_t, len(x_t) if is_first else len(x_t) // 2)
                 x_prev = regular_step(self.backbone, each, x_t)
                 return torch.cat([x_prev, x_prev]) if is_first else x_prev
 
-            return pair
+            return step
 
-        return [step(each, i == 0) for i, each in enumerate(self.transitions)]
+        return [pair(each, i == 0) for i, each in enumerate(self.transitions)]
 
     def inversion_steps(self) -> list[Step]:
         """Return DDIM inversion x_0 -> x_T as a chain of M callables: the same recursion and timesteps, run upwards.
@@ -167,7 +173,7 @@ class Sampler:
         Each step takes eps at the time of the image it starts from (Song et al. 2021, Eq. 13, as in guided-diffusion's
         ``ddim_reverse_sample``); the clean image itself, which has no timestep, is shown to the model at t = 0.
         """
-        return [partial(regular_step, self.backbone, each) for each in self._inverse_transitions]
+        return list(self._inversion_steps)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the chains run."""

@@ -18,7 +18,8 @@
 | ``real_halves`` | the two halves of real images that are compared with each other | none |
 
 Entropy is mixed by NumPy's ``SeedSequence``, which ignores zeros at its end: (seed, 0) is (seed). Streams of equal
-entropy are the same numbers; they seed different quantities. No measurement shares entropy with a discovery's steps.
+entropy, such as ``starting_noise`` and ``pretraining_step``, are equal seeds of different quantities. The steps of a
+discovery share theirs with no measurement.
 """
 
 from collections.abc import Sequence

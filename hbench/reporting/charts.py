@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
+    from torch import Tensor
 
     from hbench.evaluation.curves import Curves
     from hbench.evaluation.fid import Fidelity
@@ -41,6 +42,12 @@ def save_figure(figure: "Figure", path: Path) -> None:
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def show_pixels(axis: "Axes", pixels: "Tensor", grey: bool) -> None:
+    """Show RGB pixels, uint8 [height, width, 3], in a panel; grey ones are drawn as one channel."""
+    picture = pixels[..., 0] if grey else pixels
+    axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 def plain(text: str) -> str:
@@ -218,7 +225,7 @@ def draw_fidelity(result: "Fidelity", kinds: "Sequence[Path]", title: str, path:
         shown = np.stack([np.atleast_3d(np.asarray(Image.open(file))) for file in files])
         images = torch.from_numpy(shown).permute(0, 3, 1, 2)
         tiles = tile(images, side, rows=side, edge=1, background=(128, 128, 128))
-        axis.imshow(tiles.pixels[1:, 1:].numpy(), interpolation="nearest")  # no line at the top and on the left
+        show_pixels(axis, tiles.pixels[1:, 1:], grey=images.shape[1] == 1)  # no line at the top and on the left
         axis.set_axis_off()
         axis.set_title(f"{name}: {d.fd:.3f} [{d.interval[0]:.3f}, {d.interval[1]:.3f}], n = {d.n}", fontsize=10)
     figure.suptitle(title)

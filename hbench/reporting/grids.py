@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hbench.reporting.charts import plain, save_figure
+from hbench.reporting.charts import plain, save_figure, show_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +142,7 @@ def _show_tiles(axis: "Axes", images: "Tensor", breaks: Sequence[int] = ()) -> t
         break_width=wide,
         shown=~each.isnan().flatten(1).any(1),
     )
-    axis.imshow(pixels.numpy(), interpolation="nearest")
+    show_pixels(axis, pixels, grey=images.shape[2] == 1)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_yticks([])

@@ -75,11 +75,11 @@ class Grid:
         panel.paste(Image.fromarray(tiles.pixels.numpy()), (0, 2 * LINE))
         draw = ImageDraw.Draw(panel)
         draw.text((3, 0), label, "black", bold)
-        for i, s in enumerate(self.magnitudes):
-            center = tiles.lefts[i] + width * scale // 2
-            draw.text(
-                (center, 2 * LINE - 3), f"{s:+.3g}" if s else "0", ORANGE if not s else "black", plain, anchor="mb"
-            )
+        captions = ["original" if s == 0 else f"{s:+.3g}" for s in self.magnitudes]
+        captions[0] = f"s = {self.magnitudes[0]:.3g}"
+        for left, caption, s in zip(tiles.lefts, captions, self.magnitudes, strict=True):
+            place = left + width * scale // 2, 2 * LINE - 3
+            draw.text(place, caption, "black" if s else ORANGE, plain, anchor="mb")
         return panel
 
 

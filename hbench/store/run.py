@@ -111,7 +111,7 @@ class Run:
         Raises:
             ValueError: wrong shape, no such direction, a magnitude that is not finite, or steps out of range.
         """
-        return self._generate(self.sampler.with_steps(steps), x_T, edit, source)
+        return self._generate(self._sampler(steps), x_T, edit, source)
 
     def invert(self, images: Tensor, *, steps: int = 100, precision: Precision = "float32") -> Tensor:
         """Return x_T of images [B, C, H, W] in [-1, 1] by DDIM inversion, on the run's device.
@@ -123,7 +123,7 @@ class Run:
             ValueError: wrong shape, or steps out of 1..T.
         """
         self._check_images("images", images)
-        sampler = replace(self.sampler.with_steps(steps), precision=precision)
+        sampler = self._sampler(steps, precision)
         batches = progress(images.split(BATCH), desc="inversion", unit="batch")
         return torch.cat([sampler.invert(batch.to(self.device)) for batch in batches])
 
@@ -144,7 +144,7 @@ class Run:
             ValueError: as :meth:`generate` and :meth:`invert` say.
         """
         self._check_edit(edit)
-        sampler = replace(self.sampler.with_steps(steps), precision=precision)
+        sampler = self._sampler(steps, precision)
         return self._generate(sampler, self.invert(images, steps=steps, precision=precision), edit, source)
 
     def traverse(
@@ -176,7 +176,7 @@ class Run:
         self._check_edit(dict.fromkeys(chosen, 0.0))
         _check_at_least(1, examples=examples, directions=len(chosen))
         _check_at_least(2, samples=samples)
-        source = source or self.own
+        source = self._checked(source)
         x_T = self.noise(examples, seed=seed)
         s = magnitudes(self.S, samples)
         values = torch.tensor(s)
@@ -197,11 +197,24 @@ class Run:
     def _generate(self, sampler: Sampler, x_T: Tensor, edit: Edit | None, source: Source | None) -> Tensor:
         self._check_images("x_T", x_T)
         self._check_edit(edit or {})
+        source = self._checked(source)
         images = []
         for batch in x_T.to(self.device).split(BATCH):
-            shift = edited(source or self.own, [edit] * len(batch), self.device) if edit else None
+            shift = edited(source, [edit] * len(batch), self.device) if edit else None
             images.append(sampler.generate(batch, shift))
         return torch.cat(images)
+
+    def _sampler(self, steps: int | None, precision: Precision | None = None) -> Sampler:
+        T = self.experiment.diffusion.T
+        if steps is not None and not 1 <= steps <= T:
+            raise ValueError(f"steps must be in 1..{T}, got {steps}")
+        sampler = self.sampler.with_steps(steps)
+        return replace(sampler, precision=precision) if precision else sampler
+
+    def _checked(self, source: Source | None) -> Source:
+        if source is not None and not callable(source):
+            raise ValueError(f"source must be a function (k, s) -> delta_h, as direction_source makes, got {source!r}")
+        return source or self.own
 
     def _check_images(self, name: str, images: Tensor) -> None:
         if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != self.image_shape:
@@ -259,7 +272,8 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
     missing = [role for role in ROLES if not (folder / f"{role}.safetensors").is_file()]
     if missing:
         raise HBenchError(
-            f"{folder}: no finished discovery there ({missing[0]}.safetensors is missing): start it, or go on with it"
+            f"{folder}: no finished discovery there ({missing[0]}.safetensors is missing): train it, with "
+            "`resume=True` if it was stopped"
         )
     experiment = read_experiment(folder / "shift_block.safetensors")
     model = build_model(experiment)
@@ -339,9 +353,7 @@ def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, 
         stored_as = getattr(torch, experiment.pretrain.weights)
         other = load_model(given, experiment, device="cpu").state_dict()
         if not all(torch.equal(value, other[name].to(stored_as).float()) for name, value in model.state_dict().items()):
-            raise HBenchError(
-                f"{folder}: was started with another model than {given}: give none, it goes on with its own"
-            )
+            raise HBenchError(f"{folder}: was started with another model than {given}: leave `model` out")
     return model
 
 
@@ -353,7 +365,7 @@ def model_experiment(path: str | Path) -> Experiment:
     """
     file = _model_file(path)
     if file.suffix != WEIGHTS:
-        raise HBenchError(f"{file}: a state dict does not know its settings: name its experiment")
+        raise HBenchError(f"{file}: a state dict does not know its settings: name its `experiment`")
     return read_experiment(file)
 
 

@@ -9,8 +9,8 @@ import platform
 import shlex
 import sys
 import time
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,22 +18,13 @@ import torch
 from scipy.stats import bootstrap
 from torch.utils.flop_counter import FlopCounterMode
 
-from hbench.core.chain import backpropagate
-from hbench.core.diffusion import (
-    alpha_bar_schedule,
-    direction_to_x_t,
-    generation_steps,
-    inversion_steps,
-    predict_x_0,
-    run,
-    timesteps,
-    transitions,
-)
-from hbench.core.directions import own
+from hbench.core.chain import backpropagate, run_chain
+from hbench.core.diffusion import alpha_bar_schedule, direction_to_x_t, predict_x_0
+from hbench.core.directions import draw_shifts, own
+from hbench.core.sampler import Sampler, visited
 from hbench.evaluation import vram_sweep as sweep
 from hbench.experiments import load_experiment
 from hbench.models.discriminator import judge
-from hbench.models.shift import draw_shifts
 from hbench.runtime.device import autocast, pick_device
 from hbench.store.provenance import provenance
 from hbench.store.run import load_model
@@ -87,7 +78,7 @@ def interleaved(benchmark, contenders, ratios, **details):
 def parts(*overrides):
     """An experiment on the shipped model, without a pool, and the model on the device."""
     experiment = load_experiment("mnist16", ["discovery.pool=0", "discovery.strategy=node", *overrides])
-    return experiment, load_model(Path("mnist16"), experiment).to(DEVICE)
+    return experiment, load_model("mnist16", experiment, device=DEVICE)
 
 
 def variant(experiment, **discovery):
@@ -97,9 +88,9 @@ def variant(experiment, **discovery):
 def whole_step(experiment, model, **discovery):
     """A function that takes a training step with these settings, of networks of its own, as hbench train does."""
     wanted = variant(experiment, **discovery)
-    frozen = freeze(wanted, model, DEVICE)
-    running = resolve(wanted, frozen, 0)
-    return partial(train_step, running, frozen, initial(running, frozen, 0), raw_pairs(running, frozen, 0), 0, 0)
+    sampler = Sampler.of(wanted, freeze(wanted, model, DEVICE), DEVICE)
+    running = resolve(wanted, sampler, 0)
+    return partial(train_step, running, sampler, initial(running, sampler, 0), raw_pairs(running, sampler, 0), 0, 0)
 
 
 def field_step(experiment, model):
@@ -108,9 +99,9 @@ def field_step(experiment, model):
     wanted = variant(experiment, precision="float32")
     settings = wanted.discovery
     model = freeze(wanted, model, DEVICE)
-    trained = initial(wanted, model, 0)
+    sampler = Sampler.of(wanted, model, DEVICE)
+    trained = initial(wanted, sampler, 0)
     alpha_bar = alpha_bar_schedule()
-    descending = timesteps(settings.M)
 
     def generation_step(k, s, t, t_prev):
         delta_h = own(trained.shift_block, k, s)
@@ -133,8 +124,8 @@ def field_step(experiment, model):
         x_T = torch.randn(settings.batch_size, 1, 16, 16).to(DEVICE)
         k, s = (v.to(DEVICE) for v in draw_shifts(len(x_T), settings.K, settings.S, settings.min_magnitude))
         with torch.no_grad():
-            x_0 = run(generation_steps(model, alpha_bar, descending), x_T)
-        chain = [generation_step(k, s, t, t_prev) for t, t_prev in transitions(descending)]
+            x_0 = run_chain(sampler.steps(), x_T)
+        chain = [generation_step(k, s, step.t, step.t_prev) for step in sampler.transitions]
         trained.reconstructor.train()
         trained.discriminator.requires_grad_(False)
         trained.optimizer.zero_grad()
@@ -154,10 +145,10 @@ def bare_passes(experiment, model):
     """The network passes that a step of "node" requires, and nothing else: no loss, no optimiser, no shift block."""
     settings = experiment.discovery
     model = freeze(experiment, model, DEVICE)
-    discriminator = initial(experiment, model, 0).discriminator
+    discriminator = initial(experiment, Sampler.of(experiment, model, DEVICE), 0).discriminator
     B = settings.batch_size
     x = torch.randn(B, 1, 16, 16, device=DEVICE)
-    shifted = [t >= settings.t_shift for t in timesteps(settings.M)]
+    shifted = [t >= settings.t_shift for t in visited(experiment)]
 
     def passes(count, decoded, pull):
         """The encoder on ``count`` batches, the decoder on ``decoded``; backward to x, for the first node to h_t."""
@@ -285,7 +276,7 @@ def test_plan_against_what_is_used(benchmark):
     """The plan's prediction of a step's time, of a probe in this process, against the steps themselves."""
     benchmark.group = "plan"
     experiment, model = parts()
-    probe = measure(experiment, freeze(experiment, model, DEVICE), 0)
+    probe = measure(experiment, Sampler.of(experiment, freeze(experiment, model, DEVICE), DEVICE), 0)
     predicted = {}
     contenders = {}
     for name, keep in (("node", 0), ("keep 5", 5), ("vanilla", 10)):
@@ -303,15 +294,16 @@ def test_choices(benchmark):
     frozen = freeze(experiment, model, DEVICE)
     cast_in_every_call = freeze(variant(experiment, precision="float32"), model, DEVICE)
     channels_last = freeze(experiment, model, DEVICE).to(memory_format=torch.channels_last)
-    block = initial(experiment, model, 0).shift_block
+    block = initial(experiment, Sampler.of(experiment, model, DEVICE), 0).shift_block
     settings = experiment.discovery
     x = torch.randn(settings.batch_size, 1, 16, 16, device=DEVICE)
     k, s = (v.to(DEVICE) for v in draw_shifts(len(x), settings.K, settings.S, settings.min_magnitude))
     delta_h = own(block, k, s)
 
     def step(network):
-        (_, shifted) = generation_steps(network, alpha_bar_schedule(), timesteps(2), delta_h, 0)
-        with autocast(DEVICE, "bfloat16"):
+        sampler = replace(Sampler.of(experiment, network, DEVICE, M=2, precision="bfloat16"), t_shift=0)
+        (_, shifted) = sampler.steps(delta_h)
+        with sampler.autocast():
             shifted(x.clone().requires_grad_()).sum().backward()
 
     def two_decoder_passes():
@@ -353,7 +345,7 @@ def test_sampling_and_inversion_against_diffusers(benchmark, precision):
     forward = diffusers.DDIMScheduler(**betas, timestep_spacing="trailing")
     backward = diffusers.DDIMInverseScheduler(**betas, timestep_spacing="trailing")
     x = torch.randn(64, 1, 16, 16, device=DEVICE)
-    alpha_bar, descending = alpha_bar_schedule(), timesteps(50)
+    sampler = Sampler.of(experiment, model, DEVICE, M=50)
 
     def pipeline(scheduler):
         scheduler.set_timesteps(50)
@@ -364,17 +356,12 @@ def test_sampling_and_inversion_against_diffusers(benchmark, precision):
                 image = scheduler.step(noise, t, image).prev_sample
         return image
 
-    def ours(steps):
-        with torch.no_grad(), autocast(DEVICE, precision):
-            return run(steps, x)
-
-    sampling, inversion = generation_steps(model, alpha_bar, descending), inversion_steps(model, alpha_bar, descending)
     if precision == "float32":
-        torch.testing.assert_close(ours(sampling), pipeline(forward), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(sampler.generate(x), pipeline(forward), rtol=1e-3, atol=1e-3)
     contenders = {
-        "sampling": lambda: ours(sampling),
+        "sampling": lambda: sampler.generate(x),
         "sampling, diffusers": lambda: pipeline(forward),
-        "inversion": lambda: ours(inversion),
+        "inversion": lambda: sampler.invert(x),
         "inversion, diffusers": lambda: pipeline(backward),
     }
     ratios = {

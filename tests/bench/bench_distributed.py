@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hbench.core.diffusion import timesteps
+from hbench.core.sampler import Sampler, visited
 from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.batch_norm import GlobalBatchNorm
@@ -37,8 +37,9 @@ def worker(folder):
     distributed.start(torch.device("cpu"))
     experiment = load_experiment("mnist16", SETTINGS)
     model = load_model(Path("mnist16"), experiment).requires_grad_(False)
-    trained = initial(experiment, model, 0)
-    draw_raw = raw_pairs(experiment, model, 0)
+    sampler = Sampler.of(experiment, model, torch.device("cpu"))
+    trained = initial(experiment, sampler, 0)
+    draw_raw = raw_pairs(experiment, sampler, 0)
 
     sent, waited = [], []
     send = distributed.all_reduce
@@ -60,7 +61,7 @@ def worker(folder):
         waited.clear()
         started = time.perf_counter()
         for step in range(STEPS):
-            train_step(experiment, model, trained, draw_raw, 0, (WARM_UP + turn) * STEPS + step)
+            train_step(experiment, sampler, trained, draw_raw, 0, (WARM_UP + turn) * STEPS + step)
         seconds = (time.perf_counter() - started) / STEPS
         if distributed.rank() == 0:
             result = {
@@ -127,7 +128,7 @@ def on_paper(name):
     critic = flops(lambda: discriminator(image, t))
     # A shifted step decodes twice. Forwards: raw chain, shifted chain, its replay; backwards: that of the replay, only
     # to activations since the weights are frozen, so as much as its forward. D: 1 + 1 to judge, (1 + 2) * 2 to learn.
-    shifted_steps = sum(t >= settings.t_shift for t in timesteps(settings.M, experiment.diffusion.T, settings.spacing))
+    shifted_steps = sum(t >= settings.t_shift for t in visited(experiment))
     chain = settings.M * unet + shifted_steps * decoder
     return {
         "parameters": parameters,

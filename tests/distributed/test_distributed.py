@@ -104,6 +104,7 @@ def test_provenance_tells_how_many_took_part(trained):
 
 GRADIENTS = """
 import hashlib, os, sys, torch
+from hbench.core.sampler import Sampler
 from hbench.experiments import load_experiment
 from hbench.runtime.distributed import all_gather, start
 from hbench.models import build_model
@@ -114,12 +115,13 @@ def networks(reconstructor, steps):
     torch.manual_seed(0)
     model = build_model(experiment).eval().requires_grad_(False)
     torch.nn.init.normal_(model.out[2].weight, std=0.05)  # its and the shift block's zeros would hide the rest
-    trained = initial(experiment, model, 0)
+    sampler = Sampler.of(experiment, model, torch.device("cpu"))
+    trained = initial(experiment, sampler, 0)
     torch.nn.init.normal_(trained.shift_block.out_weight, std=0.05)
     torch.nn.init.normal_(trained.discriminator.out[3].weight, std=0.05)
-    draw_raw = raw_pairs(experiment, model, 0)
+    draw_raw = raw_pairs(experiment, sampler, 0)
     for step in range(steps):
-        train_step(experiment, model, trained, draw_raw, 0, step)
+        train_step(experiment, sampler, trained, draw_raw, 0, step)
     return trained.shift_block, trained.reconstructor, trained.discriminator
 
 start(torch.device("cpu"))

@@ -6,13 +6,12 @@ import torch
 from command_line import TINY
 
 from hbench.core.chain import backpropagate
-from hbench.core.diffusion import alpha_bar_schedule, generation_steps, timesteps
-from hbench.core.directions import own
+from hbench.core.directions import draw_shifts, own
+from hbench.core.sampler import Sampler
 from hbench.evaluation import vram_sweep as sweep
 from hbench.experiments import load_experiment
 from hbench.models import build_model
-from hbench.models.shift import draw_shifts
-from hbench.runtime.device import autocast, pick_device
+from hbench.runtime.device import pick_device
 from hbench.runtime.memory import MIB
 from hbench.training.cost import predict
 from hbench.training.freeze import freeze
@@ -35,21 +34,21 @@ def setup(**discovery):
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
-    return experiment, freeze(experiment, model, CUDA)
+    return experiment, Sampler.of(experiment, freeze(experiment, model, CUDA), CUDA)
 
 
 def gradient(strategy, **discovery):
     """The shift block's gradient, and x_0."""
-    experiment, model = setup(**discovery)
+    experiment, sampler = setup(**discovery)
     settings = experiment.discovery
-    block = initial(experiment, model, 0).shift_block
+    block = initial(experiment, sampler, 0).shift_block
     torch.nn.init.normal_(block.out_weight, std=0.05)
     k, s = (v.to(CUDA) for v in draw_shifts(4, settings.K, settings.S, 0.5, torch.Generator().manual_seed(0)))
     x_T = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)).to(CUDA)
-    steps = generation_steps(model, alpha_bar_schedule(), timesteps(settings.M), own(block, k, s), settings.t_shift)
+    steps = sampler.steps(own(block, k, s))
     for _ in range(3):  # CUDA graphs are recorded at the second run and replayed at the third
         block.zero_grad()
-        with autocast(CUDA, settings.precision):
+        with sampler.autocast():
             backpropagate(steps, x_T, lambda x: x.square().mean(), **strategy)
     return torch.cat([p.grad.flatten() for p in block.parameters()]).double()
 
@@ -72,11 +71,11 @@ def test_compiled_and_replayed_steps_give_the_same_gradients(strategy):
 
 
 def test_a_training_step_never_waits_for_the_device_inside_the_chain():
-    experiment, model = setup(strategy="node", precision="float32")
-    block = initial(experiment, model, 0).shift_block
+    experiment, sampler = setup(strategy="node", precision="float32")
+    block = initial(experiment, sampler, 0).shift_block
     k, s = (v.to(CUDA) for v in draw_shifts(4, 3, 5.0, 0.5))
     x_T = torch.randn(4, 1, 16, 16).to(CUDA)
-    steps = generation_steps(model, alpha_bar_schedule(), timesteps(5), own(block, k, s), 400)
+    steps = sampler.steps(own(block, k, s))
     try:
         torch.cuda.set_sync_debug_mode("error")
         backpropagate(steps, x_T, lambda x: x.square().mean())
@@ -87,11 +86,11 @@ def test_a_training_step_never_waits_for_the_device_inside_the_chain():
 def test_node_is_flat_in_M():
     peaks = {}
     for M in (5, 40):
-        experiment, model = setup(strategy="node", M=M)
-        trained, draw_raw = initial(experiment, model, 0), raw_pairs(experiment, model, 0)
-        train_step(experiment, model, trained, draw_raw, 0, 0)
+        experiment, sampler = setup(strategy="node", M=M)
+        trained, draw_raw = initial(experiment, sampler, 0), raw_pairs(experiment, sampler, 0)
+        train_step(experiment, sampler, trained, draw_raw, 0, 0)
         torch.cuda.reset_peak_memory_stats()
-        train_step(experiment, model, trained, draw_raw, 0, 1)
+        train_step(experiment, sampler, trained, draw_raw, 0, 1)
         peaks[M] = torch.cuda.max_memory_allocated() / MIB
     assert peaks[40] <= 1.1 * peaks[5]
 

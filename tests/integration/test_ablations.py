@@ -9,8 +9,9 @@ from command_line import TINY, invoke, refused, snapshot, tiny_options
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hbench.core.diffusion import alpha_bar_schedule, timesteps, transitions
+from hbench.core.diffusion import alpha_bar_schedule, timesteps
 from hbench.core.images import to_uint8
+from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.evaluation.ablations import summarise, train_variants
 from hbench.evaluation.fid import frechet_distance, lenet_reference, statistics
@@ -50,7 +51,9 @@ class Parts:
     def train_shift(self):
         optimizer_D = torch.optim.SGD(self.discriminator.parameters(), lr=0.01)
         trained = Trained(self.shift_block, self.reconstructor, self.discriminator, self.optimizer, optimizer_D)
-        return train_shift(self.experiment, self.model, trained, self.x_T, self.x_0, self.k, self.s)
+        return train_shift(
+            self.experiment, Sampler.of(self.experiment, self.model, CPU), trained, self.x_T, self.x_0, self.k, self.s
+        )
 
 
 def tiny_with(*overrides):
@@ -64,7 +67,7 @@ def test_older_weights_get_the_defaults(tmp_path):
     stored = json.loads(metadata["experiment"])
     del stored["discovery"]["fidelity"], stored["discovery"]["gradient"]  # as before they existed
     save_file(load_file(file), file, metadata | {"experiment": json.dumps(stored)})
-    settings = load_run(file.parent, CPU).experiment.discovery
+    settings = load_run(file.parent, device=CPU).experiment.discovery
     assert (settings.fidelity, settings.gradient) == ("adversarial", "chain")
 
 
@@ -121,7 +124,8 @@ def test_per_step_equals_a_loop_written_out(tiny_model):
     a = [*alpha_bar_schedule().tolist(), 1.0]
     x, found = written.x_T, []
     written.reconstructor.train()
-    for t, t_prev in transitions(timesteps(settings.M)):
+    descending = timesteps(settings.M)
+    for t, t_prev in zip(descending, [*descending[1:], -1], strict=True):
         h, skips, emb = written.model.encode(x, torch.full((4,), t))
         eps = written.model.decode(h, skips, emb)
         used = eps
@@ -284,7 +288,7 @@ def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monke
     spacings = [each.spacing for each in settings]
     for spacing in ("trailing", "linspace"):  # raw samples depend on nothing that is trained, and the x_T are the same
         assert table["fd_raw"][[each == spacing for each in spacings]].nunique() == 1
-    measured = load_run(out / "K=5-seed0", CPU)
+    measured = load_run(out / "K=5-seed0", device=CPU)
     pairs = draw_pairs(measured, 0, 0, 130)
     real = lenet_reference(lenet).statistics
     for column, images in (("fd_raw", "x_0"), ("fd_shifted", "x_0_shifted")):

@@ -4,18 +4,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import sampler_of
 from torch import nn
 
-from hbench.core.diffusion import alpha_bar_schedule, generation_steps, timesteps
-from hbench.core.diffusion import run as run_chain
+from hbench.core import seeds
 from hbench.core.directions import Directions, mean, own, scaled, time_invariant, together
-from hbench.core.seeds import draw_x_T, seed_of
+from hbench.core.seeds import draw_x_T
 from hbench.errors import HBenchError
 from hbench.evaluation.edit import (
     caption,
-    edit,
+    edit_each,
     grid,
-    invert,
     label,
     mean_square_error,
     psnr,
@@ -24,10 +23,9 @@ from hbench.evaluation.edit import (
 )
 from hbench.evaluation.properties import _jackknife, _Measured, _summarise, compare, mean_directions, properties
 from hbench.evaluation.rca import rca
-from hbench.evaluation.sampling import generate, noise, shift_interval, traverse
 from hbench.experiments import parse_experiment
 from hbench.store.datasets import read_image
-from hbench.store.directions import load_directions, save_directions, source_of
+from hbench.store.directions import direction_source, load_directions, save_directions
 from hbench.store.run import load_run
 
 CPU = torch.device("cpu")
@@ -36,7 +34,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def run(tiny_run):
     """The tiny run in float32, with directions of a visible size."""
-    loaded = load_run(tiny_run, CPU)
+    loaded = load_run(tiny_run, device=CPU)
     values = loaded.experiment.model_dump()
     values["discovery"]["precision"] = "float32"
     torch.manual_seed(0)
@@ -74,7 +72,7 @@ def test_the_mean_direction_is_the_mean_over_samples_of_f_k(run):
         seen[t] = [run.shift_block(h, emb, torch.full((len(h),), k)) for k in range(3)]
         return torch.zeros_like(h)
 
-    generate(run, noise(run, seed_of(3, 5), 0, 5), look)
+    run.sampler.generate(run.noise(5, seed=seeds.mean_samples(3, 5)), look)
     for i, t in enumerate(found.timesteps):
         expected = torch.stack([f_k.mean(0) for f_k in seen[t]])
         torch.testing.assert_close(found.mean[:, i], expected, rtol=1e-4, atol=1e-6)
@@ -124,7 +122,7 @@ def test_the_mean_can_be_recorded_on_another_grid(run):
     values["discovery"]["spacing"] = "leading"
     only_0 = dataclasses.replace(run, experiment=parse_experiment(values, "test"))
     with pytest.raises(HBenchError, match="take more steps"):
-        shift_interval(only_0, 1)
+        mean_directions(only_0, 2, M=1)
 
 
 def linear(slope, offset, n=20, K=2):
@@ -170,12 +168,12 @@ def test_the_jackknife_of_a_mean_is_students_interval(run, monkeypatch):
 
 def test_sources_of_constant_directions_make_the_same_images(constant):
     found = mean_directions(constant, 2)
-    x_T = noise(constant, 0, 0, 3)
+    x_T, generate = constant.noise(3), constant.sampler.generate
     k, s = vectors([0, 2, 1], [1.0, -2.0, 3.0])
-    expected = generate(constant, x_T, own(constant.shift_block, k, s))
-    assert not torch.allclose(expected, generate(constant, x_T))
+    expected = generate(x_T, own(constant.shift_block, k, s))
+    assert not torch.allclose(expected, generate(x_T))
     for source in (mean, time_invariant):
-        torch.testing.assert_close(generate(constant, x_T, source(found, k, s)), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(generate(x_T, source(found, k, s)), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_mean_takes_the_nearest_timestep_and_global_their_mean():
@@ -188,7 +186,7 @@ def test_mean_takes_the_nearest_timestep_and_global_their_mean():
 
 
 def test_together_is_the_sum_and_scaled_a_multiple(run):
-    x_T, t = noise(run, 0, 0, 2), torch.full((2,), 999)
+    x_T, t = run.noise(2), torch.full((2,), 999)
     h, _, emb = run.model.encode(x_T, t)
     first, second = (own(run.shift_block, *vectors([k, k], [s, s])) for k, s in ((0, 1.5), (2, -3.0)))
     expected = 1.5 * run.shift_block(h, emb, torch.tensor([0, 0])) - 3 * run.shift_block(h, emb, torch.tensor([2, 2]))
@@ -197,13 +195,13 @@ def test_together_is_the_sum_and_scaled_a_multiple(run):
 
 
 def test_with_other_steps_the_shift_is_shared_out_among_them(run):
-    x_T = noise(run, 0, 0, 2)
+    x_T = run.noise(2)
     delta_h = own(run.shift_block, *vectors([0, 1], [4.0, -4.0]))
-    A = alpha_bar_schedule()
-    half = generation_steps(run.model, A, timesteps(6), scaled(delta_h, 2 / 4), 400)  # 2 shifted steps of 3, 4 of 6
-    with torch.no_grad():
-        torch.testing.assert_close(generate(run, x_T, delta_h, M=6), run_chain(half, x_T))
-    assert torch.equal(generate(run, x_T, delta_h, M=3), generate(run, x_T, delta_h))
+    expected = sampler_of(run.model, 6, t_shift=400).generate(
+        x_T, scaled(delta_h, 2 / 4)
+    )  # 2 shifted steps of 3, 4 of 6
+    torch.testing.assert_close(run.sampler.with_steps(6).generate(x_T, delta_h), expected)
+    assert torch.equal(run.sampler.with_steps(3).generate(x_T, delta_h), run.sampler.generate(x_T, delta_h))
 
 
 def test_directions_come_back_as_they_were_saved(run, tmp_path):
@@ -223,9 +221,9 @@ def test_directions_come_back_as_they_were_saved(run, tmp_path):
 
 def test_rca_and_traverse_take_another_source(run, tmp_path):
     save_directions(tmp_path / "d.safetensors", mean_directions(run, 4), run)
-    source = source_of(run, "global", tmp_path / "d.safetensors")
-    assert rca(run, 20, source=source).n == 20
-    plain, other = (traverse(run, [0], 2, 3, source=chosen) for chosen in (None, source))
+    source = direction_source(run, "global", tmp_path / "d.safetensors")
+    assert rca(run, pairs=20, source=source).n == 20
+    plain, other = (run.traverse([0], examples=2, samples=3, source=chosen).images for chosen in (None, source))
     assert torch.equal(plain[:, :, 1], other[:, :, 1])
     assert not torch.equal(plain[:, :, 0], other[:, :, 0])
 
@@ -234,10 +232,10 @@ def test_the_comparison_starts_with_the_original(run):
     found = mean_directions(run, 4)
     images = compare(run, found, [2, 0], [-1.0, 5.0], examples=3, seed=4)
     assert images.shape == (2, 3, 7, 1, 16, 16)
-    x_T = noise(run, 4, 0, 3)
-    torch.testing.assert_close(images[1, :, 0], generate(run, x_T))
+    x_T, generate = run.noise(3, seed=4), run.sampler.generate
+    torch.testing.assert_close(images[1, :, 0], generate(x_T))
     k, s = torch.zeros(3, dtype=torch.long), torch.full((3,), 5.0)
-    torch.testing.assert_close(images[1, :, 6], generate(run, x_T, time_invariant(found, k, s)))
+    torch.testing.assert_close(images[1, :, 6], generate(x_T, time_invariant(found, k, s)))
 
 
 # Edits --------------------------------------------------------------------------------------------------------------
@@ -245,36 +243,35 @@ def test_the_comparison_starts_with_the_original(run):
 
 def test_inversion_and_generation_reconstruct_better_with_more_steps(run):
     x_0 = 0.5 * draw_x_T(0, 0, 3, (1, 16, 16)).clamp(-1, 1)
-    source = source_of(run, "own", None)
     errors = []
     for M in (5, 20, 80):
-        x_T = invert(run, x_0, M)
-        errors.append(mean_square_error(edit(run, x_T, [()], source, M)[:, 0], x_0).max().item())
+        errors.append(mean_square_error(run.edit(x_0, {}, steps=M), x_0).max().item())
     assert errors[0] > errors[1] > errors[2]
     assert psnr(errors[2]) > 30
 
 
 def test_edits_add_up_and_none_is_the_reconstruction(run):
-    x_T = noise(run, 0, 0, 2)
-    images = edit(run, x_T, [(), ((1, 0.0),), ((0, 2.0), (2, -1.0))], source_of(run, "own", None), 6)
+    x_T = run.noise(2)
+    images = edit_each(run, x_T, [{}, {1: 0.0}, {0: 2.0, 2: -1.0}], run.own, 6)
     assert images.shape == (2, 3, 1, 16, 16)
-    torch.testing.assert_close(images[:, 0], generate(run, x_T, M=6))
+    torch.testing.assert_close(images[:, 0], run.generate(x_T, steps=6))
     assert torch.equal(images[:, 0], images[:, 1])
     both = together(
         own(run.shift_block, *vectors([0, 0], [2.0, 2.0])), own(run.shift_block, *vectors([2, 2], [-1.0, -1.0]))
     )
-    torch.testing.assert_close(images[:, 2], generate(run, x_T, both, M=6))
+    torch.testing.assert_close(images[:, 2], run.sampler.with_steps(6).generate(x_T, both))
+    torch.testing.assert_close(images[:, 2], run.generate(x_T, {0: 2, 2: -1}, steps=6))
 
 
 def test_what_is_asked_for_in_words_and_numbers():
-    assert singly_and_together(((3, 1.0),)) == [((3, 1.0),)]
-    assert singly_and_together(((3, 1.0), (7, -2.0))) == [((3, 1.0),), ((7, -2.0),), ((3, 1.0), (7, -2.0))]
-    assert sweep(3, 5, 3) == [((3, -5),), ((3, 0),), ((3, 5),)]
-    assert grid(3, 7, 5, 2) == [((3, -5), (7, 5)), ((3, 5), (7, 5)), ((3, -5), (7, -5)), ((3, 5), (7, -5))]
-    assert label(((3, 2.5), (7, -1.0))) == "3=2.5 7=-1"
-    assert caption(((3, 10 / 3),)) == "3, s = 3.33"
-    assert caption(((3, 2.5),), {3: "upright to slanted"}) == "3, s = 2.5\nupright to slanted"
-    assert caption(((3, 2.5), (7, -1.0)), {3: "thin"}) == "3, s = 2.5\n7, s = -1"
+    assert singly_and_together({3: 1.0}) == [{3: 1.0}]
+    assert singly_and_together({3: 1.0, 7: -2.0}) == [{3: 1.0}, {7: -2.0}, {3: 1.0, 7: -2.0}]
+    assert sweep(3, 5, 3) == [{3: -5}, {3: 0}, {3: 5}]
+    assert grid(3, 7, 5, 2) == [{3: -5, 7: 5}, {3: 5, 7: 5}, {3: -5, 7: -5}, {3: 5, 7: -5}]
+    assert label({3: 2.5, 7: -1.0}) == "3=2.5 7=-1"
+    assert caption({3: 10 / 3}) == "3, s = 3.33"
+    assert caption({3: 2.5}, {3: "upright to slanted"}) == "3, s = 2.5\nupright to slanted"
+    assert caption({3: 2.5, 7: -1.0}, {3: "thin"}) == "3, s = 2.5\n7, s = -1"
 
 
 def test_psnr_by_hand():

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hbench.evaluation.rca import rca
-from hbench.evaluation.sampling import draw_pairs, generate, noise, traverse
+from hbench.evaluation.sampling import draw_pairs
 from hbench.store.run import load_model, load_run
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def run(tiny_run):
-    return load_run(tiny_run, CPU)
+    return load_run(tiny_run, device=CPU)
 
 
 class Oracle(nn.Module):
@@ -40,7 +40,7 @@ def with_reconstructor(run, reconstructor):
 
 
 def test_an_oracle_is_always_right(run):
-    result = rca(with_reconstructor(run, Oracle(run, 100, 3)), 100, seed=3)
+    result = rca(with_reconstructor(run, Oracle(run, 100, 3)), pairs=100, seed=3)
     assert result.accuracy == 1
     assert result.interval[1] == 1
     assert result.magnitude_error == 0
@@ -53,14 +53,14 @@ def test_a_constant_answer_is_at_chance(run):
         def forward(self, x_0, x_0_shifted):
             return torch.tensor([[1.0, 0, 0]]).repeat(len(x_0), 1), torch.zeros(len(x_0))
 
-    result = rca(with_reconstructor(run, Constant()), 200)
+    result = rca(with_reconstructor(run, Constant()), pairs=200)
     assert result.interval[0] < 1 / 3 < result.interval[1]
     assert result.chance == pytest.approx(1 / 3)
     assert result.ranking()[0] == 0
 
 
 def test_the_interval_is_wilsons(run):
-    result = rca(run, 50)
+    result = rca(run, pairs=50)
     n, p, z = 50, result.accuracy, 1.959964
     center, half = (
         (p + z * z / (2 * n)) / (1 + z * z / n),
@@ -79,9 +79,9 @@ def test_a_pair_depends_only_on_the_seed_and_its_number(run):
 
 
 def test_traverse_has_the_original_in_the_middle(run):
-    images = traverse(run, [2, 0], examples=3, samples=5, seed=4)
+    images = run.traverse([2, 0], examples=3, samples=5, seed=4).images
     assert images.shape == (2, 3, 5, 1, 16, 16)
-    raw = generate(run, noise(run, 4, 0, 3))
+    raw = run.generate(run.noise(3, seed=4))
     for direction in images:
         torch.testing.assert_close(direction[:, 2], raw, rtol=0.05, atol=0.05)
     assert not torch.equal(images[:, :, 0], images[:, :, 2])

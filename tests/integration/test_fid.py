@@ -1,7 +1,6 @@
 import io
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from hbench.evaluation.fid import (
 )
 from hbench.evaluation.lenet import EXTRACTOR, accuracy, load_lenet, save_lenet, single_features, train_lenet
 from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
-from hbench.evaluation.sampling import draw_pairs, generate, noise
+from hbench.evaluation.sampling import draw_pairs
 from hbench.experiments import load_experiment
 from hbench.store.datasets import load_labelled
 from hbench.store.run import load_run
@@ -35,7 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def run(tiny_run):
-    return load_run(tiny_run, CPU)
+    return load_run(tiny_run, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -189,20 +188,22 @@ def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
 
 
 def test_samples_in_other_numbers_of_steps(tmp_path):
-    run = load_run(Path("mnist16"), CPU)  # a trained one: what an untrained model makes does not depend on M
+    run = load_run("mnist16", device=CPU)  # a trained one: what an untrained model makes does not depend on M
     M = run.experiment.discovery.M
     own = sample_folders(run, 2, tmp_path, seed=3)
     assert sample_folders(run, 2, tmp_path, seed=3, M=M) == own
     other = sample_folders(run, 2, tmp_path, seed=3, M=2 * M)
     assert not set(own) & set(other)
     pairs = draw_pairs(run, 3, 0, 2, M=2 * M)
-    x_T = noise(run, 3, 0, 2)
+    x_T = run.noise(2, seed=3)
     for folder, images, delta_h in (
         (other[0], pairs.x_0, None),
         (other[1], pairs.x_0_shifted, own_direction(run.shift_block, pairs.k, pairs.s)),
     ):
-        assert torch.allclose(images, generate(run, x_T, delta_h, M=2 * M), atol=0.05)  # bfloat16, other batches
-        assert not torch.allclose(images, generate(run, x_T, delta_h), atol=0.05)
+        assert torch.allclose(
+            images, run.sampler.with_steps(2 * M).generate(x_T, delta_h), atol=0.05
+        )  # bfloat16, other batches
+        assert not torch.allclose(images, run.sampler.generate(x_T, delta_h), atol=0.05)
         found = np.stack([np.asarray(Image.open(file)) for file in pngs(folder)]).astype(int)
         assert abs(found - to_uint8(images).numpy().squeeze(1)).max() <= 1
 

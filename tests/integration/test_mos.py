@@ -14,11 +14,12 @@ from command_line import invoke, refused
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hbench.core.images import ORANGE
 from hbench.errors import HBenchError
 from hbench.evaluation.mos.score import guarded, proposed_names, read_key, read_marks, score
 from hbench.evaluation.mos.study import Direction, assign, delta_h_rms, design, pictures, shuffle, untrained
 from hbench.reporting.charts import draw_mos
-from hbench.reporting.sheets import FRAME, draw_grid, refuse_marked, write_sheets
+from hbench.reporting.sheets import draw_grid, refuse_marked, write_sheets
 from hbench.store.files import write_json
 from hbench.store.run import load_names, load_run
 
@@ -98,11 +99,11 @@ def test_the_grid_frames_the_original_and_keeps_every_pixel():
         for column in range(3):
             cell = grid[10 * row : 10 * row + 10, 10 * column : 10 * column + 10]
             assert (cell[1:9, 1:9] == images[row, column, 0].numpy()[..., None]).all()
-            assert (tuple(cell[0, 0]) == FRAME) == (column == 1)
+            assert (tuple(cell[0, 0]) == ORANGE) == (column == 1)
 
 
 def test_untrained_directions_are_as_large_as_the_trained(tiny_run):
-    run = load_run(tiny_run, torch.device("cpu"))
+    run = load_run(tiny_run, device="cpu")
     run.shift_block.out_weight.normal_()  # trained for four steps, its directions could not be seen
     control = untrained(run, 4, examples=3, seed=5)
     x_T = torch.randn(3, 1, 16, 16)

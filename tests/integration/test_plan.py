@@ -1,6 +1,7 @@
 import json
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 import hbench.runtime.memory as memory
 import hbench.training.strategy as module
+from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.evaluation.vram_sweep import measured_line
 from hbench.experiments import load_experiment
@@ -132,20 +134,21 @@ def test_probe_predicts_what_autograd_holds():
     settings = experiment("discovery.batch_size=4")
     torch.manual_seed(0)
     frozen = freeze(settings, build_model(settings), CPU)
-    probe = measure(settings, frozen, 0)
+    sampler = Sampler.of(settings, frozen, CPU)
+    probe = measure(settings, sampler, 0)
     assert probe.regular.graph_mib < probe.shifted.graph_mib < 2 * probe.regular.graph_mib
     assert min(probe.objective_mib, probe.discriminator_mib, probe.other_seconds, probe.regular.forward) > 0
 
     from hbench.training.step import initial, raw_pairs, train_step
 
-    networks = initial(settings, frozen, 0)
+    networks = initial(settings, sampler, 0)
     resident = [p for part in (frozen, *list(vars(networks).values())[:3]) for p in part.parameters()]
     for M, keep in [(5, 0), (5, 3), (8, 8)]:
         values = {"M": M, "strategy": "node", "keep": keep}
         running = settings.model_copy(update={"discovery": settings.discovery.model_copy(update=values)})
-        held = saved_tensors_peak(
-            lambda running=running: train_step(running, frozen, networks, raw_pairs(running, frozen, 0), 0, 0), resident
-        )
+        sampler = Sampler.of(running, frozen, CPU)
+        step = partial(train_step, running, sampler, networks, raw_pairs(running, sampler, 0), 0, 0)
+        held = saved_tensors_peak(step, resident)
         predicted = predict(probe, running, M, keep, "node")
         graphs = predicted.memory_mib - probe.other_mib - (M - keep) * probe.node_mib
         assert held / memory.MIB == pytest.approx(graphs, rel=0.02)
@@ -164,16 +167,16 @@ def test_training_with_auto_ends_as_with_what_auto_took(tmp_path, tiny, tiny_mod
 
 def test_what_auto_took_is_noted_for_those_who_go_on(tiny, tmp_path, monkeypatch):
     ample = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "auto"})})
-    model = build_model(tiny)
+    sampler = Sampler.of(tiny, build_model(tiny), CPU)
     monkeypatch.setattr(module, "measure", lambda *_, **__: PROBE)
-    assert resolve_once(ample, model, 0, tmp_path).discovery.keep == 3
+    assert resolve_once(ample, sampler, 0, tmp_path).discovery.keep == 3
     monkeypatch.setattr(module, "measure", lambda *_, **__: replace(PROBE, free_mib=62.0))  # something else has grown
-    assert resolve_once(ample, model, 0, tmp_path).discovery.keep == 3
-    assert resolve(ample, model, 0).discovery.keep == 1
+    assert resolve_once(ample, sampler, 0, tmp_path).discovery.keep == 3
+    assert resolve(ample, sampler, 0).discovery.keep == 1
     budget = {"strategy": "auto", "memory_budget": 0.033}
     tight = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update=budget)})
-    assert resolve_once(tight, model, 0, tmp_path).discovery.keep == 1  # another budget
-    assert resolve_once(ample, model, 0, tmp_path).discovery.keep == 1  # which is noted now
+    assert resolve_once(tight, sampler, 0, tmp_path).discovery.keep == 1  # another budget
+    assert resolve_once(ample, sampler, 0, tmp_path).discovery.keep == 1  # which is noted now
 
 
 def test_auto_is_node_where_memory_is_unknown(tiny, monkeypatch, capsys):
@@ -182,34 +185,35 @@ def test_auto_is_node_where_memory_is_unknown(tiny, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "measure", unknown)
     ample = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "auto"})})
-    assert resolve(ample, build_model(tiny), 0).discovery.keep == 0
+    assert resolve(ample, Sampler.of(tiny, build_model(tiny), CPU), 0).discovery.keep == 0
     assert "NVML does not answer" in capsys.readouterr().err
 
 
 def test_resolve_takes_auto_away_and_nothing_else(tiny, monkeypatch):
     tiny = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "auto"})})
     monkeypatch.setattr(module, "measure", lambda *_, **__: PROBE)
-    model = build_model(tiny)
-    running = resolve(tiny, model, 0)
+    sampler = Sampler.of(tiny, build_model(tiny), CPU)
+    running = resolve(tiny, sampler, 0)
     assert (running.discovery.strategy, running.discovery.keep) == ("node", tiny.discovery.M)
     assert chosen(tiny, tiny.discovery.M) == running
     fixed = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "vanilla"})})
-    assert resolve(fixed, model, 0) == fixed == chosen(fixed, 0)
+    assert resolve(fixed, sampler, 0) == fixed == chosen(fixed, 0)
     per_step = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"gradient": "per-step"})})
-    assert resolve(per_step, model, 0).discovery.keep == 0
+    assert resolve(per_step, sampler, 0).discovery.keep == 0
 
 
 def test_what_does_not_fit_says_what_would(tiny, monkeypatch):
     monkeypatch.setattr(module, "measure", lambda *_, **__: PROBE)
     tight = {"strategy": "auto", "memory_budget": 0.02}
+    sampler = Sampler.of(tiny, build_model(tiny), CPU)
     small = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update=tight)})
     with pytest.raises(
         HBenchError, match=r"needs 32 MiB .* budget is 20 MiB: try --set discovery\.batch_size=2 or disc"
     ):
-        resolve(small, build_model(tiny), 0)
+        resolve(small, sampler, 0)
     offload = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "offload"})})
     with pytest.raises(HBenchError, match="offload"):
-        resolve(offload, build_model(tiny), 0)
+        resolve(offload, sampler, 0)
 
 
 def plan(*arguments):

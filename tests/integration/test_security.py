@@ -194,7 +194,7 @@ def test_links_inside_a_run_and_to_a_run_are_fine(run):
     (run / "best.safetensors").symlink_to("shift_block.safetensors")
     (run / "loop").symlink_to("loop")
     (run.parent / "shortcut").symlink_to(run, target_is_directory=True)
-    assert load_run(run.parent / "shortcut", CPU).experiment.discovery.K == 3
+    assert load_run(run.parent / "shortcut", device=CPU).experiment.discovery.K == 3
     assert invoke("report", run.parent / "shortcut").exit_code == 0
 
 

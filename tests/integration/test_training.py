@@ -42,11 +42,12 @@ def command(name, out, model, *extra):
 
 def test_training_never_sees_the_noise_of_the_evaluation(tiny, tiny_model, monkeypatch):
     import hbench.training.step as module
+    from hbench.core.sampler import Sampler
     from hbench.core.seeds import draw_x_T
 
     seen = []
 
-    def train_nothing(experiment, model, trained, x_T, *_):
+    def train_nothing(experiment, sampler, trained, x_T, *_):
         seen.append(x_T)
         return {"loss": torch.zeros(())}, x_T, x_T
 
@@ -54,10 +55,10 @@ def test_training_never_sees_the_noise_of_the_evaluation(tiny, tiny_model, monke
     monkeypatch.setattr(module, "train_discriminator", lambda *_: {})
     settings = tiny.discovery.model_copy(update={"pool": 0})
     experiment = tiny.model_copy(update={"discovery": settings})
-    model = load_model(tiny_model, tiny).requires_grad_(False)
-    trained, draw_raw = module.initial(experiment, model, 0), module.raw_pairs(experiment, model, 0)
+    sampler = Sampler.of(experiment, load_model(tiny_model, tiny).requires_grad_(False), CPU)
+    trained, draw_raw = module.initial(experiment, sampler, 0), module.raw_pairs(experiment, sampler, 0)
     for step in range(6):
-        module.train_step(experiment, model, trained, draw_raw, 0, step)
+        module.train_step(experiment, sampler, trained, draw_raw, 0, step)
     used = torch.cat(seen).flatten(1)
     evaluated = draw_x_T(0, 0, 64, (1, 16, 16)).flatten(1)
     assert not (used[:, None] == evaluated[None]).all(-1).any()

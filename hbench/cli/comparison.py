@@ -122,7 +122,7 @@ def ablations(
         print_experiment(settings)
         return
     from hbench.evaluation.ablations import PAPER, choose_lenet, measure_variants, summarise, train_variants
-    from hbench.reporting.charts import draw_ablations
+    from hbench.reporting.charts import draw_ablations, draw_curves
     from hbench.reporting.grids import draw_directions
     from hbench.runtime.device import pick_device
     from hbench.store.files import sha256, write_text
@@ -142,7 +142,9 @@ def ablations(
     write_experiment(folder, settings)
     if not (folder / "model.safetensors").is_file():
         save_weights(folder / "model.safetensors", network, settings, "model", settings.pretrain.weights)
-    if not train_variants(settings, network, variants, seeds, folder, device=place, max_minutes=max_minutes):
+    if not train_variants(
+        settings, network, variants, seeds, folder, device=place, max_minutes=max_minutes, draw=draw_curves
+    ):
         return
     result = measure_variants(folder, list(variants), seeds, device=place, lenet=weights, count=count, seed=seed)
     summary = summarise(result.table)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from hbench.config import Experiment
 from hbench.evaluation.rca import RCA, rca
 from hbench.experiments import parse_experiment
+from hbench.reporting.charts import draw_curves
 from hbench.reporting.grids import direction_label, draw_directions
 from hbench.store.run import Run, load_run
 from hbench.training.discover import train
@@ -27,7 +28,7 @@ def fresh_experiment(shipped: Path, steps: int) -> Experiment:
 
 
 def discover(
-    experiment: Experiment, shipped: Path, out: Path, *, seed: int, device: torch.device
+    experiment: Experiment, shipped: Path, out: Path, *, seed: int, device: torch.device, overwrite: bool
 ) -> list[tuple[int, RCA]] | None:
     """Discovers new directions on the shipped model, in ``out``; measures and draws them as they grow.
 
@@ -48,5 +49,14 @@ def discover(
         tqdm.write(f"   step {step:4d}: RCA {result.accuracy:.3f} [{low:.3f}, {high:.3f}] n {PAIRS}", file=sys.stderr)
 
     model = load_run(shipped, device=device).model
-    finished = train(experiment, model, out, seed=seed, device=device, on_checkpoint=look)
+    finished = train(
+        experiment,
+        model,
+        out,
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+        draw=draw_curves,
+        on_checkpoint=look,
+    )
     return grown if finished else None

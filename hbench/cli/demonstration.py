@@ -48,7 +48,7 @@ def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str
     experiment = fresh_experiment(SHIPPED, steps)
     fresh = out / "fresh"
     click.echo(f"2. A fresh discovery, {experiment.title}, {steps} steps from scratch")
-    grown = discover(experiment, SHIPPED, fresh, seed=seed, device=place)
+    grown = discover(experiment, SHIPPED, fresh, seed=seed, device=place, overwrite=overwrite)
     if grown is None:
         return
     measure(fresh, fresh)

@@ -5,6 +5,7 @@ Numbers go to stdout, everything else to stderr. torch is imported inside the co
 
 import errno
 import io
+import logging
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from hbench import __version__
 from hbench.cli.comparison import ablations, train_curves
@@ -62,7 +64,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except HBenchError as error:
-            raise click.ClickException(_with_flags(" ".join(str(error).split()), ctx)) from error
+            raise click.ClickException(_with_flags(" ".join(str(error).split()))) from error
         except click.NoSuchOption as error:
             raise click.UsageError(_setting_meant(error) or error.format_message(), error.ctx) from error
         except click.BadParameter as error:  # of a value that may have lines
@@ -84,7 +86,18 @@ class Group(click.Group):
             COMMAND.reset(token)
 
 
-def _with_flags(message: str, ctx: click.Context) -> str:
+class Notices(logging.Handler):
+    """Writes what the library has to say on its way to stderr, above a bar that is being drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        tqdm.write(_with_flags(record.getMessage()), file=sys.stderr)
+
+
+logging.getLogger("hbench").addHandler(Notices())
+
+
+def _with_flags(message: str) -> str:
     """Return a library's message with the command's options, where it names arguments: `name` or `name=value`."""
 
     def flag(found: re.Match[str]) -> str:

@@ -38,6 +38,6 @@ def pretrain(experiment: "Experiment", options: Options) -> None:
     device = options.torch_device()
     with main_process_first():  # since it may download them
         images = load_images(experiment.data, options.data_root, download=options.download)
-    folder = options.claim(Path("runs") / experiment.name / "pretrain")
+    folder = options.out or Path("runs") / experiment.name / "pretrain"
     if train_model(experiment, images, folder, device=device, draw=draw_curves, **options.training):
         click.echo(folder / "model.safetensors")

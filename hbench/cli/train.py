@@ -40,6 +40,5 @@ def train(experiment: "Experiment", model: Path | None, options: Options) -> Non
     device = options.torch_device()
     folder = options.out or Path("runs") / experiment.name / "train"
     network = model_to_train_on(model, folder, experiment, options.resume)
-    options.claim(folder)
     if discover(experiment, network, folder, device=device, draw=draw_curves, **options.training):
         click.echo(folder)

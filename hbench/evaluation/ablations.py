@@ -1,8 +1,8 @@
 """Variants of the training over several seeds, measured alike: those of Fig. 3 and Sec. 4.4, or any settings."""
 
-import sys
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from hbench.store.files import read_json
 from hbench.store.run import SHIPPED, load_run
 from hbench.training.checkpoint import read_checkpoint
 from hbench.training.discover import train
+
+log = logging.getLogger(__name__)
 
 PAPER = {
     "full": ["discovery.fidelity=adversarial", "discovery.gradient=chain"],
@@ -99,10 +101,12 @@ def train_variants(
     *,
     device: torch.device,
     max_minutes: float | None = None,
+    draw: Callable[[Path], None] | None = None,
 ) -> bool:
-    """Whether every variant is trained with every seed; False when stopped early, and the next call goes on.
+    """Train every variant with every seed. Return False if stopped early; the next call goes on.
 
-    Finished runs in ``out`` are left alone, a half one is resumed; HBenchError if they have other settings.
+    Finished runs in ``out`` are left alone, a half one is resumed; HBenchError if they have other settings. ``draw``
+    draws the curves of a folder, see :func:`train`.
     """
     started = time.monotonic()
     missing = []
@@ -115,10 +119,10 @@ def train_variants(
     for i, (changed, folder, seed) in enumerate(missing):
         left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
         if i and left is not None and left <= 0:
-            print(f"stopped by --max-minutes before {folder.name}: go on with --resume", file=sys.stderr)
+            log.warning("stopped by `max_minutes` before %s: go on with `resume=True`", folder.name)
             return False
         folder.mkdir(exist_ok=True)
-        if not train(changed, model, folder, seed=seed, device=device, resume=True, max_minutes=left):
+        if not train(changed, model, folder, seed=seed, device=device, resume=True, max_minutes=left, draw=draw):
             return False
     return True
 

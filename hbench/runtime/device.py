@@ -15,14 +15,17 @@ from hbench.errors import HBenchError
 from hbench.runtime.distributed import launched, world_size
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is CUDA where there is one, else the CPU.
+def pick_device(name: str | torch.device) -> torch.device:
+    """Return the device called ``name``; "auto" is CUDA where there is one, else the CPU.
 
-    Of the processes on one machine, each has a GPU of its own by "auto" and "cuda": the one of its local rank.
+    Each process on one machine has a GPU of its own by "auto" and "cuda": the one of its local rank. A torch device is
+    taken as it is, since it was picked before.
 
     Raises:
         HBenchError: no such device here, or more processes than GPUs.
     """
+    if isinstance(name, torch.device):
+        return name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and launched():

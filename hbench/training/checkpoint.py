@@ -1,4 +1,4 @@
-"""What a training leaves on its way, to stop at any moment and go on: checkpoints, metrics, stop requests."""
+"""What a training leaves on its way, to stop at any moment and go on: checkpoints and metrics."""
 
 import hashlib
 import io
@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from hbench.store.records import Record
 from hbench.store.weights import check_finite, load_pickled
 
 CHECKPOINT = "checkpoint.json"
-"""Which file holds the last checkpoint, its SHA-256, and whose it is."""
+"""File that says which file holds the last checkpoint, its SHA-256, and whose it is."""
 WITHOUT_EFFECT = {
     "strategy", "keep", "memory_budget", "checkpoint_blocks", "compile", "checkpoint_every", "sample_every"
 }  # fmt: skip
@@ -65,7 +65,7 @@ def save_checkpoint(
     Raises:
         HBenchError: a tensor is not finite, or the disk is full; the checkpoint before stays.
     """
-    advice = "the last good checkpoint stays; train again in another --out with a lower learning rate, or in float32"
+    advice = "the last good checkpoint stays; train again in another `out` with a lower learning rate, or in float32"
     check_finite(dict(_named_tensors(state)), f"step {step}", advice)
     content = io.BytesIO()
     torch.save(dict(state), content)
@@ -91,11 +91,11 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
     path = folder / CHECKPOINT
     if not path.is_file():
         if any((folder / name).is_file() for name in ("provenance.json", "checkpoint.pt")):
-            raise HBenchError(f"{folder}: holds a training, but no {CHECKPOINT} to go on from: choose another --out")
+            raise HBenchError(f"{folder}: holds a training, but no {CHECKPOINT} to go on from: choose another `out`")
         return None
     about = Checkpoint.read(path, _LOST)
     if about.seed != seed:
-        raise HBenchError(f"{folder}: was started with seed {about.seed}, not {seed}: resume with that seed")
+        raise HBenchError(f"{folder}: was started with `seed={about.seed}`, not {seed}: resume with that seed")
     # read back, so that a setting that an older hbench did not know has its default
     saved, wanted = parse_experiment(about.experiment, str(path)).model_dump(), experiment.model_dump()
     for section in ("data", "model", "diffusion", stage):
@@ -103,25 +103,42 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
             if (old := saved[section][key]) != new and key not in WITHOUT_EFFECT:
                 raise HBenchError(
                     f"{folder}: was started with {section}.{key} = {old!r}: resume with the same settings, "
-                    "or use another --out"
+                    "or use another `out`"
                 )
     return about
 
 
-_LOST = "damaged: bring it back from a copy, or train again in another --out"
+_LOST = "damaged: bring it back from a copy, or train again in another `out`"
 
 
-def load_checkpoint(
-    folder: Path, experiment: Experiment, seed: int, stage: Stage, parts: Collection[str]
-) -> dict[str, Any] | None:
-    """The state of each part, ``step`` and ``pieces`` in a run folder's checkpoint; None where there is none yet.
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds; that of a new training, nothing."""
+
+    step: int = 0
+    """Number of steps done."""
+    pieces: tuple[Piece, ...] = ()
+    """Processes that did them."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """State of each part after these steps."""
+
+
+def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage, parts: Collection[str]) -> Saved:
+    """Return the checkpoint in the folder of a training, on the CPU; that of a new training where there is none yet.
+
+    Args:
+        folder: where the training is.
+        experiment: settings to go on with.
+        seed: random seed to go on with.
+        stage: what is trained.
+        parts: names of the parts that the checkpoint must hold.
 
     Raises:
         HBenchError: as in :func:`read_checkpoint`, or it is damaged, or of another command.
     """
     about = read_checkpoint(folder, experiment, seed, stage)
     if about is None:
-        return None
+        return Saved()
     if not re.fullmatch(r"checkpoint-[0-9]+-[0-9a-f]{8}\.pt", about.file):
         raise HBenchError(f"{folder / CHECKPOINT}: {_LOST}")
     file = folder / about.file
@@ -129,8 +146,8 @@ def load_checkpoint(
         raise HBenchError(f"{file}: {_LOST}")
     state = load_pickled(file)
     if state.keys() != set(parts):
-        raise HBenchError(f"{folder}: was started by another command of hbench: choose another --out")
-    return {**state, "step": about.step, "pieces": about.pieces}
+        raise HBenchError(f"{folder}: was started by another command of hbench: choose another `out`")
+    return Saved(about.step, about.pieces, state)
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -162,7 +179,7 @@ class Metrics:
             except (OSError, ValueError, TypeError, KeyError):
                 whole = False
             if not whole:
-                raise HBenchError(f"{self._path}: rows are missing: bring it back, or train again in another --out")
+                raise HBenchError(f"{self._path}: rows are missing: bring it back, or train again in another `out`")
             kept = [line + "\n" for line in lines]
         write_text(self._path, "".join(kept))
         self._pending: list[str] = []
@@ -186,6 +203,3 @@ class Metrics:
         if self._path.stat().st_size:
             with replacing(self._path.with_suffix(".csv")) as temporary:
                 pd.read_json(self._path, lines=True).to_csv(temporary, index=False)
-
-
-# Stopping -----------------------------------------------------------------------------------------------------------

@@ -1,21 +1,205 @@
-"""What every training loop shares: requests to stop."""
+"""The loop that both trainings share: it goes on from a checkpoint, and may be stopped, or killed, at any step.
 
+Everything random in a step follows from (seed, step), so a resumed training ends as if it had never stopped, on the CPU
+with the same bits. Metrics and curves are written before the checkpoint that vouches for them, and the provenance last
+of all: where that is there, the training is complete.
+"""
+
+import logging
+import math
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hbench.runtime.distributed import launched
+import torch
+from torch import nn
+
+from hbench.config import Discovery, Experiment, Pretrain
+from hbench.errors import HBenchError
+from hbench.runtime import distributed
+from hbench.runtime.device import pick_device
+from hbench.runtime.distributed import agreed, check_batch_size, launched, rank
+from hbench.runtime.progress import progress
+from hbench.store.folders import claimed_folder
+from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.provenance import Provenance, provenance
+from hbench.store.weights import write_experiment
+from hbench.training.checkpoint import CHECKPOINT, Metrics, Saved, Stage, load_checkpoint, save_checkpoint
+
+Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
+"""Networks and optimisers by name: all that a training changes, and so all that a checkpoint must hold."""
+NAMES = {"pretrain": "pretrain", "discovery": "train"}
+"""Names of the stages beside the progress bar."""
+IN_BAR = ("loss", "accuracy", "D_raw", "D_shifted")
+"""Metrics shown beside the progress bar, of those there are."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins, or goes on."""
+
+    experiment: Experiment
+    stage: Stage
+    settings: Pretrain | Discovery
+    """Settings of the stage."""
+    seed: int
+    device: torch.device
+    out: Path
+    origin: Provenance
+    """Provenance as known at the start of this process."""
+    saved: Saved
+    """Last checkpoint, to go on from."""
+    is_complete: bool
+    """Whether nothing is left to do, the provenance included."""
+    metrics: Metrics | None
+    """Rows of the steps; None in all processes but the main one, and for a complete training."""
+
+
+@contextmanager
+def started(
+    experiment: Experiment,
+    stage: Stage,
+    out: str | Path,
+    names: Collection[str],
+    seed: int,
+    device: str | torch.device,
+    *,
+    overwrite: bool,
+    resume: bool,
+    **details: Any,
+) -> Iterator[Start]:
+    """Claim the folder of a training while the block runs, and yield where the training starts.
+
+    The experiment is the first file in a new folder: it tells a later resume that a training began here.
+
+    Args:
+        experiment: settings.
+        stage: what is trained.
+        out: folder of the training, made where it is missing.
+        names: names of the parts that a checkpoint must hold.
+        seed: random seed.
+        device: where to train.
+        overwrite: accept a folder that already holds something.
+        resume: go on from the folder's checkpoint, or from the start where there is none yet.
+        details: details of the provenance.
+
+    Raises:
+        HBenchError: the processes cannot share a batch, the folder holds something else or is in use, or its checkpoint
+            is damaged or of another training.
+    """
+    settings: Pretrain | Discovery = experiment.pretrain if stage == "pretrain" else experiment.discovery
+    check_batch_size(f"{stage}.batch_size", settings.batch_size)
+    out, device = Path(out), pick_device(device)
+    distributed.start(device)
+    with claimed_folder(out, overwrite=overwrite, resume=resume) if rank() == 0 else nullcontext():
+        origin = provenance(experiment, device, seed, **details)
+        saved = load_checkpoint(out, experiment, seed, stage, names) if resume else Saved()
+        is_complete = saved.step == settings.steps and (out / PROVENANCE).is_file()
+        metrics = None
+        if rank() == 0 and not is_complete:
+            if not saved.step:  # a resume would take what is overwritten here for this training
+                (out / CHECKPOINT).unlink(missing_ok=True)
+                (out / PROVENANCE).unlink(missing_ok=True)
+            write_experiment(out, experiment)
+            metrics = Metrics(out, saved.step)
+        yield Start(experiment, stage, settings, seed, device, out, origin, saved, is_complete, metrics)
+
+
+def restore(start: Start, parts: Parts) -> None:
+    """Load the state of the checkpoint into each part, and let go of it."""
+    for name in tuple(start.saved.state):
+        parts[name].load_state_dict(start.saved.state.pop(name))
+
+
+def run_steps(
+    start: Start,
+    parts: Parts,
+    take_step: Callable[[int], Mapping[str, float]],
+    stop_reason: Callable[[], str | None],
+    *,
+    draw: Callable[[Path], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
+    after_checkpoint: Callable[[int], None] | None = None,
+) -> bool:
+    """Take the steps that are left, with checkpoints on the way. Return False if stopped early, with a last checkpoint.
+
+    Args:
+        start: where the training starts.
+        parts: what the steps change.
+        take_step: takes step i and returns its metrics; every process calls it.
+        stop_reason: says why to stop now, or None; of several processes, any may say so.
+        draw: draws the curves of a folder; called before each checkpoint, after the last of which nothing would.
+        after_step: called with the number of steps done, before the checkpoint, by the main process.
+        after_checkpoint: called with the number of steps done after each regular checkpoint, by the main process.
+
+    Raises:
+        HBenchError: a metric is not finite (the last good checkpoint stays), or the folder cannot be written.
+    """
+    steps, every = start.settings.steps, start.settings.checkpoint_every
+
+    def checkpoint(done: int) -> None:
+        if start.metrics is None:
+            return
+        start.metrics.flush()
+        if draw:
+            draw(start.out)
+        states = {name: part.state_dict() for name, part in parts.items()}
+        save_checkpoint(
+            start.out, start.experiment, start.seed, done, states, [*start.saved.pieces, start.origin.piece()]
+        )
+
+    with progress(total=steps, initial=start.saved.step, desc=NAMES[start.stage], unit="step") as bar:
+        for step in range(start.saved.step, steps):
+            row = take_step(step)
+            check_metrics(row, step, start.stage)
+            done = step + 1
+
+            # Maintenance: metrics, pictures, checkpoint.
+            bar.set_postfix({name: f"{row[name]:.3g}" for name in IN_BAR if name in row}, refresh=False)
+            bar.update()
+            if start.metrics:
+                start.metrics.log(step, row)
+            if after_step and rank() == 0:
+                after_step(done)
+            is_due = done % every == 0 or done == steps
+            if is_due:
+                checkpoint(done)
+                if after_checkpoint and rank() == 0:
+                    after_checkpoint(done)
+
+            # Stop together, for the first reason that a process has.
+            if done < steps and (reason := agreed(stop_reason())):
+                if not is_due:
+                    checkpoint(done)
+                log.warning("stopped by %s after step %d of %d: go on with `resume=True`", reason, done, steps)
+                return False
+    return True
+
+
+def check_metrics(row: Mapping[str, float], step: int, stage: Stage) -> None:
+    """Raise HBenchError where a metric of a step is not finite."""
+    for name, value in row.items():
+        if not math.isfinite(value):
+            raise HBenchError(
+                f"step {step}: the {name} is {value}: train again in another `out`, with a lower {stage}.lr "
+                "or in float32"
+            )
 
 
 @contextmanager
 def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None]]:
-    """A function that says why to stop after the current step, or None: SIGTERM, SIGINT, or ``max_minutes`` are over.
+    """Yield a function that says why to stop after the current step, or None: SIGTERM, SIGINT, or the time is over.
 
     A second signal acts as it would without hbench; but torchrun passes on what the terminal or Slurm sent already, so
-    under torchrun it changes nothing.
+    under torchrun it changes nothing. Only Python's main thread can listen for signals.
     """
     reasons: list[str] = []
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -27,10 +211,11 @@ def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None
 
     def reason() -> str | None:
         if deadline is not None and time.monotonic() >= deadline and not reasons:
-            reasons.append(f"--max-minutes {max_minutes:g}")
+            reasons.append(f"`max_minutes={max_minutes:g}`")
         return reasons[0] if reasons else None
 
-    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in heard}
     for number in previous:
         signal.signal(number, on_signal)
     try:

@@ -1,7 +1,8 @@
 """Training of the diffusion model: the eps-MSE of DDPM (Ho et al. 2020, Eq. 14) with an exponential moving average."""
 
-import math
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,148 +13,154 @@ from hbench.config import Experiment, Pretrain
 from hbench.core import seeds
 from hbench.core.images import to_float
 from hbench.core.sampler import Sampler
-from hbench.errors import HBenchError
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
-from hbench.reporting.charts import draw_curves
 from hbench.runtime.device import autocast
-from hbench.runtime.distributed import (
-    agreed,
-    all_reduce_mean,
-    average_gradients,
-    check_batch_size,
-    rank,
-    shard,
-    world_size,
-)
-from hbench.runtime.progress import progress
+from hbench.runtime.distributed import all_reduce_mean, average_gradients, rank, shard, world_size
 from hbench.store.files import sha256
 from hbench.store.pictures import save_grid
 from hbench.store.provenance import FILE as PROVENANCE
-from hbench.store.provenance import provenance
-from hbench.store.weights import save_weights, tensors_sha256, write_experiment
-from hbench.training.checkpoint import Metrics, load_checkpoint, save_checkpoint
-from hbench.training.loop import stop_requests
+from hbench.store.weights import save_weights, tensors_sha256
+from hbench.training.loop import restore, run_steps, started, stop_requests
 
 GRID_SAMPLES, GRID_STEPS = 64, 20  # of the sample grids
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Everything that pretraining changes, and so all that a checkpoint must hold."""
+
+    model: UNetModel
+    average: AveragedModel
+    """Exponential moving average of the model's weights."""
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def averaged_model(self) -> UNetModel:
+        """Model with the average weights."""
+        averaged = self.average.module
+        assert isinstance(averaged, UNetModel)
+        return averaged
 
 
 def pretrain(
     experiment: Experiment,
     images: Tensor,
-    out: Path,
+    out: str | Path,
     *,
     seed: int = 0,
-    device: torch.device,
+    device: str | torch.device = "auto",
+    overwrite: bool = False,
     resume: bool = False,
     max_minutes: float | None = None,
+    draw: Callable[[Path], None] | None = None,
 ) -> bool:
-    """Whether training is complete; False when it was stopped early, with a checkpoint to resume from.
+    """Train a diffusion model and write it to ``out``. Return False if stopped early, with a checkpoint to resume from.
 
-    Writes to ``out``: ``model.safetensors`` (the average, when complete), sample grids, metrics, curves, checkpoint and
-    provenance. Everything random in a step follows from (seed, step), so a resumed run ends as if it had never stopped,
-    on the CPU with the same bits. Several processes call it alike and share each batch, and the first of them writes;
-    only dropout depends on their number.
+    The folder gets the average as ``model.safetensors``, sample grids, metrics, checkpoint and provenance. A resumed
+    training ends as if it had never stopped, on the CPU with the same bits. Several processes call this alike and share
+    each batch, and the main one writes; only dropout depends on their number.
 
     Args:
         experiment: what to train and how.
-        images: the training images, uint8 [N, C, H, W].
-        out: an existing folder, empty unless ``resume``.
-        seed: of initial weights, batches and noise.
-        device: where to train.
+        images: training images, uint8 [N, C, H, W].
+        out: output folder, made where it is missing.
+        seed: random seed of initial weights, batches and noise.
+        device: where to train: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        overwrite: accept a folder that already holds something.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet.
-        max_minutes: stop cleanly after this time.
+        max_minutes: stop cleanly after this time, but not before a first step.
+        draw: draws the curves of a folder; called before each checkpoint.
 
     Raises:
         HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays), or
-            ``out`` cannot be written.
+            ``out`` holds something else or cannot be written.
     """
     settings = experiment.pretrain
-    check_batch_size("pretrain.batch_size", settings.batch_size)
-    origin = provenance(experiment, device, seed, n_images=len(images))
+    names = [field.name for field in fields(Pretrained)]
+    details = {"n_images": len(images)}
+    with (
+        started(
+            experiment, "pretrain", out, names, seed, device, overwrite=overwrite, resume=resume, **details
+        ) as start,
+        stop_requests(max_minutes) as stop_reason,
+    ):
+        if start.is_complete:
+            return True
+
+        # Set up.
+        trained = initial(experiment, seed, start.device)
+        restore(start, vars(trained))
+        sampler = Sampler.of(
+            experiment,
+            trained.averaged_model.eval(),
+            start.device,
+            M=min(GRID_STEPS, experiment.diffusion.T),
+            spacing="trailing",
+            precision=settings.precision,
+        )
+
+        # Train.
+        take_step = partial(train_step, settings, trained, sampler.alpha_bar, images, seed)
+
+        def after_step(done: int) -> None:
+            if done % settings.sample_every == 0 or done == settings.steps:
+                draw_samples(sampler, start.out / "samples" / f"{done:06d}.png")
+
+        if not run_steps(start, vars(trained), take_step, stop_reason, draw=draw, after_step=after_step):
+            return False
+
+        # Finish: the average, then the provenance, which says that it is complete.
+        if rank() == 0:
+            weights = start.out / "model.safetensors"
+            save_weights(weights, trained.averaged_model, experiment, "model", settings.weights)
+            hashes = {"weights_sha256": sha256(weights), "model_tensors_sha256": tensors_sha256(weights)}
+            start.origin.finished(**hashes).after(start.saved.pieces).write(start.out / PROVENANCE)
+    return True
+
+
+def initial(experiment: Experiment, seed: int, device: torch.device) -> Pretrained:
+    """Return what pretraining starts with: initial weights, their average, and Adam."""
+    settings = experiment.pretrain
     torch.manual_seed(seeds.initial_weights(seed))
     model = build_model(experiment).to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    averaged_model = average.module
-    assert isinstance(averaged_model, UNetModel)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
-    steps = min(GRID_STEPS, experiment.diffusion.T)
-    sampler = Sampler.of(
-        experiment, averaged_model.eval(), device, M=steps, spacing="trailing", precision=settings.precision
-    )
+    return Pretrained(model, average, torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True))
 
-    parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "average": average, "optimizer": optimizer}
 
-    first, earlier = 0, []
-    if resume and (state := load_checkpoint(out, experiment, seed, "pretrain", parts.keys())):
-        first, earlier = state["step"], state["pieces"]
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        if first == settings.steps and (out / PROVENANCE).is_file():
-            return True
-    metrics = None
-    if rank() == 0:
-        write_experiment(out, experiment)
-        metrics = Metrics(out, first)
+def train_step(
+    settings: Pretrain, trained: Pretrained, alpha_bar: Tensor, images: Tensor, seed: int, step: int
+) -> dict[str, float]:
+    """Take step ``step`` of pretraining and return its loss; everything random in it follows from (seed, step).
 
-    def checkpoint(step: int) -> None:
-        if not metrics:
-            return
-        metrics.flush()
-        draw_curves(out)  # before the checkpoint, after the last of which nothing would draw them
-        states = {name: part.state_dict() for name, part in parts.items()}
-        save_checkpoint(out, experiment, seed, step, states, [*earlier, origin.piece()])
+    Each process takes it on its slice of the batch; the loss is that of the whole batch.
+    """
+    model, optimizer = trained.model, trained.optimizer
+    device = next(model.parameters()).device
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr * lr_factor(settings, step)
 
-    with (
-        stop_requests(max_minutes) as stop_reason,
-        progress(total=settings.steps, initial=first, desc="pretrain", unit="step") as bar,
-    ):
-        for step in range(first, settings.steps):
-            torch.manual_seed(seeds.pretraining_step(seed, step))
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * lr_factor(settings, step)
+    # Draw the whole batch, and take this process's slice of it.
+    torch.manual_seed(seeds.pretraining_step(seed, step))
+    x_0 = to_float(images[torch.randint(len(images), (settings.batch_size,))])
+    x_0, t, eps = (shard(v) for v in (x_0, *draw_noise(x_0, len(alpha_bar))))
 
-            x_0 = to_float(images[torch.randint(len(images), (settings.batch_size,))])
-            x_0, t, eps = (shard(v) for v in (x_0, *draw_noise(x_0, len(sampler.alpha_bar))))
-            if world_size() > 1:
-                torch.manual_seed(seeds.dropout(seed, step, rank()))
-            loss = eps_mse(model, sampler.alpha_bar, x_0.to(device), t, eps.to(device), settings)
-            optimizer.zero_grad()
-            loss.backward()
-            average_gradients(model.parameters())
-            nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-            optimizer.step()
-            average.update_parameters(model)
+    # Accumulate gradients.
+    if world_size() > 1:
+        torch.manual_seed(seeds.dropout(seed, step, rank()))  # other masks on each process
+    loss = eps_mse(model, alpha_bar, x_0.to(device), t, eps.to(device), settings)
+    optimizer.zero_grad()
+    loss.backward()
+    average_gradients(model.parameters())
 
-            value = all_reduce_mean({"loss": loss.item()})["loss"]  # the step's only reading from the device
-            if not math.isfinite(value):
-                raise HBenchError(
-                    f"step {step}: the loss is {value}: train again in another --out, with a lower pretrain.lr "
-                    "or in float32"
-                )
-            done = step + 1
-            if metrics:
-                metrics.log(step, {"loss": value})
-            bar.set_postfix(loss=f"{value:.4f}", refresh=False)
-            bar.update()
-            if rank() == 0 and (done % settings.sample_every == 0 or done == settings.steps):
-                draw_samples(sampler, out / "samples" / f"{done:06d}.png")
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
-                checkpoint(done)
-            if done < settings.steps and (reason := agreed(stop_reason())):
-                checkpoint(done)
-                print(
-                    f"stopped by {reason} after step {done} of {settings.steps}: go on with --resume", file=sys.stderr
-                )
-                return False
+    # Update weights.
+    nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+    optimizer.step()
 
-    if rank():
-        return True
-    weights = out / "model.safetensors"
-    save_weights(weights, average.module, experiment, "model", settings.weights)
-    found = origin.finished(weights_sha256=sha256(weights), model_tensors_sha256=tensors_sha256(weights))
-    found.after(earlier).write(out / PROVENANCE)
-    return True
+    # Update the moving average.
+    trained.average.update_parameters(model)
+
+    return all_reduce_mean({"loss": loss.item()})  # the step's only reading from the device
 
 
 def draw_noise(x_0: Tensor, T: int) -> tuple[Tensor, Tensor]:

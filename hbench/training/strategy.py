@@ -1,6 +1,6 @@
 """The back-propagation strategy that "auto" stands for: what fits into the memory budget."""
 
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from hbench.runtime.memory import UnknownMemoryError
 from hbench.store.files import read_json, write_json
 from hbench.training.cost import DoesNotFitError, Probe, budget_of, largest_keep, predict
 from hbench.training.probe import measure, measure_apart
+
+log = logging.getLogger(__name__)
 
 
 def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
@@ -38,7 +40,7 @@ def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
     try:
         probe = measure(experiment, sampler, seed, repeats=0)
     except UnknownMemoryError as error:
-        print(f'{error}; until then "auto" is "node"', file=sys.stderr)
+        log.warning('%s; until then "auto" is "node"', error)
     else:
         budget = budget_of(experiment, device, probe)
         keep = largest_keep(probe, experiment, settings.M, budget)
@@ -106,5 +108,5 @@ def what_would_fit(probe: Probe, experiment: Experiment, budget_mib: float) -> s
         advice += " or discovery.checkpoint_blocks=true"
     return (
         f"one training step needs {needed:,.0f} MiB even with one graph at a time, and the memory budget is "
-        f"{budget_mib:,.0f} MiB: try --set {advice}, or a larger discovery.memory_budget"
+        f"{budget_mib:,.0f} MiB: try {advice}, or a larger discovery.memory_budget"
     )

@@ -334,7 +334,7 @@ def test_a_kill_just_after_the_last_checkpoint_costs_no_picture(half, tiny_run, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_checkpoint", killed)
+        patch.setattr("hbench.training.loop.save_checkpoint", killed)
         assert invoke(*resume(half)).exit_code == 1
     assert pointer(half)["step"] == 4
     assert invoke(*resume(half)).exit_code == 0

@@ -262,12 +262,12 @@ def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
     assert snapshot(out / "l1-seed0") == before
 
 
-def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, capsys):
+def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, caplog):
     begun = []
     monkeypatch.setattr("hbench.evaluation.ablations.train", lambda *_, seed, **__: begun.append(seed) or True)
     assert not train_variants(tiny, build_model(tiny), {"full": []}, (0, 1), tmp_path, device=CPU, max_minutes=0)
     assert begun == [0]  # each call gets further
-    assert "stopped by --max-minutes before full-seed1: go on with --resume" in capsys.readouterr().err
+    assert "stopped by `max_minutes` before full-seed1: go on with `resume=True`" in caplog.text
 
 
 def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monkeypatch):

@@ -119,7 +119,7 @@ def test_resume_refuses_other_settings_and_other_seeds(tmp_path, tiny):
     other = load_experiment("digits16", [*TINY, "pretrain.lr=0.5"])
     with pytest.raises(HBenchError, match=r"was started with pretrain\.lr = 0\.001"):
         pretrain(other, images, out, device=CPU, resume=True)
-    with pytest.raises(HBenchError, match="was started with --seed 0, not 1"):
+    with pytest.raises(HBenchError, match="was started with `seed=0`, not 1"):
         pretrain(tiny, images, out, device=CPU, resume=True, seed=1)
 
 

@@ -139,7 +139,7 @@ def test_resume_takes_settings_that_do_not_matter(tmp_path, tiny, tiny_model):
     assert not train(tiny, model, discovery, device=CPU, max_minutes=1e-6)
     assert train(load_experiment("digits16", [*TINY, "pretrain.steps=9"]), model, discovery, device=CPU, resume=True)
     compiled = load_experiment("digits16", [*TINY, "discovery.compile=true"])
-    assert read_checkpoint(discovery, compiled, 0, "discovery")["step"] == 4
+    assert read_checkpoint(discovery, compiled, 0, "discovery").step == 4
     other = load_experiment("digits16", [*TINY, "discovery.K=7"])
     with pytest.raises(HBenchError, match=r"was started with discovery\.K = 3"):
         train(other, model, discovery, device=CPU, resume=True)

@@ -1,0 +1,147 @@
+import json
+import shutil
+from dataclasses import replace
+
+import click
+import pytest
+from command_line import invoke
+
+from hbench.cli import main
+from hbench.cli.options import Options
+from hbench.cli.reproduce import Job, Task, done, tasks
+from hbench.errors import HBenchError
+from hbench.experiments import load_experiment
+from hbench.reporting.artifacts import ARTIFACTS
+from hbench.reporting.report import REASONS
+from hbench.store.provenance import Provenance
+
+
+@pytest.fixture
+def job(results, tmp_path):
+    folder = tmp_path / "digits16"
+    shutil.copytree(results / "rca", folder / "rca")
+    return Job(load_experiment("digits16"), "digits16", results, folder, Options(device="cpu"))
+
+
+def wanted(job):
+    return [task for task in tasks() if task.wanted(job)]
+
+
+def test_all_reproduced_artifacts_are_on_the_page(job):
+    shown = {artifact.folder for artifact in ARTIFACTS}
+    assert {task.folder for task in wanted(job)} - shown <= {"mos", "lenet"}  # sheets wait for people
+    with_lenet = replace(job, experiment=load_experiment("digits16"))
+    lenet = job.folder / "lenet" / "lenet.safetensors"
+    lenet.parent.mkdir()
+    lenet.touch()
+    for task in wanted(with_lenet):  # each is a command line that its command accepts
+        group, words = main, [*task.words(with_lenet), "--out", "x"]
+        parent = click.Context(main, info_name="hbench", obj="", **main.context_settings)
+        while hasattr(group, "commands"):
+            group, words = group.commands[words[0]], words[1:]
+        group.make_context(group.name, list(words), parent).close()
+    from_scratch = wanted(replace(job, run=None))
+    assert [task.folder for task in from_scratch[:4]] == ["pretrain", "train", "lenet", "rca"]
+
+
+@pytest.fixture
+def few_tasks(monkeypatch):
+    def no_data(job):
+        raise HBenchError("no data: none here")
+
+    few = [
+        Task("rca", lambda job: ["rca", job.measured, "--pairs", "8", *job.common], of_run=True),
+        Task("edit", no_data),
+        Task("properties", lambda job: ["rca", f"{job.measured}/absent", *job.common]),
+        Task("traverse", lambda job: pytest.fail("went on"), needs=("edit",)),
+    ]
+    monkeypatch.setattr("hbench.cli.reproduce.tasks", lambda: few)
+
+
+def test_reproduce_goes_on_where_it_stopped(few_tasks, results, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["reproduce", "digits16", "--run", results, "--out", out, "--quiet"]
+    first = invoke(*arguments)
+    assert first.exit_code == 0, first.output
+    assert (out / "report.html").is_file()
+    reasons = json.loads((out / REASONS).read_text())["reasons"]
+    assert reasons["edit"] == "no data: none here"
+    assert "no such run" in reasons["properties"]
+    assert reasons["traverse"] == "needs edit, which was not run"
+    origin = json.loads((out / "rca" / "provenance.json").read_text())
+    assert origin["command"].startswith(f"hbench rca {results} --pairs 8")
+    made = (out / "rca" / "rca.json").stat().st_mtime_ns
+    second = invoke(*arguments)
+    assert "done before" in second.output
+    assert (out / "rca" / "rca.json").stat().st_mtime_ns == made
+    (out / "rca" / "provenance.json").unlink()  # as if killed before the end
+    third = invoke(*arguments)
+    assert third.exit_code == 0, third.output
+    assert (out / "rca" / "rca.json").stat().st_mtime_ns > made
+
+
+def test_reproduce_mixes_no_runs_and_no_settings(few_tasks, results, tmp_path):
+    out, experiment, run = tmp_path / "out", tmp_path / "own.toml", tmp_path / "run"
+    shutil.copy("experiments/digits16.toml", experiment)
+    shutil.copytree(results, run)
+    arguments = ["reproduce", experiment, "--run", run, "--out", out, "--quiet"]
+    assert invoke(*arguments).exit_code == 0
+    text = experiment.read_text()
+    experiment.write_text(text.replace("K = 8", "K = 9"))
+    assert "with other settings: choose another --out" in invoke(*arguments).output
+    experiment.write_text(text)
+    (run / "shift_block.safetensors").unlink()
+    assert "made of another run" in invoke(*arguments, "--overwrite").output
+
+
+def test_a_failed_lenet_leaves_all_but_the_fd(job):
+    made = {task.folder: task for task in wanted(job)}
+    with pytest.raises(HBenchError, match="no LeNet for these images"):
+        made["fid-lenet-digits"].words(job)
+    assert "--lenet" not in made["ablations"].words(job)
+    (job.folder / "lenet").mkdir()
+    (job.folder / "lenet" / "lenet.safetensors").touch()
+    assert "--weights" in made["fid-lenet-digits"].words(job)
+    assert "--lenet" in made["ablations"].words(job)
+
+
+def test_reproduce_replaces_nothing_that_another_command_made(few_tasks, results, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["reproduce", "digits16", "--run", results, "--out", out, "--quiet"]
+    assert invoke(*arguments).exit_code == 0
+    made = (out / "rca" / "rca.json").read_bytes()
+    refused = invoke(*arguments, "--seed", 1)
+    assert refused.exit_code == 1
+    assert "was made by another command or of other weights" in refused.output
+    assert (out / "rca" / "rca.json").read_bytes() == made
+    assert invoke(*arguments, "--seed", 1, "--overwrite").exit_code == 0
+    assert (out / "rca" / "rca.json").read_bytes() != made
+
+
+def test_a_result_counts_only_when_complete_and_of_these_weights(job):
+    task = Task("rca", lambda job: ["rca", "x"], of_run=True)
+    words = ["rca", "x", "--out", "y"]
+    origin = Provenance.read(job.folder / "rca" / "provenance.json")
+    for details, expected in [({}, True), ({"complete": False}, False), ({"weights_sha256": {"model": "b"}}, False)]:
+        changed = replace(origin, command="hbench rca x --quiet --out y", details=origin.details | details)
+        changed.write(job.folder / "rca" / "provenance.json")
+        assert done(job, task, words) is expected
+    assert not done(job, task, [*words, "--seed", "1"])
+
+
+def test_nothing_goes_on_without_an_essential_part(monkeypatch, results, tmp_path):
+    failing = [
+        Task("rca", lambda job: ["rca", f"{job.measured}/absent", *job.common], essential=lambda job: True),
+        Task("edit", lambda job: pytest.fail("went on")),
+    ]
+    monkeypatch.setattr("hbench.cli.reproduce.tasks", lambda: failing)
+    result = invoke("reproduce", "digits16", "--run", results, "--out", tmp_path, "--quiet")
+    assert result.exit_code == 1
+    assert "hbench rca" in result.output
+    assert "no such run" in result.output
+
+
+def test_reproduce_needs_a_run():
+    result = invoke("reproduce", "anime64")
+    assert result.exit_code == 1
+    assert "give one with --run, or add --from-scratch" in result.output

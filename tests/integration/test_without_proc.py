@@ -52,6 +52,7 @@ def test_auto_keeps_graphs_without_proc(no_proc, tiny, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_sweep_without_proc(no_proc, tiny):
     row = measure_apart(cells(tiny, ["node"], [4], device="cpu", repeats=2)[0])
     assert row.status == "ok", row.error

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hbench.reporting.artifacts import plot as plot
     from hbench.runtime.progress import show_progress as show_progress
     from hbench.store.datasets import load_images as load_images
+    from hbench.store.datasets import read_images as read_images
     from hbench.store.directions import direction_source as direction_source
     from hbench.store.pictures import Grid as Grid
     from hbench.store.run import Run as Run
@@ -37,6 +38,7 @@ _HOME = {
     "load_experiment": "hbench.experiments",
     "Experiment": "hbench.config",
     "load_images": "hbench.store.datasets",
+    "read_images": "hbench.store.datasets",
     "pretrain": "hbench.training.pretrain",
     "train": "hbench.training.discover",
     "load_model": "hbench.store.run",

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this", and what running out of memory looks like."""
+"""The exception that means "the user can fix this", a check of numbers, and what running out of memory looks like."""
 
 
 class HBenchError(Exception):
@@ -7,6 +7,13 @@ class HBenchError(Exception):
     The command line prints the message and exits with code 1. A caller's bug raises ``ValueError``
     instead and keeps its traceback.
     """
+
+
+def check_at_least(least: int, **values: int) -> None:
+    """Raise a ValueError that names the first of the values below ``least``."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,9 +8,10 @@ from tqdm import tqdm
 
 from hbench.config import Experiment
 from hbench.evaluation.rca import RCA, rca
+from hbench.evaluation.traverse import direction_label
 from hbench.experiments import parse_experiment
 from hbench.reporting.charts import draw_curves
-from hbench.reporting.grids import direction_label, draw_directions
+from hbench.reporting.grids import draw_directions
 from hbench.store.run import Run, load_run
 from hbench.training.discover import train
 
@@ -42,7 +43,7 @@ def discover(
         grown.append((step, result))
         directions = result.ranking()
         images = fresh.traverse(directions, examples=EXAMPLES, samples=SAMPLES, seed=seed).images
-        labels = [direction_label(k, result) for k in directions]
+        labels = [direction_label(k, result.per_direction[k]) for k in directions]
         title = f"after {step} steps, accuracy {result.accuracy:.2f}"
         draw_directions(images, labels, experiment.discovery.S, title, out / "growth" / f"directions-{step:04d}.png")
         low, high = result.interval

@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from hbench.cli.comparison import train_curves
-from hbench.cli.evaluation import traverse
 from hbench.cli.legacy import claim_folder, run_options
 from hbench.cli.rca import rca
+from hbench.cli.traverse import traverse
 
 SHIPPED = Path("mnist16")
 PAIRS, EXAMPLES = 1000, 4

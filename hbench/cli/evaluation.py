@@ -9,81 +9,14 @@ from hbench.cli.legacy import (
     check_steps,
     claim_results,
     data_options,
-    load_run_and_source,
     of_steps,
     open_results,
     processes_option,
     result_options,
     run_argument,
     run_options,
-    source_options,
     write_results,
 )
-
-
-@click.command()
-@run_argument
-@click.option("--examples", type=click.IntRange(min=1), default=6, show_default=True, help="Rows: random x_T.")
-@click.option("--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Columns: s from -S to S.")
-@click.option(
-    "--pairs",
-    "count",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Fresh pairs that the order is measured on.",
-)
-@click.option("--rca", "measured", type=click.Path(path_type=Path), help='Rank by this rca.json of "hbench rca".')
-@source_options
-@result_options
-@run_options
-def traverse(
-    run: Path,
-    examples: int,
-    samples: int,
-    count: int,
-    measured: Path | None,
-    direction_source: str,
-    directions: Path | None,
-    out: Path | None,
-    overwrite: bool,
-    device: str,
-    seed: int,
-) -> None:
-    """Draw the grid of every direction of RUN.
-
-    As in Figs. 1 and 5 to 7. The most recognisable comes first. Lines "index: name" of a names.txt in the run folder
-    label the grids.
-
-    \b
-    Example:
-        hbench traverse mnist16 --examples 4
-    """
-    import pandas as pd
-
-    from hbench.evaluation.rca import rca as measure
-    from hbench.evaluation.rca import read_rca
-    from hbench.reporting.grids import direction_label, draw_directions
-
-    loaded, source, details = load_run_and_source(run, device, direction_source, directions)
-    ranked = read_rca(measured, loaded, source) if measured else None
-    folder, origin = open_results(loaded, run, "traverse", out, overwrite, seed, **details)
-    ranked = ranked or measure(loaded, pairs=count, seed=seed, source=source)
-    order = ranked.ranking()
-    images = loaded.traverse(order, examples=examples, samples=samples, seed=seed, source=source).images
-    labels = [direction_label(k, ranked, loaded.names) for k in order]
-    title = loaded.experiment.title + ("" if direction_source == "own" else f", {direction_source} directions")
-    draw_directions(images, labels, loaded.experiment.discovery.S, title, folder / "directions.png")
-    table = pd.DataFrame(
-        {
-            "direction": order,
-            "name": [loaded.names.get(k, "") for k in order],
-            "accuracy": [ranked.per_direction[k] for k in order],
-        }
-    )
-    settings = {"examples": examples, "samples": samples, "pairs": ranked.n, "directions": table.to_dict("records")}
-    write_results(folder, "traverse", settings, table, origin, n=ranked.n)
-    click.echo(folder / "directions.png")
 
 
 @click.command()

@@ -49,18 +49,6 @@ training_options = combined(
     click.option("--resume", is_flag=True, help="Go on in --out, where a training was stopped or killed."),
     click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after this time."),
 )
-source_options = combined(
-    click.option(
-        "--direction-source",
-        type=click.Choice(["own", "mean", "global"]),
-        default="own",
-        show_default=True,
-        help="The sample's own direction, its mean over samples, or the time-invariant one.",
-    ),
-    click.option(
-        "--directions", type=click.Path(path_type=Path), help='File of "hbench properties", for mean and global.'
-    ),
-)
 run_options = combined(
     click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:N".'),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
@@ -129,23 +117,6 @@ def open_results(
 
     folder = claim_results(run, name, out, overwrite)
     return folder, provenance(loaded.experiment, loaded.device, seed, weights_sha256=loaded.hashes, **details)
-
-
-def load_run_and_source(
-    run: Path, device: str, name: str, directions: Path | None
-) -> "tuple[Run, Any, dict[str, Any]]":
-    """The run, what --direction-source and --directions stand for, and both as details for the provenance."""
-    from hbench.runtime.device import pick_device
-    from hbench.runtime.distributed import start
-    from hbench.store.directions import direction_source
-    from hbench.store.files import sha256
-    from hbench.store.run import load_run
-
-    place = pick_device(device)
-    start(place)
-    loaded = load_run(run, device=place)
-    source = direction_source(loaded, name, directions)
-    return loaded, source, {"direction_source": name, "directions_sha256": directions and sha256(directions)}
 
 
 def write_results(

@@ -18,16 +18,18 @@ from tqdm import tqdm
 from hbench import __version__
 from hbench.cli.comparison import ablations, train_curves
 from hbench.cli.demonstration import demo
-from hbench.cli.editing import edit, properties
-from hbench.cli.evaluation import fid, sample, traverse
+from hbench.cli.edit import edit
+from hbench.cli.evaluation import fid, sample
 from hbench.cli.mos import mos
 from hbench.cli.pretrain import pretrain
+from hbench.cli.properties import properties
 from hbench.cli.rca import rca
 from hbench.cli.report import report
 from hbench.cli.reproduce import reproduce
 from hbench.cli.sweep import plan, vram_sweep
 from hbench.cli.train import train
 from hbench.cli.training import lenet
+from hbench.cli.traverse import traverse
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import only_main_process_prints, world_size

@@ -1,6 +1,6 @@
 """Options that several commands share, handed to a command as one object, and how every command publishes a result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -14,6 +14,7 @@ from hbench.runtime.progress import show_progress
 if TYPE_CHECKING:
     import torch
 
+    from hbench.config import Experiment
     from hbench.store.directions import DirectionSource
     from hbench.store.results import Result
     from hbench.store.run import Run
@@ -98,6 +99,18 @@ def shared(*options: Decorator[Any]) -> Callable[[Callable[..., None]], Callable
     return decorate
 
 
+class Renamed(click.Option):
+    """An option that was renamed: its older spellings, given after the first, work and stay out of the help."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option's help, with its first spelling alone."""
+        spellings, self.opts = self.opts, self.opts[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = spellings
+
+
 def combined(*options: Decorator[Any]) -> Decorator[Any]:
     """Return several click decorators as one."""
 
@@ -122,6 +135,7 @@ quiet_option = click.option(
 )
 out_option = click.option("--out", type=a_path, help="Output folder [default: inside the run's].")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
+steps_option = click.option("--steps", type=click.IntRange(min=1), help="Generation steps M [default: the run's].")
 run_options = combined(device_option, seed_option, quiet_option)
 result_options = combined(out_option, overwrite_option)
 training_options = combined(
@@ -192,8 +206,22 @@ def result_folder(run: Path) -> Path:
 
 def with_steps(name: str, run: "Run", steps: int | None) -> str:
     """Return the name of a result, with its generation steps where these are not the run's own."""
+    check_steps(run.experiment, steps)
     M = run.experiment.discovery.M
     return name if steps in (None, M) else f"{name}-{steps}-steps"
+
+
+def check_steps(experiment: "Experiment", steps: int | None) -> None:
+    """Refuse more --steps than there are timesteps."""
+    if steps and steps > experiment.diffusion.T:
+        raise click.BadParameter(f"at most {experiment.diffusion.T}, the number of timesteps", param_hint="--steps")
+
+
+def check_directions(run: "Run", directions: Iterable[int], option: str) -> None:
+    """Refuse directions that the run has not."""
+    for k in directions:
+        if k not in range(run.K):
+            raise click.BadParameter(f"no direction {k}: the run has 0 to {run.K - 1}", param_hint=option)
 
 
 def publish(result: "Result", folder: Path) -> None:

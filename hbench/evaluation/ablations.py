@@ -19,10 +19,10 @@ from hbench.evaluation.fid import frechet_distance, lenet_reference, statistics
 from hbench.evaluation.lenet import FILE, fits, load_lenet, single_features
 from hbench.evaluation.rca import rca
 from hbench.evaluation.sampling import Pairs
+from hbench.evaluation.traverse import direction_label
 from hbench.experiments import override
 from hbench.models.adm import UNetModel
 from hbench.models.reconstructor import LENET_FEATURES
-from hbench.reporting.grids import direction_label
 from hbench.store.files import read_json
 from hbench.store.run import SHIPPED, load_run
 from hbench.training.checkpoint import read_checkpoint
@@ -203,7 +203,7 @@ def measure_variants(
             )
             if training_seed == seeds[0]:
                 best = found.ranking()[:DIRECTIONS]
-                labels = [f"{variant}: {direction_label(k, found)}" for k in best]
+                labels = [f"{variant}: {direction_label(k, found.per_direction[k])}" for k in best]
                 drawn.append((run.traverse(best, examples=EXAMPLES, samples=SAMPLES, seed=seed).images, labels))
     table = pd.DataFrame(rows).astype({"fd_raw": float, "fd_shifted": float})  # None becomes nan
     shown = min(len(labels) for _, labels in drawn)  # fewer where a variant has fewer directions

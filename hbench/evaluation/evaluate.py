@@ -8,12 +8,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hbench.evaluation.edit import EditedImages as EditedImages
+    from hbench.evaluation.edit import edit as edit
+    from hbench.evaluation.properties import Properties as Properties
+    from hbench.evaluation.properties import properties as properties
     from hbench.evaluation.rca import RCA as RCA
     from hbench.evaluation.rca import rca as rca
+    from hbench.evaluation.traverse import Traversal as Traversal
+    from hbench.evaluation.traverse import traverse as traverse
 
 _HOME = {
     "rca": "hbench.evaluation.rca",
     "RCA": "hbench.evaluation.rca",
+    "traverse": "hbench.evaluation.traverse",
+    "Traversal": "hbench.evaluation.traverse",
+    "properties": "hbench.evaluation.properties",
+    "Properties": "hbench.evaluation.properties",
+    "edit": "hbench.evaluation.edit",
+    "EditedImages": "hbench.evaluation.edit",
 }
 """Module of each public name, in the order of docs/api.md."""
 

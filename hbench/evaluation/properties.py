@@ -6,9 +6,10 @@ reconstructor says of them. The samples that are measured are never among those 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,42 +22,81 @@ from hbench.core.directions import Directions, Source, magnitudes, mean, time_in
 from hbench.core.images import soft_clip
 from hbench.core.intervals import Array, jackknife, student
 from hbench.core.sampler import BATCH, Sampler
+from hbench.errors import check_at_least
+from hbench.experiments import parse_experiment
 from hbench.runtime.progress import progress
+from hbench.store.directions import save_directions
+from hbench.store.files import write_text
+from hbench.store.provenance import provenance
+from hbench.store.records import Aside, Number
+from hbench.store.results import Result
 from hbench.store.run import Run
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-GROUPS = 20  # of the mean's samples, for the jackknife
-MAGNITUDES = 10  # that the measured samples are shifted by, evenly from -S to S
-RESAMPLES = 1000  # of the bootstrap
+GROUPS = 20
+"""Groups of the mean's samples, for the jackknife."""
+MAGNITUDES = 10
+"""Magnitudes of the measured samples, evenly from -S to S."""
+RESAMPLES = 1000
+"""Resamples of the bootstrap."""
+PICTURED = (-1.0, -0.5, 0.5, 1.0)
+"""Magnitudes in the picture, in units of S."""
+MOST_PICTURED = 4
+"""Directions in the picture, where none is asked for."""
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A number of each direction, and last their mean, with 95 % intervals; nan where it is not defined."""
 
-    value: list[float]
-    low: list[float]
-    high: list[float]
+    value: list[Number]
+    low: list[Number]
+    high: list[Number]
+
+    def __str__(self) -> str:
+        """Return the mean over directions with its interval, in words."""
+        return f"{self.value[-1]:.3f} [{self.low[-1]:.3f}, {self.high[-1]:.3f}]"
+
+    def columns(self, name: str) -> dict[str, list[float]]:
+        """Return the columns of a table, a row a direction and a last one for their mean."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
-@dataclass(frozen=True)
-class Properties:
+class Examples(NamedTuple):
+    """The same edits with the three sources of delta_h, for the picture of Fig. 9."""
+
+    labels: list[str]
+    """Words for each direction."""
+    magnitudes: list[float]
+    images: Tensor
+    """Images in about [-1, 1], on the CPU: float32 [directions, examples, 1 + 3 * magnitudes, C, H, W]. In each row one
+    x_T: the original, then its own, mean and time-invariant edit at each magnitude."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Properties(Result):
     """What the three sources of delta_h have in common, per direction.
 
     Sample i of the ``n`` measured ones is shifted by every direction with the i-th of the magnitudes -S … S, over and
     over. The intervals are percentile bootstraps over these samples; those of ``consistency`` and ``others`` are
-    jackknives over groups of the samples in the mean.
+    jackknives over groups of the samples in the mean. The folder also holds ``timesteps.csv``, homogeneity at each
+    timestep, and ``directions.safetensors``, the mean directions.
     """
+
+    NAME: ClassVar[str] = "properties"
 
     n: int
     """Measured samples."""
     n_mean: int
     """Samples in the mean direction."""
     seed: int
+    """Seed of both kinds of samples."""
     timesteps: list[int]
-    """Of the shift interval, descending."""
+    """Timesteps of the shift interval, descending."""
     homogeneity: Estimate
     """Cosine of f_k(h_t, t) with the mean direction, on the regular chain of samples outside the mean."""
     consistency: Estimate
@@ -78,9 +118,9 @@ class Properties:
     """Mean |s_hat(x_mean) − s_hat(x_own)|, in units of s."""
     s_difference_global: Estimate
     slope: Estimate
-    """Of the reconstructor's s_hat against s, by least squares, on x_own: 1 is ideal."""
+    """Slope of the reconstructor's s_hat against s, by least squares, on x_own: 1 is ideal."""
     correlation: Estimate
-    """Pearson's, of s_hat and s on x_own."""
+    """Pearson's correlation of s_hat and s on x_own."""
     homogeneity_at: list[Estimate]
     """Homogeneity at each timestep."""
     consistency_between: list[list[float]]
@@ -88,39 +128,77 @@ class Properties:
     magnitudes: list[float]
     s_hat: list[Estimate]
     """Mean of the reconstructor's s_hat on x_own at each of the magnitudes."""
+    directions: Aside = field(default=None, compare=False, repr=False)
+    """Mean :class:`Directions`; None in a result that was read from its folder."""
+    examples: Aside = field(default=None, compare=False, repr=False)
+    """:class:`Examples` for the picture; None in a result that was read from its folder."""
+
+    @property
+    def K(self) -> int:
+        """Number of directions."""
+        return len(self.slope.value) - 1
+
+    def summary(self) -> str:
+        """Return the mean over directions of each number with its interval, a line a number."""
+        shown = {
+            "homogeneity (cosine of own and mean direction)": self.homogeneity,
+            "consistency (cosine between timesteps)": self.consistency,
+            "cosine between two directions": self.others,
+            "distance of the mean edit / size of the own": self.distance_mean,
+            "distance of the time-invariant edit / size": self.distance_global,
+            "k recognised, own": self.accuracy_own,
+            "k recognised, mean": self.accuracy_mean,
+            "k recognised, time-invariant": self.accuracy_global,
+            "same k in the mean edit as in the own": self.same_k_mean,
+            "same k in the time-invariant edit": self.same_k_global,
+            "|s_hat - s_hat of the own|, mean": self.s_difference_mean,
+            "|s_hat - s_hat of the own|, time-invariant": self.s_difference_global,
+            "slope of s_hat against s": self.slope,
+            "correlation of s_hat and s": self.correlation,
+        }
+        first = f"mean of {self.K} directions, 95 % intervals, n {self.n} samples, means over {self.n_mean} others"
+        return "\n".join([first, *(f"{text:48}{estimate}" for text, estimate in shown.items())])
 
     def table(self) -> "DataFrame":
-        """One row a direction and a last one, "all", for their mean; each number with its interval and n."""
+        """Return each number with its interval and n, a row a direction and a last one, "all", for their mean."""
         import pandas as pd
 
-        columns: dict[str, Any] = {"direction": [*range(len(self.slope.value) - 1), "all"]}
-        for field in fields(self):
-            estimate = getattr(self, field.name)
+        columns: dict[str, Any] = {"direction": self._rows}
+        for each in fields(self):
+            estimate = getattr(self, each.name)
             if isinstance(estimate, Estimate):
-                columns |= _columns(field.name, estimate)
+                columns |= estimate.columns(each.name)
         return pd.DataFrame(columns).assign(n=self.n, n_mean=self.n_mean)
 
     def timestep_table(self) -> "DataFrame":
-        """Homogeneity of each direction, and of "all", at each timestep."""
+        """Return the homogeneity of each direction, and of "all", at each timestep."""
         import pandas as pd
 
-        directions = [*range(len(self.slope.value) - 1), "all"]
         tables = [
-            pd.DataFrame({"t": t, "direction": directions} | _columns("homogeneity", estimate))
+            pd.DataFrame({"t": t, "direction": self._rows} | estimate.columns("homogeneity"))
             for t, estimate in zip(self.timesteps, self.homogeneity_at, strict=True)
         ]
         return pd.concat(tables).assign(n=self.n, n_mean=self.n_mean)
 
+    @property
+    def _rows(self) -> list[Any]:
+        return [*range(self.K), "all"]
 
-def _columns(name: str, estimate: Estimate) -> dict[str, list[float]]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    def write_into(self, folder: Path) -> None:
+        """Write the result into a folder that the caller has claimed, with the mean directions where it has them."""
+        write_text(folder / "timesteps.csv", self.timestep_table().to_csv(index=False))
+        if self.directions is not None:
+            experiment = parse_experiment(self.provenance.experiment, "provenance")
+            weights = self.detail("weights_sha256")["shift_block"]
+            save_directions(folder / "directions.safetensors", self.directions, experiment, weights)
+        super().write_into(folder)
 
 
 # The mean direction -------------------------------------------------------------------------------------------------
 
 
 def mean_directions(run: Run, n: int, seed: int = 0, M: int | None = None) -> Directions:
-    """The mean over ``n`` samples of f_k(h_t, t), at each timestep of the shift interval of M steps (the run's).
+    """Return the mean over ``n`` samples of f_k(h_t, t), at each timestep of the shift interval of M steps (the run's).
 
     h_t is that of the regular chain of each sample: the direction before any edit, which needs no magnitude. x_T is
     from a stream of its own, so the samples of ``seed`` that other commands draw are not among them. Cost: one chain a
@@ -130,7 +208,7 @@ def mean_directions(run: Run, n: int, seed: int = 0, M: int | None = None) -> Di
 
 
 def _mean_and_groups(run: Run, n: int, seed: int, M: int | None) -> tuple[Directions, Tensor, Tensor]:
-    """The mean directions, and of what: sums of the hidden features over groups of samples, and the groups' sizes.
+    """Return the mean directions, sums of the hidden features over groups of samples, and the groups' sizes.
 
     The sums are float64 [groups, timesteps, C, H, W].
     """
@@ -151,7 +229,7 @@ def _mean_and_groups(run: Run, n: int, seed: int, M: int | None) -> tuple[Direct
 
 
 def _regular(run: Run, sampler: Sampler, x_T: Tensor) -> tuple[Tensor, Tensor]:
-    """x_0 of the regular process, and the shift block's hidden features on the way, [B, timesteps, C, H, W]."""
+    """Return x_0 of the regular process, and the shift block's hidden features on the way, [B, timesteps, C, H, W]."""
     seen = []
 
     def record(h: Tensor, emb: Tensor, t: int) -> Tensor:
@@ -164,7 +242,7 @@ def _regular(run: Run, sampler: Sampler, x_T: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _directions(run: Run, hidden: Tensor) -> Tensor:
-    """All directions, float32 [K, timesteps, C, H, W], of mean hidden features [timesteps, C, H, W]."""
+    """Return all directions, float32 [K, timesteps, C, H, W], of mean hidden features [timesteps, C, H, W]."""
     return torch.stack([run.shift_block.direction(hidden.float(), k) for k in range(run.shift_block.K)])
 
 
@@ -172,37 +250,64 @@ def _directions(run: Run, hidden: Tensor) -> Tensor:
 
 
 def properties(
-    run: Run, n_mean: int = 1000, n: int = 200, seed: int = 0, M: int | None = None
-) -> tuple[Properties, Directions]:
-    """The properties of a run's directions, and the mean directions that they were measured with.
+    run: Run,
+    *,
+    samples: int = 1000,
+    pairs: int = 200,
+    steps: int | None = None,
+    examples: int = 3,
+    directions: Sequence[int] = (),
+    seed: int = 0,
+) -> Properties:
+    """Measure what edits with the sample's own direction, its mean over samples, and the time-invariant one share.
+
+    Cost: samples + pairs chains, and 3 K pairs shifted ones.
 
     Args:
         run: the discovery.
-        n_mean: samples in the mean direction, at least 2.
-        n: measured samples, at least 2 * MAGNITUDES, so that each magnitude has two.
-        seed: of both kinds of samples; the measured ones are those that other commands draw.
-        M: generation steps, by default the run's.
+        samples: samples in the mean direction, at least 2.
+        pairs: other samples, at least 2 * MAGNITUDES, so that each magnitude has two; each is edited along every
+            direction.
+        steps: generation steps, 1..T; the run's M by default.
+        examples: rows of the picture, at least 1.
+        directions: directions in the picture; the best recognised by default.
+        seed: seed of all samples; the measured ones are those that other measurements draw.
 
-    Cost: n_mean + n chains, and 3 K n shifted ones.
+    Raises:
+        ValueError: a number out of range, or no such direction.
+        HBenchError: no timestep of so few steps lies in the shift interval.
     """
-    directions, sums, sizes = _mean_and_groups(run, n_mean, seed, M)
-    values = magnitudes(run.experiment.discovery.S, MAGNITUDES)
-    measured = _measure(run, directions, np.resize(values, n), seed, M)
+    check_at_least(2, samples=samples)
+    check_at_least(2 * MAGNITUDES, pairs=pairs)
+    check_at_least(1, examples=examples)
+    run.check_edit(dict.fromkeys(directions, 0.0))
+    M = run.experiment.discovery.M if steps is None else steps
+    origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, M=M)
+    means, sums, sizes = _mean_and_groups(run, samples, seed, M)
+    values = magnitudes(run.S, MAGNITUDES)
+    measured = _measure(run, means, np.resize(values, pairs), seed, M)
     estimates = _bootstrap(measured, seed)
-    result = Properties(
-        n=n,
-        n_mean=n_mean,
+    shown = list(directions) or np.argsort(estimates.accuracy_own.value[:-1])[::-1][:MOST_PICTURED].tolist()
+    pictured = [run.S * share for share in PICTURED]
+    return Properties(
+        n=pairs,
+        n_mean=samples,
         seed=seed,
-        timesteps=list(directions.timesteps),
+        timesteps=list(means.timesteps),
         consistency=_jackknife(run, sums, sizes, _consistency),
         others=_jackknife(run, sums, sizes, _others),
-        homogeneity_at=[estimates.pop(f"homogeneity_{i}") for i in range(len(directions.timesteps))],
-        consistency_between=_cosines(directions.mean).mean(0).tolist(),
+        consistency_between=_cosines(means.mean).mean(0).tolist(),
         magnitudes=values,
         s_hat=[_mean_with_interval(measured.s_hat[measured.s == s, :, 0]) for s in values],
-        **estimates,
+        **estimates._asdict(),
+        directions=means,
+        examples=Examples(
+            labels=[f"{k}: {run.names[k]}" if k in run.names else f"direction {k}" for k in shown],
+            magnitudes=pictured,
+            images=compare(run, means, shown, pictured, examples, seed, M),
+        ),
+        provenance=origin.finished(n=pairs, n_mean=samples),
     )
-    return result, directions
 
 
 @torch.no_grad()
@@ -215,7 +320,7 @@ def compare(
     seed: int = 0,
     M: int | None = None,
 ) -> Tensor:
-    """Fig. 9: float32 [shown, examples, 1 + 3 * values, C, H, W], on the CPU.
+    """Return the images of Fig. 9: float32 [shown, examples, 1 + 3 * values, C, H, W], on the CPU.
 
     In each row one x_T: the original, then its own, mean and time-invariant edit at each magnitude of ``values``.
     """
@@ -237,16 +342,21 @@ def _sources(run: Run, directions: Directions) -> list[Source]:
     return [run.own, partial(mean, directions), partial(time_invariant, directions)]
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """The raw numbers, [n, K] each with what is given."""
+class _Measured(NamedTuple):
+    """The raw numbers of n samples along K directions."""
 
-    s: Array  # [n]
-    cosine: Array  # with the mean direction, at each timestep: [n, K, timesteps]
-    edit: Array  # ‖x_own − x_0‖
-    distance: Array  # ‖x_mean − x_own‖ and ‖x_global − x_own‖: [n, K, 2]
-    k_hat: NDArray[np.int64]  # [n, K, 3], on x_own, x_mean, x_global
-    s_hat: Array  # [n, K, 3]
+    s: Array
+    """Magnitude of each sample, [n]."""
+    cosine: Array
+    """Cosine with the mean direction at each timestep, [n, K, timesteps]."""
+    edit: Array
+    """Size of the edit, ‖x_own − x_0‖, [n, K]."""
+    distance: Array
+    """‖x_mean − x_own‖ and ‖x_global − x_own‖, [n, K, 2]."""
+    k_hat: NDArray[np.int64]
+    """Direction that the reconstructor sees in x_own, x_mean and x_global, [n, K, 3]."""
+    s_hat: Array
+    """Magnitude that it sees there, [n, K, 3]."""
 
 
 @torch.no_grad()
@@ -292,43 +402,79 @@ def _norm(images: Tensor) -> Tensor:
 # Estimates ----------------------------------------------------------------------------------------------------------
 
 
-def _summarise(measured: _Measured, rows: NDArray[np.int64]) -> dict[str, Array]:
-    """Every number of each direction, [..., K], from the samples ``rows`` [..., n]."""
-    of_k = measured.k_hat == np.arange(measured.k_hat.shape[1])[:, None]
-    same_k = measured.k_hat[..., 1:] == measured.k_hat[..., :1]
-    s_difference = np.abs(measured.s_hat[..., 1:] - measured.s_hat[..., :1])
-    s = measured.s[rows][..., None]
-    s = s - s.mean(-2, keepdims=True)
-    s_hat = measured.s_hat[rows, :, 0]
-    s_hat = s_hat - s_hat.mean(-2, keepdims=True)
+class _Numbers(NamedTuple, Generic[T]):
+    """What is estimated from the measured samples, under the names of :class:`Properties`.
+
+    T is an array [..., K] as computed, and an :class:`Estimate` at the end.
+    """
+
+    homogeneity: T
+    distance_mean: T
+    distance_global: T
+    accuracy_own: T
+    accuracy_mean: T
+    accuracy_global: T
+    same_k_mean: T
+    same_k_global: T
+    s_difference_mean: T
+    s_difference_global: T
+    slope: T
+    correlation: T
+    homogeneity_at: list[T]
+
+    @classmethod
+    def of(cls, values: Sequence[T]) -> "_Numbers[T]":
+        """Return the numbers of which :meth:`flat` is ``values``."""
+        count = len(cls._fields) - 1
+        return cls._make([*values[:count], list(values[count:])])
+
+    def flat(self) -> list[T]:
+        """Return all numbers in their order."""
+        return [*self[:-1], *self.homogeneity_at]
+
+
+def _summarise(measured: _Measured, rows: NDArray[np.int64]) -> _Numbers[Array]:
+    """Return the numbers of each direction, [..., K], from the samples ``rows`` [..., n]."""
 
     def averaged(values: NDArray[Any]) -> Array:
         result: Array = values[rows].mean(-2)
         return result
 
-    numbers = {f"homogeneity_{i}": averaged(measured.cosine[..., i]) for i in range(measured.cosine.shape[2])}
-    numbers["homogeneity"] = averaged(measured.cosine.mean(2))
-    for i, name in enumerate(("own", "mean", "global")):
-        numbers[f"accuracy_{name}"] = averaged(of_k[..., i])
+    def centred(values: Array) -> Array:
+        result: Array = values - values.mean(-2, keepdims=True)
+        return result
+
+    of_k = measured.k_hat == np.arange(measured.k_hat.shape[1])[:, None]
+    same_k = measured.k_hat[..., 1:] == measured.k_hat[..., :1]
+    s_difference = np.abs(measured.s_hat[..., 1:] - measured.s_hat[..., :1])
+    s, s_hat = centred(measured.s[rows][..., None]), centred(measured.s_hat[rows, :, 0])
+    size = averaged(measured.edit)
     with np.errstate(invalid="ignore", divide="ignore"):  # nan where nothing changes at all
-        for i, name in enumerate(("mean", "global")):
-            numbers[f"distance_{name}"] = averaged(measured.distance[..., i]) / averaged(measured.edit)
-            numbers[f"same_k_{name}"] = averaged(same_k[..., i])
-            numbers[f"s_difference_{name}"] = averaged(s_difference[..., i])
-        numbers["slope"] = (s * s_hat).sum(-2) / (s * s).sum(-2)
-        numbers["correlation"] = (s * s_hat).sum(-2) / np.sqrt((s * s).sum(-2) * (s_hat * s_hat).sum(-2))
-    return numbers
+        return _Numbers(
+            homogeneity=averaged(measured.cosine.mean(2)),
+            distance_mean=averaged(measured.distance[..., 0]) / size,
+            distance_global=averaged(measured.distance[..., 1]) / size,
+            accuracy_own=averaged(of_k[..., 0]),
+            accuracy_mean=averaged(of_k[..., 1]),
+            accuracy_global=averaged(of_k[..., 2]),
+            same_k_mean=averaged(same_k[..., 0]),
+            same_k_global=averaged(same_k[..., 1]),
+            s_difference_mean=averaged(s_difference[..., 0]),
+            s_difference_global=averaged(s_difference[..., 1]),
+            slope=(s * s_hat).sum(-2) / (s * s).sum(-2),
+            correlation=(s * s_hat).sum(-2) / np.sqrt((s * s).sum(-2) * (s_hat * s_hat).sum(-2)),
+            homogeneity_at=[averaged(measured.cosine[..., i]) for i in range(measured.cosine.shape[2])],
+        )
 
 
-def _bootstrap(measured: _Measured, seed: int) -> dict[str, Estimate]:
-    """Every number with its 95 % percentile interval over the measured samples, which all directions share."""
+def _bootstrap(measured: _Measured, seed: int) -> _Numbers[Estimate]:
+    """Return every number with its 95 % percentile interval over the measured samples, which all directions share."""
     from scipy.stats import bootstrap
 
     samples = np.arange(len(measured.s))
-    whole = _summarise(measured, samples)
 
     def statistic(rows: NDArray[np.int64], axis: int = -1) -> Array:
-        return np.stack([np.moveaxis(_with_mean(v), -1, 0) for v in _summarise(measured, rows).values()])
+        return np.stack([np.moveaxis(_with_mean(number), -1, 0) for number in _summarise(measured, rows).flat()])
 
     result = bootstrap(
         (samples,),
@@ -338,15 +484,12 @@ def _bootstrap(measured: _Measured, seed: int) -> dict[str, Estimate]:
         method="percentile",
         rng=np.random.default_rng(seeds.properties_bootstrap(seed, len(samples))),
     )
-    low, high = result.confidence_interval
-    return {
-        name: Estimate(_with_mean(value).tolist(), low[i].tolist(), high[i].tolist())
-        for i, (name, value) in enumerate(whole.items())
-    }
+    found = zip(statistic(samples), *result.confidence_interval, strict=True)
+    return _Numbers.of([_estimate(value, low, high) for value, low, high in found])
 
 
 def _jackknife(run: Run, sums: Tensor, sizes: Tensor, statistic: Callable[[Tensor], Tensor]) -> Estimate:
-    """A statistic [K] of the mean directions with its 95 % interval, leaving out one group of samples at a time."""
+    """Return a statistic [K] of mean directions with its 95 % interval, leaving one group of samples out at a time."""
 
     def of(total: Tensor, count: Tensor) -> Array:
         return _with_mean(statistic(_directions(run, total / count)).double().cpu().numpy())
@@ -354,18 +497,21 @@ def _jackknife(run: Run, sums: Tensor, sizes: Tensor, statistic: Callable[[Tenso
     whole = of(sums.sum(0), sizes.sum())
     without = np.stack([of(sums.sum(0) - one, sizes.sum() - size) for one, size in zip(sums, sizes, strict=True)])
     low, high = jackknife(whole, without)
-    return Estimate(whole.tolist(), low.tolist(), high.tolist())
+    return _estimate(whole, low, high)
 
 
 def _mean_with_interval(values: Array) -> Estimate:
-    """Means over samples of values [n, K] with Student's 95 % intervals; the last is of the mean over directions."""
+    """Return means over samples of values [n, K] with Student's 95 % intervals."""
     values = _with_mean(values)
-    low, high = student(values)
-    return Estimate(values.mean(0).tolist(), low.tolist(), high.tolist())
+    return _estimate(values.mean(0), *student(values))
+
+
+def _estimate(value: Array, low: Array, high: Array) -> Estimate:
+    return Estimate(value=value.tolist(), low=low.tolist(), high=high.tolist())
 
 
 def _with_mean(values: Array) -> Array:
-    """Values [..., K] with their mean over directions as a last one."""
+    """Return values [..., K] with their mean over directions as a last one."""
     return np.concatenate([values, values.mean(-1, keepdims=True)], axis=-1)
 
 
@@ -378,11 +524,11 @@ def _others(directions: Tensor) -> Tensor:
 
 
 def _cosines(vectors: Tensor) -> Tensor:
-    """Cosines between all pairs, [A, B, B], of feature maps [A, B, C, H, W]."""
+    """Return cosines between all pairs, [A, B, B], of feature maps [A, B, C, H, W]."""
     flat = F.normalize(vectors.flatten(2), dim=2)
     return flat @ flat.mT
 
 
 def _off_diagonal(square: Tensor) -> Tensor:
-    """Mean of each row without its diagonal element, [A, B]; nan where there is nothing else."""
+    """Return the mean of each row without its diagonal element, [A, B]; nan where there is nothing else."""
     return (square.sum(2) - square.diagonal(dim1=1, dim2=2)) / (square.shape[2] - 1)

@@ -13,8 +13,12 @@ from typing import Any
 
 from hbench.config import Paper
 from hbench.errors import HBenchError
+from hbench.evaluation.edit import EditedImages
+from hbench.evaluation.properties import Properties
 from hbench.evaluation.rca import RCA
-from hbench.reporting.charts import draw_confusion
+from hbench.evaluation.traverse import Traversal
+from hbench.reporting.charts import draw_confusion, draw_properties
+from hbench.reporting.grids import draw_edits, draw_sources, draw_traversal
 from hbench.store.results import Result
 
 Values = dict[str, Any]
@@ -77,7 +81,7 @@ class Artifact:
     """Function that draws each picture, by its file's name; the first is the main one."""
     published: Callable[[Paper], str] = lambda _: ""
     """The paper's number, to stand beside what was not run."""
-    named: Callable[[Values], list[Named]] = lambda _: []
+    named: Callable[[Any], list[Named]] = lambda _: []
     """The directions of the result that have a name."""
     comparison: Callable[[Values], Comparison | None] = lambda _: None
     """A table of its own, where the result compares trainings."""
@@ -160,32 +164,29 @@ def _curve_rows(result: Values, paper: Paper) -> list[Row]:
     ]
 
 
-def _property_rows(result: Values, paper: Paper) -> list[Row]:
-    of_the_mean = {"consistency", "others"}  # numbers of the mean directions alone
+def _property_rows(result: Properties, paper: Paper) -> list[Row]:
+    n, n_mean = f"{result.n:,} samples", f"{result.n_mean:,} samples"
     shown = (
-        ("cosine of own and mean direction (homogeneity)", "homogeneity", ""),
-        ("cosine between timesteps (consistency)", "consistency", ""),
-        ("cosine between two directions, the floor", "others", ""),
-        ("mean edit, distance from the own / its size", "distance_mean", "almost the same"),
-        ("time-invariant edit, distance from the own / its size", "distance_global", "almost the same"),
-        ("k recognised in own edits", "accuracy_own", ""),
-        ("k recognised in mean edits", "accuracy_mean", ""),
-        ("k recognised in time-invariant edits", "accuracy_global", ""),
-        ("correlation of s_hat and s (linearity)", "correlation", ""),
+        ("cosine of own and mean direction (homogeneity)", result.homogeneity, "", n),
+        ("cosine between timesteps (consistency)", result.consistency, "", n_mean),
+        ("cosine between two directions, the floor", result.others, "", n_mean),
+        ("mean edit, distance from the own / its size", result.distance_mean, "almost the same", n),
+        ("time-invariant edit, distance from the own / its size", result.distance_global, "almost the same", n),
+        ("k recognised in own edits", result.accuracy_own, "", n),
+        ("k recognised in mean edits", result.accuracy_mean, "", n),
+        ("k recognised in time-invariant edits", result.accuracy_global, "", n),
+        ("correlation of s_hat and s (linearity)", result.correlation, "", n),
     )
-    rows = []
-    for name, key, theirs in shown:
-        last = {part: values[-1] for part, values in result[key].items()}
-        bounds = _interval([last["low"], last["high"]])
-        n = result["n_mean" if key in of_the_mean else "n"]
-        rows.append(Row(name, "Fig. 9", theirs, _number(last["value"]), bounds, f"{n:,} samples"))
-    return rows
+    return [
+        Row(name, "Fig. 9", theirs, _number(found.value[-1]), _interval([found.low[-1], found.high[-1]]), of)
+        for name, found, theirs, of in shown
+    ]
 
 
-def _edit_rows(result: Values, paper: Paper) -> list[Row]:
+def _edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
     from scipy.stats import quantile_test
 
-    psnrs = [math.inf if image["psnr"] is None else image["psnr"] for image in result["images"]]
+    psnrs = [image.psnr for image in result.images]
     bounds = quantile_test(psnrs, q=median(psnrs), p=0.5).confidence_interval()  # nan for fewer than 6 images
     name = "real images reconstructed, median PSNR in dB"
     return [Row(name, "Fig. 8", "", f"{median(psnrs):.1f}", _interval(bounds, 1), f"{len(psnrs)} images")]
@@ -255,12 +256,8 @@ def _mos_rows(result: Values, paper: Paper) -> list[Row]:
     return rows
 
 
-def _named_directions(result: Values) -> list[Named]:
-    return [
-        Named(int(each["direction"]), str(each["name"]), _number(each["accuracy"]))
-        for each in result["directions"]
-        if each["name"]
-    ]
+def _named_directions(result: Traversal) -> list[Named]:
+    return [Named(each.direction, each.name, _number(each.accuracy)) for each in result.directions if each.name]
 
 
 def _no_rows(result: Values, paper: Paper) -> list[Row]:
@@ -268,7 +265,7 @@ def _no_rows(result: Values, paper: Paper) -> list[Row]:
 
 
 def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
+    return "not defined" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _published(value: float | None) -> str:
@@ -282,7 +279,16 @@ def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
 
 
 ARTIFACTS = (
-    Artifact("traverse", "traverse", "Directions", "Figs. 1, 5-7", "traverse", _no_rows, named=_named_directions),
+    Artifact(
+        "traverse",
+        Traversal,
+        "Directions",
+        "Figs. 1, 5-7",
+        "traverse",
+        _no_rows,
+        {"directions.png": draw_traversal},
+        named=_named_directions,
+    ),
     Artifact(
         "rca",
         RCA,
@@ -337,9 +343,15 @@ ARTIFACTS = (
         _sweep_rows,
         published=lambda _: "node flat, vanilla past 24 GB",
     ),
-    Artifact("edit", "edit", "Edits of real images", "Fig. 8", "edit", _edit_rows),
+    Artifact("edit", EditedImages, "Edits of real images", "Fig. 8", "edit", _edit_rows, {"edits.png": draw_edits}),
     Artifact(
-        "properties", "properties", "Own, mean and time-invariant directions", "Fig. 9", "properties", _property_rows
+        "properties",
+        Properties,
+        "Own, mean and time-invariant directions",
+        "Fig. 9",
+        "properties",
+        _property_rows,
+        {"properties.png": draw_properties, "edits.png": draw_sources},
     ),
     Artifact(
         "ablations", "ablations", "Ablations", "Fig. 3, Sec. 4.4", "ablations", _ablation_rows, comparison=_variants

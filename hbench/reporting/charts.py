@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hbench.evaluation.properties import Estimate, Properties
     from hbench.evaluation.rca import RCA
     from hbench.evaluation.vram_sweep import Row
+    from hbench.store.results import Result
 
 CURVES = {
     "loss": ["loss", "loss_k", "loss_s", "loss_adv", "loss_l1", "loss_D"],
@@ -53,6 +54,14 @@ def show_pixels(axis: "Axes", pixels: "Tensor", grey: bool) -> None:
 def plain(text: str) -> str:
     """Text from outside, whose dollar signs matplotlib is not to take for mathematics; bytes of no text become "?"."""
     return text.encode(errors="replace").decode().replace("$", r"\$")
+
+
+def title_of(result: "Result") -> str:
+    """Return the experiment's title, with generation steps and source of directions where they are not its own."""
+    title, M, source = result.title, result.detail("M"), result.detail("direction_source", "own")
+    if M is not None and result.provenance.experiment["discovery"]["M"] != M:
+        title += f"-{M}-steps"
+    return title if source == "own" else f"{title}, {source} directions"
 
 
 def draw_curves(folder: Path) -> None:
@@ -178,8 +187,7 @@ def draw_confusion(result: "RCA", path: Path) -> None:
         title=f"accuracy {result.accuracy:.3f} [{low:.3f}, {high:.3f}], n = {result.n}", xlabel="direction", ylim=(0, 1)
     )
     right.legend()
-    source = result.detail("direction_source", "own")
-    figure.suptitle(result.title + ("" if source == "own" else f", {source} directions"))
+    figure.suptitle(title_of(result))
     save_figure(figure, path)
 
 
@@ -325,8 +333,8 @@ def draw_mos(result: "Score", path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_properties(result: "Properties", title: str, path: Path) -> None:
-    """Draws homogeneity over time, consistency between timesteps, the edits' distance and the linearity.
+def draw_properties(result: "Properties", path: Path) -> None:
+    """Draw homogeneity over time, consistency between timesteps, the edits' distance and the linearity.
 
     A direction whose s the reconstructor does not find, with a correlation below 0.5, has its number at its line's end.
     """
@@ -387,14 +395,14 @@ def draw_properties(result: "Properties", title: str, path: Path) -> None:
         ylabel="the reconstructor's s_hat",
     )
     linearity.legend(fontsize=8)
-    figure.suptitle(f"{title}: {result.n} samples, means over {result.n_mean} others, 95 % intervals")
+    figure.suptitle(f"{title_of(result)}: {result.n} samples, means over {result.n_mean} others, 95 % intervals")
     save_figure(figure, path)
 
 
 def _draw_estimates(
     axis: "Axes", x: Sequence[float], estimates: "Sequence[Estimate]", overall: Mapping[str, Any]
 ) -> None:
-    """Lines of all directions over x, and their mean with its intervals."""
+    """Draw lines of all directions over x, and their mean with its intervals."""
     for k in range(len(estimates[0].value) - 1):
         (line,) = axis.plot(x, [e.value[k] for e in estimates], linewidth=0.8, alpha=0.5)
     line.set_label("one direction each")

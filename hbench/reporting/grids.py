@@ -2,33 +2,44 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hbench.reporting.charts import plain, save_figure, show_pixels
+from hbench.errors import HBenchError
+from hbench.reporting.charts import plain, save_figure, show_pixels, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
-    from hbench.evaluation.rca import RCA
+    from hbench.core.directions import Edit
+    from hbench.evaluation.edit import EditedImages
+    from hbench.evaluation.properties import Properties
+    from hbench.evaluation.traverse import Traversal
+    from hbench.store.results import Result
+
+MOST_ROWS = 40
+"""Rows in the picture of edits; further ones are left out."""
+LONGEST = 24
+"""Characters of the name beside a row."""
 
 
-def direction_label(k: int, result: "RCA", names: Mapping[int, str] | None = None) -> str:
-    """A direction's index, its name where it has one, and its accuracy."""
-    name = (names or {}).get(k)
-    return f"{k}: {plain(name)} ({result.per_direction[k]:.2f})" if name else f"{k} ({result.per_direction[k]:.2f})"
+def draw_traversal(result: "Traversal", path: Path) -> None:
+    """Draw the grid of each direction, most recognisable first."""
+    grid = _at_hand(result, result.grid)
+    labels = [plain(each.label) for each in result.directions]
+    draw_directions(grid.images, labels, grid.magnitudes[-1], title_of(result), path)
 
 
 def draw_directions(
     images: "Tensor", labels: list[str], S: float | None, title: str, path: Path, columns: int = 4
 ) -> None:
-    """Draws direction grids, one labelled panel each.
+    """Draw direction grids, one labelled panel each.
 
     Args:
         images: float in [-1, 1], [directions, examples, samples, C, H, W].
         labels: one line above each panel.
         S: largest magnitude, for the title; None where each panel has its own.
-        title: of the figure.
+        title: first words of the figure's title.
         path: PNG to write.
         columns: panels side by side, at most.
     """
@@ -56,21 +67,13 @@ def draw_directions(
     save_figure(figure, path)
 
 
-def draw_sources(images: "Tensor", labels: list[str], magnitudes: list[float], title: str, path: Path) -> None:
-    """Draws the same edits with the three sources of delta_h (Fig. 9), one labelled panel a direction.
-
-    Args:
-        images: float in [-1, 1], [directions, examples, 1 + 3 * magnitudes, C, H, W]: the original, then own, mean and
-            time-invariant edit of each magnitude.
-        labels: one line above each panel.
-        magnitudes: s of each three columns.
-        title: of the figure.
-        path: PNG to write.
-    """
+def draw_sources(result: "Properties", path: Path) -> None:
+    """Draw the same edits with the three sources of delta_h (Fig. 9), one labelled panel a direction."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    directions, examples, samples = images.shape[:3]
+    shown = _at_hand(result, result.examples)
+    directions, examples, samples = shown.images.shape[:3]
     breaks = range(1, samples, 3)
     columns = min(2, directions)
     rows = -(-directions // columns)
@@ -79,49 +82,102 @@ def draw_sources(images: "Tensor", labels: list[str], magnitudes: list[float], t
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
-    for axis, panel, label in zip(axes, images, labels, strict=False):
+    for axis, panel, label in zip(axes, shown.images, shown.labels, strict=False):
         axis.set_axis_on()
         centers, _ = _show_tiles(axis, panel, breaks)
-        names = ["original", *["own", "mean", "global"] * len(magnitudes)]
+        names = ["original", *["own", "mean", "global"] * len(shown.magnitudes)]
         axis.set_xticks(centers, names, rotation=60, fontsize=7)
         above = axis.secondary_xaxis("top")
-        above.set_xticks(centers[2::3], [f"s = {s:g}" for s in magnitudes], fontsize=8)
+        above.set_xticks(centers[2::3], [f"s = {s:g}" for s in shown.magnitudes], fontsize=8)
         above.tick_params(length=0)
         above.spines[:].set_visible(False)
-        axis.set_title(label, fontsize=9)
-    figure.suptitle(f"{title}: the sample's own direction, the mean over samples, and the time-invariant one")
+        axis.set_title(plain(label), fontsize=9)
+    figure.suptitle(
+        f"{title_of(result)}: the sample's own direction, the mean over samples, and the time-invariant one"
+    )
     save_figure(figure, path)
 
 
-def draw_edits(
-    images: "Tensor", columns: list[str], rows: list[str], breaks: Sequence[int], title: str, path: Path
-) -> None:
-    """Draws edited images in labelled rows and columns (Fig. 8).
+def draw_edits(result: "EditedImages", path: Path) -> None:
+    """Draw edited images in labelled rows and columns (Fig. 8), a row an image.
 
-    Args:
-        images: float in [-1, 1], [rows, columns, C, H, W]; nan draws an empty tile.
-        columns: label of each column.
-        rows: label of each row.
-        breaks: columns with a gap before them.
-        title: of the figure.
-        path: PNG to write.
+    Where two directions are crossed, an image has a row for each magnitude of the second.
     """
+    import torch
     from matplotlib.figure import Figure
 
-    count, samples = images.shape[:2]
-    width = max(7.0, 0.9 * samples + 1.8)
-    figure = Figure(figsize=(width, 0.92 * count + 1.5), layout="constrained")
+    pictures = _at_hand(result, result.pictures)
+    labels = _edit_labels([dict(edit) for edit in result.edits], result.names)
+    height = len(labels.rows)
+    ends = torch.full_like(pictures[:, None, :2].expand(-1, height, -1, -1, -1, -1), float("nan"))
+    ends[:, 0] = pictures[:, :2]
+    edits = pictures[:, 2:].unflatten(1, (height, -1))
+    images = torch.cat([ends, edits], dim=2).flatten(0, 1)
+    columns = ["original", "reconstruction", *labels.columns]
+    rows = [
+        "\n".join(filter(None, [f"{_shortened(image.image)}\n{image.psnr:.1f} dB" if not i else "", row]))
+        for image in result.images
+        for i, row in enumerate(labels.rows)
+    ]
+    left_out = f"\nthe first {MOST_ROWS} of {len(rows)} rows" if len(rows) > MOST_ROWS else ""
+    rows = rows[:MOST_ROWS]
+    figure = Figure(figsize=(max(7.0, 0.9 * len(columns) + 1.8), 0.92 * len(rows) + 1.5), layout="constrained")
     axis = figure.subplots()
-    across, down = _show_tiles(axis, images, breaks)
+    across, down = _show_tiles(axis, images[:MOST_ROWS], breaks=[2])
     axis.set_xticks(across, [plain(column) for column in columns], fontsize=8)
     axis.set_yticks(down, [plain(row) for row in rows], fontsize=8)
     axis.xaxis.tick_top()
-    figure.suptitle(title, fontsize=10)
+    source = result.detail("direction_source", "own")
+    title = f"{result.title}, {source} directions, {result.detail('M')} steps{labels.heading}{left_out}"
+    figure.suptitle(plain(title), fontsize=10)
     save_figure(figure, path)
 
 
+class _EditLabels(NamedTuple):
+    """Words around the picture of edits."""
+
+    columns: list[str]
+    """Label of each column of edits."""
+    rows: Sequence[str] = ("",)
+    """Label of each row of an image."""
+    heading: str = ""
+    """Further line of the title."""
+
+
+def _edit_labels(edits: "Sequence[Edit]", names: Mapping[int, str]) -> _EditLabels:
+    """Return the labels of a sweep of one direction, of two directions crossed, or of any other edits, in one row."""
+    from hbench.evaluation.edit import caption
+
+    shifted = {tuple(edit) for edit in edits}
+    directions = shifted.pop() if len(edits) > 1 and len(shifted) == 1 else ()
+    if len(directions) == 1:
+        (k,) = directions
+        heading = f"\ndirection {k}" + (f": {names[k]}" if k in names else "")
+        return _EditLabels([f"s = {edit[k]:.3g}" for edit in edits], heading=heading)
+    if len(directions) == 2:
+        k, u = directions
+        across, down = (list(dict.fromkeys(edit[each] for edit in edits)) for each in directions)
+        if list(edits) == [{k: s, u: t} for t in down for s in across]:
+            return _EditLabels([caption({k: s}) for s in across], [caption({u: t}) for t in down])
+    return _EditLabels([caption(edit, names) for edit in edits])
+
+
+def _shortened(file: str) -> str:
+    name = " ".join(Path(file).stem.split())
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _at_hand(result: "Result", images: Any) -> Any:
+    """Return the images of a result; HBenchError where it was read from its folder, which does not hold them."""
+    if images is None:
+        raise HBenchError(
+            f"a {result.NAME} result that was read from its folder has no images to draw: measure it again"
+        )
+    return images
+
+
 def _show_tiles(axis: "Axes", images: "Tensor", breaks: Sequence[int] = ()) -> tuple[list[float], list[float]]:
-    """Shows images [rows, columns, C, H, W] side by side; returns the centres of the columns and of the rows.
+    """Show images [rows, columns, C, H, W] side by side; return the centres of the columns and of the rows.
 
     Each image has a thin grey frame, so that one gone white shows; a wide white line comes before each column of
     ``breaks``; nan stays white.

@@ -6,9 +6,10 @@ Everything fits in memory: the largest set of the paper, CelebAHQ at 128 pixels,
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from hbench.config import Data
 from hbench.errors import HBenchError
 from hbench.runtime.progress import progress
+from hbench.store.files import sha256
 
 DOWNLOADS = Path.home() / ".cache" / "hbench"
 EXTENSIONS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -160,6 +162,32 @@ def image_files(path: Path) -> list[Path]:
     if not found:
         raise HBenchError(f"{path}: no images there (looked for {', '.join(sorted(EXTENSIONS))})")
     return found
+
+
+class RealImage(NamedTuple):
+    """An image file, read in the form that an experiment's images have."""
+
+    file: Path
+    pixels: Tensor
+    """Pixels, uint8 [channels, size, size]."""
+    done: str
+    """Words that say what was done to it, as in "28x28 RGB -> 16x16 L"."""
+    sha256: str
+    """SHA-256 of the file."""
+
+
+def read_images(paths: Sequence[str | Path], data: Data) -> list[RealImage]:
+    """Read image files of any size.
+
+    Args:
+        paths: image files, and folders that are searched for them.
+        data: size and channels that the images get.
+
+    Raises:
+        HBenchError: nothing at a path, a folder without images, or a file that :func:`read_image` refuses.
+    """
+    files = [file for path in paths for file in image_files(Path(path))]
+    return [RealImage(file, *read_image(file, data), sha256(file)) for file in files]
 
 
 def read_image(path: Path, data: Data) -> tuple[Tensor, str]:

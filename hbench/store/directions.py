@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hbench.config import Experiment
 from hbench.core.diffusion import DeltaH
 from hbench.core.directions import Directions, Source, mean, time_invariant
 from hbench.errors import HBenchError
@@ -62,15 +63,22 @@ def direction_source(run: Run, name: str = "own", file: str | Path | None = None
     return DirectionSource(name, source, sha256(Path(file)))
 
 
-def save_directions(path: Path, directions: Directions, run: Run) -> None:
-    """Writes directions as safetensors that carry the experiment, n, seed, and the SHA-256 of the shift block."""
+def save_directions(path: Path, directions: Directions, experiment: Experiment, shift_block_sha256: str) -> None:
+    """Write directions as safetensors that carry n, seed, and what they are directions of.
+
+    Args:
+        path: file to write.
+        directions: mean directions of a run.
+        experiment: experiment of the run.
+        shift_block_sha256: SHA-256 of the run's shift block, by which a reader knows the run.
+    """
     metadata = {
         "role": "directions",
-        "experiment": run.experiment.model_dump_json(exclude={"paper"}),
+        "experiment": experiment.model_dump_json(exclude={"paper"}),
         **MADE_BY,
         "n": str(directions.n),
         "seed": str(directions.seed),
-        "shift_block_sha256": run.hashes["shift_block"],
+        "shift_block_sha256": shift_block_sha256,
     }
     tensors = {"mean": directions.mean.cpu().contiguous(), "timesteps": torch.tensor(directions.timesteps)}
     with replacing(path) as temporary:
@@ -78,7 +86,7 @@ def save_directions(path: Path, directions: Directions, run: Run) -> None:
 
 
 def load_directions(path: Path, run: Run) -> Directions:
-    """The directions of this run in a file of :func:`save_directions`, on the run's device.
+    """Return the directions of this run in a file of :func:`save_directions`, on the run's device.
 
     Raises:
         HBenchError: missing, damaged or foreign file, or directions of another run.

@@ -15,7 +15,7 @@ import hbench
 from hbench.config import Experiment, Precision
 from hbench.core.directions import Edit, Source, edited, magnitudes, own
 from hbench.core.sampler import BATCH, Sampler
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, check_at_least
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel, UNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
@@ -88,8 +88,8 @@ class Run:
         Raises:
             ValueError: a negative number, or no image at all.
         """
-        _check_at_least(1, count=count)
-        _check_at_least(0, seed=seed, first=first)
+        check_at_least(1, count=count)
+        check_at_least(0, seed=seed, first=first)
         return self.sampler.noise(count, seed=seed, first=first)
 
     def generate(
@@ -143,7 +143,7 @@ class Run:
         Raises:
             ValueError: as :meth:`generate` and :meth:`invert` say.
         """
-        self._check_edit(edit)
+        self.check_edit(edit)
         sampler = self._sampler(steps, precision)
         return self._generate(sampler, self.invert(images, steps=steps, precision=precision), edit, source)
 
@@ -173,9 +173,9 @@ class Run:
             ValueError: no such direction, or a number out of range.
         """
         chosen = range(self.K) if directions is None else directions
-        self._check_edit(dict.fromkeys(chosen, 0.0))
-        _check_at_least(1, examples=examples, directions=len(chosen))
-        _check_at_least(2, samples=samples)
+        self.check_edit(dict.fromkeys(chosen, 0.0))
+        check_at_least(1, examples=examples, directions=len(chosen))
+        check_at_least(2, samples=samples)
         source = self._checked(source)
         x_T = self.noise(examples, seed=seed)
         s = magnitudes(self.S, samples)
@@ -194,9 +194,17 @@ class Run:
         """Each sample's own directions."""
         return partial(own, self.shift_block)
 
+    def check_edit(self, edit: Edit) -> None:
+        """Raise a ValueError where an edit has a direction that the run has not, or a magnitude that is not finite."""
+        for k, s in edit.items():
+            if k not in range(self.K):
+                raise ValueError(f"no direction {k}: the run has 0 to {self.K - 1}")
+            if not math.isfinite(s):
+                raise ValueError(f"the magnitude of direction {k} must be finite, got {s}")
+
     def _generate(self, sampler: Sampler, x_T: Tensor, edit: Edit | None, source: Source | None) -> Tensor:
         self._check_images("x_T", x_T)
-        self._check_edit(edit or {})
+        self.check_edit(edit or {})
         source = self._checked(source)
         images = []
         for batch in x_T.to(self.device).split(BATCH):
@@ -220,19 +228,6 @@ class Run:
         if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != self.image_shape:
             shape = ", ".join(map(str, self.image_shape))
             raise ValueError(f"{name} must be [B, {shape}] with B of at least 1, got {list(images.shape)}")
-
-    def _check_edit(self, edit: Edit) -> None:
-        for k, s in edit.items():
-            if k not in range(self.K):
-                raise ValueError(f"no direction {k}: the run has 0 to {self.K - 1}")
-            if not math.isfinite(s):
-                raise ValueError(f"the magnitude of direction {k} must be finite, got {s}")
-
-
-def _check_at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def locate(path: str | Path) -> Path:

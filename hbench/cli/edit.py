@@ -1,0 +1,139 @@
+"""``hbench edit``."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hbench.cli.options import (
+    Options,
+    Renamed,
+    a_path,
+    check_directions,
+    check_steps,
+    device_option,
+    publish,
+    quiet_option,
+    result_options,
+    run_argument,
+    shared,
+    source_options,
+)
+
+if TYPE_CHECKING:
+    from hbench.config import Precision
+    from hbench.core.directions import Edit
+    from hbench.store.run import Run
+
+
+@click.command()
+@run_argument
+@click.argument("images", nargs=-1, required=True, type=a_path, metavar="IMAGE...")
+@click.option("--shift", "shifts", multiple=True, metavar="K=S", help="Direction and magnitude; repeatable.")
+@click.option("--sweep", "swept", type=int, metavar="K", help="One direction from -S to S.")
+@click.option("--grid", "crossed", metavar="K,K", help="Two directions at once, each from -S to S.")
+@click.option(
+    "--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Magnitudes of a sweep or a grid."
+)
+@click.option(
+    "--steps",
+    "--inversion-steps",
+    "steps",
+    cls=Renamed,
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Steps of the inversion, and of the generation.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="bfloat16 inverts a little less exactly.",
+)
+@shared(source_options, result_options, device_option, quiet_option)
+def edit(
+    run: Path,
+    images: tuple[Path, ...],
+    shifts: tuple[str, ...],
+    swept: int | None,
+    crossed: str | None,
+    samples: int,
+    steps: int,
+    precision: "Precision",
+    options: Options,
+) -> None:
+    """Edit real images along directions of RUN.
+
+    As in Fig. 8. Each IMAGE is a picture of any size, or a folder of them. Inverts each image to x_T, says how well
+    it is reconstructed, and generates it again with the given --shift (each alone, and all together), with a --sweep,
+    or with a --grid. Nothing is random here.
+
+    \b
+    Example:
+        hbench edit mnist16 digit.png --shift 3=2.5 --shift 7=-1
+        hbench edit mnist16 folder/of/digits --sweep 3 --samples 7
+    """
+    from hbench.evaluation.edit import edit as edit_images
+    from hbench.store.datasets import read_images
+
+    loaded = options.load(run)
+    source = options.source(loaded)
+    check_steps(loaded.experiment, steps)
+    edits = _requested(loaded, shifts, swept, crossed, samples)
+    read = read_images(images, loaded.experiment.data)
+    folder = options.claim_result(run, "edit")
+    for image in read:
+        click.echo(f"{image.file}: {image.done}", err=True)
+    publish(edit_images(loaded, read, edits, steps=steps, precision=precision, source=source), folder)
+
+
+def _requested(
+    run: "Run", shifts: tuple[str, ...], swept: int | None, crossed: str | None, samples: int
+) -> "list[Edit]":
+    """Return the edits that the options ask for."""
+    from hbench.evaluation.edit import grid, singly_and_together, sweep
+
+    if bool(shifts) + (swept is not None) + bool(crossed) != 1:
+        raise click.UsageError("give exactly one of --shift K=S (repeatable), --sweep K and --grid K,K")
+    if swept is not None:
+        check_directions(run, [swept], "--sweep")
+        return sweep(swept, run.S, samples)
+    if crossed:
+        return grid(*_crossed(run, crossed), run.S, samples)
+    edit: dict[int, float] = {}
+    for shift in shifts:
+        k, s = _shift(run, shift)
+        if k in edit:
+            raise click.BadParameter("the same direction twice: add the magnitudes up", param_hint="--shift")
+        edit[k] = s
+    return singly_and_together(edit)
+
+
+def _crossed(run: "Run", text: str) -> tuple[int, int]:
+    """Return the two directions of "3,7"."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(f'"{text}": write two directions, as in 3,7', param_hint="--grid")
+    first, second = (int(part) for part in parts)
+    check_directions(run, [first, second], "--grid")
+    if first == second:
+        raise click.BadParameter("give two different directions, or use --sweep", param_hint="--grid")
+    return first, second
+
+
+def _shift(run: "Run", text: str) -> tuple[int, float]:
+    """Return direction and magnitude of "3=2.5"; note a magnitude beyond S."""
+    first, _, second = text.partition("=")
+    try:
+        k, s = int(first), float(second)
+    except ValueError:
+        raise click.BadParameter(f'"{text}": write direction=magnitude, as in 3=2.5', param_hint="--shift") from None
+    if not math.isfinite(s):
+        raise click.BadParameter(f'"{text}": the magnitude must be finite', param_hint="--shift")
+    if abs(s) > run.S:
+        click.echo(f"--shift {text}: beyond S = {run.S:g}, the largest magnitude of the training", err=True)
+    check_directions(run, [k], "--shift")
+    return k, s

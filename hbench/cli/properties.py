@@ -1,0 +1,68 @@
+"""``hbench properties``."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import (
+    Options,
+    check_directions,
+    publish,
+    result_options,
+    run_argument,
+    run_options,
+    shared,
+    steps_option,
+    with_steps,
+)
+
+
+@click.command()
+@run_argument
+@click.option(
+    "--samples", type=click.IntRange(min=2), default=1000, show_default=True, help="Samples in the mean direction."
+)
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=20),
+    default=200,
+    show_default=True,
+    help="Other samples, each edited along every direction.",
+)
+@click.option("--examples", type=click.IntRange(min=1), default=3, show_default=True, help="Rows in the picture.")
+@click.option(
+    "--direction",
+    "shown",
+    type=int,
+    multiple=True,
+    help="Direction in the picture; repeatable [default: the four best recognised].",
+)
+@steps_option
+@shared(result_options, run_options)
+def properties(
+    run: Path,
+    samples: int,
+    pairs: int,
+    examples: int,
+    shown: tuple[int, ...],
+    steps: int | None,
+    options: Options,
+) -> None:
+    """Measure homogeneity, consistency and linearity.
+
+    As in Fig. 9: compares edits with the sample's own direction, its mean over samples, and the time-invariant one,
+    and writes the mean directions as directions.safetensors, for --direction-source.
+
+    \b
+    Example:
+        hbench properties mnist16 --samples 200 --pairs 40
+    """
+    from hbench.evaluation.properties import properties as measure
+
+    loaded = options.load(run)
+    check_directions(loaded, shown, "--direction")
+    folder = options.claim_result(run, with_steps("properties", loaded, steps))
+    result = measure(
+        loaded, samples=samples, pairs=pairs, steps=steps, examples=examples, directions=shown, seed=options.seed
+    )
+    publish(result, folder)

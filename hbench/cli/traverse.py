@@ -1,0 +1,48 @@
+"""``hbench traverse``."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import (
+    Options,
+    a_path,
+    publish,
+    result_options,
+    run_argument,
+    run_options,
+    shared,
+    source_options,
+)
+
+
+@click.command()
+@run_argument
+@click.option("--examples", type=click.IntRange(min=1), default=6, show_default=True, help="Rows: random x_T.")
+@click.option("--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Columns: s from -S to S.")
+@click.option(
+    "--pairs", type=click.IntRange(min=1), default=1000, show_default=True, help="Fresh pairs to rank directions by."
+)
+@click.option("--rca", "measured", type=a_path, help='Rank by this rca.json of "hbench rca".')
+@shared(source_options, result_options, run_options)
+def traverse(run: Path, examples: int, samples: int, pairs: int, measured: Path | None, options: Options) -> None:
+    """Draw the grid of every direction of RUN.
+
+    As in Figs. 1 and 5 to 7. The most recognisable comes first. Lines "index: name" of a names.txt in the run folder
+    label the grids.
+
+    \b
+    Example:
+        hbench traverse mnist16 --examples 4
+    """
+    from hbench.evaluation.rca import read_rca
+    from hbench.evaluation.traverse import traverse as walk
+
+    loaded = options.load(run)
+    source = options.source(loaded)
+    ranking = read_rca(measured, loaded, source) if measured else None
+    folder = options.claim_result(run, "traverse")
+    result = walk(
+        loaded, examples=examples, samples=samples, pairs=pairs, seed=options.seed, source=source, ranking=ranking
+    )
+    publish(result, folder)

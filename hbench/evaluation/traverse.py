@@ -1,0 +1,107 @@
+"""The grid of every direction of a run, most recognisable first (Figs. 1 and 5 to 7)."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from hbench.errors import check_at_least
+from hbench.evaluation.rca import RCA, rca
+from hbench.store.directions import DirectionSource, direction_source
+from hbench.store.provenance import provenance
+from hbench.store.records import Aside, Number
+from hbench.store.results import Result
+from hbench.store.run import Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedDirection:
+    """A direction with its place in the ranking."""
+
+    direction: int
+    name: str
+    """Name that someone gave it by eye; empty where it has none."""
+    accuracy: Number
+    """Share of its pairs in which it is recognised; nan where none was drawn."""
+
+    @property
+    def label(self) -> str:
+        """Index, name and accuracy, as in "3: thickness (0.82)"."""
+        return direction_label(self.direction, self.accuracy, self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traversal(Result):
+    """The directions of a run, ranked by how well they are recognised, and a grid of images along each."""
+
+    NAME: ClassVar[str] = "traverse"
+
+    examples: int
+    """Rows of each direction's grid: one x_T each."""
+    samples: int
+    """Columns: magnitudes evenly from -S to S."""
+    pairs: int
+    """Fresh pairs that the accuracy was measured on."""
+    directions: list[RankedDirection]
+    """Most recognisable first."""
+    grid: Aside = field(default=None, compare=False, repr=False)
+    """A :class:`hbench.store.pictures.Grid` in the same order; None in a result that was read from its folder."""
+
+    def summary(self) -> str:
+        """Return the directions with names and accuracies, a line a direction, most recognisable first."""
+        first = f"{len(self.directions)} directions, with their accuracy on {self.pairs} pairs"
+        return "\n".join([first, *(each.label for each in self.directions)])
+
+    def table(self) -> "DataFrame":
+        """Return index, name and accuracy of each direction, a row a direction, most recognisable first."""
+        import pandas as pd
+
+        return pd.DataFrame(self.directions)
+
+
+def direction_label(k: int, accuracy: float, name: str = "") -> str:
+    """Return a direction's index, its name where it has one, and its accuracy."""
+    return f"{k}: {name} ({accuracy:.2f})" if name else f"{k} ({accuracy:.2f})"
+
+
+def traverse(
+    run: Run,
+    *,
+    examples: int = 6,
+    samples: int = 5,
+    pairs: int = 1000,
+    seed: int = 0,
+    source: DirectionSource | None = None,
+    ranking: RCA | None = None,
+) -> Traversal:
+    """Rank all directions of a run by their RCA, and generate images along each; see :meth:`Run.traverse`.
+
+    Args:
+        run: the discovery.
+        examples: rows of each grid, at least 1.
+        samples: columns of each grid, at least 2.
+        pairs: fresh pairs to rank by, at least 1.
+        seed: seed of the pairs and of x_T.
+        source: where delta_h comes from; each sample's own direction by default.
+        ranking: an earlier measurement of this run and source to rank by; it takes the place of ``pairs``.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    check_at_least(1, examples=examples, pairs=pairs)
+    check_at_least(2, samples=samples)
+    source = source or direction_source(run)
+    origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
+    ranking = ranking or rca(run, pairs=pairs, seed=seed, source=source)
+    order = ranking.ranking()
+    return Traversal(
+        examples=examples,
+        samples=samples,
+        pairs=ranking.n,
+        directions=[
+            RankedDirection(direction=k, name=run.names.get(k, ""), accuracy=ranking.per_direction[k]) for k in order
+        ],
+        grid=run.traverse(order, examples=examples, samples=samples, seed=seed, source=source),
+        provenance=origin.finished(n=ranking.n),
+    )

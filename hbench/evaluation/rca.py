@@ -181,7 +181,7 @@ def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:
     Raises:
         HBenchError: it is damaged, or of other weights or directions.
     """
-    result = RCA.load(path.parent) if path.name == "rca.json" else RCA.read(path, "give an rca.json")
+    result = RCA.load(path.parent) if path.name == "rca.json" else RCA.read(path, "give its rca.json")
     if result.detail("weights_sha256") != run.hashes or result.detail("direction_source", "own") != source.name:
         raise HBenchError(f"{path}: was measured on other weights or directions: give that of this run")
     return result

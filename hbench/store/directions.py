@@ -37,13 +37,13 @@ class DirectionSource:
         return {"direction_source": self.name, "directions_sha256": self.sha256}
 
 
-def direction_source(run: Run, name: str = "own", file: str | Path | None = None) -> DirectionSource:
+def direction_source(run: Run, name: str = "own", directions: str | Path | None = None) -> DirectionSource:
     """Return the source of directions called ``name``.
 
     Args:
         run: whose directions.
         name: "own", the sample's own direction; "mean", its mean over samples; or "global", the time-invariant one.
-        file: the ``directions.safetensors`` of a properties measurement, for "mean" and "global".
+        directions: the ``directions.safetensors`` of a properties measurement, for "mean" and "global".
 
     Raises:
         HBenchError: an unknown name, or the file is missing, given to no purpose, or of another run.
@@ -51,16 +51,16 @@ def direction_source(run: Run, name: str = "own", file: str | Path | None = None
     if name not in ("own", "mean", "global"):
         raise HBenchError(f'no direction source "{name}": choose "own", "mean" or "global"')
     if name == "own":
-        if file is not None:
-            raise HBenchError('a file of directions goes with the source "mean" or "global": choose one of them')
+        if directions is not None:
+            raise HBenchError('`directions` goes with the source "mean" or "global": choose one of them')
         return DirectionSource(name, run.own)
-    if file is None:
+    if directions is None:
         raise HBenchError(
-            f'the source "{name}" needs a file of directions: a measurement of properties writes directions.safetensors'
+            f'the source "{name}" needs `directions`: the directions.safetensors of a properties measurement'
         )
-    directions = load_directions(Path(file), run)
-    source = partial(mean if name == "mean" else time_invariant, directions)
-    return DirectionSource(name, source, sha256(Path(file)))
+    means = load_directions(Path(directions), run)
+    source = partial(mean if name == "mean" else time_invariant, means)
+    return DirectionSource(name, source, sha256(Path(directions)))
 
 
 def save_directions(path: Path, directions: Directions, experiment: Experiment, shift_block_sha256: str) -> None:

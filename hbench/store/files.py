@@ -51,15 +51,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON in one move; what is not finite becomes null, since JSON has no word for it."""
-    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    """Write indented JSON in one move, in the form of :func:`jsonable`."""
+    write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """Return a value as JSON can hold it: null for what is not finite, lists for tuples, bytes of no text escaped."""
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
+        return {jsonable(key): jsonable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [jsonable(each) for each in value]
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # a file's name may be any bytes
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

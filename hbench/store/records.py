@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.json_schema import SkipJsonSchema
 
 from hbench.errors import HBenchError
-from hbench.store.files import read_json, write_json
+from hbench.store.files import jsonable, read_json, write_json
 
 Number = Annotated[
     float,
@@ -56,7 +56,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as they stand in the file, schema number first."""
-        values: dict[str, Any] = _adapter(type(self)).dump_python(self, mode="json")
+        values: dict[str, Any] = jsonable(_adapter(type(self)).dump_python(self))
         return values | {"schema": self.SCHEMA}
 
     @classmethod

@@ -57,7 +57,7 @@ def test_exported_directions_serve_other_commands(tmp_path, tiny_run, measured, 
 
 def test_edit_says_what_it_did_and_writes_every_image_in_its_size(tmp_path, tiny_run, pictures):
     shifts = ["--shift", "0=2.5", "--shift", "2=-1"]
-    result = invoke("edit", tiny_run, pictures, *shifts, "--inversion-steps", 6, "--out", tmp_path, "--quiet")
+    result = invoke("edit", tiny_run, pictures, *shifts, "--steps", 6, "--out", tmp_path, "--quiet")
     assert result.exit_code == 0, result.output
     assert "a.png: 28x28 L -> 16x16 L" in result.stderr
     assert "b.png: 30x20 RGB -> 16x16 L, centre crop" in result.stderr
@@ -78,6 +78,12 @@ def test_edit_says_what_it_did_and_writes_every_image_in_its_size(tmp_path, tiny
     assert invoke("edit", *again, "--quiet").exit_code == 0
     names = {f"00-a-{kind}.png" for kind in ("original", "reconstruction", "1=1")}
     assert {path.name for path in (tmp_path / "images").iterdir()} == names
+
+
+def test_an_older_spelling_works_and_stays_out_of_the_help():
+    said = invoke("edit", "-h").output
+    assert "--steps" in said
+    assert "--inversion-steps" not in said
 
 
 def test_edit_sweeps_and_crosses_with_any_source(tmp_path, tiny_run, pictures, measured):
@@ -117,9 +123,9 @@ def test_mistakes_are_one_line_that_names_the_fix_and_write_nothing(tmp_path, ti
     assert "add the magnitudes up" in wrong(one, "--shift", "1=2", "--shift", "1=3")
     assert "write two directions" in wrong(one, "--grid", "1")
     assert "two different directions" in wrong(one, "--grid", "1,1")
-    assert "at most 1000" in wrong(one, "--sweep", 1, "--inversion-steps", 1001)
-    assert "needs --directions FILE" in wrong(one, "--sweep", 1, "--direction-source", "mean")
-    assert "goes with --direction-source" in wrong(
+    assert "at most 1000" in wrong(one, "--sweep", 1, "--steps", 1001)
+    assert 'the source "mean" needs --directions' in wrong(one, "--sweep", 1, "--direction-source", "mean")
+    assert '--directions goes with the source "mean" or "global"' in wrong(
         one, "--sweep", 1, "--directions", measured / "directions.safetensors"
     )
     foreign = ["--direction-source", "mean", "--directions", tiny_run / "shift_block.safetensors"]

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -7,10 +8,12 @@ import torch
 from conftest import sampler_of
 from torch import nn
 
+import hbench
 from hbench.core import seeds
 from hbench.core.directions import Directions, mean, own, scaled, time_invariant, together
 from hbench.core.seeds import draw_x_T
 from hbench.errors import HBenchError
+from hbench.evaluation import evaluate
 from hbench.evaluation.edit import (
     caption,
     edit_each,
@@ -21,10 +24,19 @@ from hbench.evaluation.edit import (
     singly_and_together,
     sweep,
 )
-from hbench.evaluation.properties import _jackknife, _Measured, _summarise, compare, mean_directions, properties
+from hbench.evaluation.properties import (
+    _jackknife,
+    _Measured,
+    _Numbers,
+    _summarise,
+    compare,
+    mean_directions,
+    properties,
+)
 from hbench.evaluation.rca import rca
 from hbench.experiments import parse_experiment
-from hbench.store.datasets import read_image
+from hbench.reporting.grids import _edit_labels, draw_edits
+from hbench.store.datasets import read_image, read_images
 from hbench.store.directions import direction_source, load_directions, save_directions
 from hbench.store.run import load_run
 
@@ -79,7 +91,8 @@ def test_the_mean_direction_is_the_mean_over_samples_of_f_k(run):
 
 
 def test_constant_directions_are_homogeneous_and_consistent_and_all_edits_agree(constant):
-    result, found = properties(constant, n_mean=6, n=20)
+    result = properties(constant, samples=6, pairs=20)
+    found = result.directions
     for t in range(2):
         torch.testing.assert_close(
             found.mean[:, t], constant.shift_block.out_bias[..., None, None].expand(-1, -1, 8, 8)
@@ -94,7 +107,7 @@ def test_constant_directions_are_homogeneous_and_consistent_and_all_edits_agree(
 
 
 def test_directions_without_the_sample_are_homogeneous_but_not_consistent(sampleless):
-    result, _ = properties(sampleless, n_mean=4, n=20)
+    result = properties(sampleless, samples=4, pairs=20)
     assert result.homogeneity.value == pytest.approx([1] * 4, abs=1e-5)
     assert result.distance_mean.value == pytest.approx([0] * 4, abs=1e-3)
     assert result.consistency.value[-1] < 0.99999
@@ -102,7 +115,7 @@ def test_directions_without_the_sample_are_homogeneous_but_not_consistent(sample
 
 
 def test_properties_of_any_run_lie_in_their_ranges_and_intervals(run):
-    result, _ = properties(run, n_mean=30, n=20, seed=2)
+    result = properties(run, samples=30, pairs=20, seed=2)
     assert len(result.timesteps) == len(result.homogeneity_at) == len(result.consistency_between) == 2
     assert max(result.homogeneity.value) < 1
     table = result.table()
@@ -112,8 +125,7 @@ def test_properties_of_any_run_lie_in_their_ranges_and_intervals(run):
         assert (table[column] <= table[f"{column}_high"] + 1e-9).all(), column
     assert table["homogeneity"][3] == pytest.approx(table["homogeneity"][:3].mean())
     assert len(result.timestep_table()) == 2 * 4
-    again, _ = properties(run, n_mean=30, n=20, seed=2)
-    assert result == again
+    assert result == properties(run, samples=30, pairs=20, seed=2)
 
 
 def test_the_mean_can_be_recorded_on_another_grid(run):
@@ -143,14 +155,19 @@ def linear(slope, offset, n=20, K=2):
 
 def test_numbers_of_a_linear_reconstructor_are_exact():
     numbers = _summarise(linear(slope=0.5, offset=1.0), np.arange(20))
-    assert numbers["slope"] == pytest.approx([0.5, 0.5])
-    assert numbers["correlation"] == pytest.approx([1, 1])
-    assert numbers["distance_mean"] == pytest.approx([0.25, 0.25])
-    assert numbers["s_difference_mean"] == pytest.approx([0.25, 0.25])
-    assert numbers["s_difference_global"] == pytest.approx([0, 0])
-    assert numbers["accuracy_own"].tolist() == [1, 0]
-    assert numbers["accuracy_global"].tolist() == [0.75, 0]
-    assert numbers["same_k_global"].tolist() == [0.75, 1]
+    assert numbers.slope == pytest.approx([0.5, 0.5])
+    assert numbers.correlation == pytest.approx([1, 1])
+    assert numbers.distance_mean == pytest.approx([0.25, 0.25])
+    assert numbers.s_difference_mean == pytest.approx([0.25, 0.25])
+    assert numbers.s_difference_global == pytest.approx([0, 0])
+    assert numbers.accuracy_own.tolist() == [1, 0]
+    assert numbers.accuracy_global.tolist() == [0.75, 0]
+    assert numbers.same_k_global.tolist() == [0.75, 1]
+    assert numbers.homogeneity.tolist() == [1, 1]
+    assert [each.tolist() for each in numbers.homogeneity_at] == [[1, 1], [1, 1]]
+    flat = numbers.flat()
+    assert len(flat) == 12 + 2
+    assert _Numbers.of(flat) == numbers
 
 
 def test_the_jackknife_of_a_mean_is_students_interval(run, monkeypatch):
@@ -207,7 +224,7 @@ def test_with_other_steps_the_shift_is_shared_out_among_them(run):
 def test_directions_come_back_as_they_were_saved(run, tmp_path):
     path = tmp_path / "directions.safetensors"
     saved = mean_directions(run, 4, seed=7)
-    save_directions(path, saved, run)
+    save_directions(path, saved, run.experiment, run.hashes["shift_block"])
     loaded = load_directions(path, run)
     assert torch.equal(loaded.mean, saved.mean)
     assert (loaded.timesteps, loaded.n, loaded.seed) == (saved.timesteps, 4, 7)
@@ -220,8 +237,9 @@ def test_directions_come_back_as_they_were_saved(run, tmp_path):
 
 
 def test_rca_and_traverse_take_another_source(run, tmp_path):
-    save_directions(tmp_path / "d.safetensors", mean_directions(run, 4), run)
-    source = direction_source(run, "global", tmp_path / "d.safetensors")
+    path = tmp_path / "d.safetensors"
+    save_directions(path, mean_directions(run, 4), run.experiment, run.hashes["shift_block"])
+    source = direction_source(run, "global", path)
     assert rca(run, pairs=20, source=source).n == 20
     plain, other = (run.traverse([0], examples=2, samples=3, source=chosen).images for chosen in (None, source))
     assert torch.equal(plain[:, :, 1], other[:, :, 1])
@@ -272,6 +290,100 @@ def test_what_is_asked_for_in_words_and_numbers():
     assert caption({3: 10 / 3}) == "3, s = 3.33"
     assert caption({3: 2.5}, {3: "upright to slanted"}) == "3, s = 2.5\nupright to slanted"
     assert caption({3: 2.5, 7: -1.0}, {3: "thin"}) == "3, s = 2.5\n7, s = -1"
+
+
+@pytest.fixture
+def edited_images(run, tmp_path):
+    """Two images of the tiny run, edited in every way, and their folder."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    run = dataclasses.replace(run, names={1: "thickness"})
+    return evaluate.edit(run, read_images([tmp_path], run.experiment.data), [{0: 2.0}, {0: 2.0, 1: -1.0}], steps=4)
+
+
+def test_edits_of_real_images_are_a_result(edited_images, run, tmp_path):
+    assert edited_images.pictures.shape == (2, 2 + 2, 1, 16, 16)
+    assert edited_images.edits == [[(0, 2.0)], [(0, 2.0), (1, -1.0)]]
+    alone = run.edit(edited_images.pictures[:1, 0], {0: 2.0, 1: -1.0}, steps=4)
+    torch.testing.assert_close(edited_images.pictures[:1, 3], alone, rtol=1e-3, atol=1e-3)
+    lines = edited_images.summary().splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("n 2  MSE mean ")
+    folder = edited_images.save(tmp_path / "out")
+    assert len(list((folder / "images").glob("*.png"))) == 2 * 4
+    assert evaluate.EditedImages.load(folder) == edited_images
+    assert hbench.plot(edited_images, tmp_path / "edits.png").stat().st_size > 1000
+
+
+def test_a_perfect_reconstruction_is_null_in_json(edited_images, tmp_path):
+    (first, *_) = edited_images.images
+    perfect = dataclasses.replace(edited_images, images=[dataclasses.replace(first, mse=0.0, psnr=math.inf)])
+    perfect.write(tmp_path / "edit.json")
+    assert json.loads((tmp_path / "edit.json").read_text())["images"][0]["psnr"] is None
+    assert evaluate.EditedImages.load(tmp_path) == perfect
+
+
+def test_images_are_there_to_draw_or_missed(run, tmp_path):
+    numbers = {"pairs": 8, "examples": 1, "samples": 3}
+    traversal = evaluate.traverse(dataclasses.replace(run, names={1: "thickness"}), **numbers)
+    assert traversal.grid.images.shape == (3, 1, 3, 1, 16, 16)
+    assert [each.direction for each in traversal.directions] == list(traversal.grid.directions)
+    assert {each.label.split(" ")[0] for each in traversal.directions} == {"0", "1:", "2"}
+    ranking = rca(run, pairs=8)
+    assert evaluate.traverse(run, examples=1, samples=3, ranking=ranking).table()["accuracy"].tolist() == [
+        ranking.per_direction[k] for k in ranking.ranking()
+    ]
+    hbench.plot(traversal, tmp_path / "directions.png")
+    read = evaluate.Traversal.load(traversal.save(tmp_path / "traverse"))
+    assert read == traversal
+    with pytest.raises(HBenchError, match="a traverse result that was read from its folder has no images to draw"):
+        hbench.plot(read, tmp_path / "again.png")
+    assert not (tmp_path / "again.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda run: evaluate.traverse(run, examples=0), "examples must be at least 1"),
+        (lambda run: evaluate.traverse(run, samples=1), "samples must be at least 2"),
+        (lambda run: evaluate.properties(run, samples=1), "samples must be at least 2"),
+        (lambda run: evaluate.properties(run, pairs=19), "pairs must be at least 20"),
+        (lambda run: evaluate.properties(run, directions=[3]), "no direction 3: the run has 0 to 2"),
+        (lambda run: evaluate.properties(run, samples=2, pairs=20, steps=1001), "must be in 1..1000"),
+        (lambda run: evaluate.edit(run, [], [{0: 1.0}]), "images must be at least 1"),
+        (lambda run: evaluate.edit(run, [None], []), "edits must be at least 1"),
+        (lambda run: evaluate.edit(run, [None], [{3: 1.0}]), "no direction 3: the run has 0 to 2"),
+        (lambda run: evaluate.edit(run, [None], [{1: math.inf}]), "must be finite"),
+    ],
+)
+def test_measurements_refuse_wrong_values(run, call, said):
+    with pytest.raises(ValueError, match=said):
+        call(run)
+
+
+def test_the_picture_of_edits_is_laid_out_by_what_the_edits_have_in_common():
+    names = {3: "thickness"}
+    shifts = _edit_labels(singly_and_together({3: 1.0, 7: -2.0}), names)
+    assert shifts == (["3, s = 1\nthickness", "7, s = -2", "3, s = 1\n7, s = -2"], ("",), "")
+    assert _edit_labels(sweep(3, 5, 3), names) == (["s = -5", "s = 0", "s = 5"], ("",), "\ndirection 3: thickness")
+    assert _edit_labels(grid(3, 7, 5, 2), names) == (["3, s = -5", "3, s = 5"], ["7, s = 5", "7, s = -5"], "")
+    assert _edit_labels([{3: 1.0}], names).heading == ""
+    pairs = [{3: 1.0, 7: 2.0}, {3: 2.0, 7: 1.0}]  # two directions, not every combination
+    assert _edit_labels(pairs, names).columns == ["3, s = 1\n7, s = 2", "3, s = 2\n7, s = 1"]
+
+
+def test_a_long_picture_of_edits_says_that_it_is_cut(edited_images, tmp_path):
+    from PIL import Image
+
+    many = dataclasses.replace(
+        edited_images, images=edited_images.images * 25, pictures=edited_images.pictures.repeat(25, 1, 1, 1, 1)
+    )
+    draw_edits(many, tmp_path / "edits.png")
+    with Image.open(tmp_path / "edits.png") as picture:
+        assert picture.height == pytest.approx(120 * (0.92 * 40 + 1.5), abs=2)  # 40 of 50 rows
 
 
 def test_psnr_by_hand():

@@ -14,6 +14,17 @@ RESULTS = Path(__file__).parents[2] / "results" / "mnist16"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Note(Record):
+    files: dict[str, str]
+
+
+def test_names_of_files_may_be_any_bytes(tmp_path):
+    note = Note(files={"a\udcff.png": "\udcfe"})
+    note.write(tmp_path / "note.json")
+    assert Note.read(tmp_path / "note.json").files == {r"a\udcff.png": r"\udcfe"}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Toy(Record):
     n: int
     values: list[Number]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.comparison import train_curves
 from hbench.cli.legacy import claim_folder, run_options
 from hbench.cli.rca import rca
+from hbench.cli.train_curves import train_curves
 from hbench.cli.traverse import traverse
 
 SHIPPED = Path("mnist16")
@@ -53,7 +53,7 @@ def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str
         return
     measure(fresh, fresh)
     draw_growth(grown, fresh / "rca" / "growth.png")
-    ctx.invoke(train_curves, runs=(fresh,), out=fresh / "train-curves", **common)
+    ctx.invoke(train_curves, runs=(fresh,), out=fresh / "train-curves", overwrite=overwrite)
     write_pages([collect(out / "shipped"), collect(fresh)], out)
 
     click.echo("Open:")

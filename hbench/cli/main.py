@@ -16,19 +16,21 @@ import click
 from tqdm import tqdm
 
 from hbench import __version__
-from hbench.cli.comparison import ablations, train_curves
+from hbench.cli.ablations import ablations
 from hbench.cli.demonstration import demo
 from hbench.cli.edit import edit
-from hbench.cli.evaluation import fid, sample
+from hbench.cli.fid import fid
+from hbench.cli.lenet import lenet
 from hbench.cli.mos import mos
 from hbench.cli.pretrain import pretrain
 from hbench.cli.properties import properties
 from hbench.cli.rca import rca
 from hbench.cli.report import report
 from hbench.cli.reproduce import reproduce
+from hbench.cli.sample import sample
 from hbench.cli.sweep import plan, vram_sweep
 from hbench.cli.train import train
-from hbench.cli.training import lenet
+from hbench.cli.train_curves import train_curves
 from hbench.cli.traverse import traverse
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.runtime.command import COMMAND

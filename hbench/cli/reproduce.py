@@ -59,17 +59,16 @@ class Job:
 
     def own_lenet(self) -> Path | None:
         """Return the LeNet that was trained here, where the shipped one does not serve."""
-        from hbench.evaluation.lenet import FILE
+        from hbench.store.lenet import FILE
 
         file = self.folder / "lenet" / FILE
         return file if file.is_file() else None
 
     def needs_lenet(self) -> bool:
         """Return whether the digits need a LeNet of their own."""
-        from hbench.evaluation.lenet import FILE, fits
-        from hbench.store.run import SHIPPED
+        from hbench.store.lenet import SHIPPED_LENET, fits
 
-        return self.labelled and (self.run is None or not fits(SHIPPED / "mnist16" / FILE, self.experiment.data))
+        return self.labelled and (self.run is None or not fits(SHIPPED_LENET, self.experiment.data))
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,42 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
-import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from hbench.config import Experiment
 from hbench.core.images import to_uint8
 from hbench.core.intervals import student
 from hbench.errors import HBenchError
-from hbench.evaluation.curves import last_third, read_curves
-from hbench.evaluation.fid import frechet_distance, lenet_reference, statistics
-from hbench.evaluation.lenet import FILE, fits, load_lenet, single_features
-from hbench.evaluation.rca import rca
+from hbench.evaluation.curves import late_means, read_curves
+from hbench.evaluation.features import lenet_features
+from hbench.evaluation.frechet import frechet_distance, lenet_reference, statistics
+from hbench.evaluation.rca import RCA, rca
 from hbench.evaluation.sampling import Pairs
 from hbench.evaluation.traverse import direction_label
 from hbench.experiments import override
 from hbench.models.adm import UNetModel
 from hbench.models.reconstructor import LENET_FEATURES
-from hbench.store.files import read_json
-from hbench.store.run import SHIPPED, load_run
+from hbench.runtime.device import pick_device
+from hbench.store.files import sha256, write_text
+from hbench.store.folders import claimed_folder
+from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
+from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.provenance import Provenance, provenance
+from hbench.store.records import Aside, Number
+from hbench.store.results import Result
+from hbench.store.run import Run, load_run
+from hbench.store.weights import save_weights, tensors_sha256, write_experiment
 from hbench.training.checkpoint import read_checkpoint
 from hbench.training.discover import train
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 log = logging.getLogger(__name__)
 
@@ -36,60 +48,207 @@ PAPER = {
     "none": ["discovery.fidelity=none", "discovery.gradient=chain"],
     "per-step": ["discovery.fidelity=adversarial", "discovery.gradient=per-step"],
 }
-"""The variants of Fig. 3 and Sec. 4.4: the overrides of each; all other settings are the experiment's."""
+"""Overrides of each variant of Fig. 3 and Sec. 4.4; all other settings are the experiment's."""
 DIRECTIONS, EXAMPLES, SAMPLES = 4, 4, 5
-"""Of each variant, in the picture."""
+"""What of each variant is drawn."""
+METRICS = ["rca", "magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"]
+"""Fields of :class:`Measured` that are averaged over the seeds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run of a variant, on ``n`` fresh pairs if not said otherwise.
+    """One training of a variant, measured on ``n`` fresh pairs if not said otherwise.
 
-    All runs get the same x_T, and those of equal K and S the same k and s.
+    All trainings get the same x_T, and those of equal K and S the same k and s.
     """
 
     variant: str
     seed: int
-    """Of the training."""
+    """Seed of the training."""
     n: int
     chance: float
-    """The accuracy of guessing, 1/K."""
+    """Accuracy of guessing, 1/K."""
     rca: float
     rca_low: float
+    """Ends of the 95 % Wilson interval."""
     rca_high: float
-    """95 % Wilson interval."""
     magnitude_error: float
     outside: float
     """Share of shifted samples with a pixel beyond +-1.5."""
-    D_raw: float
-    """Mean output of this run's own discriminator over the last third of its training."""
-    D_shifted: float
-    fd_raw: float | None
-    """FD (LeNet digits); None where there is no LeNet for the images."""
-    fd_shifted: float | None
+    D_raw: Number
+    """Mean output of this training's own discriminator over the last third of its steps."""
+    D_shifted: Number
+    fd_raw: Number
+    """FD (LeNet digits); nan where there is no LeNet for the images."""
+    fd_shifted: Number
     device: str
-    """Of the training, as are the rest; other threads round differently."""
+    """Device of the training; the other fields too are the training's. Other threads round differently."""
     threads: int
     seconds: float
     commit: str | None
 
 
-@dataclass(frozen=True)
-class Ablations:
-    """All runs, measured."""
+@dataclass(frozen=True, kw_only=True)
+class VariantMean:
+    """Mean of one metric of one variant over the training seeds."""
 
-    table: pd.DataFrame
-    """One row of :class:`Measured` for each variant and seed."""
+    variant: str
+    metric: str
+    seeds: int
+    mean: float
+    low: Number
+    """Ends of the 95 % t-interval; nan for one seed."""
+    high: Number
+    min: float
+    max: float
+
+
+class Shown(NamedTuple):
+    """The most accurate directions of a variant's first training, to be drawn."""
+
+    variant: str
+    S: float
+    """Largest magnitude."""
+    directions: list[int]
+    accuracies: list[float]
     images: Tensor
-    """The most accurate directions of each variant's first run, as :func:`traverse` draws them, variant by variant:
-    equally many of each."""
-    labels: list[str]
-    """One a direction."""
+    """Images along the directions, in [-1, 1]: [directions, examples, samples, C, H, W]."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Variant, index and accuracy of each direction."""
+        numbers = zip(self.directions, self.accuracies, strict=True)
+        return [f"{self.variant}: {direction_label(k, accuracy)}" for k, accuracy in numbers]
 
 
-def run_folder(out: Path, variant: str, seed: int) -> Path:
-    """Where the run of a variant and seed lies."""
-    return out / f"{variant}-seed{seed}"
+@dataclass(frozen=True, kw_only=True)
+class Ablations(Result):
+    """Variants of a training, each measured over several training seeds.
+
+    Its folder also gets the means as ``summary.csv``.
+    """
+
+    NAME: ClassVar[str] = "ablations"
+
+    runs: list[Measured]
+    """All trainings, variant by variant."""
+    means: Annotated[list[VariantMean], Field(alias="summary")]
+    """Means over the seeds, metric by metric."""
+    shown: Aside = field(default=None, compare=False, repr=False)
+    """A list with :class:`Shown` of each variant; None in a result read back."""
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of the variants."""
+        return list(dict.fromkeys(run.variant for run in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the trainings."""
+        return list(dict.fromkeys(run.seed for run in self.runs))
+
+    def summary(self) -> str:
+        """Return the means over the seeds as a table."""
+        text: str = self.means_table().round(4).to_string(index=False)
+        return text
+
+    def table(self) -> "DataFrame":
+        """Return the numbers of each training, a row a training."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(run) for run in self.runs])
+
+    def means_table(self) -> "DataFrame":
+        """Return mean, interval and range over the seeds, a row for each metric and variant."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(mean) for mean in self.means])
+
+    def write_into(self, folder: Path) -> None:
+        """Write the result into a folder that the caller has claimed."""
+        write_text(folder / "summary.csv", self.means_table().to_csv(index=False))
+        super().write_into(folder)
+
+
+def ablations(
+    experiment: Experiment,
+    model: UNetModel,
+    out: str | Path,
+    *,
+    variants: Mapping[str, Sequence[str]] = PAPER,
+    seeds: Sequence[int] = (0, 1, 2),
+    pairs: int = 1000,
+    lenet: str | Path | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    resume: bool = False,
+    max_minutes: float | None = None,
+    draw: Callable[[Path], None] | None = None,
+) -> Ablations | None:
+    """Train variants of an experiment over several seeds, and measure all of them. Return None if stopped early.
+
+    The trainings lie in folders of ``out``.
+
+    Args:
+        experiment: what all variants have in common.
+        model: diffusion model that all are trained on.
+        out: output folder, made where it is missing.
+        variants: overrides of each variant, by its name, each ``section.key=value``.
+        seeds: seeds of the trainings.
+        pairs: fresh pairs that each training is measured on, at least 1. Cost: two chains each.
+        lenet: file of the LeNet for the FD; by default the shipped one where it fits the images, else no FD.
+        seed: seed of the pairs.
+        device: where to train and to measure: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        resume: leave finished trainings in ``out`` alone, go on with the others, and measure all of them again.
+        max_minutes: stop cleanly after this time.
+        draw: draws the curves of a training's folder.
+
+    Raises:
+        ValueError: no variant, no seed or no pair.
+        HBenchError: an unknown setting or a value out of range, a LeNet of other images, too few pairs for the FD, or
+            ``out`` holds something else or trainings of other settings.
+    """
+    for name, given in (("variants", len(variants)), ("seeds", len(seeds)), ("pairs", pairs)):
+        if given < 1:
+            raise ValueError(f"{name} must be at least 1, got {given}")
+    for overrides in variants.values():
+        override(experiment, overrides)  # a wrong one is refused before any is trained
+    weights, out, device = choose_lenet(lenet, experiment, pairs), Path(out), pick_device(device)
+    if not weights:
+        log.warning("no digit LeNet for these images, so no FD: `lenet` takes the file of one")
+    shared = out / "model.safetensors"
+    with claimed_folder(out, resume=resume):
+        origin = provenance(experiment, device, seed, variants=variants, training_seeds=seeds)
+        write_experiment(out, experiment)
+        if not shared.is_file():
+            save_weights(shared, model, experiment, "model", experiment.pretrain.weights)
+        if not train_variants(
+            experiment, model, variants, seeds, out, device=device, max_minutes=max_minutes, draw=draw
+        ):
+            return None
+        runs, shown = measure_variants(out, list(variants), seeds, pairs=pairs, lenet=weights, seed=seed, device=device)
+    found = origin.finished(
+        n=pairs,
+        weights_sha256={path.stem: sha256(path) for path in (shared, weights) if path},
+        model_tensors_sha256=tensors_sha256(shared),
+    )
+    return Ablations(runs=runs, means=summarise(runs), shown=shown, provenance=found)
+
+
+def choose_lenet(given: str | Path | None, experiment: Experiment, pairs: int) -> Path | None:
+    """Return the LeNet for the FD of so many pairs: the given one, or the shipped one where it fits, or None.
+
+    Raises:
+        HBenchError: the given one does not fit the images, or the pairs are too few.
+    """
+    lenet = Path(given or SHIPPED_LENET)
+    if not fits(lenet, experiment.data):
+        if given:
+            raise HBenchError(f"{given}: was trained on other images: train a LeNet on those of {experiment.name}")
+        return None
+    if pairs <= LENET_FEATURES:
+        raise HBenchError(f"{pairs} pairs are too few for the FD: need more than its {LENET_FEATURES} features")
+    return lenet
 
 
 def train_variants(
@@ -105,8 +264,10 @@ def train_variants(
 ) -> bool:
     """Train every variant with every seed. Return False if stopped early; the next call goes on.
 
-    Finished runs in ``out`` are left alone, a half one is resumed; HBenchError if they have other settings. ``draw``
-    draws the curves of a folder, see :func:`train`.
+    Finished trainings in ``out`` are left alone, a half one is resumed.
+
+    Raises:
+        HBenchError: trainings in ``out`` have other settings.
     """
     started = time.monotonic()
     missing = []
@@ -114,7 +275,7 @@ def train_variants(
         for variant, overrides in variants.items():
             changed = override(experiment, overrides)
             folder = run_folder(out, variant, seed)
-            if not ((folder / "provenance.json").is_file() and read_checkpoint(folder, changed, seed, "discovery")):
+            if not ((folder / PROVENANCE).is_file() and read_checkpoint(folder, changed, seed, "discovery")):
                 missing.append((changed, folder, seed))
     for i, (changed, folder, seed) in enumerate(missing):
         left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
@@ -127,97 +288,111 @@ def train_variants(
     return True
 
 
-def choose_lenet(given: Path | None, experiment: Experiment, count: int) -> Path | None:
-    """The LeNet for the FD of ``count`` samples: the given one, or the shipped one where it fits the images, or None.
-
-    Raises:
-        HBenchError: the given one does not fit the images, or the samples are too few.
-    """
-    lenet = given or SHIPPED / "mnist16" / FILE
-    if not fits(lenet, experiment.data):
-        if given:
-            raise HBenchError(f'{given}: was trained on other images: make one with "hbench lenet {experiment.name}"')
-        return None
-    if count <= LENET_FEATURES:
-        raise HBenchError(f"{count} pairs are too few for the FD: need more than its {LENET_FEATURES} features")
-    return lenet
-
-
-def lenet_distance(batches: Sequence[Tensor], lenet: Path) -> float:
-    """FD (LeNet digits) of batches of images in [-1, 1]."""
-    features = single_features(load_lenet(lenet), torch.cat([to_uint8(batch).cpu() for batch in batches]))
-    return frechet_distance(statistics(features), lenet_reference(lenet).statistics)
-
-
 def measure_variants(
     out: Path,
     variants: Sequence[str],
     seeds: Sequence[int],
     *,
-    device: torch.device,
+    pairs: int,
     lenet: Path | None,
-    count: int,
     seed: int = 0,
-) -> Ablations:
-    """The numbers of all trained runs, and pictures of each variant's first.
+    device: torch.device,
+) -> tuple[list[Measured], list[Shown]]:
+    """Measure all trainings of :func:`train_variants`, and generate along directions of each variant's first.
 
     Args:
-        out: where :func:`train_variants` has put them.
+        out: where the trainings are.
         variants: their names.
-        seeds: of the training.
+        seeds: seeds of the trainings.
+        pairs: fresh pairs, which also make the FD.
+        lenet: file of the LeNet for the FD; None = no FD.
+        seed: seed of the pairs.
         device: where to generate.
-        lenet: for the FD; None = no FD.
-        count: fresh pairs, which also make the FD. Cost: two chains each.
-        seed: of the pairs.
     """
-    rows, drawn = [], []
+    rows, shown = [], []
     for variant in variants:
         for training_seed in seeds:
             folder = run_folder(out, variant, training_seed)
             run = load_run(folder, device=device)
-            pairs: list[Pairs] = []
-            found = rca(run, pairs=count, seed=seed, on_pairs=pairs.append)
-            (curves,) = read_curves([folder])
-            late = last_third(curves.rows)
-            origin = read_json(folder / "provenance.json")
-            rows.append(
-                Measured(
-                    variant=variant,
-                    seed=training_seed,
-                    n=count,
-                    chance=found.chance,
-                    rca=found.accuracy,
-                    rca_low=found.interval[0],
-                    rca_high=found.interval[1],
-                    magnitude_error=found.magnitude_error,
-                    outside=found.outside,
-                    D_raw=late["D_raw"],
-                    D_shifted=late["D_shifted"],
-                    fd_raw=lenet_distance([pair.x_0 for pair in pairs], lenet) if lenet else None,
-                    fd_shifted=lenet_distance([pair.x_0_shifted for pair in pairs], lenet) if lenet else None,
-                    device=origin["device"],
-                    threads=origin["threads"],
-                    seconds=origin["wall_seconds"],
-                    commit=origin["git"] and origin["git"]["commit"],
-                )
-            )
+            drawn: list[Pairs] = []
+            found = rca(run, pairs=pairs, seed=seed, on_pairs=drawn.append)
+            rows.append(_measured(folder, variant, training_seed, found, drawn, lenet))
             if training_seed == seeds[0]:
-                best = found.ranking()[:DIRECTIONS]
-                labels = [f"{variant}: {direction_label(k, found.per_direction[k])}" for k in best]
-                drawn.append((run.traverse(best, examples=EXAMPLES, samples=SAMPLES, seed=seed).images, labels))
-    table = pd.DataFrame(rows).astype({"fd_raw": float, "fd_shifted": float})  # None becomes nan
-    shown = min(len(labels) for _, labels in drawn)  # fewer where a variant has fewer directions
-    images = torch.cat([images[:shown] for images, _ in drawn])
-    return Ablations(table, images, [label for _, labels in drawn for label in labels[:shown]])
+                shown.append(_shown(run, variant, found, seed))
+    return rows, shown
 
 
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, 95 % t-interval and range over the seeds: one row for each variant and metric of :class:`Measured`."""
-    metrics = ["rca", "magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"]
-    long = table.melt(["variant"], metrics, "metric").dropna()
-    grouped = long.groupby(["variant", "metric"], sort=False)["value"]
-    bounds = {
-        name: grouped.agg(lambda values, i=i: float(student(values)[i])) for i, name in enumerate(("low", "high"))
-    }
-    found = grouped.agg(seeds="count", mean="mean").assign(**bounds, min=grouped.min(), max=grouped.max())
-    return found.reset_index()
+def summarise(runs: Sequence[Measured]) -> list[VariantMean]:
+    """Return mean, 95 % t-interval and range over the seeds of each metric and variant that has values."""
+    import pandas as pd
+
+    values = pd.DataFrame([asdict(run) for run in runs]).melt(["variant"], METRICS, "metric").dropna()
+    grouped = values.groupby(["variant", "metric"], sort=False)["value"]
+    means = grouped.mean()
+    found = []
+    for (variant, metric), each in grouped:
+        low, high = student(each)
+        found.append(
+            VariantMean(
+                variant=variant,
+                metric=metric,
+                seeds=len(each),
+                mean=float(means[variant, metric]),
+                low=float(low),
+                high=float(high),
+                min=float(each.min()),
+                max=float(each.max()),
+            )
+        )
+    return found
+
+
+def run_folder(out: Path, variant: str, seed: int) -> Path:
+    """Return where the training of a variant and seed lies."""
+    return out / f"{variant}-seed{seed}"
+
+
+def _measured(
+    folder: Path, variant: str, seed: int, found: RCA, pairs: Sequence[Pairs], lenet: Path | None
+) -> Measured:
+    (curves,) = read_curves([folder])
+    late = late_means(curves)
+    origin = Provenance.read(folder / PROVENANCE)
+    return Measured(
+        variant=variant,
+        seed=seed,
+        n=found.n,
+        chance=found.chance,
+        rca=found.accuracy,
+        rca_low=found.interval[0],
+        rca_high=found.interval[1],
+        magnitude_error=found.magnitude_error,
+        outside=found.outside,
+        D_raw=late.D_raw,
+        D_shifted=late.D_shifted,
+        fd_raw=_lenet_distance([pair.x_0 for pair in pairs], lenet),
+        fd_shifted=_lenet_distance([pair.x_0_shifted for pair in pairs], lenet),
+        device=origin.device,
+        threads=origin.threads,
+        seconds=origin.wall_seconds,
+        commit=origin.git.commit if origin.git else None,
+    )
+
+
+def _lenet_distance(batches: Sequence[Tensor], lenet: Path | None) -> float:
+    """Return the FD (LeNet digits) of batches of images in [-1, 1]; nan without a LeNet."""
+    if lenet is None:
+        return float("nan")
+    features = lenet_features(load_lenet(lenet), torch.cat([to_uint8(batch).cpu() for batch in batches]))
+    return frechet_distance(statistics(features), lenet_reference(lenet).statistics)
+
+
+def _shown(run: Run, variant: str, found: RCA, seed: int) -> Shown:
+    best = found.ranking()[:DIRECTIONS]
+    return Shown(
+        variant=variant,
+        S=run.S,
+        directions=best,
+        accuracies=[found.per_direction[k] for k in best],
+        images=run.traverse(best, examples=EXAMPLES, samples=SAMPLES, seed=seed).images,
+    )

@@ -1,18 +1,33 @@
 """Training curves of several runs, read from what each has logged (Fig. 10)."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import pandas as pd
+import torch
 
 from hbench.config import Experiment
 from hbench.core.intervals import batch_means
 from hbench.errors import HBenchError
+from hbench.store.files import sha256
 from hbench.store.folders import EXPERIMENT
+from hbench.store.provenance import provenance
+from hbench.store.records import Aside, Number
+from hbench.store.results import Result
 from hbench.store.run import locate
 from hbench.store.weights import read_written_experiment
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+METRICS = "metrics.csv"
+"""What a training logs, a row a step."""
+LOSSES = ("loss", "loss_k", "loss_s", "loss_adv", "loss_l1", "loss_D")
+"""Columns that a discovery logs by its settings."""
+NEEDED = ("accuracy", "D_raw", "D_shifted")
+"""Columns that every discovery logs."""
 
 
 @dataclass(frozen=True)
@@ -22,42 +37,128 @@ class Curves:
     name: str
     """The run's folder, or its whole path where several have that name."""
     experiment: Experiment
-    rows: pd.DataFrame
+    rows: "DataFrame"
     """One row a step: accuracy, D_raw, D_shifted, and the losses that the run has."""
+    sha256: str
+    """SHA-256 of the file."""
 
 
-def read_curves(runs: Sequence[Path]) -> list[Curves]:
-    """The curves of the run folders, finished or not.
+@dataclass(frozen=True, kw_only=True)
+class LateMeans:
+    """Means of one run over the last third of its steps; a loss that it does not have is nan."""
+
+    run: str
+    settings: str
+    """Settings in which it differs from the other runs."""
+    steps: int
+    n: int
+    """Number of steps in the last third, rounded up."""
+    loss: Number = math.nan
+    loss_k: Number = math.nan
+    loss_s: Number = math.nan
+    loss_adv: Number = math.nan
+    loss_l1: Number = math.nan
+    accuracy: Number
+    """Share of directions recognised in the training's batches."""
+    loss_D: Number = math.nan
+    D_raw: Number
+    """Mean output of the discriminator on raw samples; 0.5 is ideal."""
+    D_shifted: Number
+    D_raw_low: Number
+    """Ends of 95 % intervals of this one run, by batch means: other seeds may well lie outside."""
+    D_raw_high: Number
+    D_shifted_low: Number
+    D_shifted_high: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCurves(Result):
+    """The trainings of several runs side by side."""
+
+    NAME: ClassVar[str] = "train-curves"
+
+    runs: list[LateMeans]
+    curves: Aside = field(default=None, compare=False, repr=False)
+    """The :class:`Curves` of each run; None in a result read back."""
+
+    def summary(self) -> str:
+        """Return accuracy and D of each run as a table."""
+        shown = ["run", "steps", "n", "accuracy", "D_raw", "D_shifted"]
+        text: str = self.table()[shown].round(4).to_string(index=False)
+        return text
+
+    def table(self) -> "DataFrame":
+        """Return the means of each run, a row a run, with the losses that any of the runs has."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(run) for run in self.runs]).drop(columns=self._without())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as they stand in the file, with the losses that any of the runs has."""
+        values = super().to_json()
+        missing = self._without()
+        runs = [{key: value for key, value in run.items() if key not in missing} for run in values["runs"]]
+        return values | {"runs": runs}
+
+    def _without(self) -> list[str]:
+        """Return the losses that no run has."""
+        return [name for name in LOSSES if all(math.isnan(getattr(run, name)) for run in self.runs)]
+
+
+def train_curves(runs: Sequence[str | Path]) -> TrainingCurves:
+    """Compare the trainings of run folders, finished or not. Nothing here is random.
+
+    Raises:
+        ValueError: no run.
+        HBenchError: no such folder, or no readable metrics of a discovery in it.
+    """
+    if not runs:
+        raise ValueError("runs must name at least one run")
+    curves = read_curves(runs)
+    sources = [
+        {"run": str(run), "metrics_sha256": each.sha256, "experiment": each.experiment.model_dump()}
+        for run, each in zip(runs, curves, strict=True)
+    ]
+    origin = provenance(None, torch.device("cpu"), None, runs=sources)
+    settings = differences([each.experiment for each in curves])
+    return TrainingCurves(
+        runs=[late_means(each, text) for each, text in zip(curves, settings, strict=True)],
+        curves=curves,
+        provenance=origin.finished(),
+    )
+
+
+def read_curves(runs: Sequence[str | Path]) -> list[Curves]:
+    """Return the curves of run folders, finished or not.
 
     Raises:
         HBenchError: no such folder, or no readable metrics of a discovery in it.
     """
-    names = [run.resolve().name for run in runs]
+    names = [Path(run).resolve().name for run in runs]
     return [_read(run, name if names.count(name) == 1 else str(run)) for run, name in zip(runs, names, strict=True)]
 
 
-def _read(run: Path, name: str) -> Curves:
-    folder = locate(run)
-    metrics, settings = folder / "metrics.csv", folder / EXPERIMENT
+def _read(run: str | Path, name: str) -> Curves:
+    import pandas as pd
+
+    folder = locate(Path(run))
+    metrics, settings = folder / METRICS, folder / EXPERIMENT
     for file in (metrics, settings):
         if not file.is_file():
-            raise HBenchError(f'{run}: no {file.name} there: give the folder of a "hbench train"')
+            raise HBenchError(f"{run}: no {file.name} there: give the folder of a discovery")
     try:
         experiment = read_written_experiment(settings)
-        rows = pd.read_csv(metrics)
+        rows = pd.read_csv(metrics).select_dtypes("number")
     except ValueError as error:  # of json, pandas and the decoding of text
         problem = str(error).splitlines()[0]
-        raise HBenchError(
-            f"{run}: its metrics.csv or experiment.json is damaged ({problem}): train it again"
-        ) from error
-    missing = {"step", "accuracy", "D_raw", "D_shifted"} - set(rows.columns)
-    if missing or rows.empty:
-        raise HBenchError(f'{run}: its metrics.csv holds no discovery: give the folder of a "hbench train"')
-    return Curves(name, experiment, rows)
+        raise HBenchError(f"{run}: its {METRICS} or {EXPERIMENT} is damaged ({problem}): train it again") from error
+    if rows.empty or not {"step", *NEEDED} <= set(rows.columns):
+        raise HBenchError(f"{run}: its {METRICS} holds no discovery: give the folder of one")
+    return Curves(name, experiment, rows, sha256(metrics))
 
 
 def differences(experiments: Sequence[Experiment]) -> list[str]:
-    """Of each experiment, the settings in which they do not all agree: "fidelity=l1, lambda_l1=5"."""
+    """Return of each experiment the settings in which they do not all agree: "fidelity=l1, lambda_l1=5"."""
     tables = [_settings(experiment) for experiment in experiments]
     differing = [key for key in tables[0] if any(table[key] != tables[0][key] for table in tables)]
     return [", ".join(f"{key}={table[key]}" for key in differing) for table in tables]
@@ -69,22 +170,10 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     return experiment.discovery.model_dump() | others
 
 
-def last_third(rows: pd.DataFrame) -> dict[str, float]:
-    """Means over the last third of the logged steps, rounded up, and their number ``n``; those of D with an interval.
-
-    The interval, ``D_raw_low`` and so on, is of this one run, by batch means: other seeds may well lie outside.
-    """
-    chosen = rows.tail(-(-len(rows) // 3)).drop(columns="step")
-    found = {"n": len(chosen), **chosen.mean().to_dict()}
+def late_means(curves: Curves, settings: str = "") -> LateMeans:
+    """Return the means over the last third of the logged steps."""
+    late = curves.rows.tail(-(-len(curves.rows) // 3))
+    means = late[[name for name in late.columns if name in (*LOSSES, *NEEDED)]].mean().to_dict()
     for name in ("D_raw", "D_shifted"):
-        found[f"{name}_low"], found[f"{name}_high"] = batch_means(chosen[name])
-    return found
-
-
-def compare(curves: Sequence[Curves]) -> pd.DataFrame:
-    """One row a run: its name, how its settings differ from the others', its steps, and means over their last third."""
-    settings = differences([each.experiment for each in curves])
-    return pd.DataFrame(
-        {"run": each.name, "settings": text, "steps": len(each.rows), **last_third(each.rows)}
-        for each, text in zip(curves, settings, strict=True)
-    )
+        means[f"{name}_low"], means[f"{name}_high"] = batch_means(late[name])
+    return LateMeans(run=curves.name, settings=settings, steps=len(curves.rows), n=len(late), **means)

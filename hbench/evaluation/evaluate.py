@@ -8,12 +8,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hbench.evaluation.ablations import Ablations as Ablations
+    from hbench.evaluation.ablations import ablations as ablations
+    from hbench.evaluation.curves import TrainingCurves as TrainingCurves
+    from hbench.evaluation.curves import train_curves as train_curves
     from hbench.evaluation.edit import EditedImages as EditedImages
     from hbench.evaluation.edit import edit as edit
+    from hbench.evaluation.fid import Fidelity as Fidelity
+    from hbench.evaluation.fid import fid as fid
+    from hbench.evaluation.lenet import TrainedLeNet as TrainedLeNet
+    from hbench.evaluation.lenet import lenet as lenet
     from hbench.evaluation.properties import Properties as Properties
     from hbench.evaluation.properties import properties as properties
     from hbench.evaluation.rca import RCA as RCA
     from hbench.evaluation.rca import rca as rca
+    from hbench.evaluation.sample import Samples as Samples
+    from hbench.evaluation.sample import sample as sample
     from hbench.evaluation.traverse import Traversal as Traversal
     from hbench.evaluation.traverse import traverse as traverse
 
@@ -26,6 +36,16 @@ _HOME = {
     "Properties": "hbench.evaluation.properties",
     "edit": "hbench.evaluation.edit",
     "EditedImages": "hbench.evaluation.edit",
+    "fid": "hbench.evaluation.fid",
+    "Fidelity": "hbench.evaluation.fid",
+    "train_curves": "hbench.evaluation.curves",
+    "TrainingCurves": "hbench.evaluation.curves",
+    "ablations": "hbench.evaluation.ablations",
+    "Ablations": "hbench.evaluation.ablations",
+    "sample": "hbench.evaluation.sample",
+    "Samples": "hbench.evaluation.sample",
+    "lenet": "hbench.evaluation.lenet",
+    "TrainedLeNet": "hbench.evaluation.lenet",
 }
 """Module of each public name, in the order of docs/api.md."""
 

@@ -1,12 +1,18 @@
-"""Features of image files, by the extractors of torch-fidelity."""
+"""Features of images: by the extractors of torch-fidelity, and by a digit LeNet, which is one of them here.
+
+Inception knows no digits, so plain FID says little of them. Distances in the LeNet's features are the same formulas,
+and are never called FID.
+"""
 
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -14,67 +20,133 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.hub import get_dir
+from torch_fidelity import register_feature_extractor
 from torch_fidelity.datasets import ImagesPathDataset
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
 from hbench.config import Data
+from hbench.core.images import to_float
 from hbench.errors import HBenchError, is_out_of_memory
-from hbench.evaluation.lenet import EXTRACTOR as LENET
-from hbench.evaluation.lenet import fits
+from hbench.models.digit_lenet import DigitLeNet
+from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runtime.progress import progress_is_shown
 from hbench.store.files import replacing, sha256
+from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
 from hbench.store.weights import load_pickled
 
 INCEPTION = "inception-v3-compat"
+LENET = "lenet-digits"
 
 
-def default_extractor(data: Data) -> str:
-    """Inception, as the paper has it, but for digits the LeNet that knows them."""
-    return INCEPTION if data.dataset == "folder" else LENET
+class LeNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
+    """The digit LeNet as a feature extractor of torch-fidelity; its weights path is the LeNet's file."""
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(name, features_list)
+        assert feature_extractor_weights_path is not None
+        self.lenet = load_lenet(Path(feature_extractor_weights_path))
+        self.channels = self.lenet.backbone[0].in_channels
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """Return the one layer: the features before the head."""
+        return (str(LENET_FEATURES),)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """Return the only layer."""
+        return str(LENET_FEATURES)
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Return False: the network is tiny."""
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        """Return an image that is never used."""
+        return torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Return features [B, 120] of uint8 RGB images; grey ones had their channel repeated."""
+        return (self.lenet.backbone(to_float(images)[:, : self.channels]),)
 
 
-def check_extractor(extractor: str, weights: Path | None, data: Data) -> None:
-    """Refuses, before any image is made, an unknown extractor, and weights that are missing, unfit or hold code."""
-    if extractor not in FEATURE_EXTRACTORS_REGISTRY:
+def extractors() -> Mapping[str, type[FeatureExtractorBase]]:
+    """Return torch-fidelity's feature extractors by name, after registering the digit LeNet among them."""
+    if LENET not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(LENET, LeNetExtractor)
+    registered: Mapping[str, type[FeatureExtractorBase]] = FEATURE_EXTRACTORS_REGISTRY
+    return registered
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature extractor of torch-fidelity, and where its weights are."""
+
+    name: str
+    weights: Path | None = None
+    """None lets torch-fidelity take its own, downloading them if need be."""
+
+    @property
+    def metric(self) -> str:
+        """What a Frechet distance in its features may be called: "FID" only with Inception's."""
+        return {INCEPTION: "FID", LENET: "FD (LeNet digits)"}.get(self.name, f"FD ({self.name})")
+
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 of the weights file; None for torch-fidelity's own."""
+        return sha256(self.weights) if self.weights else None
+
+
+def choose_extractor(data: Data, name: str | None = None, weights: str | Path | None = None) -> Extractor:
+    """Return the extractor for images of this kind, after a look at its weights.
+
+    Args:
+        data: kind of the images.
+        name: registered name; by default Inception, as the paper has it, or the LeNet for digits.
+        weights: file of its weights; by default torch-fidelity's own, or the LeNet that hbench ships.
+
+    Raises:
+        HBenchError: an unknown extractor, or weights that are missing, unfit or hold code.
+    """
+    name = name or (INCEPTION if data.dataset == "folder" else LENET)
+    if name not in extractors():
+        raise HBenchError(f'no feature extractor "{name}": choose one of {", ".join(sorted(extractors()))}')
+    if name.startswith(("clip-", "dinov2-")):
         raise HBenchError(
-            f'no feature extractor "{extractor}": choose one of {", ".join(sorted(FEATURE_EXTRACTORS_REGISTRY))}'
+            f"{name}: comes as code that would be run, not as plain weights: choose {INCEPTION}, vgg16 or {LENET}"
         )
-    if extractor.startswith(("clip-", "dinov2-")):
-        raise HBenchError(
-            f"{extractor}: comes as code that would be run, not as plain weights: choose {INCEPTION}, vgg16 or {LENET}"
-        )
-    if extractor == LENET:
-        assert weights is not None
-        if not fits(weights, data):
+    if name == LENET:
+        chosen = Path(weights or SHIPPED_LENET)
+        if not fits(chosen, data):
             raise HBenchError(
-                f'{weights}: was trained on other images than the run: make one with "hbench lenet", pass --weights'
+                f"{chosen}: was trained on other images than the run: train a LeNet on these, and pass its `weights`"
             )
-    elif weights is not None:
-        load_pickled(weights)  # torch-fidelity would load it without this care
+        return Extractor(name, chosen)
+    if weights is not None:
+        load_pickled(Path(weights))  # torch-fidelity would load it without this care
+    return Extractor(name, Path(weights) if weights else None)
 
 
-def features(
-    paths: list[Path],
-    extractor: str,
-    weights: Path | None,
-    cache: Path,
-    device: torch.device,
-) -> Tensor:
-    """Features [N, D] of image files by an extractor of torch-fidelity, from the cache where they are known.
+def features(paths: list[Path], extractor: Extractor, cache: Path, device: torch.device) -> Tensor:
+    """Return the features [N, D] of image files, from the cache where they are known.
 
     Args:
         paths: PNGs of one size; grey ones become RGB by repeating their channel.
-        extractor: its registered name.
-        weights: its weights; None lets torch-fidelity take its own, downloading them if need be.
+        extractor: what makes the features.
         cache: folder of the features, at most 4 D bytes an image.
         device: where to compute.
 
     Raises:
-        HBenchError: the weights are neither here nor to be had.
+        HBenchError: the weights are neither here nor to be had, or a file is damaged.
     """
-    digest = hashlib.sha256(f"{extractor} {sha256(weights) if weights else ''}".encode())
+    digest = hashlib.sha256(f"{extractor.name} {extractor.sha256 or ''}".encode())
     for path in paths:
         digest.update(path.read_bytes())
     file = cache / "features" / f"{digest.hexdigest()[:32]}.safetensors"
@@ -83,13 +155,36 @@ def features(
             return load_file(file)["features"]
         except (SafetensorError, KeyError) as error:
             raise HBenchError(f"{file}: damaged ({error}): remove it, and it will be made again") from error
-    layer = FEATURE_EXTRACTORS_REGISTRY[extractor].get_default_feature_layer_for_metric("fid")
+    layer = extractors()[extractor.name].get_default_feature_layer_for_metric("fid")
     cuda = device.type == "cuda"
-    on_device = torch.cuda.device(device) if cuda else nullcontext()  # torch-fidelity takes the current GPU
+    with torch.cuda.device(device) if cuda else nullcontext():  # torch-fidelity takes the current GPU
+        network = _network(extractor, layer, cuda)
+        shown = progress_is_shown() and sys.stderr.isatty()
+        try:
+            found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]
+        except (OSError, SyntaxError) as error:  # of Pillow
+            problem = (str(error).splitlines() or ["no more is known"])[-1]
+            raise HBenchError(
+                f"{cache}: an image is damaged ({problem}): remove it, and it will be made again"
+            ) from error
+    with replacing(file) as temporary:
+        save_file({"features": found.contiguous()}, temporary)
+    result: Tensor = found
+    return result
+
+
+@torch.no_grad()
+def lenet_features(lenet: DigitLeNet, images: Tensor) -> Tensor:
+    """Return the features [N, 120] of uint8 images [N, C, H, W], as the extractor makes them of files."""
+    return torch.cat([lenet.backbone(to_float(batch)) for batch in images.split(256)])
+
+
+def _network(extractor: Extractor, layer: str, cuda: bool) -> FeatureExtractorBase:
+    weights = extractor.weights
     try:
-        with _no_code_in_weights(), on_device:
-            network = create_feature_extractor(
-                extractor,
+        with _no_code_in_weights():
+            return create_feature_extractor(
+                extractor.name,
                 [layer],
                 cuda=cuda,
                 feature_extractor_weights_path=None if weights is None else str(weights),
@@ -100,30 +195,20 @@ def features(
             raise
         problem = (str(error).splitlines() or ["damaged"])[0]
         raise HBenchError(
-            f"{weights or get_dir()}: holds no weights of {extractor} ({problem}): get the file again"
+            f"{weights or get_dir()}: holds no weights of {extractor.name} ({problem}): get the file again"
         ) from error
     except URLError as error:
-        file_name = URL_INCEPTION_V3.rpartition("/")[2] if extractor == INCEPTION else "the file of its documentation"
+        inception = extractor.name == INCEPTION
+        file_name = URL_INCEPTION_V3.rpartition("/")[2] if inception else "the file of its documentation"
         raise HBenchError(
-            f"the weights of {extractor} cannot be fetched ({error.reason}): "
-            f"put {file_name} into {get_dir()}/checkpoints, or pass it with --weights"
+            f"the weights of {extractor.name} cannot be fetched ({error.reason}): "
+            f"put {file_name} into {get_dir()}/checkpoints, or pass it as `weights`"
         ) from error
-    shown = progress_is_shown() and sys.stderr.isatty()
-    try:
-        with on_device:
-            found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]
-    except (OSError, SyntaxError) as error:  # of Pillow
-        problem = (str(error).splitlines() or ["no more is known"])[-1]
-        raise HBenchError(f"{cache}: an image is damaged ({problem}): remove it, and it will be made again") from error
-    with replacing(file) as temporary:
-        save_file({"features": found.contiguous()}, temporary)
-    result: Tensor = found
-    return result
 
 
 @contextmanager
 def _no_code_in_weights() -> Iterator[None]:
-    """PyTorch loads nothing but tensors, whatever a library asks for: torch-fidelity would run what a pickle says."""
+    """Let PyTorch load nothing but tensors in the block, whatever torch-fidelity asks for: pickles hold code."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -1,208 +1,185 @@
-"""Distances of raw and shifted samples to real images, through torch-fidelity (Table 2).
+"""Frechet inception distance of raw and shifted samples to real images, through torch-fidelity (Table 2).
 
 Samples and real images become folders of PNGs in a cache, so that they can be looked at, resumed, and given to the
 ``fidelity`` command, which finds the same numbers. Everything in the cache is found by its content: images by all that
 determines them, features by the bytes of the images and of the extractor's weights.
 """
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
 
-from hbench.core import seeds
 from hbench.core.intervals import jackknife
-from hbench.errors import HBenchError
-from hbench.evaluation.features import INCEPTION, features
-from hbench.evaluation.lenet import EXTRACTOR as LENET
-from hbench.evaluation.lenet import load_lenet
-from hbench.evaluation.sample_cache import pngs
+from hbench.evaluation.features import LENET, Extractor, choose_extractor, features
+from hbench.evaluation.frechet import Distance, Reference, distance, lenet_reference, real_reference
+from hbench.evaluation.sample_cache import image_folder, pngs, read_pngs, sample_folders
+from hbench.runtime.distributed import all_gather, rank
+from hbench.store.datasets import at_hand, load_reference
+from hbench.store.folders import remove_leftovers
+from hbench.store.provenance import provenance
+from hbench.store.records import Aside, Interval
+from hbench.store.results import Result
+from hbench.store.run import Run
 
-TOO_FEW = "one image has no covariance: use more samples"
-GROUPS = 20
-"""Of the jackknife: each replicate leaves one of so many equal parts of the samples out."""
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-Statistics = dict[str, np.ndarray]
-"""Mean ``mu`` and covariance ``sigma`` of features, as torch-fidelity has them."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with."""
-
-    statistics: Statistics
-    n: int
-    halves: float
-    """Distance between two random halves of the real images: what is below it cannot be told from them at that n."""
-    halves_interval: tuple[float, float] | None
-    """None where only the statistics are at hand."""
-    sha256: str
-    """Of mean and covariance."""
-    features: Tensor | None = None
-    """[n, D], for KID; None where only the statistics are at hand."""
+EXAMPLES = 64
+"""Samples of each kind that are drawn."""
 
 
-@dataclass(frozen=True)
-class Distance:
-    """Distances of one kind of samples to the reference."""
+@dataclass(frozen=True, kw_only=True)
+class Fidelity(Result):
+    """Distances of raw and shifted samples to real images."""
 
-    n: int
-    fd: float
-    interval: tuple[float, float]
-    """95 % interval of ``fd`` for other samples of the same generator, by the jackknife."""
-    replicates: list[float]
-    """``fd`` without each of the jackknife's groups of samples."""
-    kid: float | None
-    kid_std: float | None
-    """Over torch-fidelity's 100 subsets; None where each of them holds all images, and so says nothing."""
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """Distances of raw and shifted samples to real images (Table 2)."""
+    NAME: ClassVar[str] = "fid"
 
     metric: str
     """What the distance may be called: "FID" only with Inception features."""
     feature_size: int
     n_real: int
+    """Number of real images."""
     halves: float
-    halves_interval: tuple[float, float] | None
+    """Distance between two random halves of the real images: samples below it cannot be told from them at that n."""
+    halves_interval: Interval | None
+    """None where only the statistics of the real images are at hand."""
     raw: Distance
     shifted: Distance
     ratio: float
     """Shifted over raw; 1 = shifting costs no fidelity."""
-    ratio_interval: tuple[float, float]
+    ratio_interval: Interval
     """By the jackknife: shifted sample i is raw sample i, shifted, and both are left out together."""
+    images: Aside = field(default=None, compare=False, repr=False)
+    """The first raw and shifted samples, a pair of uint8 [N, C, H, W]; None in a result read back."""
+
+    @property
+    def caveats(self) -> list[str]:
+        """Reasons to distrust the distances, in words."""
+        return [
+            f"{n} {what} for {self.feature_size} features: a rank-deficient covariance"
+            for what, n in (("samples", self.raw.n), ("real images", self.n_real))
+            if n <= self.feature_size
+        ]
+
+    def summary(self) -> str:
+        """Return the table, and the ratio of both distances beside the distance between halves of the real images."""
+        low, high = self.ratio_interval
+        return (
+            f"{self.table().to_string(index=False)}\n"
+            f"shifted / raw {self.ratio:.3f}  95% [{low:.3f}, {high:.3f}]   "
+            f"two halves of the real images {self.halves:.3f}"
+        )
+
+    def table(self) -> "DataFrame":
+        """Return the distances with their intervals and n, a row for raw samples and one for shifted ones."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "samples": name,
+                "n": each.n,
+                "n_real": self.n_real,
+                self.metric: each.fd,
+                "low": each.interval[0],
+                "high": each.interval[1],
+                "KID": each.kid,
+                "KID_std": each.kid_std,
+            }
+            for name, each in (("raw", self.raw), ("shifted", self.shifted))
+        )
 
 
-def metric_name(extractor: str) -> str:
-    """The name of the Frechet distance in an extractor's features."""
-    return {INCEPTION: "FID", LENET: "FD (LeNet digits)"}.get(extractor, f"FD ({extractor})")
-
-
-def fidelity(
-    samples: tuple[Path, Path],
-    reference: Reference,
-    extractor: str,
-    weights: Path | None,
-    cache: Path,
-    device: torch.device,
-    count: int,
+def fid(
+    run: Run,
+    *,
+    samples: int | None = None,
+    steps: int | None = None,
+    extractor: str | None = None,
+    weights: str | Path | None = None,
+    cache: str | Path = "runs/cache",
+    data_root: str | Path | None = None,
+    download: bool = False,
+    seed: int = 0,
 ) -> Fidelity:
-    """Distances of the first ``count`` images in the folders of raw and shifted samples to the reference."""
-    found = [features(pngs(folder, count), extractor, weights, cache, device) for folder in samples]
-    raw, shifted = (distance(each, reference) for each in found)
-    ratio = shifted.fd / raw.fd
-    low, high = jackknife(ratio, np.array(shifted.replicates) / np.array(raw.replicates))
+    """Measure the distances of raw and shifted samples to real images.
+
+    Several processes make the samples together; the main one measures, and each gets the result. Cost: two chains a
+    sample, and one pass of the extractor an image.
+
+    Args:
+        run: the discovery.
+        samples: samples of each kind, at least 2; by default the experiment's number.
+        steps: generation steps M, 1..T; the run's by default.
+        extractor: name of a feature extractor of torch-fidelity that is plain weights, or "lenet-digits"; by default
+            Inception, and for digits the LeNet.
+        weights: file of the extractor's weights; its own by default. Those of a LeNet carry the statistics of real
+            images, so that the distance needs no data set; KID does.
+        cache: folder of images and features, shared by all processes.
+        data_root: folder of the real images, see :func:`hbench.store.datasets.load_images`.
+        download: let torchvision download MNIST if it is missing.
+        seed: seed of x_T, k and s.
+
+    Raises:
+        ValueError: fewer than 2 samples, or steps out of range.
+        HBenchError: no such extractor, no data, or too few images.
+    """
+    count = run.experiment.evaluation.fid_samples if samples is None else samples
+    M = len(run.sampler.with_steps(steps).timesteps)
+    if count < 2:
+        raise ValueError(f"samples must be at least 2, got {count}")
+    chosen, cache = choose_extractor(run.experiment.data, extractor, weights), Path(cache)
+    origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, M=M)
+    reference = None
+    if rank() == 0:
+        remove_leftovers(cache)
+        reference = _reference(run, chosen, cache, data_root, download)
+    folders = sample_folders(run, count, cache, seed, M)
+    results = []
+    if reference:
+        raw, shifted = (features(pngs(folder, count), chosen, cache, run.device) for folder in folders)
+        found = origin.finished(
+            n=count,
+            n_real=reference.n,
+            extractor=chosen.name,
+            extractor_sha256=chosen.sha256,
+            reference_sha256=reference.sha256,
+            samples={"raw": str(folders[0]), "shifted": str(folders[1])},
+        )
+        images = tuple(read_pngs(pngs(folder, min(count, EXAMPLES))) for folder in folders)
+        results.append(replace(fidelity(raw, shifted, reference, chosen.metric), images=images, provenance=found))
+    (result,) = all_gather(results)
+    return result
+
+
+def fidelity(raw: Tensor, shifted: Tensor, reference: Reference, metric: str) -> Fidelity:
+    """Return the distances of features [n, D] of raw and shifted samples, pair by pair, to the reference.
+
+    Raises:
+        HBenchError: too few features for a covariance.
+    """
+    raw_distance, shifted_distance = distance(raw, reference), distance(shifted, reference)
+    ratio = shifted_distance.fd / raw_distance.fd
+    low, high = jackknife(ratio, np.array(shifted_distance.replicates) / np.array(raw_distance.replicates))
     return Fidelity(
-        metric=metric_name(extractor),
-        feature_size=found[0].shape[1],
+        metric=metric,
+        feature_size=raw.shape[1],
         n_real=reference.n,
         halves=reference.halves,
         halves_interval=reference.halves_interval,
-        raw=raw,
-        shifted=shifted,
+        raw=raw_distance,
+        shifted=shifted_distance,
         ratio=ratio,
         ratio_interval=(float(low), float(high)),
     )
 
 
-def distance(found: Tensor, reference: Reference) -> Distance:
-    """Distances of features [n, D] to the reference."""
-    fd = frechet_distance(statistics(found), reference.statistics)
-    root = _root(reference.statistics["sigma"])
-    replicates = [_distance_by_root(part, reference.statistics, root) for part in _without_each_group(found)]
-    low, high = jackknife(fd, replicates)
-    subsets: dict[str, float] = {}
-    alike = len(found) == reference.n <= 1000
-    if reference.features is not None:
-        size = min(1000, len(found), reference.n)
-        subsets = kid_features_to_metric(found, reference.features, kid_subset_size=size, verbose=False)
-    return Distance(
-        n=len(found),
-        fd=fd,
-        interval=(float(low), float(high)),
-        replicates=replicates,
-        kid=subsets.get("kernel_inception_distance_mean"),
-        kid_std=None if alike else subsets.get("kernel_inception_distance_std"),
-    )
-
-
-def _without_each_group(found: Tensor) -> Iterator[Statistics]:
-    """The statistics of the features [n, D] without each of the jackknife's groups: one pass over all, and D^2 each."""
-    centre = found.double().mean(0)
-    groups = [(found[g::GROUPS].double() - centre).numpy() for g in range(min(GROUPS, len(found)))]
-    products = sum(group.T @ group for group in groups)
-    sums = sum(group.sum(0) for group in groups)
-    for group in groups:
-        if (n := len(found) - len(group)) < 2:
-            raise HBenchError(TOO_FEW)
-        mean = (sums - group.sum(0)) / n
-        sigma = (products - group.T @ group - n * np.outer(mean, mean)) / (n - 1)
-        yield {"mu": mean + centre.numpy(), "sigma": sigma}
-
-
-def real_reference(found: Tensor) -> Reference:
-    """The reference made of the features [n, D] of real images."""
-    if len(found) < 6:
-        raise HBenchError(f"{len(found)} real images: need at least 6 to compare two halves of them: add images")
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seeds.real_halves()))
-    first, second = (found[half] for half in order.chunk(2))
-    halves = frechet_distance(statistics(first), statistics(second))
-    parts = zip(_without_each_group(first), _without_each_group(second), strict=False)
-    low, high = jackknife(halves, [_distance_by_root(a, b, _root(b["sigma"])) for a, b in parts])
-    stats = statistics(found)
-    return Reference(stats, len(found), halves, (float(low), float(high)), _digest(stats), found)
-
-
-def lenet_reference(weights: Path) -> Reference:
-    """The reference that a LeNet's file carries: its real test set."""
-    lenet = load_lenet(weights)
-    stats = {"mu": lenet.real_mu.numpy(), "sigma": lenet.real_sigma.numpy()}
-    return Reference(stats, int(lenet.real_n), float(lenet.real_halves), None, _digest(stats))
-
-
-def statistics(found: Tensor) -> Statistics:
-    """Mean and covariance of features [n, D]."""
-    if len(found) < 2:
-        raise HBenchError(TOO_FEW)
-    stats: Statistics = fid_features_to_statistics(found)
-    return stats
-
-
-def frechet_distance(first: Statistics, second: Statistics) -> float:
-    """Frechet distance of two Gaussians; a little below 0 for equal ones, by rounding."""
-    return float(fid_statistics_to_metric(first, second, False)["frechet_inception_distance"])
-
-
-def _distance_by_root(first: Statistics, second: Statistics, root: np.ndarray) -> float:
-    """:func:`frechet_distance`, several times as fast where ``root``, that of second's covariance, is known.
-
-    Its product with the first covariance on both sides is symmetric, and has the eigenvalues of S1 S2.
-    """
-    eigenvalues = np.linalg.eigvalsh(root @ first["sigma"] @ root)
-    traces = np.trace(first["sigma"]) + np.trace(second["sigma"]) - 2 * np.sqrt(eigenvalues.clip(0)).sum()
-    return float(((first["mu"] - second["mu"]) ** 2).sum() + traces)
-
-
-def _root(sigma: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a covariance."""
-    values, vectors = np.linalg.eigh(sigma)
-    root: np.ndarray = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    return root
-
-
-# Features -----------------------------------------------------------------------------------------------------------
-
-
-# Images -------------------------------------------------------------------------------------------------------------
-
-
-def _digest(stats: Statistics) -> str:
-    return hashlib.sha256(stats["mu"].tobytes() + stats["sigma"].tobytes()).hexdigest()
+def _reference(run: Run, extractor: Extractor, cache: Path, data_root: str | Path | None, download: bool) -> Reference:
+    """Return what the LeNet's file says of the real images where they are not at hand, else what the images say."""
+    data = run.experiment.data
+    if extractor.name == LENET and extractor.weights and not at_hand(data, data_root, download):
+        return lenet_reference(extractor.weights)
+    real = image_folder(load_reference(data, data_root, download), cache)
+    return real_reference(features(pngs(real), extractor, cache, run.device))

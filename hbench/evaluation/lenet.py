@@ -1,130 +1,164 @@
-"""A LeNet that classifies digits, and its features as an extractor of torch-fidelity.
+"""Training of the digit LeNet whose features measure distances between sets of digits."""
 
-Inception knows no digits, so plain FID says little of them. The distances in these features are the same formulas, and
-are never called FID.
-"""
-
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from torch_fidelity import register_feature_extractor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from hbench.config import Data, Experiment
+from hbench.config import Experiment
 from hbench.core import seeds
 from hbench.core.images import to_float
+from hbench.core.intervals import wilson
 from hbench.errors import HBenchError
+from hbench.evaluation.features import lenet_features
+from hbench.evaluation.frechet import keep_reference, real_reference
 from hbench.models.digit_lenet import DigitLeNet
-from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runtime.progress import progress
-from hbench.store.weights import load_tensors, read_experiment, read_metadata, save_weights
+from hbench.store.datasets import load_labelled
+from hbench.store.files import sha256
+from hbench.store.lenet import FILE, ROLE
+from hbench.store.provenance import provenance
+from hbench.store.records import Aside, Interval
+from hbench.store.results import Result
+from hbench.store.weights import save_weights
 
-EXTRACTOR = "lenet-digits"
-FILE = "lenet.safetensors"
-
-
-class LeNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """The LeNet as torch-fidelity's feature extractor; its weights path is a file of :func:`save_lenet`."""
-
-    def __init__(
-        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(name, features_list)
-        assert feature_extractor_weights_path is not None
-        self.lenet = load_lenet(Path(feature_extractor_weights_path))
-        self.channels = self.lenet.backbone[0].in_channels
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """One layer: the features before the head."""
-        return (str(LENET_FEATURES),)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """The only layer."""
-        return str(LENET_FEATURES)
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Not needed: the network is tiny."""
-        return False
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        """Never used."""
-        return torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        """Features [B, 120] of uint8 RGB images; grey ones had their channel repeated."""
-        return (self.lenet.backbone(to_float(images)[:, : self.channels]),)
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
-if EXTRACTOR not in FEATURE_EXTRACTORS_REGISTRY:
-    register_feature_extractor(EXTRACTOR, LeNetExtractor)
+@dataclass(frozen=True, kw_only=True)
+class TrainedLeNet(Result):
+    """A LeNet trained on labelled digits, and how well it knows those of the test set.
+
+    Its folder also gets the weights, as ``lenet.safetensors``.
+    """
+
+    NAME: ClassVar[str] = "lenet"
+
+    n_train: int
+    """Number of images that it was trained on."""
+    n_test: int
+    accuracy: float
+    """Share of test images whose class is recognised."""
+    interval: Interval
+    """95 % Wilson interval of the accuracy."""
+    halves: float
+    """Frechet distance between two random halves of the test images, in the LeNet's features."""
+    confusion: list[list[int]]
+    """Counts: true class by predicted class."""
+    network: Aside = field(default=None, compare=False, repr=False)
+    """A :class:`DigitLeNet`, in eval mode, with the statistics of the test images; None in a result read back."""
+    experiment: Aside = field(default=None, compare=False, repr=False)
+    """The :class:`Experiment` whose images it knows."""
+
+    def summary(self) -> str:
+        """Return accuracy and distance between halves, in one line."""
+        low, high = self.interval
+        return (
+            f"test accuracy {self.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {self.n_test}  "
+            f"FD (LeNet digits) between two halves of the test images {self.halves:.3f}"
+        )
+
+    def table(self) -> "DataFrame":
+        """Return the accuracy on each digit with its interval and n, a row a digit."""
+        import pandas as pd
+
+        counts = np.array(self.confusion)
+        pairs = [(int(right), int(n)) for right, n in zip(counts.diagonal(), counts.sum(1), strict=True)]
+        return pd.DataFrame(
+            {
+                "digit": digit,
+                "accuracy": right / n if n else math.nan,
+                "low": wilson(right, n)[0],
+                "high": wilson(right, n)[1],
+                "n": n,
+            }
+            for digit, (right, n) in enumerate(pairs)
+        )
+
+    def write_into(self, folder: Path) -> None:
+        """Write the result, and the weights where they are at hand, into a folder that the caller has claimed."""
+        result = self
+        if self.network is not None:
+            save_weights(folder / FILE, self.network, self.experiment, ROLE)
+            details = self.provenance.details | {"weights_sha256": sha256(folder / FILE)}
+            result = replace(self, provenance=replace(self.provenance, details=details))
+        Result.write_into(result, folder)
 
 
-def load_lenet(path: Path) -> DigitLeNet:
-    """The classifier in a file of :func:`save_lenet`, in eval mode.
+def lenet(
+    experiment: Experiment,
+    *,
+    epochs: int = 5,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+) -> TrainedLeNet:
+    """Train a LeNet on an experiment's labelled images, on the CPU, since it is so small.
+
+    Args:
+        experiment: whose images.
+        epochs: passes over the training images, at least 1. Cost: seconds each for 60,000 images.
+        data_root: folder of the images, see :func:`hbench.store.datasets.load_images`.
+        download: let torchvision download MNIST if it is missing.
+        seed: seed of the initial weights and of the batches.
 
     Raises:
-        HBenchError: missing or damaged file, or one that holds something else.
+        ValueError: no epoch.
+        HBenchError: no data, or images without labels.
     """
-    if (found := read_metadata(path).get("role")) != "lenet":
-        raise HBenchError(f'{path}: holds {found or "foreign weights"}, need a LeNet: make one with "hbench lenet"')
-    data = read_experiment(path).data
-    tensors = load_file(path)
-    lenet = DigitLeNet(data.channels, data.size, len(tensors.get("head.3.bias", ())))
-    load_tensors(lenet, tensors, str(path))
-    return lenet.eval()
-
-
-def fits(path: Path, data: Data) -> bool:
-    """Whether the LeNet in a file was trained on images of this kind: data set, size and channels."""
-    own = read_experiment(path).data
-    return (own.dataset, own.size, own.channels) == (data.dataset, data.size, data.channels)
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    images, labels = load_labelled(experiment.data, data_root, "train", download)
+    test_images, test_labels = load_labelled(experiment.data, data_root, "test", download)
+    if labels is None or test_labels is None:
+        raise HBenchError(f"{experiment.name}: its images carry no labels: use an experiment on mnist or digits")
+    origin = provenance(experiment, torch.device("cpu"), seed)
+    network = train_lenet(experiment, images, labels, epochs=epochs, seed=seed)
+    reference = real_reference(lenet_features(network, test_images))
+    keep_reference(network, reference)
+    predicted = classify(network, test_images)
+    confusion = np.zeros((network.classes, network.classes), dtype=int)
+    np.add.at(confusion, (test_labels.numpy(), predicted.numpy()), 1)
+    n_train, n_test, halves = len(images), len(test_images), reference.halves
+    accuracy = float((predicted == test_labels).float().mean())
+    return TrainedLeNet(
+        n_train=n_train,
+        n_test=n_test,
+        accuracy=accuracy,
+        interval=wilson(int(confusion.trace()), n_test),
+        halves=halves,
+        confusion=confusion.tolist(),
+        network=network,
+        experiment=experiment,
+        provenance=origin.finished(n_train=n_train, n_test=n_test, accuracy=accuracy, halves=halves),
+    )
 
 
 def train_lenet(
     experiment: Experiment, images: Tensor, labels: Tensor, *, epochs: int = 5, seed: int = 0
 ) -> DigitLeNet:
-    """The classifier trained on uint8 images [N, C, H, W] and labels [N], in eval mode."""
+    """Return the classifier trained on uint8 images [N, C, H, W] and labels [N], in eval mode."""
     torch.manual_seed(seeds.initial_weights(seed))
-    lenet = DigitLeNet(experiment.data.channels, experiment.data.size, int(labels.max()) + 1)
-    optimizer = torch.optim.Adam(lenet.parameters(), lr=1e-3)
+    network = DigitLeNet(experiment.data.channels, experiment.data.size, int(labels.max()) + 1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in progress(range(epochs), desc="LeNet", unit="epoch"):
         for chosen in torch.randperm(len(images)).split(128):
             if len(chosen) > 1:  # batch norm needs two
-                loss = F.cross_entropy(lenet(to_float(images[chosen])), labels[chosen])
+                loss = F.cross_entropy(network(to_float(images[chosen])), labels[chosen])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-    return lenet.eval()
+    return network.eval()
 
 
 @torch.no_grad()
-def single_features(lenet: DigitLeNet, images: Tensor) -> Tensor:
-    """Features [N, 120] of uint8 images [N, C, H, W], as the extractor gives them."""
-    return torch.cat([lenet.backbone(to_float(batch)) for batch in images.split(256)])
-
-
-@torch.no_grad()
-def accuracy(lenet: DigitLeNet, images: Tensor, labels: Tensor) -> float:
-    """Share of uint8 images [N, C, H, W] whose class is recognised."""
-    return float((lenet(to_float(images)).argmax(1) == labels).float().mean())
-
-
-def save_lenet(
-    path: Path, lenet: DigitLeNet, experiment: Experiment, statistics: dict[str, np.ndarray], n: int, halves: float
-) -> None:
-    """Writes the classifier with the statistics of n real images, and the FD between their two halves."""
-    lenet.real_mu.copy_(torch.from_numpy(statistics["mu"]))
-    lenet.real_sigma.copy_(torch.from_numpy(statistics["sigma"]))
-    lenet.real_n.fill_(n)
-    lenet.real_halves.fill_(halves)
-    save_weights(path, lenet, experiment, "lenet")
+def classify(lenet: DigitLeNet, images: Tensor) -> Tensor:
+    """Return the predicted class [N] of uint8 images [N, C, H, W]."""
+    logits: Tensor = lenet(to_float(images))
+    return logits.argmax(1)

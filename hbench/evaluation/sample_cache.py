@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,12 +19,37 @@ from hbench.errors import HBenchError
 from hbench.evaluation.sampling import batches_of, draw_pairs
 from hbench.runtime.distributed import barrier, rank, turns
 from hbench.runtime.progress import progress
-from hbench.store.files import temporary_name, write_json
+from hbench.store.files import temporary_name
+from hbench.store.records import Record
 from hbench.store.run import Run
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampleSet(Record):
+    """All that determines cached samples, as ``samples.json`` in their folder."""
+
+    weights: dict[str, str]
+    """SHA-256 of the weights that generate, by role."""
+    diffusion: dict[str, Any]
+    discovery: dict[str, Any]
+    """Settings that matter to a sample."""
+    M: int
+    """Number of generation steps."""
+    seed: int
+    device: str
+    """Type of the device: "cpu" or "cuda"."""
+    versions: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """Name of the folder: 32 hexadecimal digits."""
+        values = self.to_json()
+        del values["schema"]  # how it is written determines no sample
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None = None) -> tuple[Path, Path]:
-    """Folders with at least ``count`` raw and shifted samples as PNGs, made where they are missing.
+    """Return folders with at least ``count`` raw and shifted samples as PNGs, made where they are missing.
 
     Sample i depends only on the run, the number M of generation steps (the run's unless given) and (seed, i). A killed
     call goes on where it stopped. Several processes make them together, into the same folders.
@@ -31,18 +58,18 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
         HBenchError: the folders cannot be written, or lack what the other processes wrote.
     """
     settings = run.experiment.discovery
-    determining = {
-        "weights": {role: run.hashes[role] for role in ("model", "shift_block")},
-        "diffusion": run.experiment.diffusion.model_dump(),
-        "discovery": settings.model_dump(include={"K", "S", "t_shift", "spacing", "min_magnitude", "precision"}),
-        "M": M or settings.M,
-        "seed": seed,
-        "device": run.device.type,
-        "versions": {"hbench": __version__, "torch": torch.__version__},
-    }
-    folder = cache / "samples" / _key(determining)
+    samples = SampleSet(
+        weights={role: run.hashes[role] for role in ("model", "shift_block")},
+        diffusion=run.experiment.diffusion.model_dump(),
+        discovery=settings.model_dump(include={"K", "S", "t_shift", "spacing", "min_magnitude", "precision"}),
+        M=M or settings.M,
+        seed=seed,
+        device=run.device.type,
+        versions={"hbench": __version__, "torch": torch.__version__},
+    )
+    folder = cache / "samples" / samples.key
     if rank() == 0:
-        write_json(folder / "samples.json", determining)
+        samples.write(folder / "samples.json")
     raw, shifted = folder / "raw", folder / "shifted"
     batches = turns(batches_of(count, BATCH // 2))
     with progress(total=sum(map(len, batches)), desc="samples", unit="image") as bar:
@@ -54,12 +81,12 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
             bar.update(len(chosen))
     barrier()
     if missing := [file for kind in (raw, shifted) for i in range(count) if not (file := _png(kind, i)).is_file()]:
-        raise HBenchError(f"{missing[0]}: not to be seen: choose a --cache that all processes share")
+        raise HBenchError(f"{missing[0]}: not to be seen: choose a `cache` that all processes share")
     return raw, shifted
 
 
 def image_folder(images: Tensor, cache: Path) -> Path:
-    """A folder with uint8 images [N, C, H, W] as PNGs, found by their content."""
+    """Return a folder with uint8 images [N, C, H, W] as PNGs, found by their content, made where it is missing."""
     digest = hashlib.sha256(str(tuple(images.shape)).encode() + images.numpy().tobytes())
     folder = cache / "real" / digest.hexdigest()[:32]
     if not all(_png(folder, i).is_file() for i in range(len(images))):
@@ -68,8 +95,14 @@ def image_folder(images: Tensor, cache: Path) -> Path:
 
 
 def pngs(folder: Path, count: int | None = None) -> list[Path]:
-    """The first ``count`` PNGs of a folder, or all, by name."""
+    """Return the first ``count`` PNGs of a folder, or all, by name."""
     return sorted(folder.glob("*.png"))[:count]
+
+
+def read_pngs(paths: Sequence[Path]) -> Tensor:
+    """Return the pixels of images of one size: uint8 [N, C, H, W]."""
+    pixels = np.stack([np.atleast_3d(np.asarray(Image.open(path))) for path in paths])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _png(folder: Path, i: int) -> Path:
@@ -85,9 +118,4 @@ def _save_pngs(images: Tensor, folder: Path, indices: Iterable[int]) -> None:
             Image.fromarray(pixels).save(temporary, format="PNG")
             temporary.replace(_png(folder, i))  # a kill leaves no half image; no fsync, since it can be made again
     except OSError as error:
-        advice = "free some space or choose another --cache"
-        raise HBenchError(f"{folder}: cannot write ({error}): {advice}") from error
-
-
-def _key(determining: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:32]
+        raise HBenchError(f"{folder}: cannot write ({error}): free some space or choose another `cache`") from error

@@ -20,6 +20,7 @@ class DigitLeNet(nn.Module):
 
     def __init__(self, channels: int, size: int, classes: int = 10) -> None:
         super().__init__()
+        self.classes = classes
         self.backbone = lenet_backbone(channels, size)
         self.head = lenet_head(classes)
         self.real_mu: Tensor

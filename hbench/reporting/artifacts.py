@@ -13,12 +13,24 @@ from typing import Any
 
 from hbench.config import Paper
 from hbench.errors import HBenchError
+from hbench.evaluation.ablations import Ablations
+from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
+from hbench.evaluation.fid import Fidelity
+from hbench.evaluation.lenet import TrainedLeNet
 from hbench.evaluation.properties import Properties
 from hbench.evaluation.rca import RCA
+from hbench.evaluation.sample import Samples
 from hbench.evaluation.traverse import Traversal
-from hbench.reporting.charts import draw_confusion, draw_properties
-from hbench.reporting.grids import draw_edits, draw_sources, draw_traversal
+from hbench.reporting.charts import (
+    draw_ablations,
+    draw_confusion,
+    draw_digits,
+    draw_fidelity,
+    draw_properties,
+    draw_run_curves,
+)
+from hbench.reporting.grids import draw_edits, draw_samples, draw_sources, draw_traversal, draw_variants
 from hbench.store.results import Result
 
 Values = dict[str, Any]
@@ -83,7 +95,7 @@ class Artifact:
     """The paper's number, to stand beside what was not run."""
     named: Callable[[Any], list[Named]] = lambda _: []
     """The directions of the result that have a name."""
-    comparison: Callable[[Values], Comparison | None] = lambda _: None
+    comparison: Callable[[Any], Comparison | None] = lambda _: None
     """A table of its own, where the result compares trainings."""
 
 
@@ -107,23 +119,25 @@ def _rca_rows(result: RCA, paper: Paper) -> list[Row]:
     ]
 
 
-def _fidelity_rows(result: Values, paper: Paper) -> list[Row]:
+def _fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
     rows = []
-    for kind, published in (("raw", paper.fid_raw), ("shifted", paper.fid_shifted)):
-        found = result[kind]
-        n = f"{found['n']:,} against {result['n_real']:,} real"
-        theirs = _published(published) if result["metric"] == "FID" else ""
-        name = f"{result['metric']}, {kind} samples"
-        rows.append(Row(name, "Table 2", theirs, _number(found["fd"]), _interval(found["interval"]), n))
-        if found["kid"] is not None:
-            spread = "" if found["kid_std"] is None else f" (std {found['kid_std']:.5f} over subsets)"
-            rows.append(Row(f"KID, {kind} samples", "", "", f"{found['kid']:.5f}{spread}", n=n))
-    for name, key, n in (
-        ("shifted / raw", "ratio", result["shifted"]["n"]),
-        ("between two halves of the real images", "halves", result["n_real"] // 2),
+    for kind, found, published in (
+        ("raw", result.raw, paper.fid_raw),
+        ("shifted", result.shifted, paper.fid_shifted),
     ):
-        bounds = _interval(result[f"{key}_interval"])
-        rows.append(Row(f"{result['metric']}, {name}", "Table 2", "", _number(result[key]), bounds, f"{n:,} each"))
+        n = f"{found.n:,} against {result.n_real:,} real"
+        theirs = _published(published) if result.metric == "FID" else ""
+        name = f"{result.metric}, {kind} samples"
+        rows.append(Row(name, "Table 2", theirs, _number(found.fd), _interval(found.interval), n))
+        if found.kid is not None:
+            spread = "" if found.kid_std is None else f" (std {found.kid_std:.5f} over subsets)"
+            rows.append(Row(f"KID, {kind} samples", "", "", f"{found.kid:.5f}{spread}", n=n))
+    for name, value, bounds, count in (
+        ("shifted / raw", result.ratio, result.ratio_interval, result.shifted.n),
+        ("between two halves of the real images", result.halves, result.halves_interval, result.n_real // 2),
+    ):
+        label = f"{result.metric}, {name}"
+        rows.append(Row(label, "Table 2", "", _number(value), _interval(bounds), f"{count:,} each"))
     return rows
 
 
@@ -149,18 +163,21 @@ def _sweep_rows(result: Values, paper: Paper) -> list[Row]:
     return rows
 
 
-def _curve_rows(result: Values, paper: Paper) -> list[Row]:
-    (run, *_) = result["runs"]
+def _curve_rows(result: TrainingCurves, paper: Paper) -> list[Row]:
+    (run, *_) = result.runs
     return [
         Row(
             f"D on {kind} in training, last third",
             "Fig. 10",
             "0.5",
-            _number(run[f"D_{kind}"]),
-            _interval([run[f"D_{kind}_low"], run[f"D_{kind}_high"]]),
-            f"{run['n']:,} steps",
+            _number(value),
+            _interval(bounds),
+            f"{run.n:,} steps",
         )
-        for kind in ("raw", "shifted")
+        for kind, value, bounds in (
+            ("raw", run.D_raw, (run.D_raw_low, run.D_raw_high)),
+            ("shifted", run.D_shifted, (run.D_shifted_low, run.D_shifted_high)),
+        )
     ]
 
 
@@ -192,24 +209,24 @@ def _edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
     return [Row(name, "Fig. 8", "", f"{median(psnrs):.1f}", _interval(bounds, 1), f"{len(psnrs)} images")]
 
 
-def _ablation_rows(result: Values, paper: Paper) -> list[Row]:
+def _ablation_rows(result: Ablations, paper: Paper) -> list[Row]:
     names = {"rca": "RCA", "fd_shifted": "FD (LeNet digits), shifted"}
     items = {"full": "Fig. 3", "l1": "Fig. 3", "per-step": "Sec. 4.4"}
     return [
         Row(
-            f"{line['variant']}: {names[line['metric']]}",
-            items.get(line["variant"], ""),
-            "destructive" if (line["variant"], line["metric"]) == ("l1", "fd_shifted") else "",
-            _number(line["mean"]),
-            _interval([line["low"], line["high"]]),
-            f"{line['seeds']} training{'s' * (line['seeds'] > 1)}",
+            f"{line.variant}: {names[line.metric]}",
+            items.get(line.variant, ""),
+            "destructive" if (line.variant, line.metric) == ("l1", "fd_shifted") else "",
+            _number(line.mean),
+            _interval([line.low, line.high]),
+            f"{line.seeds} training{'s' * (line.seeds > 1)}",
         )
-        for line in result["summary"]
-        if line["metric"] in names
+        for line in result.means
+        if line.metric in names
     ]
 
 
-def _variants(result: Values) -> Comparison:
+def _variants(result: Ablations) -> Comparison:
     names = {
         "rca": "RCA",
         "fd_shifted": "FD (LeNet digits) shifted",
@@ -219,20 +236,20 @@ def _variants(result: Values) -> Comparison:
         "D_raw": "D on raw",
         "D_shifted": "D on shifted",
     }
-    chances = {run["variant"]: _number(run["chance"]) for run in result["runs"]}
+    chances = {run.variant: _number(run.chance) for run in result.runs}
     cells = {}
-    for line in result["summary"]:
+    for line in result.means:
         # raw samples depend on no training
-        bounds = "" if line["metric"] == "fd_raw" else _interval([line["low"], line["high"]])
-        cells[line["variant"], line["metric"]] = f"{_number(line['mean'])} {bounds}".rstrip()
+        bounds = "" if line.metric == "fd_raw" else _interval([line.low, line.high])
+        cells[line.variant, line.metric] = f"{_number(line.mean)} {bounds}".rstrip()
     metrics = [metric for metric in names if any(of == metric for _, of in cells)]
-    seeds = max(line["seeds"] for line in result["summary"])
+    seeds = max(line.seeds for line in result.means)
     if seeds > 1:
         mean = f"Mean over {seeds} trainings and its 95 % t-interval, wide for so few and not cut at 0 or 1"
     else:
         mean = "One training each, so no interval"
     return Comparison(
-        caption=f"{mean}; {result['runs'][0]['n']:,} pairs each, from the same x_T. D is of the training's last third.",
+        caption=f"{mean}; {result.runs[0].n:,} pairs each, from the same x_T. D is of the training's last third.",
         columns=["variant", "chance", *(names[metric] for metric in metrics)],
         lines=[
             [variant, chance, *(cells.get((variant, metric), "") for metric in metrics)]
@@ -278,6 +295,7 @@ def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
     return f"[{known[0]:.{digits}f}, {known[1]:.{digits}f}]" if len(known) == 2 else ""
 
 
+VARIANT_PICTURES: dict[str, Chart] = {"ablations.png": draw_ablations, "directions.png": draw_variants}
 ARTIFACTS = (
     Artifact(
         "traverse",
@@ -310,28 +328,31 @@ ARTIFACTS = (
     ),
     Artifact(
         "fid-inception-v3-compat",
-        "fid",
+        Fidelity,
         "Frechet inception distance",
         "Table 2",
         "fid",
         _fidelity_rows,
+        {"fid.png": draw_fidelity},
         published=lambda paper: f"{paper.fid_raw} raw, {paper.fid_shifted} shifted" if paper.fid_raw else "",
     ),
     Artifact(
         "fid-lenet-digits",
-        "fid",
+        Fidelity,
         "Frechet distance in LeNet features",
         "Table 2",
         "fid --feature-extractor lenet-digits",
         _fidelity_rows,
+        {"fid.png": draw_fidelity},
     ),
     Artifact(
         "train-curves",
-        "train-curves",
+        TrainingCurves,
         "Training",
         "Fig. 10",
         "train-curves",
         _curve_rows,
+        {"train-curves.png": draw_run_curves},
         published=lambda _: "D near 0.5",
     ),
     Artifact(
@@ -354,16 +375,39 @@ ARTIFACTS = (
         {"properties.png": draw_properties, "edits.png": draw_sources},
     ),
     Artifact(
-        "ablations", "ablations", "Ablations", "Fig. 3, Sec. 4.4", "ablations", _ablation_rows, comparison=_variants
+        "ablations",
+        Ablations,
+        "Ablations",
+        "Fig. 3, Sec. 4.4",
+        "ablations",
+        _ablation_rows,
+        VARIANT_PICTURES,
+        comparison=_variants,
     ),
-    Artifact("settings", "ablations", "What the settings do", "", "ablations --over", _no_rows, comparison=_variants),
+    Artifact(
+        "settings",
+        Ablations,
+        "What the settings do",
+        "",
+        "ablations --over",
+        _no_rows,
+        VARIANT_PICTURES,
+        comparison=_variants,
+    ),
 )
 """In the order of the page."""
+TOOLS = (
+    Artifact(
+        "samples", Samples, "Samples of the diffusion model", "", "sample", _no_rows, {"samples.png": draw_samples}
+    ),
+    Artifact("lenet", TrainedLeNet, "Digit LeNet", "", "lenet", _no_rows, {"lenet.png": draw_digits}),
+)
+"""Results of the other commands, which are no artifact of the paper and on no page."""
 
 
 def artifact_of(result: Result) -> Artifact | None:
     """Return the registered artifact of a result's class, the first where there are several."""
-    return next((artifact for artifact in ARTIFACTS if artifact.result is type(result)), None)
+    return next((artifact for artifact in (*ARTIFACTS, *TOOLS) if artifact.result is type(result)), None)
 
 
 def draw(result: Result, folder: Path) -> list[Path]:

@@ -3,23 +3,27 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from hbench.errors import HBenchError
 from hbench.store.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
     from torch import Tensor
 
-    from hbench.evaluation.curves import Curves
+    from hbench.evaluation.ablations import Ablations
+    from hbench.evaluation.curves import TrainingCurves
     from hbench.evaluation.fid import Fidelity
+    from hbench.evaluation.lenet import TrainedLeNet
     from hbench.evaluation.mos.score import Score
     from hbench.evaluation.properties import Estimate, Properties
     from hbench.evaluation.rca import RCA
     from hbench.evaluation.vram_sweep import Row
     from hbench.store.results import Result
+
+T = TypeVar("T")
 
 CURVES = {
     "loss": ["loss", "loss_k", "loss_s", "loss_adv", "loss_l1", "loss_D"],
@@ -64,6 +68,21 @@ def title_of(result: "Result") -> str:
     return title if source == "own" else f"{title}, {source} directions"
 
 
+def title_of_training(result: "Ablations") -> str:
+    """Return the experiment's title with the length of its trainings."""
+    settings = result.provenance.experiment["discovery"]
+    return f"{result.title}, {settings['steps']} steps, batch {settings['batch_size']}"
+
+
+def at_hand(result: "Result", images: T | None) -> T:
+    """Return what a picture is drawn of; HBenchError where the result was read from its folder, which lacks it."""
+    if images is None:
+        raise HBenchError(
+            f"a {result.NAME} result that was read from its folder has nothing to draw: measure it again"
+        )
+    return images
+
+
 def draw_curves(folder: Path) -> None:
     """Draws ``metrics.csv`` of a run as ``curves.png``: losses, train accuracy, D's output on raw and shifted."""
     import pandas as pd
@@ -90,17 +109,15 @@ def draw_curves(folder: Path) -> None:
     save_figure(figure, folder / "curves.png")
 
 
-def draw_run_curves(curves: "Sequence[Curves]", settings: Sequence[str], path: Path) -> None:
-    """Draws the training of several runs, one colour each, smoothed over a twentieth of the run.
-
-    ``settings`` says of each run how it differs from the others.
-    """
+def draw_run_curves(result: "TrainingCurves", path: Path) -> None:
+    """Draw the trainings, one colour each, smoothed over a twentieth of the training."""
     from textwrap import shorten
 
     from matplotlib import color_sequences
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    curves = at_hand(result, result.curves)
     sequence = color_sequences["tab10" if len(curves) <= 10 else "tab20"]
     colours = [sequence[i % len(sequence)] for i in range(len(curves))]
     figure = Figure(figsize=(14, 7 + 0.25 * len(curves)), layout="constrained")
@@ -116,17 +133,14 @@ def draw_run_curves(curves: "Sequence[Curves]", settings: Sequence[str], path: P
     axes[0].axhline(0.5, color="grey", linestyle=":")
     axes[0].set_ylim(0, 1)
     axes[1].set_ylim(0, 1)
-    labels = [
-        plain(shorten(f"{run.name}: {text}" if text else run.name, 110))
-        for run, text in zip(curves, settings, strict=True)
-    ]
+    labels = [plain(shorten(f"{run.run}: {run.settings}" if run.settings else run.run, 110)) for run in result.runs]
     handles = [Line2D([], [], color=colour) for colour in colours]
     figure.legend(handles, labels, loc="outside lower center", fontsize=9)
     save_figure(figure, path)
 
 
-def draw_ablations(table: "DataFrame", title: str, path: Path) -> None:
-    """Draws each variant's mean as a bar and its seeds as dots, a panel for each metric, the variants in lines."""
+def draw_ablations(result: "Ablations", path: Path) -> None:
+    """Draw each variant's mean as a bar and its seeds as dots, a panel for each metric, the variants in lines."""
     from matplotlib.figure import Figure
 
     panels = {
@@ -135,9 +149,9 @@ def draw_ablations(table: "DataFrame", title: str, path: Path) -> None:
         "D on raw (blue), shifted (orange), last third": (["D_raw", "D_shifted"], "D_ideal"),
         "FD (LeNet digits) of shifted (dotted: raw)": (["fd_shifted"], "fd_raw"),
     }
+    table, variants = result.table(), result.variants
     means = table.assign(D_ideal=0.5).groupby("variant", sort=False).mean(numeric_only=True)
     shown = {name: panel for name, panel in panels.items() if table[panel[0]].notna().any(axis=None)}
-    variants = list(means.index)
     figure = Figure(figsize=(11, 2 * (1 + 0.3 * len(variants)) + 0.4), layout="constrained")
     axes = figure.subplots(2, 2, sharey=True).ravel()
     for axis, (name, (metrics, reference)) in zip(axes, shown.items(), strict=False):
@@ -155,7 +169,9 @@ def draw_ablations(table: "DataFrame", title: str, path: Path) -> None:
     axes[0].invert_yaxis()
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
-    figure.suptitle(title)
+    seeds = len(result.seeds)
+    n = f"{seeds} training seed{'s' * (seeds > 1)}, n = {result.runs[0].n} pairs each"
+    figure.suptitle(f"{title_of_training(result)}, {n}")
     save_figure(figure, path)
 
 
@@ -191,6 +207,32 @@ def draw_confusion(result: "RCA", path: Path) -> None:
     save_figure(figure, path)
 
 
+def draw_digits(result: "TrainedLeNet", path: Path) -> None:
+    """Draw the confusion of the test digits, with their counts."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    counts = np.array(result.confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axis = figure.subplots()
+    picture = axis.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    for row, column in zip(*counts.nonzero(), strict=True):
+        shade = "white" if shares[row, column] < 0.6 else "black"
+        axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade, fontsize=7)
+    ticks = range(len(counts))
+    axis.set_xticks(ticks)
+    axis.set_yticks(ticks)
+    low, high = result.interval
+    axis.set(
+        title=f"accuracy {result.accuracy:.4f} [{low:.4f}, {high:.4f}], n = {result.n_test}",
+        xlabel="predicted digit",
+        ylabel="true digit",
+    )
+    figure.colorbar(picture, ax=axis, label="share of the digit's images")
+    save_figure(figure, path)
+
+
 def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
     """Draws the accuracy on fresh pairs over training steps, with its intervals and chance."""
     from matplotlib.figure import Figure
@@ -208,15 +250,13 @@ def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_fidelity(result: "Fidelity", kinds: "Sequence[Path]", title: str, path: Path) -> None:
-    """Draws the distances of raw and shifted samples with their intervals, and some samples of each kind."""
-    import numpy as np
-    import torch
+def draw_fidelity(result: "Fidelity", path: Path) -> None:
+    """Draw the distances of raw and shifted samples with their intervals, and some samples of each kind."""
     from matplotlib.figure import Figure
-    from PIL import Image
 
     from hbench.core.images import tile
 
+    shown = at_hand(result, result.images)
     side = 8
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     bars, *grids = figure.subplots(1, 3)
@@ -228,15 +268,12 @@ def draw_fidelity(result: "Fidelity", kinds: "Sequence[Path]", title: str, path:
     bars.set(title=f"shifted / raw = {result.ratio:.2f} [{low:.2f}, {high:.2f}]", ylabel=result.metric)
     bars.margins(y=0.25)  # room for the legend
     bars.legend(loc="upper left")
-    for axis, folder, name, d in zip(grids, kinds, ("raw", "shifted"), values, strict=True):
-        files = sorted(folder.glob("*.png"))[: min(side * side, d.n)]
-        shown = np.stack([np.atleast_3d(np.asarray(Image.open(file))) for file in files])
-        images = torch.from_numpy(shown).permute(0, 3, 1, 2)
+    for axis, images, name, d in zip(grids, shown, ("raw", "shifted"), values, strict=True):
         tiles = tile(images, side, rows=side, edge=1, background=(128, 128, 128))
         show_pixels(axis, tiles.pixels[1:, 1:], grey=images.shape[1] == 1)  # no line at the top and on the left
         axis.set_axis_off()
         axis.set_title(f"{name}: {d.fd:.3f} [{d.interval[0]:.3f}, {d.interval[1]:.3f}], n = {d.n}", fontsize=10)
-    figure.suptitle(title)
+    figure.suptitle(title_of(result))
     save_figure(figure, path)
 
 

@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from hbench.errors import HBenchError
-from hbench.reporting.charts import plain, save_figure, show_pixels, title_of
+from hbench.reporting.charts import at_hand, plain, save_figure, show_pixels, title_of, title_of_training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
     from hbench.core.directions import Edit
+    from hbench.evaluation.ablations import Ablations
     from hbench.evaluation.edit import EditedImages
     from hbench.evaluation.properties import Properties
+    from hbench.evaluation.sample import Samples
     from hbench.evaluation.traverse import Traversal
-    from hbench.store.results import Result
 
 MOST_ROWS = 40
 """Rows in the picture of edits; further ones are left out."""
@@ -25,7 +25,7 @@ LONGEST = 24
 
 def draw_traversal(result: "Traversal", path: Path) -> None:
     """Draw the grid of each direction, most recognisable first."""
-    grid = _at_hand(result, result.grid)
+    grid = at_hand(result, result.grid)
     labels = [plain(each.label) for each in result.directions]
     draw_directions(grid.images, labels, grid.magnitudes[-1], title_of(result), path)
 
@@ -67,12 +67,35 @@ def draw_directions(
     save_figure(figure, path)
 
 
+def draw_variants(result: "Ablations", path: Path) -> None:
+    """Draw the most accurate directions of each variant's first training, equally many of each."""
+    import torch
+
+    shown = at_hand(result, result.shown)
+    columns = min(len(each.directions) for each in shown)  # fewer where a variant has fewer directions
+    images = torch.cat([each.images[:columns] for each in shown])
+    labels = [label for each in shown for label in each.labels[:columns]]
+    spans = {each.S for each in shown}
+    S = spans.pop() if len(spans) == 1 else None
+    title = f"{title_of_training(result)}, training seed {result.seeds[0]}"
+    draw_directions(images, labels, S, title, path, columns)
+
+
+def draw_samples(result: "Samples", path: Path) -> None:
+    """Draw the samples in about as many rows as columns, each pixel enlarged."""
+    from hbench.store.pictures import save_grid
+
+    images = at_hand(result, result.images)
+    columns, scale = max(1, round(result.n**0.5)), max(1, 64 // images.shape[-1])
+    save_grid(images, path, columns=columns, scale=scale)
+
+
 def draw_sources(result: "Properties", path: Path) -> None:
     """Draw the same edits with the three sources of delta_h (Fig. 9), one labelled panel a direction."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    shown = _at_hand(result, result.examples)
+    shown = at_hand(result, result.examples)
     directions, examples, samples = shown.images.shape[:3]
     breaks = range(1, samples, 3)
     columns = min(2, directions)
@@ -106,7 +129,7 @@ def draw_edits(result: "EditedImages", path: Path) -> None:
     import torch
     from matplotlib.figure import Figure
 
-    pictures = _at_hand(result, result.pictures)
+    pictures = at_hand(result, result.pictures)
     labels = _edit_labels([dict(edit) for edit in result.edits], result.names)
     height = len(labels.rows)
     ends = torch.full_like(pictures[:, None, :2].expand(-1, height, -1, -1, -1, -1), float("nan"))
@@ -165,15 +188,6 @@ def _edit_labels(edits: "Sequence[Edit]", names: Mapping[int, str]) -> _EditLabe
 def _shortened(file: str) -> str:
     name = " ".join(Path(file).stem.split())
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-
-
-def _at_hand(result: "Result", images: Any) -> Any:
-    """Return the images of a result; HBenchError where it was read from its folder, which does not hold them."""
-    if images is None:
-        raise HBenchError(
-            f"a {result.NAME} result that was read from its folder has no images to draw: measure it again"
-        )
-    return images
 
 
 def _show_tiles(axis: "Axes", images: "Tensor", breaks: Sequence[int] = ()) -> tuple[list[float], list[float]]:

@@ -37,8 +37,10 @@ UNREADABLE = (
 Split = Literal["train", "test"]
 
 
-def load_images(data: Data, data_root: Path | None = None, split: Split = "train", download: bool = False) -> Tensor:
-    """The images of an experiment's data set.
+def load_images(
+    data: Data, data_root: str | Path | None = None, split: Split = "train", download: bool = False
+) -> Tensor:
+    """Return the images of an experiment's data set.
 
     Args:
         data: which set, and the size and channels that the images get.
@@ -61,9 +63,9 @@ def load_images(data: Data, data_root: Path | None = None, split: Split = "train
 
 
 def load_labelled(
-    data: Data, data_root: Path | None = None, split: Split = "train", download: bool = False
+    data: Data, data_root: str | Path | None = None, split: Split = "train", download: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The images as of :func:`load_images`, and their class labels [N], or None where the set has none."""
+    """Return the images as :func:`load_images` does, and their class labels [N], or None where the set has none."""
     if data.dataset == "digits":
         from sklearn.datasets import load_digits
 
@@ -76,26 +78,27 @@ def load_labelled(
     return _split(_load_folder(data, root), split), None
 
 
-def load_reference(data: Data, data_root: Path | None = None, download: bool = False) -> Tensor:
-    """The real images that samples are compared with: the test images of MNIST and the digits, all of a folder."""
+def load_reference(data: Data, data_root: str | Path | None = None, download: bool = False) -> Tensor:
+    """Return the real images to compare samples with: the test images of MNIST and the digits, all of a folder."""
     if data.dataset == "folder":
         return _load_folder(data, _find_root(data, data_root, download))
     return load_labelled(data, data_root, "test", download)[0]
 
 
-def at_hand(data: Data, data_root: Path | None = None, download: bool = False) -> bool:
-    """Whether it is known where the images are."""
+def at_hand(data: Data, data_root: str | Path | None = None, download: bool = False) -> bool:
+    """Return whether it is known where the images are."""
     return data.dataset == "digits" or _known_root(data, data_root, download) is not None
 
 
-def _known_root(data: Data, data_root: Path | None, download: bool) -> Path | None:
-    root = data_root or (Path(os.environ["HBENCH_DATA"]) if "HBENCH_DATA" in os.environ else None)
+def _known_root(data: Data, data_root: str | Path | None, download: bool) -> Path | None:
+    given = data_root or os.environ.get("HBENCH_DATA")
+    root = None if given is None else Path(given)
     if root is None and data.dataset == "mnist" and (download or any(DOWNLOADS.glob("MNIST/raw/*-images-idx3-ubyte*"))):
         root = DOWNLOADS
     return root
 
 
-def _find_root(data: Data, data_root: Path | None, download: bool) -> Path:
+def _find_root(data: Data, data_root: str | Path | None, download: bool) -> Path:
     root = _known_root(data, data_root, download)
     if root is None:
         raise HBenchError(

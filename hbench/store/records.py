@@ -56,7 +56,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as they stand in the file, schema number first."""
-        values: dict[str, Any] = jsonable(_adapter(type(self)).dump_python(self))
+        values: dict[str, Any] = jsonable(_adapter(type(self)).dump_python(self, by_alias=True))
         return values | {"schema": self.SCHEMA}
 
     @classmethod

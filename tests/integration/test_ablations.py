@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,12 +14,15 @@ from hbench.core.diffusion import alpha_bar_schedule, timesteps
 from hbench.core.images import to_uint8
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
-from hbench.evaluation.ablations import summarise, train_variants
-from hbench.evaluation.fid import frechet_distance, lenet_reference, statistics
-from hbench.evaluation.lenet import load_lenet, single_features
+from hbench.evaluation.ablations import Ablations, Measured, ablations, summarise, train_variants
+from hbench.evaluation.curves import TrainingCurves, train_curves
+from hbench.evaluation.features import lenet_features
+from hbench.evaluation.frechet import frechet_distance, lenet_reference, statistics
 from hbench.evaluation.sampling import draw_pairs
 from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
+from hbench.reporting.artifacts import plot
+from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from hbench.store.run import SHIPPED, load_model, load_run
 from hbench.store.weights import read_written_experiment
 from hbench.training.checkpoint import CHECKPOINT
@@ -26,6 +30,7 @@ from hbench.training.discover import train
 from hbench.training.step import Trained, losses, train_shift
 
 CPU = torch.device("cpu")
+RESULTS = Path(__file__).parents[2] / "results" / "mnist16"
 FLOAT = "discovery.precision=float32"
 
 
@@ -210,11 +215,18 @@ def test_train_curves_of_runs_of_different_length(tmp_path, tiny_run, tiny):
     record = json.loads((out / "train-curves.json").read_text())["runs"]
     assert record[1]["loss_D"] is None
     assert "add --overwrite" in refused("train-curves", other, "--out", out)
+    assert "loss_l1" not in record[0]  # none of the runs has it
+    back = TrainingCurves.load(out)
+    assert back.runs[0] == train_curves([tiny_run, other]).runs[0]
+    assert back.provenance.seed is None  # nothing in it is random
+    with pytest.raises(HBenchError, match="has nothing to draw"):
+        plot(back, tmp_path / "curves.png")
+    assert "No such option" in refused("train-curves", other, "--seed", 1)
 
 
 def test_train_curves_name_what_is_missing(tmp_path, tiny_run, tiny_model):
     out = ["--out", tmp_path / "out"]
-    assert 'no metrics.csv there: give the folder of a "hbench train"' in refused("train-curves", tmp_path, *out)
+    assert "no metrics.csv there: give the folder of a discovery" in refused("train-curves", tmp_path, *out)
     assert "its metrics.csv holds no discovery" in refused("train-curves", tiny_model, *out)
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -292,7 +304,7 @@ def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monke
     pairs = draw_pairs(measured, 0, 0, 130)
     real = lenet_reference(lenet).statistics
     for column, images in (("fd_raw", "x_0"), ("fd_shifted", "x_0_shifted")):
-        found = single_features(load_lenet(lenet), to_uint8(getattr(pairs, images)))
+        found = lenet_features(load_lenet(lenet), to_uint8(getattr(pairs, images)))
         assert table[column][4] == pytest.approx(frechet_distance(statistics(found), real), rel=1e-3), column
     weights = [load_file(out / f"{name}-seed0" / "shift_block.safetensors")["out_weight"] for name in names]
     assert not torch.equal(weights[1], weights[2])  # the setting was used
@@ -314,18 +326,42 @@ def test_ablations_refuse_mistakes_before_any_training(tmp_path, tiny_model):
     assert 'write "discovery.key=value,value"' in refused(*run, "--over", "pretrain.lr=1")
     assert 'did you mean "lambda_adv"' in refused(*run, "--over", "discovery.lamda_adv=1")
     assert "discovery.S=0: discovery.S" in refused(*run, "--over", "discovery.S=5,0")
-    lenet = SHIPPED / "mnist16" / "lenet.safetensors"
-    line = refused("ablations", "digits16", *tiny_options(), "--model", tiny_model, "--lenet", lenet, "--out", out)
+    lenet = ["--lenet", SHIPPED_LENET]
+    line = refused("ablations", "digits16", *tiny_options(), "--model", tiny_model, *lenet, "--out", out)
     assert "was trained on other images" in line
     assert not out.exists()
 
 
 def test_summary_has_the_t_interval_over_seeds():
-    rows = pd.DataFrame({"variant": ["a"] * 3 + ["b"], "rca": [0.1, 0.2, 0.3, 0.5]})
-    for name in ("magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"):
-        rows[name] = math.nan
-    found = summarise(rows).set_index("variant")
-    assert found.loc["a", "mean"] == pytest.approx(0.2)
-    assert found.loc["a", "high"] == pytest.approx(0.2 + 4.302653 * 0.1 / math.sqrt(3))  # t table, 2 degrees
-    assert found.loc["a", ["seeds", "min", "max"]].tolist() == [3, 0.1, 0.3]
-    assert math.isnan(found.loc["b", "high"])
+    nothing = dict.fromkeys(("magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"), math.nan)
+    training = {"n": 9, "chance": 0.1, "device": "CPU", "threads": 1, "seconds": 1.0, "commit": None}
+    runs = [
+        Measured(variant=variant, seed=seed, rca=rca, rca_low=0.0, rca_high=1.0, **nothing, **training)
+        for variant, seed, rca in (("a", 0, 0.1), ("a", 1, 0.2), ("a", 2, 0.3), ("b", 0, 0.5))
+    ]
+    found = {mean.variant: mean for mean in summarise(runs)}
+    assert found["a"].mean == pytest.approx(0.2)
+    assert found["a"].high == pytest.approx(0.2 + 4.302653 * 0.1 / math.sqrt(3))  # t table, 2 degrees
+    assert (found["a"].seeds, found["a"].min, found["a"].max) == (3, 0.1, 0.3)
+    assert math.isnan(found["b"].high)
+
+
+@pytest.mark.parametrize("name", ["ablations", "settings"])
+def test_the_committed_ablations_give_their_files_again(name, tmp_path):
+    folder = RESULTS / name
+    result = Ablations.load(folder)
+    assert summarise(result.runs) == result.means  # the same bits
+    result.write_into(tmp_path)
+    assert json.loads((tmp_path / "ablations.json").read_text()).keys() >= {"runs", "summary"}
+    for table in ("ablations.csv", "summary.csv"):
+        assert (tmp_path / table).read_text() == (folder / table).read_text()
+
+
+def test_ablations_from_python_check_what_they_are_asked(tiny, tmp_path):
+    model = build_model(tiny)
+    for wrong in ({"variants": {}}, {"seeds": ()}, {"pairs": 0}):
+        with pytest.raises(ValueError, match=r"must be at least 1, got 0"):
+            ablations(tiny, model, tmp_path / "out", **wrong)
+    (tmp_path / "file").touch()
+    with pytest.raises(HBenchError, match="already holds results"):
+        ablations(tiny, model, tmp_path, pairs=130)

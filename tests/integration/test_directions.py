@@ -339,7 +339,7 @@ def test_images_are_there_to_draw_or_missed(run, tmp_path):
     hbench.plot(traversal, tmp_path / "directions.png")
     read = evaluate.Traversal.load(traversal.save(tmp_path / "traverse"))
     assert read == traversal
-    with pytest.raises(HBenchError, match="a traverse result that was read from its folder has no images to draw"):
+    with pytest.raises(HBenchError, match="a traverse result that was read from its folder has nothing to draw"):
         hbench.plot(read, tmp_path / "again.png")
     assert not (tmp_path / "again.png").exists()
 

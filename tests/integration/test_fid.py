@@ -1,33 +1,40 @@
 import io
 import json
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 import torch_fidelity.fidelity
+from command_line import invoke, refused
 from PIL import Image
 
 from hbench.core.directions import own as own_direction
 from hbench.core.images import to_uint8
 from hbench.errors import HBenchError
-from hbench.evaluation.features import check_extractor, default_extractor, features
-from hbench.evaluation.fid import (
+from hbench.evaluation.features import INCEPTION, LENET, Extractor, choose_extractor, features, lenet_features
+from hbench.evaluation.fid import fid, fidelity
+from hbench.evaluation.frechet import (
     Reference,
     distance,
-    fidelity,
     frechet_distance,
+    keep_reference,
     lenet_reference,
-    metric_name,
     real_reference,
     statistics,
 )
-from hbench.evaluation.lenet import EXTRACTOR, accuracy, load_lenet, save_lenet, single_features, train_lenet
+from hbench.evaluation.lenet import TrainedLeNet, classify, train_lenet
+from hbench.evaluation.lenet import lenet as train_on_digits
 from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
 from hbench.evaluation.sampling import draw_pairs
 from hbench.experiments import load_experiment
+from hbench.reporting.artifacts import plot
 from hbench.store.datasets import load_labelled
+from hbench.store.files import sha256
+from hbench.store.lenet import ROLE, SHIPPED_LENET, load_lenet
 from hbench.store.run import load_run
+from hbench.store.weights import save_weights
 
 CPU = torch.device("cpu")
 
@@ -42,10 +49,15 @@ def lenet(tmp_path_factory, tiny):
     path = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
     images, labels = load_labelled(tiny.data)
     network = train_lenet(tiny, images, labels, epochs=3)
-    assert accuracy(network, images, labels) > 0.9
-    reference = real_reference(single_features(network, images))
-    save_lenet(path, network, tiny, reference.statistics, reference.n, reference.halves)
+    assert float((classify(network, images) == labels).float().mean()) > 0.9
+    keep_reference(network, real_reference(lenet_features(network, images)))
+    save_weights(path, network, tiny, ROLE)
     return path
+
+
+@pytest.fixture(scope="module")
+def extractor(lenet):
+    return Extractor(LENET, lenet)
 
 
 def test_frechet_distance_in_closed_form():
@@ -64,7 +76,7 @@ def test_the_interval_covers_the_distance_of_other_samples():
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(4000, 4, generator=generator)
     stats = statistics(real)
-    reference = Reference(stats, len(real), 0.0, None, "")  # no features: no KID
+    reference = Reference(stats, len(real), 0.0, None)  # no features: no KID
     truth = frechet_distance(statistics(torch.randn(200_000, 4, generator=generator) + 1), stats)
     covered = 0
     for _ in range(60):
@@ -88,20 +100,20 @@ def test_the_jackknife_leaves_groups_out_as_torch_fidelity_would():
     mixing = torch.randn(12, 12, generator=generator)
     for count in (7, 45, 400):  # the first with a covariance that is not of full rank
         found, real = (torch.randn(n, 12, generator=generator) @ mixing for n in (count, 600))
-        reference = Reference(statistics(real), len(real), 0.0, None, "")
+        reference = Reference(statistics(real), len(real), 0.0, None)
         group = torch.arange(count) % 20
         expected = [
             frechet_distance(statistics(found[group != g]), reference.statistics) for g in range(min(20, count))
         ]
         assert distance(found, reference).replicates == pytest.approx(expected, rel=1e-5)
     with pytest.raises(HBenchError, match="use more samples"):
-        distance(torch.randn(2, 3), Reference(statistics(torch.randn(9, 3)), 9, 0.0, None, ""))
+        distance(torch.randn(2, 3), Reference(statistics(torch.randn(9, 3)), 9, 0.0, None))
 
 
-def test_the_interval_of_the_ratio_covers_it(monkeypatch, tmp_path):
+def test_the_interval_of_the_ratio_covers_it():
     generator = torch.Generator().manual_seed(0)
     stats = statistics(torch.randn(4000, 4, generator=generator))
-    reference = Reference(stats, 4000, 0.0, None, "")
+    reference = Reference(stats, 4000, 0.0, None)
 
     def pair(n):
         raw = torch.randn(n, 4, generator=generator) + 1
@@ -110,38 +122,42 @@ def test_the_interval_of_the_ratio_covers_it(monkeypatch, tmp_path):
     fds = [frechet_distance(statistics(part), stats) for part in pair(200_000)]
     covered = 0
     for _ in range(60):
-        found = iter(pair(800))
-        monkeypatch.setattr("hbench.evaluation.fid.features", lambda *_, found=found: next(found))
-        folders = (tmp_path, tmp_path)
-        low, high = fidelity(folders, reference, EXTRACTOR, None, tmp_path, CPU, 800).ratio_interval
+        low, high = fidelity(*pair(800), reference, "FD").ratio_interval
         covered += low < fds[1] / fds[0] < high
     assert covered >= 50  # 57 expected; below 50 has a probability of 1 in 1,000
 
 
 def test_only_inception_features_are_called_fid():
-    assert metric_name("inception-v3-compat") == "FID"
-    extractors = {name: default_extractor(load_experiment(name).data) for name in ("mnist32", "digits16", "afhq128")}
-    assert extractors == {"mnist32": EXTRACTOR, "digits16": EXTRACTOR, "afhq128": "inception-v3-compat"}
-    assert metric_name(EXTRACTOR) == "FD (LeNet digits)"
-    assert metric_name("vgg16") == "FD (vgg16)"
+    assert Extractor(INCEPTION).metric == "FID"
+    assert Extractor(LENET).metric == "FD (LeNet digits)"
+    assert Extractor("vgg16").metric == "FD (vgg16)"
 
 
-def test_lenet_features_do_not_depend_on_neighbours(lenet, tiny, tmp_path):
+def test_digits_get_the_lenet_and_other_images_inception(lenet, tiny):
+    assert choose_extractor(load_experiment("mnist16").data) == Extractor(LENET, SHIPPED_LENET)
+    assert choose_extractor(tiny.data, weights=lenet) == Extractor(LENET, lenet)
+    assert choose_extractor(load_experiment("afhq128").data) == Extractor(INCEPTION)
+    with pytest.raises(HBenchError, match="trained on other images"):
+        choose_extractor(load_experiment("mnist32").data)  # the shipped one knows images of 16 pixels
+
+
+def test_lenet_features_do_not_depend_on_neighbours(extractor, tiny, tmp_path):
     images = load_labelled(tiny.data)[0][:300]
     paths = pngs(image_folder(images, tmp_path))
-    whole = features(paths, EXTRACTOR, lenet, tmp_path, CPU)
+    whole = features(paths, extractor, tmp_path, CPU)
     assert whole.shape == (300, 120)
-    part = features(paths[:7], EXTRACTOR, lenet, tmp_path, CPU)
+    part = features(paths[:7], extractor, tmp_path, CPU)
     torch.testing.assert_close(whole[:7], part, rtol=1e-4, atol=1e-5)
 
 
-def test_the_fidelity_command_gives_the_same_numbers(lenet, tiny, tmp_path, monkeypatch, capsys):
+def test_the_fidelity_command_gives_the_same_numbers(extractor, tiny, tmp_path, monkeypatch, capsys):
     images = load_labelled(tiny.data)[0]
     folders = [image_folder(half, tmp_path) for half in (images[:200], images[200:450])]
-    found, real = (features(pngs(f), EXTRACTOR, lenet, tmp_path / "cache", CPU) for f in folders)
+    found, real = (features(pngs(f), extractor, tmp_path / "cache", CPU) for f in folders)
     ours = distance(found, real_reference(real))
     command = ["fidelity", "--cpu", "--fid", "--kid", "--kid-subset-size", "200", "--json", "--silent", "--no-cache"]
-    command += ["--feature-extractor", EXTRACTOR, "--feature-extractor-weights-path", str(lenet), "--save-cpu-ram"]
+    weights = ["--feature-extractor-weights-path", str(extractor.weights)]
+    command += ["--feature-extractor", LENET, *weights, "--save-cpu-ram"]
     monkeypatch.setattr(sys, "argv", [*command, "--input1", str(folders[0]), "--input2", str(folders[1])])
     torch_fidelity.fidelity.main()
     theirs = json.loads(capsys.readouterr().out)
@@ -150,16 +166,16 @@ def test_the_fidelity_command_gives_the_same_numbers(lenet, tiny, tmp_path, monk
     assert ours.kid_std == pytest.approx(theirs["kernel_inception_distance_std"], abs=1e-6)
 
 
-def test_stored_statistics_stand_for_the_images(lenet, tiny, tmp_path):
+def test_stored_statistics_stand_for_the_images(lenet, extractor, tiny, tmp_path):
     paths = pngs(image_folder(load_labelled(tiny.data)[0], tmp_path))
-    made = real_reference(features(paths, EXTRACTOR, lenet, tmp_path, CPU))
+    made = real_reference(features(paths, extractor, tmp_path, CPU))
     stored = lenet_reference(lenet)
     assert stored.n == made.n == 1618
     assert stored.halves == pytest.approx(made.halves, rel=1e-3)
     assert frechet_distance(stored.statistics, made.statistics) == pytest.approx(0, abs=1e-4)
 
 
-def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
+def test_samples_are_made_once_and_resumed(run, lenet, extractor, tmp_path, monkeypatch):
     raw, shifted = sample_folders(run, 130, tmp_path, seed=3)
     before = {path: path.read_bytes() for kind in (raw, shifted) for path in pngs(kind)}
     assert len(before) == 260
@@ -177,7 +193,8 @@ def test_samples_are_made_once_and_resumed(run, lenet, tmp_path, monkeypatch):
 
     monkeypatch.setattr("hbench.evaluation.sample_cache.draw_pairs", fail)
     sample_folders(run, 130, tmp_path, seed=3)
-    result = fidelity((raw, shifted), lenet_reference(lenet), EXTRACTOR, lenet, tmp_path, CPU, 125)
+    found = (features(pngs(kind, 125), extractor, tmp_path, CPU) for kind in (raw, shifted))
+    result = fidelity(*found, lenet_reference(lenet), extractor.metric)
     assert result.metric == "FD (LeNet digits)"
     assert (result.raw.n, result.n_real, result.feature_size) == (125, 1618, 120)
     assert result.raw.kid is None
@@ -208,13 +225,13 @@ def test_samples_in_other_numbers_of_steps(tmp_path):
         assert abs(found - to_uint8(images).numpy().squeeze(1)).max() <= 1
 
 
-def test_features_are_found_by_content(lenet, tmp_path):
+def test_features_are_found_by_content(extractor, tmp_path):
     def one(value):
         folder = tmp_path / str(value)
         folder.mkdir(exist_ok=True)
         for i in range(3):
             Image.fromarray(np.full((16, 16), value + i, np.uint8)).save(folder / f"{i}.png")
-        return features(pngs(folder), EXTRACTOR, lenet, tmp_path / "cache", CPU)
+        return features(pngs(folder), extractor, tmp_path / "cache", CPU)
 
     first = one(10)
     assert not torch.equal(first, one(90))
@@ -224,13 +241,13 @@ def test_features_are_found_by_content(lenet, tmp_path):
 
 def test_unknown_extractors_and_foreign_weights_are_refused(lenet, tiny, tmp_path):
     with pytest.raises(HBenchError, match="choose one of"):
-        check_extractor("inception", None, tiny.data)
+        choose_extractor(tiny.data, "inception")
     with pytest.raises(HBenchError, match="trained on other images"):
-        check_extractor(EXTRACTOR, lenet, tiny.data.model_copy(update={"size": 32}))
+        choose_extractor(tiny.data.model_copy(update={"size": 32}), LENET, lenet)
     page = tmp_path / "page.pth"
     page.write_text("<html>")
     with pytest.raises(HBenchError, match="not a checkpoint of plain tensors"):
-        check_extractor("inception-v3-compat", page, tiny.data)
+        choose_extractor(tiny.data, INCEPTION, page)
 
 
 def test_weights_of_something_else_are_named(tmp_path, tiny, tiny_run):
@@ -238,7 +255,7 @@ def test_weights_of_something_else_are_named(tmp_path, tiny, tiny_run):
     other = tmp_path / "other.pth"
     torch.save({"x": torch.zeros(2)}, other)
     with pytest.raises(HBenchError, match="holds no weights of inception-v3-compat"):
-        features(paths, "inception-v3-compat", other, tmp_path, CPU)
+        features(paths, Extractor(INCEPTION, other), tmp_path, CPU)
     with pytest.raises(HBenchError, match="holds model, need a LeNet"):
         load_lenet(tiny_run / "model.safetensors")
 
@@ -251,5 +268,54 @@ def test_missing_weights_name_the_place(tmp_path, tiny, monkeypatch):
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
     paths = pngs(image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path))
-    with pytest.raises(HBenchError, match=r"weights-inception-2015-12-05-6726825d.pth .* --weights"):
-        features(paths, "inception-v3-compat", None, tmp_path, CPU)
+    with pytest.raises(HBenchError, match=r"weights-inception-2015-12-05-6726825d.pth .* as `weights`"):
+        features(paths, Extractor(INCEPTION), tmp_path, CPU)
+
+
+def test_fid_is_a_result_like_any_other(run, lenet, tmp_path):
+    settings = {"weights": lenet, "cache": tmp_path / "cache", "seed": 3}
+    result = fid(run, samples=70, **settings)
+    assert (result.metric, result.raw.n, result.detail("M")) == ("FD (LeNet digits)", 70, run.experiment.discovery.M)
+    assert result.provenance.command is None
+    assert [images.shape for images in result.images] == [(64, 1, 16, 16)] * 2
+    assert result.caveats == ["70 samples for 120 features: a rank-deficient covariance"]
+    result.save(tmp_path / "fid")
+    back = type(result).load(tmp_path / "fid")
+    assert back == result
+    assert back.summary() == result.summary()
+    plot(result, tmp_path / "fid.png")
+    with pytest.raises(HBenchError, match="has nothing to draw: measure it again"):
+        plot(back, tmp_path / "other.png")
+    other = fid(run, samples=70, steps=5, **settings)
+    assert other.detail("M") == 5
+    assert other.detail("samples") != result.detail("samples")
+    with pytest.raises(ValueError, match="samples must be at least 2, got 1"):
+        fid(run, samples=1, **settings)
+    with pytest.raises(ValueError, match="1000"):
+        fid(run, samples=70, steps=1001, **settings)
+
+
+def test_the_lenet_command_writes_a_result_and_its_weights(tmp_path):
+    out = tmp_path / "lenet"
+    done = invoke("lenet", "digits16", "--epochs", 1, "--out", out, "--quiet")
+    assert done.exit_code == 0, done.output
+    names = {"lenet.json", "lenet.csv", "lenet.png", "lenet.safetensors", "provenance.json"}
+    assert {path.name for path in out.iterdir()} == names
+    result = TrainedLeNet.load(out)
+    confusion = np.array(result.confusion)
+    assert (confusion.sum(), result.n_train) == (result.n_test, 1618)
+    assert confusion.trace() / result.n_test == pytest.approx(result.accuracy)
+    assert result.interval[0] < result.accuracy < result.interval[1]
+    assert result.detail("weights_sha256") == sha256(out / "lenet.safetensors")
+    assert (result.detail("accuracy"), result.detail("halves")) == (result.accuracy, result.halves)
+    table = result.table()
+    assert (table["accuracy"] * table["n"]).sum() == pytest.approx(confusion.trace())
+    assert lenet_reference(out / "lenet.safetensors").halves == pytest.approx(result.halves)
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        train_on_digits(load_experiment("digits16"), epochs=0)
+    assert "its images carry no labels" in refused("lenet", "afhq128", "--data-root", tmp_path, "--out", tmp_path / "x")
+
+
+def test_features_extractors_include_the_lenet_wherever_they_are_looked_up(tmp_path):
+    code = "from hbench.evaluation.features import extractors; assert 'lenet-digits' in extractors(); extractors()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import hbench
 from hbench.config import Data
 from hbench.errors import HBenchError
-from hbench.evaluation.features import check_extractor, features
+from hbench.evaluation.features import INCEPTION, Extractor, choose_extractor, features
 from hbench.evaluation.sample_cache import image_folder, pngs
 from hbench.experiments import load_experiment
 from hbench.reporting.report import REASONS, collect, write_pages
@@ -101,16 +101,16 @@ def test_no_code_in_a_checkpoint(bad, tmp_path, tiny_model):
 
 def test_no_code_in_the_weights_of_an_extractor(bad, tmp_path, tiny, monkeypatch):
     with pytest.raises(HBenchError, match="not a checkpoint of plain tensors"):
-        check_extractor("inception-v3-compat", bad, tiny.data)
+        choose_extractor(tiny.data, INCEPTION, bad)
     images = pngs(image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path))
     for extractor in ("inception-v3-compat", "vgg16"):  # torch-fidelity itself would run it
         with pytest.raises(HBenchError, match=f"holds no weights of {extractor}"):
-            features(images, extractor, bad, tmp_path, CPU)
+            features(images, Extractor(extractor, bad), tmp_path, CPU)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     (tmp_path / "hub" / "hub" / "checkpoints").mkdir(parents=True)
     shutil.copy(bad, tmp_path / "hub" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
     with pytest.raises(HBenchError, match="holds no weights of inception-v3-compat"):
-        features(images, "inception-v3-compat", None, tmp_path, CPU)
+        features(images, Extractor(INCEPTION), tmp_path, CPU)
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 

@@ -1,0 +1,76 @@
+"""``hbench fid``."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import (
+    Options,
+    a_path,
+    data_options,
+    processes_option,
+    publish,
+    result_options,
+    run_argument,
+    run_options,
+    shared,
+    steps_option,
+    with_steps,
+)
+
+
+@click.command()
+@run_argument
+@click.option("--samples", type=click.IntRange(min=2), help="Samples of each kind [default: the experiment's number].")
+@steps_option
+@click.option(
+    "--feature-extractor",
+    "extractor",
+    help="One of torch-fidelity's that is plain weights, or lenet-digits [default: inception-v3-compat; for digits "
+    "lenet-digits].",
+)
+@click.option("--weights", type=a_path, help="Weights of the extractor [default: its own].")
+@click.option(
+    "--cache", type=a_path, default=Path("runs/cache"), show_default=True, help="Folder of images and features."
+)
+@shared(data_options, result_options, processes_option, run_options)
+def fid(
+    run: Path,
+    samples: int | None,
+    steps: int | None,
+    extractor: str | None,
+    weights: Path | None,
+    cache: Path,
+    options: Options,
+) -> None:
+    """Measure the FID of raw and shifted samples.
+
+    As in Table 2. Digits, which Inception does not know, are compared in the features of a LeNet. Its weights, if not
+    given those shipped with mnist16, carry the statistics of MNIST's test images, so that FD needs no data set (KID
+    does); "hbench lenet" makes others.
+
+    \b
+    Example:
+        hbench fid mnist16 --samples 2000
+        hbench fid mnist16 --samples 2000 --steps 50
+    """
+    from hbench.evaluation.features import choose_extractor
+    from hbench.evaluation.fid import fid as measure
+
+    loaded = options.load(run)
+    chosen = choose_extractor(loaded.experiment.data, extractor, weights)
+    folder = options.claim_result(run, with_steps(f"fid-{chosen.name}", loaded, steps))
+    result = measure(
+        loaded,
+        samples=samples,
+        steps=steps,
+        extractor=chosen.name,
+        weights=chosen.weights,
+        cache=cache,
+        data_root=options.data_root,
+        download=options.download,
+        seed=options.seed,
+    )
+    for caveat in result.caveats:
+        click.echo(f"warning: {caveat}", err=True)
+    publish(result, folder)

@@ -1,0 +1,42 @@
+"""``hbench lenet``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hbench.cli.options import (
+    Options,
+    data_options,
+    experiment_options,
+    overwrite_option,
+    publish,
+    quiet_option,
+    seed_option,
+    shared,
+    training_out_option,
+)
+
+if TYPE_CHECKING:
+    from hbench.config import Experiment
+
+
+@click.command()
+@experiment_options
+@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images.")
+@shared(training_out_option("lenet"), data_options, overwrite_option, seed_option, quiet_option)
+def lenet(experiment: "Experiment", epochs: int, options: Options) -> None:
+    """Train the digit LeNet whose features fid uses.
+
+    On the labelled images of EXPERIMENT. It is so small that it is trained on the CPU.
+
+    \b
+    Example:
+        hbench lenet digits16 --epochs 20
+    """
+    from hbench.evaluation.lenet import lenet as train
+
+    folder = options.claim(Path("runs") / experiment.name / "lenet")
+    result = train(experiment, epochs=epochs, data_root=options.data_root, download=options.download, seed=options.seed)
+    publish(result, folder)
+    click.echo(folder / "lenet.safetensors")

@@ -1,0 +1,53 @@
+"""``hbench sample``."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import (
+    Options,
+    Renamed,
+    a_path,
+    check_steps,
+    processes_option,
+    publish,
+    result_options,
+    run_options,
+    shared,
+)
+
+
+@click.command()
+@click.argument("model", type=a_path)
+@click.option("--experiment", help="Experiment with the settings of a state dict such as guided-diffusion saves.")
+@click.option(
+    "--samples",
+    "--count",
+    cls=Renamed,
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Samples in the grid.",
+)
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Generation steps M.")
+@shared(result_options, processes_option, run_options)
+def sample(model: Path, experiment: str | None, samples: int, steps: int, options: Options) -> None:
+    """Draw a grid of samples of the diffusion model in MODEL.
+
+    MODEL is a folder with model.safetensors, such a file, a shipped run's name, or a state dict (.pt) of
+    guided-diffusion.
+
+    \b
+    Example:
+        hbench sample mnist16 --samples 36 --steps 50
+    """
+    from hbench.evaluation.sample import sample as generate
+    from hbench.experiments import load_experiment
+    from hbench.store.run import load_model, model_experiment
+
+    device = options.torch_device()
+    settings = load_experiment(experiment) if experiment else model_experiment(model)
+    check_steps(settings, steps)
+    network = load_model(model, settings, device=device)
+    folder = options.claim_result(model.parent if model.is_file() else model, "samples")
+    publish(generate(network, settings, samples=samples, steps=steps, seed=options.seed), folder)

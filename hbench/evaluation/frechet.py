@@ -1,0 +1,166 @@
+"""Distances between sets of images in a feature space: Frechet distance and KID, by torch-fidelity's formulas."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from hbench.core import seeds
+from hbench.core.intervals import jackknife
+from hbench.errors import HBenchError
+from hbench.models.digit_lenet import DigitLeNet
+from hbench.store.lenet import load_lenet
+from hbench.store.records import Interval
+
+TOO_FEW = "one image has no covariance: use more samples"
+GROUPS = 20
+"""Groups of the jackknife: each replicate leaves one of so many equal parts of the samples out."""
+
+Statistics = dict[str, np.ndarray]
+"""Mean ``mu`` [D] and covariance ``sigma`` [D, D] of features, as torch-fidelity has them."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images that samples are compared with."""
+
+    statistics: Statistics
+    n: int
+    halves: float
+    """Distance between two random halves of the real images: samples below it cannot be told from them at that n."""
+    halves_interval: tuple[float, float] | None
+    """None where only the statistics are at hand."""
+    features: Tensor | None = None
+    """Features [n, D], for KID; None where only the statistics are at hand."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of mean and covariance."""
+        return hashlib.sha256(self.statistics["mu"].tobytes() + self.statistics["sigma"].tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """Distances of one kind of samples to the reference."""
+
+    n: int
+    fd: float
+    """Frechet distance of the Gaussians with the features' means and covariances."""
+    interval: Interval
+    """95 % interval of ``fd`` for other samples of the same generator, by the jackknife."""
+    replicates: list[float]
+    """``fd`` without each of the jackknife's groups of samples."""
+    kid: float | None
+    """Kernel inception distance, mean over torch-fidelity's 100 subsets; None without features of the reference."""
+    kid_std: float | None
+    """Standard deviation over the subsets; None where each of them holds all images, and so says nothing."""
+
+
+def distance(found: Tensor, reference: Reference) -> Distance:
+    """Return the distances of features [n, D] to the reference.
+
+    Raises:
+        HBenchError: too few features for a covariance.
+    """
+    fd = frechet_distance(statistics(found), reference.statistics)
+    root = _root(reference.statistics["sigma"])
+    replicates = [_distance_by_root(part, reference.statistics, root) for part in _without_each_group(found)]
+    low, high = jackknife(fd, replicates)
+    subsets: dict[str, float] = {}
+    alike = len(found) == reference.n <= 1000
+    if reference.features is not None:
+        size = min(1000, len(found), reference.n)
+        subsets = kid_features_to_metric(found, reference.features, kid_subset_size=size, verbose=False)
+    return Distance(
+        n=len(found),
+        fd=fd,
+        interval=(float(low), float(high)),
+        replicates=replicates,
+        kid=subsets.get("kernel_inception_distance_mean"),
+        kid_std=None if alike else subsets.get("kernel_inception_distance_std"),
+    )
+
+
+def real_reference(found: Tensor) -> Reference:
+    """Return the reference that features [n, D] of real images make.
+
+    Raises:
+        HBenchError: fewer than 6 images.
+    """
+    if len(found) < 6:
+        raise HBenchError(f"{len(found)} real images: need at least 6 to compare two halves of them: add images")
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seeds.real_halves()))
+    first, second = (found[half] for half in order.chunk(2))
+    halves = frechet_distance(statistics(first), statistics(second))
+    parts = zip(_without_each_group(first), _without_each_group(second), strict=False)
+    low, high = jackknife(halves, [_distance_by_root(a, b, _root(b["sigma"])) for a, b in parts])
+    return Reference(statistics(found), len(found), halves, (float(low), float(high)), found)
+
+
+def lenet_reference(weights: Path) -> Reference:
+    """Return the reference that a LeNet's file carries: its real test set."""
+    lenet = load_lenet(weights)
+    stats = {"mu": lenet.real_mu.numpy(), "sigma": lenet.real_sigma.numpy()}
+    return Reference(stats, int(lenet.real_n), float(lenet.real_halves), None)
+
+
+def keep_reference(lenet: DigitLeNet, reference: Reference) -> None:
+    """Put the statistics of a reference into a LeNet, so that its file carries them."""
+    lenet.real_mu.copy_(torch.from_numpy(reference.statistics["mu"]))
+    lenet.real_sigma.copy_(torch.from_numpy(reference.statistics["sigma"]))
+    lenet.real_n.fill_(reference.n)
+    lenet.real_halves.fill_(reference.halves)
+
+
+def statistics(found: Tensor) -> Statistics:
+    """Return mean and covariance of features [n, D].
+
+    Raises:
+        HBenchError: fewer than 2 of them.
+    """
+    if len(found) < 2:
+        raise HBenchError(TOO_FEW)
+    stats: Statistics = fid_features_to_statistics(found)
+    return stats
+
+
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """Return the Frechet distance of two Gaussians; a little below 0 for equal ones, by rounding."""
+    return float(fid_statistics_to_metric(first, second, False)["frechet_inception_distance"])
+
+
+def _without_each_group(found: Tensor) -> Iterator[Statistics]:
+    """Yield the statistics of features [n, D] without each group of the jackknife: one pass over all, and D^2 each."""
+    centre = found.double().mean(0)
+    groups = [(found[g::GROUPS].double() - centre).numpy() for g in range(min(GROUPS, len(found)))]
+    products = sum(group.T @ group for group in groups)
+    sums = sum(group.sum(0) for group in groups)
+    for group in groups:
+        if (n := len(found) - len(group)) < 2:
+            raise HBenchError(TOO_FEW)
+        mean = (sums - group.sum(0)) / n
+        sigma = (products - group.T @ group - n * np.outer(mean, mean)) / (n - 1)
+        yield {"mu": mean + centre.numpy(), "sigma": sigma}
+
+
+def _distance_by_root(first: Statistics, second: Statistics, root: np.ndarray) -> float:
+    """Return :func:`frechet_distance`, several times as fast, given the square root of the second covariance.
+
+    The product of that root with the first covariance on both sides is symmetric, and has the eigenvalues of S1 S2.
+    """
+    eigenvalues = np.linalg.eigvalsh(root @ first["sigma"] @ root)
+    traces = np.trace(first["sigma"]) + np.trace(second["sigma"]) - 2 * np.sqrt(eigenvalues.clip(0)).sum()
+    return float(((first["mu"] - second["mu"]) ** 2).sum() + traces)
+
+
+def _root(sigma: np.ndarray) -> np.ndarray:
+    """Return the symmetric square root of a covariance [D, D]."""
+    values, vectors = np.linalg.eigh(sigma)
+    root: np.ndarray = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    return root

@@ -1,0 +1,63 @@
+"""Samples of a diffusion model by itself."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from hbench.config import Experiment
+from hbench.core.sampler import Sampler
+from hbench.evaluation.sampling import sample_model
+from hbench.models.adm import UNetModel
+from hbench.store.provenance import provenance
+from hbench.store.records import Aside
+from hbench.store.results import Result
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(Result):
+    """Samples of a diffusion model."""
+
+    NAME: ClassVar[str] = "samples"
+
+    n: int
+    """Number of samples."""
+    M: int
+    """Number of generation steps."""
+    images: Aside = field(default=None, compare=False, repr=False)
+    """Samples in about [-1, 1], unclamped: float32 [n, C, H, W], on the CPU; None in a result read back."""
+
+    def summary(self) -> str:
+        """Return number of samples and steps, in one line."""
+        return f"{self.n} samples in {self.M} steps"
+
+    def table(self) -> "DataFrame":
+        """Return number of samples and steps, in one row."""
+        import pandas as pd
+
+        return pd.DataFrame([{"n": self.n, "M": self.M}])
+
+
+def sample(model: UNetModel, experiment: Experiment, *, samples: int = 64, steps: int = 20, seed: int = 0) -> Samples:
+    """Generate samples of a diffusion model.
+
+    Several processes make them together, and each gets all. Cost: ``steps`` passes of the model a sample.
+
+    Args:
+        model: diffusion model, on the device to generate on.
+        experiment: its settings.
+        samples: number of samples, at least 1.
+        steps: generation steps M, 1..T.
+        seed: seed of x_T.
+
+    Raises:
+        ValueError: no sample, or steps out of range.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    device = next(model.parameters()).device
+    sampler = Sampler.of(experiment, model, device, M=steps, precision=experiment.pretrain.precision)
+    origin = provenance(experiment, device, seed, n=samples, M=steps)
+    images = sample_model(sampler, samples, seed)
+    return Samples(n=samples, M=steps, images=images, provenance=origin.finished())

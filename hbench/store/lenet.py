@@ -1,0 +1,39 @@
+"""Digit LeNets on disk, as safetensors that carry the statistics of the real test set."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from hbench.config import Data
+from hbench.errors import HBenchError
+from hbench.models.digit_lenet import DigitLeNet
+from hbench.store.run import SHIPPED
+from hbench.store.weights import load_tensors, read_experiment, read_metadata
+
+FILE = "lenet.safetensors"
+"""Name of the file in a folder of results."""
+ROLE = "lenet"
+"""What such a file says that it holds."""
+SHIPPED_LENET = SHIPPED / "mnist16" / FILE
+"""The LeNet that hbench ships, trained on MNIST at 16 pixels."""
+
+
+def load_lenet(path: Path) -> DigitLeNet:
+    """Return the classifier in a file, in eval mode, on the CPU.
+
+    Raises:
+        HBenchError: missing or damaged file, or one that holds something else.
+    """
+    if (found := read_metadata(path).get("role")) != ROLE:
+        raise HBenchError(f"{path}: holds {found or 'foreign weights'}, need a LeNet: train one and give its file")
+    data = read_experiment(path).data
+    tensors = load_file(path)
+    lenet = DigitLeNet(data.channels, data.size, len(tensors.get("head.3.bias", ())))
+    load_tensors(lenet, tensors, str(path))
+    return lenet.eval()
+
+
+def fits(path: Path, data: Data) -> bool:
+    """Return whether the LeNet in a file was trained on images of this kind: data set, size and channels."""
+    own = read_experiment(path).data
+    return (own.dataset, own.size, own.channels) == (data.dataset, data.size, data.channels)

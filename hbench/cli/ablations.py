@@ -64,7 +64,6 @@ def ablations(
         hbench ablations mnist16-ablations --model mnist16 --seeds 0,1,2
         hbench ablations mnist16-ablations --model mnist16 --over discovery.lambda_adv=0.1,3 --over discovery.S=2
     """
-    from hbench.evaluation.ablations import PAPER
     from hbench.evaluation.ablations import ablations as measure
     from hbench.experiments import one_at_a_time
     from hbench.reporting.charts import draw_curves
@@ -75,7 +74,7 @@ def ablations(
         experiment,
         model_to_train_on(model, folder, experiment, options.resume),
         folder,
-        variants=one_at_a_time(over) if over else PAPER,
+        variants=one_at_a_time(over) if over else None,
         seeds=seeds,
         pairs=pairs,
         lenet=lenet,

@@ -175,7 +175,7 @@ def ablations(
     model: UNetModel,
     out: str | Path,
     *,
-    variants: Mapping[str, Sequence[str]] = PAPER,
+    variants: Mapping[str, Sequence[str]] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     pairs: int = 1000,
     lenet: str | Path | None = None,
@@ -193,7 +193,7 @@ def ablations(
         experiment: what all variants have in common.
         model: diffusion model that all are trained on.
         out: output folder, made where it is missing.
-        variants: overrides of each variant, by its name, each ``section.key=value``.
+        variants: overrides of each variant, by its name, each ``section.key=value``; by default those of the paper.
         seeds: seeds of the trainings.
         pairs: fresh pairs that each training is measured on, at least 1. Cost: two chains each.
         lenet: file of the LeNet for the FD; by default the shipped one where it fits the images, else no FD.
@@ -208,6 +208,7 @@ def ablations(
         HBenchError: an unknown setting or a value out of range, a LeNet of other images, too few pairs for the FD, or
             ``out`` holds something else or trainings of other settings.
     """
+    variants = PAPER if variants is None else variants
     for name, given in (("variants", len(variants)), ("seeds", len(seeds)), ("pairs", pairs)):
         if given < 1:
             raise ValueError(f"{name} must be at least 1, got {given}")

@@ -77,9 +77,7 @@ def title_of_training(result: "Ablations") -> str:
 def at_hand(result: "Result", images: T | None) -> T:
     """Return what a picture is drawn of; HBenchError where the result was read from its folder, which lacks it."""
     if images is None:
-        raise HBenchError(
-            f"a {result.NAME} result that was read from its folder has nothing to draw: measure it again"
-        )
+        raise HBenchError(f"a {result.NAME} result that was read from its folder has nothing to draw: measure it again")
     return images
 
 

@@ -14,10 +14,11 @@ from typing import Any
 from hbench.config import Paper
 from hbench.errors import HBenchError
 from hbench.evaluation.edit import EditedImages
+from hbench.evaluation.mos.score import MosScore
 from hbench.evaluation.properties import Properties
 from hbench.evaluation.rca import RCA
 from hbench.evaluation.traverse import Traversal
-from hbench.reporting.charts import draw_confusion, draw_properties
+from hbench.reporting.charts import draw_confusion, draw_mos, draw_properties
 from hbench.reporting.grids import draw_edits, draw_sources, draw_traversal
 from hbench.store.results import Result
 
@@ -241,18 +242,15 @@ def _variants(result: Values) -> Comparison:
     )
 
 
-def _mos_rows(result: Values, paper: Paper) -> list[Row]:
+def _mos_rows(result: MosScore, paper: Paper) -> list[Row]:
     rows = []
-    for run in result["runs"]:
-        of = "" if len(result["runs"]) == 1 else f" of {run['run']} ({run['title']})"
+    for run in result.runs:
+        of = "" if len(result.runs) == 1 else f" of {run.run} ({run.title})"
         published = "" if of else _published(paper.mos)
-        for name, key, theirs in (("MOS", "mos", published), ("MOS of untrained directions", "floor", "")):
-            found = run[key]
-            if found["mean"] is not None:
-                bounds = _interval(found["interval"])
-                rows.append(
-                    Row(f"{name}{of}", "Table 1", theirs, f"{found['mean']:.3f}", bounds, f"{found['n']} directions")
-                )
+        for name, found, theirs in (("MOS", run.mos, published), ("MOS of untrained directions", run.floor, "")):
+            if found.mean is not None:
+                bounds = _interval(found.interval)
+                rows.append(Row(f"{name}{of}", "Table 1", theirs, f"{found.mean:.3f}", bounds, f"{found.n} directions"))
     return rows
 
 
@@ -301,11 +299,12 @@ ARTIFACTS = (
     ),
     Artifact(
         "mos/score",
-        "mos",
+        MosScore,
         "Mean opinion score",
         "Table 1",
         "mos score",
         _mos_rows,
+        {"mos.png": draw_mos},
         published=lambda paper: _published(paper.mos),
     ),
     Artifact(

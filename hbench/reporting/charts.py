@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from hbench.evaluation.curves import Curves
     from hbench.evaluation.fid import Fidelity
-    from hbench.evaluation.mos.score import Score
+    from hbench.evaluation.mos.score import MosScore
     from hbench.evaluation.properties import Estimate, Properties
     from hbench.evaluation.rca import RCA
     from hbench.evaluation.vram_sweep import Row
@@ -292,8 +292,8 @@ def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Pat
     save_figure(figure, path)
 
 
-def draw_mos(result: "Score", path: Path) -> None:
-    """Draws the share of ones of every direction, highest first, a panel per run; untrained directions apart."""
+def draw_mos(result: "MosScore", path: Path) -> None:
+    """Draw the share of ones of every direction, highest first, a panel per run; untrained directions apart."""
     from matplotlib.figure import Figure
 
     shown = [[d for d in result.directions if d.run == run.run and d.mean is not None] for run in result.runs]

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hbench.evaluation.edit import EditedImages as EditedImages
     from hbench.evaluation.edit import edit as edit
+    from hbench.evaluation.mos.score import MosScore as MosScore
+    from hbench.evaluation.mos.score import mos_score as mos_score
+    from hbench.evaluation.mos.study import Study as Study
+    from hbench.evaluation.mos.study import mos_study as mos_study
     from hbench.evaluation.properties import Properties as Properties
     from hbench.evaluation.properties import properties as properties
     from hbench.evaluation.rca import RCA as RCA
@@ -26,6 +30,10 @@ _HOME = {
     "Properties": "hbench.evaluation.properties",
     "edit": "hbench.evaluation.edit",
     "EditedImages": "hbench.evaluation.edit",
+    "mos_study": "hbench.evaluation.mos.study",
+    "Study": "hbench.evaluation.mos.study",
+    "mos_score": "hbench.evaluation.mos.score",
+    "MosScore": "hbench.evaluation.mos.score",
 }
 """Module of each public name, in the order of docs/api.md."""
 

@@ -166,7 +166,7 @@ def mos_score(marks: Sequence[str | Path], key: str | Path, *, partial: bool = F
     """Score the marks of assessors.
 
     Args:
-        marks: CSV files of marks; see :func:`read_marks`.
+        marks: CSV files with the columns sheet, assessor, item, mark (0 or 1) and name, as the sheets export them.
         key: the ``key.json`` of the study.
         partial: accept that whole sheets are missing.
         seed: seed of the bootstrap.

@@ -195,8 +195,9 @@ def mos_study(
 ) -> Study:
     """Draw the grids of every direction of some runs, and deal them out to assessors, blind and shuffled.
 
-    Untrained directions are mixed in as a floor; see :func:`untrained`. Cost: samples - 1 shifted chains per direction
-    and example.
+    Untrained directions are mixed in as a floor: steps as large as the trained ones, in directions that nobody looked
+    for. ``hbench.reporting.sheets.write_sheets`` makes pages of the study. Cost: samples - 1 shifted chains per
+    direction and example.
 
     Args:
         runs: the discoveries, by the name that the results will show.

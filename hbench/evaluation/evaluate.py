@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from hbench.evaluation.mos.score import mos_score as mos_score
     from hbench.evaluation.mos.study import Study as Study
     from hbench.evaluation.mos.study import mos_study as mos_study
+    from hbench.evaluation.plan import Plan as Plan
+    from hbench.evaluation.plan import plan as plan
     from hbench.evaluation.properties import Properties as Properties
     from hbench.evaluation.properties import properties as properties
     from hbench.evaluation.rca import RCA as RCA
     from hbench.evaluation.rca import rca as rca
     from hbench.evaluation.traverse import Traversal as Traversal
     from hbench.evaluation.traverse import traverse as traverse
+    from hbench.evaluation.vram_sweep import VramSweep as VramSweep
+    from hbench.evaluation.vram_sweep import vram_sweep as vram_sweep
 
 _HOME = {
     "rca": "hbench.evaluation.rca",
@@ -34,6 +38,10 @@ _HOME = {
     "Study": "hbench.evaluation.mos.study",
     "mos_score": "hbench.evaluation.mos.score",
     "MosScore": "hbench.evaluation.mos.score",
+    "vram_sweep": "hbench.evaluation.vram_sweep",
+    "VramSweep": "hbench.evaluation.vram_sweep",
+    "plan": "hbench.evaluation.plan",
+    "Plan": "hbench.evaluation.plan",
 }
 """Module of each public name, in the order of docs/api.md."""
 

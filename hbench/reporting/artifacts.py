@@ -15,10 +15,12 @@ from hbench.config import Paper
 from hbench.errors import HBenchError
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.mos.score import MosScore
+from hbench.evaluation.plan import Plan
 from hbench.evaluation.properties import Properties
 from hbench.evaluation.rca import RCA
 from hbench.evaluation.traverse import Traversal
-from hbench.reporting.charts import draw_confusion, draw_mos, draw_properties
+from hbench.evaluation.vram_sweep import VramSweep
+from hbench.reporting.charts import draw_confusion, draw_mos, draw_plan, draw_properties, draw_sweep
 from hbench.reporting.grids import draw_edits, draw_sources, draw_traversal
 from hbench.store.results import Result
 
@@ -128,23 +130,23 @@ def _fidelity_rows(result: Values, paper: Paper) -> list[Row]:
     return rows
 
 
-def _sweep_rows(result: Values, paper: Paper) -> list[Row]:
-    cells = {(c["strategy"], c["M"]): c for c in result["cells"] if c["status"] in ("ok", "oom")}
+def _sweep_rows(result: VramSweep, paper: Paper) -> list[Row]:
+    cells = {cell.key: cell for cell in result.cells if cell.status in ("ok", "oom")}
     rows = []
-    n = f"{min((len(c['step_seconds']) for c in cells.values() if c['step_seconds']), default=0)} steps a cell"
+    n = f"{min((len(cell.step_seconds) for cell in cells.values() if cell.step_seconds), default=0)} steps a cell"
     published = {"node": "flat", "vanilla": "grows, past 24 GB"}
     for strategy in dict.fromkeys(strategy for strategy, _ in cells):
         Ms = sorted(M for name, M in cells if name == strategy)
         found = [cells[strategy, M] for M in Ms]
-        memory = [f"{c['memory_mib']:,.0f}" if c["status"] == "ok" else "out of memory" for c in found]
+        memory = [f"{cell.memory_mib:,.0f}" if cell.status == "ok" else "out of memory" for cell in found]
         name = f"training memory of {strategy} in MiB, M = {', '.join(map(str, Ms))}"
         rows.append(Row(name, "Fig. 4", published.get(strategy, ""), "; ".join(memory), n=n))
     for strategy in ("vanilla", "torch-checkpoint"):
         for M in sorted(M for name, M in cells if name == strategy and ("node", M) in cells):
             pair = [cells[name, M] for name in (strategy, "node")]
-            if all(c["status"] == "ok" for c in pair):
+            if all(cell.status == "ok" for cell in pair):
                 theirs = "comparable" if strategy == "vanilla" else ""
-                seconds = [median(c["step_seconds"]) for c in pair]
+                seconds = [median(cell.step_seconds) for cell in pair]
                 ratio = f"{seconds[0] / seconds[1]:.2f}"  # no interval: one process each, and steps in it are alike
                 rows.append(Row(f"throughput, node / {strategy}, M = {M}", "Fig. 4", theirs, ratio, n=n))
     return rows
@@ -335,14 +337,24 @@ ARTIFACTS = (
     ),
     Artifact(
         "vram-sweep",
-        "vram-sweep",
+        VramSweep,
         "Memory and throughput of training",
         "Fig. 4",
         "vram-sweep",
         _sweep_rows,
+        {"vram-sweep.png": draw_sweep},
         published=lambda _: "node flat, vanilla past 24 GB",
     ),
     Artifact("edit", EditedImages, "Edits of real images", "Fig. 8", "edit", _edit_rows, {"edits.png": draw_edits}),
+    Artifact(
+        "plan",
+        Plan,
+        "Prediction of memory and throughput",
+        "",
+        "plan",
+        _no_rows,
+        {"plan.png": draw_plan},
+    ),
     Artifact(
         "properties",
         Properties,

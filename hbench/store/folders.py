@@ -20,7 +20,8 @@ LOCK = ".hbench.lock"
 def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
     """An output folder that only this process of hbench writes to while the block runs.
 
-    It is made where it is missing, and what killed processes have left half written in it is removed.
+    It is made where it is missing, and removed again if nothing is written into it. What killed processes have left
+    half written in it is removed.
 
     Args:
         folder: the folder.
@@ -31,15 +32,21 @@ def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = Fals
         HBenchError: it holds something else, cannot be made, is in use, or has a link that leads out of it.
     """
     _check_claim(folder, overwrite, resume)
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HBenchError(f"{folder}: cannot be made ({error.strerror}): choose another `out`") from error
     refuse_links(folder)
-    with _lock(folder):
-        _check_claim(folder, overwrite, resume)  # another process may have come and gone since
-        remove_leftovers(folder)
-        yield
+    try:
+        with _lock(folder):
+            _check_claim(folder, overwrite, resume)  # another process may have come and gone since
+            remove_leftovers(folder)
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it holds something, as it should
+                folder.rmdir()
 
 
 def _check_claim(folder: Path, overwrite: bool, resume: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from hbench.config import Experiment, Paper
+from hbench.config import Experiment, Paper, Precision
 from hbench.errors import HBenchError
 
 
@@ -80,6 +80,20 @@ def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     for each in overrides:
         _set(values, *_parse_override(each))
     return parse_experiment(values, source=", ".join(overrides))
+
+
+def without_pool(
+    experiment: Experiment, batch_size: int | None = None, precision: Precision | None = None
+) -> Experiment:
+    """Return the experiment as a sweep over M takes it: without a pool, with its batch size for sweeps.
+
+    Args:
+        experiment: settings.
+        batch_size: pairs of a training step; the experiment's for sweeps by default.
+        precision: precision of the networks; the experiment's by default.
+    """
+    chosen = {"pool": 0, "batch_size": batch_size or experiment.evaluation.sweep_batch_size, "precision": precision}
+    return override(experiment, [f"discovery.{key}={value}" for key, value in chosen.items() if value is not None])
 
 
 def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:

@@ -22,16 +22,17 @@ from hbench.cli.edit import edit
 from hbench.cli.fid import fid
 from hbench.cli.lenet import lenet
 from hbench.cli.mos import mos
+from hbench.cli.plan import plan
 from hbench.cli.pretrain import pretrain
 from hbench.cli.properties import properties
 from hbench.cli.rca import rca
 from hbench.cli.report import report
 from hbench.cli.reproduce import reproduce
 from hbench.cli.sample import sample
-from hbench.cli.sweep import plan, vram_sweep
 from hbench.cli.train import train
 from hbench.cli.train_curves import train_curves
 from hbench.cli.traverse import traverse
+from hbench.cli.vram_sweep import vram_sweep
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import only_main_process_prints, world_size

@@ -122,6 +122,15 @@ def combined(*options: Decorator[Any]) -> Decorator[Any]:
     return decorate
 
 
+def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f'"{value}": write whole numbers with commas, for example 5,10,20') from error
+
+
 a_path = click.Path(path_type=Path)
 run_argument = click.argument("run", type=a_path)
 device_option = click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:N".')
@@ -136,6 +145,15 @@ quiet_option = click.option(
 out_option = click.option("--out", type=a_path, help="Output folder [default: inside the run's].")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
 steps_option = click.option("--steps", type=click.IntRange(min=1), help="Generation steps M [default: the run's].")
+many_steps_option = click.option(
+    "--steps",
+    "--m",
+    "steps",
+    cls=Renamed,
+    callback=_whole_numbers,
+    metavar="M,M,...",
+    help="Generation steps [default: M/2, M, 2M, 4M of EXPERIMENT].",
+)
 run_options = combined(device_option, seed_option, quiet_option)
 result_options = combined(out_option, overwrite_option)
 training_options = combined(
@@ -174,27 +192,37 @@ def training_out_option(name: str) -> Decorator[Any]:
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add EXPERIMENT, --set and --dry-run to a command, which takes the resolved ``experiment``."""
+    return adjusted_experiment_options(lambda experiment, values: experiment)(command)
 
-    @wraps(command)
-    def resolved(experiment: str, overrides: tuple[str, ...], dry_run: bool, **values: Any) -> None:
-        from hbench.experiments import load_experiment
 
-        settings = load_experiment(experiment, overrides)
-        if dry_run:
-            click.echo(settings.title, err=True)
-            click.echo(settings.model_dump_json(indent=2))
-        else:
-            command(experiment=settings, **values)
+def adjusted_experiment_options(
+    adjust: "Callable[[Experiment, dict[str, Any]], Experiment]",
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the same to a command whose other options change settings too: ``adjust`` gets their values."""
 
-    add: Decorator[Any] = combined(
-        click.argument("experiment"),
-        click.option(
-            "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."
-        ),
-        click.option("-n", "--dry-run", is_flag=True, help="Print the resolved settings and stop."),
-    )
-    offered: Callable[..., None] = add(resolved)
-    return offered
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def resolved(experiment: str, overrides: tuple[str, ...], dry_run: bool, **values: Any) -> None:
+            from hbench.experiments import load_experiment
+
+            settings = adjust(load_experiment(experiment, overrides), values)
+            if dry_run:
+                click.echo(settings.title, err=True)
+                click.echo(settings.model_dump_json(indent=2))
+            else:
+                command(experiment=settings, **values)
+
+        add: Decorator[Any] = combined(
+            click.argument("experiment"),
+            click.option(
+                "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."
+            ),
+            click.option("-n", "--dry-run", is_flag=True, help="Print the resolved settings and stop."),
+        )
+        offered: Callable[..., None] = add(resolved)
+        return offered
+
+    return decorate
 
 
 def result_folder(run: Path) -> Path:

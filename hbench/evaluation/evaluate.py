@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from hbench.evaluation.fid import fid as fid
     from hbench.evaluation.lenet import TrainedLeNet as TrainedLeNet
     from hbench.evaluation.lenet import lenet as lenet
+    from hbench.evaluation.mos.score import MosScore as MosScore
+    from hbench.evaluation.mos.score import mos_score as mos_score
+    from hbench.evaluation.mos.study import Study as Study
+    from hbench.evaluation.mos.study import mos_study as mos_study
+    from hbench.evaluation.plan import Plan as Plan
+    from hbench.evaluation.plan import plan as plan
     from hbench.evaluation.properties import Properties as Properties
     from hbench.evaluation.properties import properties as properties
     from hbench.evaluation.rca import RCA as RCA
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
     from hbench.evaluation.sample import sample as sample
     from hbench.evaluation.traverse import Traversal as Traversal
     from hbench.evaluation.traverse import traverse as traverse
+    from hbench.evaluation.vram_sweep import VramSweep as VramSweep
+    from hbench.evaluation.vram_sweep import vram_sweep as vram_sweep
 
 _HOME = {
     "rca": "hbench.evaluation.rca",
@@ -46,6 +54,14 @@ _HOME = {
     "Samples": "hbench.evaluation.sample",
     "lenet": "hbench.evaluation.lenet",
     "TrainedLeNet": "hbench.evaluation.lenet",
+    "mos_study": "hbench.evaluation.mos.study",
+    "Study": "hbench.evaluation.mos.study",
+    "mos_score": "hbench.evaluation.mos.score",
+    "MosScore": "hbench.evaluation.mos.score",
+    "vram_sweep": "hbench.evaluation.vram_sweep",
+    "VramSweep": "hbench.evaluation.vram_sweep",
+    "plan": "hbench.evaluation.plan",
+    "Plan": "hbench.evaluation.plan",
 }
 """Module of each public name, in the order of docs/api.md."""
 

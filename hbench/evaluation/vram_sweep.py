@@ -17,31 +17,31 @@ once would halve the speed that is measured in the same steps.
 """
 
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from hbench.config import Experiment
+from hbench.config import Experiment, Precision
 from hbench.core import seeds
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError, is_out_of_memory
-from hbench.experiments import parse_experiment
+from hbench.experiments import parse_experiment, without_pool
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
 from hbench.runtime.device import pick_device
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, free_mib, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
 from hbench.runtime.progress import progress
-from hbench.store.files import read_json
+from hbench.store.provenance import Provenance, provenance
+from hbench.store.results import Result
 from hbench.training.cost import SHARE_OF_FREE, DoesNotFitError, Prediction, Probe, predict
 from hbench.training.freeze import freeze
 from hbench.training.loop import stop_requests
@@ -49,15 +49,22 @@ from hbench.training.probe import shortened
 from hbench.training.step import initial, raw_pairs, train_step
 from hbench.training.strategy import resolve, resolve_apart
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+log = logging.getLogger(__name__)
+
 Status = Literal["ok", "oom", "failed"]
 WARM_UP = 2
 """Discarded steps: the first allocates Adam's state and lets the libraries choose their kernels."""
-NAME = "vram-sweep"
-"""Of its folder and of the files in it."""
+STRATEGIES = ("vanilla", "node", "torch-checkpoint")
+"""Strategies of a sweep, unless others are chosen."""
 SAME_TO_RESUME = (
     "experiment", "git", "versions", "device", "driver", "threads", "seed", "repeats", "memory_limit_mib"
 )  # fmt: skip
-"""What the provenance of two halves of a sweep must agree in."""
+"""Values of the provenance that two halves of a sweep must agree in."""
+SHOWN = ["strategy", "M", "keep", "memory_mib", "images_per_second", "images_per_second_iqr", "status"]
+"""Columns of the summary."""
 
 
 @dataclass(frozen=True)
@@ -141,35 +148,129 @@ def cells(
     return [cell(strategy, M) for strategy in dict.fromkeys(strategies) for M in sorted(set(Ms))]
 
 
-def default_Ms(experiment: Experiment) -> list[int]:
-    """Half, one, two and four times the experiment's M, as far as its schedule goes."""
+def default_steps(experiment: Experiment) -> list[int]:
+    """Return half, one, two and four times the experiment's M, as far as its schedule goes."""
     M, T = experiment.discovery.M, experiment.diffusion.T
     return sorted({max(1, M // 2), M, min(2 * M, T), min(4 * M, T)})
 
 
-def finished(folder: Path, origin: Mapping[str, Any]) -> list[Row]:
-    """The rows in a folder that a sweep of the given provenance can go on from; failed ones are to be made again.
+# Sweep --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class VramSweep(Result):
+    """Memory and throughput of training against M, for each way to back-propagate (Fig. 4)."""
+
+    NAME: ClassVar[str] = "vram-sweep"
+
+    cells: list[Row]
+    """Rows of the table, by strategy and M."""
+
+    def failed(self) -> list[Row]:
+        """Return the cells that ended with an error other than too little memory."""
+        return [row for row in self.cells if row.status == "failed"]
+
+    def summary(self) -> str:
+        """Return memory, throughput and status of each cell, a line a cell."""
+        lines: str = self.table()[SHOWN].to_string(index=False, float_format="{:.1f}".format, na_rep="-")
+        return lines
+
+    def table(self) -> "DataFrame":
+        """Return all that was measured, but the seconds of single steps, a row a cell."""
+        import pandas as pd
+
+        columns = [each.name for each in fields(Row)]
+        return pd.DataFrame([asdict(row) for row in self.cells], columns=columns).drop(columns="step_seconds")
+
+
+def vram_sweep(
+    experiment: Experiment,
+    *,
+    strategies: Sequence[str] = STRATEGIES,
+    steps: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    precision: Precision | None = None,
+    repeats: int = 5,
+    memory_limit_mib: float | None = None,
+    allow_busy: bool = False,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    resume_from: VramSweep | None = None,
+    on_row: Callable[[VramSweep], None] | None = None,
+) -> VramSweep:
+    """Measure memory and throughput of training over generation steps, for each way to back-propagate.
+
+    Each cell takes real training steps in a fresh process, one after the other; one that runs out of memory is a row
+    like any other. SIGTERM and SIGINT stop the sweep after a cell: the result then lacks the later ones, and its detail
+    "complete" is False. Cost: 2 + ``repeats`` training steps a cell.
+
+    Args:
+        experiment: settings; its pool is left out.
+        strategies: ways to back-propagate: "vanilla", "node", "torch-checkpoint", "auto" or "offload".
+        steps: numbers of generation steps M, 1..T; M/2, M, 2M and 4M of the experiment by default.
+        batch_size: pairs of a training step, at least 2; the experiment's for sweeps by default.
+        precision: precision of the networks; the experiment's by default.
+        repeats: timed steps of each cell, at least 1.
+        memory_limit_mib: count more as out of memory, as on a smaller card.
+        allow_busy: measure although another process computes on the GPU.
+        device: where to measure: "auto" is CUDA where there is one, else the CPU.
+        seed: seed of the training steps.
+        resume_from: an earlier part of the same sweep; its cells, but failed ones, are kept.
+        on_row: called with the sweep so far, before the first cell and after each.
 
     Raises:
-        HBenchError: what is there was measured differently, or is damaged.
+        ValueError: no timed step.
+        HBenchError: an unknown strategy or an M that the schedule does not have, ``resume_from`` was measured
+            differently, or another process computes on the GPU.
     """
-    if not (folder / "provenance.json").is_file():
-        return []  # killed before anything was measured
-    earlier, table = (read_json(folder / name) for name in ("provenance.json", f"{NAME}.json"))
-    if not isinstance(earlier, dict):
-        raise HBenchError(f"{folder}: its provenance.json is damaged: measure again with --overwrite")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    experiment = without_pool(experiment, batch_size, precision)
+    place = pick_device(device)
+    wanted = cells(
+        experiment,
+        strategies,
+        steps or default_steps(experiment),
+        device=str(place),
+        seed=seed,
+        repeats=repeats,
+        memory_limit_mib=memory_limit_mib,
+    )
+    origin = provenance(
+        experiment, place, seed, repeats=repeats, memory_limit_mib=memory_limit_mib, allow_busy=allow_busy
+    )
+    rows = {row.key: row for row in kept(resume_from, origin)} if resume_from else {}
+
+    def so_far() -> VramSweep:
+        complete = all(cell.key in rows and rows[cell.key].status != "failed" for cell in wanted)
+        return VramSweep(cells=[rows[key] for key in sorted(rows)], provenance=origin.finished(complete=complete))
+
+    def add(row: Row) -> None:
+        rows[row.key] = row
+        if on_row:
+            on_row(so_far())
+
+    if on_row:
+        on_row(so_far())
+    measure_all([cell for cell in wanted if cell.key not in rows], add, allow_busy=allow_busy)
+    return so_far()
+
+
+def kept(earlier: VramSweep, origin: Provenance) -> list[Row]:
+    """Return the rows of an earlier part that a sweep of this provenance goes on from; failed ones are made again.
+
+    Raises:
+        HBenchError: the earlier part was measured differently.
+    """
+    before, now = (each.to_json() if each else {} for each in (earlier.provenance, origin))
     for name in SAME_TO_RESUME:
-        where, old, new = _difference(name, earlier.get(name), origin[name])
+        where, old, new = _difference(name, before.get(name), now[name])
         if old != new:
             raise HBenchError(
-                f"{folder}: was measured with {where} = {old!r}, not {new!r}: resume with the same settings, "
-                "or use another --out"
+                f"the sweep to resume was measured with {where} = {old!r}, not {new!r}: resume with the same settings, "
+                "or use another `out`"
             )
-    try:
-        rows = [read_row(values) for values in table["cells"]]
-    except (KeyError, TypeError) as error:
-        raise HBenchError(f"{folder}: its {NAME}.json is damaged ({error}): measure again with --overwrite") from error
-    return [row for row in rows if row.status != "failed"]
+    return [row for row in earlier.cells if row.status != "failed"]
 
 
 def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
@@ -180,14 +281,12 @@ def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
     return name, old, new
 
 
-def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool = False) -> bool:
-    """Whether every cell was measured; False when the sweep was stopped after a cell, by SIGTERM or SIGINT.
-
-    Each cell runs in a fresh process, one after the other. One that is out of memory is a row like any other.
+def measure_all(todo: Sequence[Cell], on_row: Callable[[Row], None], *, allow_busy: bool = False) -> bool:
+    """Measure cells, each in a fresh process. Return False if stopped after a cell, by SIGTERM or SIGINT.
 
     Args:
         todo: the cells.
-        on_row: is called with each row as soon as it is known.
+        on_row: called with each row as soon as it is known.
         allow_busy: measure although another process computes on the GPU; ``other_processes`` says so.
 
     Raises:
@@ -203,15 +302,15 @@ def sweep(todo: list[Cell], on_row: Callable[[Row], None], *, allow_busy: bool =
             if others and not allow_busy:
                 raise HBenchError(
                     f"another process is on the GPU (PID {', '.join(map(str, others))}): wait for it to end, or "
-                    "measure beside it with --allow-busy"
+                    "measure beside it with `allow_busy=True`"
                 )
             row = replace(measure_apart(cell), other_processes=None if others is None else len(others))
             on_row(row)
             bar.update()
             if row.status != "ok":
-                tqdm.write(f"{strategy}, M = {M}: {row.status}: {row.error}", file=sys.stderr)
+                log.warning("%s, M = %d: %s: %s", strategy, M, row.status, row.error)
             if number < len(todo) and (reason := stop_reason()):
-                tqdm.write(f"stopped by {reason} after {number} of {len(todo)} cells: go on with --resume", sys.stderr)
+                log.warning("stopped by %s after %d of %d cells: go on with `resume=True`", reason, number, len(todo))
                 return False
     return True
 

@@ -18,17 +18,23 @@ from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
 from hbench.evaluation.lenet import TrainedLeNet
+from hbench.evaluation.mos.score import MosScore
+from hbench.evaluation.plan import Plan
 from hbench.evaluation.properties import Properties
 from hbench.evaluation.rca import RCA
 from hbench.evaluation.sample import Samples
 from hbench.evaluation.traverse import Traversal
+from hbench.evaluation.vram_sweep import VramSweep
 from hbench.reporting.charts import (
     draw_ablations,
     draw_confusion,
     draw_digits,
     draw_fidelity,
+    draw_mos,
+    draw_plan,
     draw_properties,
     draw_run_curves,
+    draw_sweep,
 )
 from hbench.reporting.grids import draw_edits, draw_samples, draw_sources, draw_traversal, draw_variants
 from hbench.store.results import Result
@@ -141,23 +147,23 @@ def _fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
     return rows
 
 
-def _sweep_rows(result: Values, paper: Paper) -> list[Row]:
-    cells = {(c["strategy"], c["M"]): c for c in result["cells"] if c["status"] in ("ok", "oom")}
+def _sweep_rows(result: VramSweep, paper: Paper) -> list[Row]:
+    cells = {cell.key: cell for cell in result.cells if cell.status in ("ok", "oom")}
     rows = []
-    n = f"{min((len(c['step_seconds']) for c in cells.values() if c['step_seconds']), default=0)} steps a cell"
+    n = f"{min((len(cell.step_seconds) for cell in cells.values() if cell.step_seconds), default=0)} steps a cell"
     published = {"node": "flat", "vanilla": "grows, past 24 GB"}
     for strategy in dict.fromkeys(strategy for strategy, _ in cells):
         Ms = sorted(M for name, M in cells if name == strategy)
         found = [cells[strategy, M] for M in Ms]
-        memory = [f"{c['memory_mib']:,.0f}" if c["status"] == "ok" else "out of memory" for c in found]
+        memory = [f"{cell.memory_mib:,.0f}" if cell.status == "ok" else "out of memory" for cell in found]
         name = f"training memory of {strategy} in MiB, M = {', '.join(map(str, Ms))}"
         rows.append(Row(name, "Fig. 4", published.get(strategy, ""), "; ".join(memory), n=n))
     for strategy in ("vanilla", "torch-checkpoint"):
         for M in sorted(M for name, M in cells if name == strategy and ("node", M) in cells):
             pair = [cells[name, M] for name in (strategy, "node")]
-            if all(c["status"] == "ok" for c in pair):
+            if all(cell.status == "ok" for cell in pair):
                 theirs = "comparable" if strategy == "vanilla" else ""
-                seconds = [median(c["step_seconds"]) for c in pair]
+                seconds = [median(cell.step_seconds) for cell in pair]
                 ratio = f"{seconds[0] / seconds[1]:.2f}"  # no interval: one process each, and steps in it are alike
                 rows.append(Row(f"throughput, node / {strategy}, M = {M}", "Fig. 4", theirs, ratio, n=n))
     return rows
@@ -258,18 +264,15 @@ def _variants(result: Ablations) -> Comparison:
     )
 
 
-def _mos_rows(result: Values, paper: Paper) -> list[Row]:
+def _mos_rows(result: MosScore, paper: Paper) -> list[Row]:
     rows = []
-    for run in result["runs"]:
-        of = "" if len(result["runs"]) == 1 else f" of {run['run']} ({run['title']})"
+    for run in result.runs:
+        of = "" if len(result.runs) == 1 else f" of {run.run} ({run.title})"
         published = "" if of else _published(paper.mos)
-        for name, key, theirs in (("MOS", "mos", published), ("MOS of untrained directions", "floor", "")):
-            found = run[key]
-            if found["mean"] is not None:
-                bounds = _interval(found["interval"])
-                rows.append(
-                    Row(f"{name}{of}", "Table 1", theirs, f"{found['mean']:.3f}", bounds, f"{found['n']} directions")
-                )
+        for name, found, theirs in (("MOS", run.mos, published), ("MOS of untrained directions", run.floor, "")):
+            if found.mean is not None:
+                bounds = _interval(found.interval)
+                rows.append(Row(f"{name}{of}", "Table 1", theirs, f"{found.mean:.3f}", bounds, f"{found.n} directions"))
     return rows
 
 
@@ -319,11 +322,12 @@ ARTIFACTS = (
     ),
     Artifact(
         "mos/score",
-        "mos",
+        MosScore,
         "Mean opinion score",
         "Table 1",
         "mos score",
         _mos_rows,
+        {"mos.png": draw_mos},
         published=lambda paper: _published(paper.mos),
     ),
     Artifact(
@@ -357,14 +361,24 @@ ARTIFACTS = (
     ),
     Artifact(
         "vram-sweep",
-        "vram-sweep",
+        VramSweep,
         "Memory and throughput of training",
         "Fig. 4",
         "vram-sweep",
         _sweep_rows,
+        {"vram-sweep.png": draw_sweep},
         published=lambda _: "node flat, vanilla past 24 GB",
     ),
     Artifact("edit", EditedImages, "Edits of real images", "Fig. 8", "edit", _edit_rows, {"edits.png": draw_edits}),
+    Artifact(
+        "plan",
+        Plan,
+        "Prediction of memory and throughput",
+        "",
+        "plan",
+        _no_rows,
+        {"plan.png": draw_plan},
+    ),
     Artifact(
         "properties",
         Properties,

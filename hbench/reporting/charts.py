@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from hbench.evaluation.curves import TrainingCurves
     from hbench.evaluation.fid import Fidelity
     from hbench.evaluation.lenet import TrainedLeNet
-    from hbench.evaluation.mos.score import Score
+    from hbench.evaluation.mos.score import MosScore
+    from hbench.evaluation.plan import Plan
     from hbench.evaluation.properties import Estimate, Properties
     from hbench.evaluation.rca import RCA
-    from hbench.evaluation.vram_sweep import Row
+    from hbench.evaluation.vram_sweep import VramSweep
     from hbench.store.results import Result
 
 T = TypeVar("T")
@@ -275,15 +276,15 @@ def draw_fidelity(result: "Fidelity", path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Path) -> None:
-    """Draws memory and throughput of training against M, one line per strategy, all axes logarithmic (Fig. 4).
+def draw_sweep(result: "VramSweep", path: Path) -> None:
+    """Draw memory and throughput of training against M, one line per strategy, all axes logarithmic (Fig. 4).
 
     Throughput has its quartiles; a cross is a cell that ran out of memory, the dashed line the memory limit.
     """
     import numpy as np
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
+    rows, limit_mib = result.cells, result.detail("memory_limit_mib")
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for strategy in dict.fromkeys(row.strategy for row in rows):
@@ -311,24 +312,59 @@ def draw_sweep(rows: "list[Row]", limit_mib: float | None, title: str, path: Pat
         left.plot([], [], "X", color="grey", linestyle="none", markersize=10, label="out of memory")
     found = {row.status for row in rows}
     for axis in (left, right):  # a logarithmic axis needs at least one value
-        if found & {"ok", "oom"}:
-            axis.set_xscale("log", base=2)
-        axis.set_xticks(sorted({row.M for row in rows}))
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        if "ok" in found:
-            axis.set_yscale("log", base=2)
-            axis.yaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
-            axis.yaxis.set_major_formatter(ScalarFormatter())
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.margins(y=0.1)
-        axis.grid(alpha=0.3)
+        _scale(axis, [row.M for row in rows], x=bool(found & {"ok", "oom"}), y="ok" in found)
     left.legend()
-    figure.suptitle(title)
+    settings = f"batch {rows[0].batch_size}, {rows[0].precision}"
+    device = result.provenance.device if result.provenance else rows[0].device
+    figure.suptitle(f"{result.title}, M varied: {settings}\n{device}")
     save_figure(figure, path)
 
 
-def draw_mos(result: "Score", path: Path) -> None:
-    """Draws the share of ones of every direction, highest first, a panel per run; untrained directions apart."""
+def draw_plan(result: "Plan", path: Path) -> None:
+    """Draw predicted memory and throughput of training against M, one line per strategy, all axes logarithmic.
+
+    The dashed line is the memory budget.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for strategy in dict.fromkeys(row.strategy for row in result.predictions):
+        rows = [row for row in result.predictions if row.strategy == strategy]
+        style = {"marker": "o", "linestyle": "--" if strategy == "auto" else "-", "label": strategy}
+        Ms = [row.M for row in rows]
+        left.plot(Ms, [row.memory_mib for row in rows], **style)
+        right.plot(Ms, [row.images_per_second for row in rows], **style)
+    left.axhline(result.budget_mib, color="grey", linestyle=":", label="memory budget")
+    left.set(title="predicted memory", ylabel="MiB", xlabel="M")
+    right.set(title="predicted throughput", ylabel="images / s", xlabel="M")
+    for axis in (left, right):
+        _scale(axis, [row.M for row in result.predictions])
+    left.legend()
+    device = result.provenance.device if result.provenance else ""
+    figure.suptitle(f"{result.title}, M varied\n{device}")
+    save_figure(figure, path)
+
+
+def _scale(axis: "Axes", Ms: Sequence[int], *, x: bool = True, y: bool = True) -> None:
+    """Make the axes over M logarithmic to base 2, with plain numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
+    if x:
+        axis.set_xscale("log", base=2)
+    axis.set_xticks(sorted(set(Ms)))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    if y:
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.margins(y=0.1)
+    axis.grid(alpha=0.3)
+
+
+def draw_mos(result: "MosScore", path: Path) -> None:
+    """Draw the share of ones of every direction, highest first, a panel per run; untrained directions apart."""
     from matplotlib.figure import Figure
 
     shown = [[d for d in result.directions if d.run == run.run and d.mean is not None] for run in result.runs]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hbench.core.images import ORANGE, tile
 from hbench.errors import HBenchError
-from hbench.evaluation.mos.study import COLUMNS, Direction, Key
+from hbench.evaluation.mos.study import COLUMNS, KEY, Direction, Key, Sheet
 from hbench.runtime.progress import progress
 from hbench.store.files import replacing, write_json, write_text
 
@@ -24,14 +24,14 @@ CRITERIA = (
     "Consistent: the change is the same in all rows.",
     "Easy to interpret: you can say in a few words what changes.",
 )
-"""The paper's three: a direction is marked 1 only if all hold."""
+"""The paper's three criteria: a direction is marked 1 only if all hold."""
 
 DARK = (60, 60, 60)
 """Colour between the images: 3.9 to 1 in contrast to the frame of the original."""
 
 
 def draw_grid(images: Tensor) -> np.ndarray:
-    """A grid as RGB, uint8 [height, width, 3]: a row per example, a column per magnitude, the middle one framed.
+    """Return a grid as RGB, uint8 [height, width, 3]: a row per example, a column per magnitude, the middle one framed.
 
     Args:
         images: uint8 [examples, samples, C, H, W].
@@ -51,7 +51,7 @@ def draw_grid(images: Tensor) -> np.ndarray:
 
 
 def png(pixels: np.ndarray, scale: int = 1) -> bytes:
-    """RGB pixels as a PNG file, each pixel scale x scale."""
+    """Return RGB pixels as a PNG file, each pixel scale x scale."""
     file = io.BytesIO()
     enlarged = np.repeat(np.repeat(pixels, scale, 0), scale, 1)
     Image.fromarray(enlarged).save(file, format="png", optimize=True)
@@ -59,27 +59,39 @@ def png(pixels: np.ndarray, scale: int = 1) -> bytes:
 
 
 def refuse_marked(folder: Path) -> None:
-    """HBenchError where a folder holds what people have made, or its score: no option may cost them their work.
+    """Refuse a folder that holds what people have made, or its score: no option may cost them their work.
 
-    That is any file in the folders of the sheets but hbench's own, and a CSV of marks that is not empty.
+    Theirs is any file in the folders of the sheets but hbench's own, and a CSV of marks that is not empty.
+
+    Raises:
+        HBenchError: the folder holds such a file.
     """
     if (folder / "score").exists():
-        raise HBenchError(f"{folder / 'score'}: scores an earlier study, not this one: choose another --out")
+        raise HBenchError(f"{folder / 'score'}: scores an earlier study, not this one: choose another `out`")
     for file in sorted(path for sheet in folder.glob("sheet_*/") for path in sheet.rglob("*")):
         if not re.fullmatch(r"\d{3,}\.png|README\.txt|marks_\d+\.csv", file.name):
-            raise HBenchError(f"{file}: is not of hbench, and would be lost: choose another --out")
+            raise HBenchError(f"{file}: is not of hbench, and would be lost: choose another `out`")
     for file in sorted(folder.rglob("marks*.csv")):
         lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         delimiter = max(",;\t", key=(lines or [""])[0].count)
         if any((row.get("mark") or "").strip() for row in csv.DictReader(lines, delimiter=delimiter)):
-            raise HBenchError(f"{file}: holds marks, which a new study could not score: choose another --out")
+            raise HBenchError(f"{file}: holds marks, which a new study could not score: choose another `out`")
 
 
-def write_sheets(key: Key, images: Mapping[Direction, Tensor], folder: Path, label_studio: bool = False) -> None:
-    """Writes a study: a page and a folder of pictures per assessor, the key, and with them tasks for Label Studio.
+def write_sheets(
+    key: Key, images: Mapping[Direction, Tensor], folder: Path, label_studio: bool = False
+) -> dict[Path, Sheet]:
+    """Write a page and a folder of pictures per assessor, and the key; return the sheet of each page.
 
     ``sheet_<assessor>.html`` needs nothing beside it. ``sheet_<assessor>/`` holds a PNG per item and an empty
-    ``marks_<assessor>.csv`` for those who prefer a spreadsheet. ``key.json`` must not reach the assessors.
+    ``marks_<assessor>.csv`` for those who prefer a spreadsheet. ``key.json`` must not reach the assessors. What an
+    earlier study has left there is removed.
+
+    Args:
+        key: who sees what.
+        images: the grid of each direction, uint8 [examples, samples, C, H, W].
+        folder: where to.
+        label_studio: write tasks for Label Studio too.
     """
     pages = Environment(
         loader=PackageLoader("hbench.reporting"),
@@ -93,12 +105,13 @@ def write_sheets(key: Key, images: Mapping[Direction, Tensor], folder: Path, lab
     shared = {"criteria": CRITERIA, "columns": COLUMNS, "examples": examples, "samples": samples}
     for old in [*folder.glob("sheet_*"), *folder.glob("label_studio")]:  # of a study whose key is now replaced
         shutil.rmtree(old) if old.is_dir() else old.unlink()
-    write_json(folder / "key.json", key.model_dump(mode="json"))
+    key.write(folder / KEY)  # first: marks on a sheet without its key could not be scored
+    written = {}
     for sheet in progress(key.sheets, desc="sheets", unit="sheet"):
-        shown = [grids[Direction(i.run, i.direction, i.control)] for i in sheet.items]
+        shown = [grids[item.shown] for item in sheet.items]
         rows = [[_data_uri(png(row)) for row in np.split(grid, examples)] for grid in shown]
-        page = pages.get_template("sheet.html").render(sheet=sheet, rows=rows, **shared)
-        write_text(folder / f"sheet_{sheet.assessor}.html", page)
+        page = folder / f"sheet_{sheet.assessor}.html"
+        write_text(page, pages.get_template("sheet.html").render(sheet=sheet, rows=rows, **shared))
         beside = folder / f"sheet_{sheet.assessor}"
         scale = max(1, 96 // max(height, width))
         enlarged = [png(grid, scale) for grid in shown]
@@ -112,8 +125,10 @@ def write_sheets(key: Key, images: Mapping[Direction, Tensor], folder: Path, lab
             fields = ({"sheet": sheet.sheet, "assessor": sheet.assessor, "item": item.item} for item in sheet.items)
             tasks = [{"data": {**f, "image": _data_uri(p)}} for f, p in zip(fields, enlarged, strict=True)]
             write_json(folder / "label_studio" / f"tasks_{sheet.assessor}.json", tasks)
+        written[page] = sheet
     if label_studio:
         write_text(folder / "label_studio" / "config.xml", pages.get_template("label_studio.xml").render(**shared))
+    return written
 
 
 def _data_uri(picture: bytes) -> str:

@@ -82,10 +82,10 @@ class Record:
                 "update hbench"
             )
         writer = cls.WRITTEN_BY.get(schema, "of an unknown version")
-        if schema != cls.SCHEMA:
-            values = {key: value for key, value in values.items() if key not in ("hbench", "format")}
-            values = cls.upgrade(values, schema)
         try:
+            if schema != cls.SCHEMA:
+                values = {key: value for key, value in values.items() if key not in ("hbench", "format")}
+                values = cls.upgrade(values, schema)
             return cls._validated({**values, "schema": cls.SCHEMA})
         except (ValidationError, KeyError, TypeError, AttributeError) as error:
             raise HBenchError(

@@ -9,6 +9,7 @@ from hbench.config import Experiment
 from hbench.core.sampler import visited
 from hbench.errors import HBenchError
 from hbench.runtime.distributed import local_world_size
+from hbench.store.records import Number
 
 
 class DoesNotFitError(HBenchError):
@@ -46,7 +47,7 @@ class Probe:
     """Graph of the discriminator's own step."""
     node_mib: float
     """One node of the chain."""
-    free_mib: float
+    free_mib: Number
     """What the process could take of the device's memory before its first step."""
     before_mib: float
     """What it had on the GPU then; 0 on the CPU, where only what comes on top is counted."""

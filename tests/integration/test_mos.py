@@ -1,3 +1,4 @@
+import copy
 import csv
 import io
 import json
@@ -16,8 +17,20 @@ from hypothesis import strategies as st
 
 from hbench.core.images import ORANGE
 from hbench.errors import HBenchError
-from hbench.evaluation.mos.score import guarded, proposed_names, read_key, read_marks, score
-from hbench.evaluation.mos.study import Direction, assign, delta_h_rms, design, pictures, shuffle, untrained
+from hbench.evaluation.mos.score import MosScore, mos_score, read_marks, score
+from hbench.evaluation.mos.study import (
+    Direction,
+    Key,
+    Study,
+    assign,
+    delta_h_rms,
+    design,
+    guarded,
+    mos_study,
+    pictures,
+    shuffle,
+    untrained,
+)
 from hbench.reporting.charts import draw_mos
 from hbench.reporting.sheets import draw_grid, refuse_marked, write_sheets
 from hbench.store.files import write_json
@@ -138,7 +151,7 @@ def study(tmp_path_factory, tiny_run):
 
 
 def test_export_writes_blind_sheets(study):
-    key = read_key(study / "key.json")
+    key = Key.read(study / "key.json")
     table = pd.read_csv(study / "design.csv")
     assert len(table) == sum(len(sheet.items) for sheet in key.sheets)
     first = table[table["repeat_of"].isna()]
@@ -222,6 +235,22 @@ def test_export_refuses_wrong_input(tmp_path, tiny_run):
     (tmp_path / "mine").write_text("mine")
     assert "add --overwrite" in refused("mos", "export", tiny_run, "--out", tmp_path)
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_study_from_python(tmp_path, tiny_run):
+    runs = {"a": load_run(tiny_run, device="cpu")}
+    study = mos_study(runs, assessors=2, votes=1, examples=1, samples=3, controls=1)
+    assert set(study.images) == {Direction("a", k, False) for k in range(3)} | {Direction("a", 0, True)}
+    assert study.provenance.command is None
+    again = Study.load(study.save(tmp_path / "study"))
+    assert again == study
+    assert again.table().equals(study.table())
+    assert again.images is None
+    for wrong in ({"assessors": 0}, {"votes": 6}, {"votes": 0}, {"examples": 0}, {"samples": 4}, {"repeats": 0.6}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            mos_study(runs, **wrong)
+    with pytest.raises(ValueError, match="at least one run"):
+        mos_study({})
 
 
 @pytest.mark.parametrize("name", ["export", "score"])
@@ -331,7 +360,7 @@ def test_bad_marks_are_refused_by_file_and_line(tmp_path):
     with pytest.raises(HBenchError, match="already marked in"):
         read_marks([write_rows(path, rows), path], key)
     only = [row for row in rows if row[1] == "1"]
-    with pytest.raises(HBenchError, match=r"no marks of assessor 2 .* or add --partial"):
+    with pytest.raises(HBenchError, match=r"no marks of assessor 2 .* or add `partial=True`"):
         read_marks([write_rows(path, only)], key)
     assert len(read_marks([path], key, partial=True)) == len(only)
     with pytest.raises(HBenchError, match="no marks in the given files"):
@@ -363,15 +392,33 @@ def test_a_damaged_key_is_refused(tmp_path):
     key = make_key()
     path = tmp_path / "key.json"
     path.write_text("{")
-    with pytest.raises(HBenchError, match="not a key, or damaged"):
-        read_key(path)
-    values = key.model_dump(mode="json")
+    with pytest.raises(HBenchError, match=r"cannot be read .*: give the key\.json of the study"):
+        Key.read(path)
+    values = key.to_json()
     write_json(path, values)
-    assert read_key(path) == key
-    values["sheets"][0]["items"][0]["run"] = "other"
-    write_json(path, values)
-    with pytest.raises(HBenchError, match="is of no run"):
-        read_key(path)
+    assert Key.read(path) == key
+
+    def refusal(change):
+        broken = copy.deepcopy(values)
+        change(broken, broken["sheets"][0]["items"])
+        write_json(path, broken)
+        with pytest.raises(HBenchError, match=r"not a key .*give the key") as error:
+            Key.read(path)
+        return str(error.value)
+
+    assert "is of no run" in refusal(lambda key, items: items[0].update(run="other"))
+    assert "the same sheet twice" in refusal(lambda key, items: key["sheets"].append(key["sheets"][0]))
+    assert "does not repeat item 2" in refusal(lambda key, items: items[0].update(repeat_of=2))
+    assert "items.0.item: input should be greater" in refusal(lambda key, items: items[0].update(item=0))
+    assert "unexpected keyword argument" in refusal(lambda key, items: items[0].update(more=1))
+
+
+def test_a_key_of_an_older_version_is_read(tmp_path):
+    """hbench 0.1 wrote its version into the key, and no schema number."""
+    key = make_key()
+    values = {name: value for name, value in key.to_json().items() if name != "schema"}
+    write_json(tmp_path / "key.json", {"hbench": "0.1.0"} | values)
+    assert Key.read(tmp_path / "key.json") == key
 
 
 KEY = make_key(assessors=2, directions=3, controls=1)
@@ -478,7 +525,7 @@ def test_names_are_counted_and_proposed(tmp_path):
     rows = rows_of(key, lambda *_: 1, name=lambda s, i: "" if i.control else given.get((s.assessor, i.direction), ""))
     result = score(read_marks([write_rows(tmp_path / "m.csv", rows)], key), key)
     assert [d.names for d in result.directions] == [{"thin": 2, "bold": 1}, {"narrow": 1, "wide": 1}, {}]
-    (tmp_path / "names.txt").write_text(proposed_names(result, "runs/a"), encoding="utf-8")
+    (tmp_path / "names.txt").write_text(result.proposed_names("runs/a"), encoding="utf-8")
     assert load_names(tmp_path) == {0: "thin", 1: "narrow"}
 
 
@@ -487,7 +534,7 @@ def test_a_direction_that_means_nothing_gets_no_name(tmp_path):
     rows = rows_of(key, lambda *_: 0, name=lambda *_: "nothing changes")
     result = score(read_marks([write_rows(tmp_path / "m.csv", rows)], key), key)
     assert [d.names for d in result.directions] == [{}]
-    assert not proposed_names(result, "runs/a")
+    assert not result.proposed_names("runs/a")
 
 
 def test_the_interval_of_few_directions_reaches_beyond_them(tmp_path):
@@ -502,7 +549,7 @@ def test_the_interval_of_few_directions_reaches_beyond_them(tmp_path):
 def test_formulas_in_names_never_reach_a_spreadsheet(tmp_path):
     key = make_key()
     out = tmp_path / "out"
-    write_json(tmp_path / "key.json", key.model_dump(mode="json"))
+    key.write(tmp_path / "key.json")
     attacks = ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "'=1"]
     rows = rows_of(key, name=lambda _, item: attacks[item.item % 5])
     path = write_rows(tmp_path / "m.csv", rows)
@@ -529,7 +576,7 @@ def test_any_name_and_run_can_be_drawn(tmp_path):
 
 
 def test_export_fill_score(study, tmp_path):
-    key = read_key(study / "key.json")
+    key = Key.read(study / "key.json")
     paths = []
     for sheet in key.sheets:
         empty = study / f"sheet_{sheet.assessor}" / f"marks_{sheet.assessor}.csv"
@@ -543,12 +590,17 @@ def test_export_fill_score(study, tmp_path):
     written = {path.name for path in (tmp_path / "score").iterdir()}
     assert written == {"mos.json", "mos.csv", "mos.png", "names.txt", "provenance.json"}
     assert load_names(tmp_path / "score") == {0: "fatter", 1: "fatter", 2: "fatter"}
+    read = MosScore.load(tmp_path / "score")
+    assert read == mos_score(paths, study / "key.json")
+    assert read.summary() == result.stdout.strip()
     origin = json.loads((tmp_path / "score" / "provenance.json").read_text())
     assert len(origin["marks_sha256"]) == 3
     assert "add --overwrite" in refused(
         "mos", "score", *paths, "--key", study / "key.json", "--out", tmp_path / "score"
     )
     assert "add --partial" in refused("mos", "score", paths[0], "--key", study / "key.json", "--out", tmp_path / "new")
-    assert "not a key" in refused("mos", "score", *paths, "--key", paths[0], "--out", tmp_path / "new")
+    no_key = refused("mos", "score", *paths, "--key", paths[0], "--out", tmp_path / "new")
+    assert "cannot be read" in no_key
+    assert "give the key.json of the study" in no_key
     assert "does not exist" in refused("mos", "score", tmp_path / "absent.csv", "--key", study / "key.json")
     assert not (tmp_path / "new").exists()

@@ -220,7 +220,7 @@ def plan(*arguments):
 
 
 def test_plan_command(tmp_path):
-    result = plan("--m", "2,4", "--out", str(tmp_path / "plan"), "--set", "discovery.memory_budget=4")
+    result = plan("--steps", "2,4", "--out", str(tmp_path / "plan"), "--set", "discovery.memory_budget=4")
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
     assert [line[:2] for line in lines[1:]] == [
@@ -245,8 +245,8 @@ def test_plan_command_leaves_out_a_strategy_that_fails(monkeypatch):
     def failing(*_):
         raise HBenchError("torch-checkpoint, M = 30: out of memory: lower discovery.batch_size")
 
-    monkeypatch.setattr("hbench.evaluation.vram_sweep.measured_line", failing)
-    result = plan("--m", "2")
+    monkeypatch.setattr("hbench.evaluation.plan.measured_line", failing)
+    result = plan("--steps", "2")
     assert result.exit_code == 0, result.output
     assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ["node", "vanilla", "auto"]
     assert "not in the table: torch-checkpoint, M = 30: out of memory" in result.stderr

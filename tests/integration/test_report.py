@@ -58,9 +58,20 @@ def test_a_scored_mos_is_in_the_table(results, tmp_path):
     (folder / "mos" / "score").mkdir(parents=True)
     shutil.copy(folder / "rca" / "provenance.json", folder / "mos" / "score")
     estimate = {"mean": 0.5, "interval": [0.25, 0.75], "n": 3}
-    run = {"run": "run", "title": "x", "mos": estimate, "floor": estimate | {"mean": None}}
-    direction = {"run": "run", "direction": 0, "control": False, "names": {"bold": 2}, "mean": 0.5}
-    (folder / "mos" / "score" / "mos.json").write_text(json.dumps({"runs": [run], "directions": [direction]}))
+    none = {"mean": None, "interval": None, "n": 0}
+    run = {"run": "run", "title": "x", "mos": estimate, "floor": none, "marks": 3}
+    direction = {"run": "run", "direction": 0, "control": False, "names": {"bold": 2}}
+    score = {
+        "runs": [run],
+        "directions": [direction | {"mean": 0.5, "interval": [0.25, 0.75], "votes": 3}],
+        "alpha": None,
+        "self_agreement": none,
+        "self_agreement_by_assessor": {},
+        "sheets": 3,
+        "sheets_made": 3,
+        "seed": 0,
+    }
+    (folder / "mos" / "score" / "mos.json").write_text(json.dumps(score))
     rows = {row.artifact: row for row in collect(folder).rows}
     assert (rows["MOS"].ours, rows["MOS"].interval, rows["MOS"].n) == ("0.500", "[0.250, 0.750]", "3 directions")
 

@@ -11,10 +11,12 @@ from command_line import TINY, invoke, tiny_options
 
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.evaluation import vram_sweep as module
-from hbench.evaluation.vram_sweep import Row, cells, default_Ms, measure, measure_apart
+from hbench.evaluation.vram_sweep import Row, VramSweep, cells, default_steps, measure, measure_apart, vram_sweep
 from hbench.experiments import load_experiment
 from hbench.models import build_model
+from hbench.reporting.charts import draw_sweep
 from hbench.runtime.memory import gpu_memory
+from hbench.store.provenance import provenance
 from hbench.training.freeze import freeze
 
 CPU = torch.device("cpu")
@@ -146,10 +148,10 @@ def test_a_killed_and_a_broken_process(monkeypatch):
     assert measure_apart(cell).error == "RuntimeError: CUDA error: invalid argument"
 
 
-def test_default_Ms():
-    assert default_Ms(load_experiment("mnist16")) == [5, 10, 20, 40]
-    assert default_Ms(load_experiment("mnist16", ["discovery.M=1"])) == [1, 2, 4]
-    assert default_Ms(load_experiment("mnist16", ["discovery.M=400"])) == [200, 400, 800, 1000]
+def test_default_steps():
+    assert default_steps(load_experiment("mnist16")) == [5, 10, 20, 40]
+    assert default_steps(load_experiment("mnist16", ["discovery.M=1"])) == [1, 2, 4]
+    assert default_steps(load_experiment("mnist16", ["discovery.M=400"])) == [200, 400, 800, 1000]
 
 
 def test_the_table_goes_on_after_oom_and_says_what_failed(tmp_path, monkeypatch):
@@ -190,14 +192,14 @@ def test_the_table_goes_on_after_oom_and_says_what_failed(tmp_path, monkeypatch)
 @pytest.mark.parametrize("limit", [None, 2000.0])
 @pytest.mark.parametrize("statuses", [["ok", "oom"], ["oom"], ["failed"]])
 def test_picture_of_any_table(tmp_path, limit, statuses):
-    from hbench.reporting.charts import draw_sweep
 
     (cell,) = tiny_cells()
     nothing = {"memory_mib": None, "memory_source": None, "step_seconds": ()}
     rows = [
         fake(cell, M=M, status=status, **({} if status == "ok" else nothing)) for M, status in enumerate(statuses, 1)
     ]
-    draw_sweep(rows, limit, "title", tmp_path / "x.png")
+    origin = provenance(cell.experiment, CPU, 0, memory_limit_mib=limit)
+    draw_sweep(VramSweep(cells=rows, provenance=origin), tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
@@ -336,12 +338,12 @@ def test_a_busy_gpu_is_refused_or_said(gpu, measured):
     cell = replace(tiny_cells()[0], device="cuda")
     rows = []
     gpu.processes = {os.getpid(): None, 4711: 2**30}
-    with pytest.raises(HBenchError, match=r"PID 4711.*--allow-busy"):
-        module.sweep([cell], rows.append)
+    with pytest.raises(HBenchError, match=r"PID 4711.*`allow_busy=True`"):
+        module.measure_all([cell], rows.append)
     assert not rows
-    assert module.sweep([cell], rows.append, allow_busy=True)
+    assert module.measure_all([cell], rows.append, allow_busy=True)
     gpu.processes = {}
-    module.sweep([cell], rows.append)
+    module.measure_all([cell], rows.append)
     assert [row.other_processes for row in rows] == [1, 0]
 
 
@@ -350,11 +352,11 @@ def test_in_a_container_this_process_is_one_of_the_host_s(gpu, measured, monkeyp
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 2**20)  # it has computed there
     gpu.processes = {4711: 2**30}
     rows = []
-    assert module.sweep([cell], rows.append)
+    assert module.measure_all([cell], rows.append)
     assert rows[0].other_processes == 0
     gpu.processes = {4711: 2**30, 4712: 2**30}
-    with pytest.raises(HBenchError, match="--allow-busy"):
-        module.sweep([cell], rows.append)
+    with pytest.raises(HBenchError, match="allow_busy"):
+        module.measure_all([cell], rows.append)
 
 
 def test_without_a_driver_one_line(monkeypatch):
@@ -373,8 +375,27 @@ def test_rows_survive_their_json():
     assert module.read_row(json.loads(json.dumps(asdict(row)))) == row
 
 
+def test_a_sweep_from_python(measured, tiny, tmp_path):
+    seen = []
+    sizes = {"strategies": ["node"], "steps": [2, 3], "device": "cpu"}
+    result = vram_sweep(tiny, **sizes, batch_size=6, on_row=lambda part: seen.append(len(part.cells)))
+    assert seen == [0, 1, 2]
+    assert [row.batch_size for row in result.cells] == [6, 6]
+    assert result.detail("complete") is True
+    again = VramSweep.load(result.save(tmp_path / "sweep"))
+    assert again == result
+    part = replace(again, cells=again.cells[:1])
+    measured.clear()
+    assert vram_sweep(tiny, **sizes, batch_size=6, resume_from=part) == result
+    assert measured == [("node", 3)]
+    with pytest.raises(HBenchError, match=r"measured with experiment\.discovery\.batch_size = 6, not 4"):
+        vram_sweep(tiny, **sizes, resume_from=part)
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        vram_sweep(tiny, **sizes, repeats=0)
+
+
 def test_resume_mends_a_table_that_a_kill_left_behind(measured, tmp_path):
-    arguments = ["--m", "2,3", "--strategies", "node", "--out", str(tmp_path / "x")]
+    arguments = ["--steps", "2,3", "--strategies", "node", "--out", str(tmp_path / "x")]
     assert sweep(*arguments).exit_code == 0
     table, picture = tmp_path / "x" / "vram-sweep.csv", tmp_path / "x" / "vram-sweep.png"
     whole = table.read_text()

@@ -4,20 +4,25 @@ import csv
 import io
 import reprlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import ValidationError
+import torch
 
 from hbench.core import seeds
 from hbench.core.intervals import student, wilson
 from hbench.errors import HBenchError
-from hbench.evaluation.mos.study import COLUMNS, Direction, Item, Key
+from hbench.evaluation.mos.study import COLUMNS, FORMULA, Direction, Item, Key, Sheet, guarded
+from hbench.store.files import sha256, write_text
+from hbench.store.provenance import provenance
+from hbench.store.results import Result
 
-FORMULA = ("=", "+", "-", "@")
-"""What makes a spreadsheet run a cell."""
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 FEW = 8  # values, below which their bootstrap interval is too short
 FIELD_LIMIT = 2**27  # characters; Label Studio's export repeats the picture of an item
 
@@ -31,13 +36,8 @@ class Mark:
     mark: int
     name: str
 
-    @property
-    def direction(self) -> Direction:
-        """What was marked."""
-        return Direction(self.item.run, self.item.direction, self.item.control)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A mean with its 95 % interval."""
 
@@ -47,8 +47,18 @@ class Estimate:
     """None where none can be computed: fewer than two values, or all the same."""
     n: int
 
+    def words(self, unit: str) -> str:
+        """Return mean, interval and n in words, where n counts ``unit``."""
+        if self.mean is None:
+            return f"not measured (0 {unit})"
+        interval = "no interval computable"
+        if self.interval:
+            low, high = self.interval
+            interval = f"95% [{low:.3f}, {high:.3f}]"
+        return f"{self.mean:.3f}  {interval}  n {self.n} {unit}"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class DirectionScore:
     """The marks of one direction."""
 
@@ -64,7 +74,7 @@ class DirectionScore:
     """Names given, lower case, most given first, with how often."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunScore:
     """The opinion score of one run."""
 
@@ -73,14 +83,16 @@ class RunScore:
     mos: Estimate
     """Mean over directions of their means, with a bootstrap interval over directions; n directions."""
     floor: Estimate
-    """The same of the untrained directions."""
+    """Mean and interval of the untrained directions, computed alike."""
     marks: int
-    """Of trained directions, repeats not counted."""
+    """Number of marks of trained directions, repeats not counted."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """What a study found."""
+@dataclass(frozen=True, kw_only=True)
+class MosScore(Result):
+    """Mean opinion score of each run and direction, and the assessors' agreement."""
+
+    NAME: ClassVar[str] = "mos"
 
     runs: list[RunScore]
     directions: list[DirectionScore]
@@ -90,78 +102,120 @@ class Score:
     self_agreement: Estimate
     """Share of repeated items that got the same mark again, with its Wilson interval; n repeats."""
     self_agreement_by_assessor: dict[str, tuple[int, int]]
-    """Same marks, and repeats."""
+    """Number of same marks, and of repeats."""
     sheets: int
-    """Sheets scored."""
+    """Number of sheets scored."""
     sheets_made: int
     seed: int
+    """Seed of the bootstrap."""
+
+    def summary(self) -> str:
+        """Return a line for each run, and two about the assessors' agreement."""
+        lines = [
+            f"{run.run}  MOS {run.mos.words('directions')}  marks {run.marks}  "
+            f"floor {run.floor.words('untrained directions')}"
+            for run in self.runs
+        ]
+        alpha = "no agreement computable" if self.alpha is None else f"{self.alpha:.3f}"
+        lines.append(f"Krippendorff's alpha {alpha}  assessors {self.sheets} of {self.sheets_made}")
+        lines.append(f"self-agreement {self.self_agreement.words('repeats')}")
+        return "\n".join(lines)
+
+    def table(self) -> "DataFrame":
+        """Return share of ones, interval, votes and names of each direction, a row a direction."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "run": guarded(d.run),
+                "direction": d.direction,
+                "control": d.control,
+                "mean": d.mean,
+                "low": d.interval and d.interval[0],
+                "high": d.interval and d.interval[1],
+                "votes": d.votes,
+                "names": guarded("; ".join(f"{name} ({count})" for name, count in d.names.items())),
+            }
+            for d in self.directions
+        )
+
+    def proposed_names(self, run: str) -> str:
+        """Return a names.txt for a run: the name given most to each direction, the first in the alphabet among equals.
+
+        Empty where no name was given.
+        """
+        named = [d for d in self.directions if d.run == run and not d.control and d.names]
+        return "".join(f"{d.direction}: {next(iter(d.names))}\n" for d in named)
+
+    def names_files(self) -> dict[str, str]:
+        """Return the name of the file that proposes names, by the runs whose directions have got some."""
+        files = {
+            run.run: "names.txt" if len(self.runs) == 1 else f"names_{number}.txt"
+            for number, run in enumerate(self.runs, start=1)
+        }
+        return {run: file for run, file in files.items() if self.proposed_names(run)}
+
+    def write_into(self, folder: Path) -> None:
+        """Write the score and the proposed names into a folder that the caller has claimed."""
+        for run, file in self.names_files().items():
+            write_text(folder / file, self.proposed_names(run))
+        super().write_into(folder)
+
+
+def mos_score(marks: Sequence[str | Path], key: str | Path, *, partial: bool = False, seed: int = 0) -> MosScore:
+    """Score the marks of assessors.
+
+    Args:
+        marks: CSV files with the columns sheet, assessor, item, mark (0 or 1) and name, as the sheets export them.
+        key: the ``key.json`` of the study.
+        partial: accept that whole sheets are missing.
+        seed: seed of the bootstrap.
+
+    Raises:
+        HBenchError: a file is damaged or not of this study, or a mark is missing, double or out of range.
+    """
+    paths, key = [Path(path) for path in marks], Path(key)
+    study = Key.read(key)
+    read = read_marks(paths, study, partial)
+    files = {str(path): sha256(path) for path in paths}
+    origin = provenance(None, torch.device("cpu"), seed, key_sha256=sha256(key), marks_sha256=files)
+    return replace(score(read, study, seed), provenance=origin.finished(n=len(read)))
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def read_key(path: Path) -> Key:
-    """The key of a study; HBenchError if the file is none."""
-    try:
-        return Key.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise HBenchError(f"{path}: cannot be read ({error.strerror}): give the key.json of the study") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        message = f"{where}: {problem['msg']}" if where else problem["msg"]
-        raise HBenchError(f"{path}: not a key, or damaged ({message}): give the key.json of the study") from error
-
-
 def read_marks(paths: Sequence[Path], key: Key, partial: bool = False) -> list[Mark]:
-    """The marks in some CSV files, in the order of the key.
+    """Read the marks in some CSV files, in the order of the key.
 
     Columns as in :data:`COLUMNS`, in any order; others are ignored, ``name`` may be missing. Fields are separated by
     commas, semicolons or tabs; the text is UTF-8, with or without a byte order mark.
 
     Args:
-        paths: of the files; a sheet lies in one or in several.
-        key: of the study.
+        paths: the files; a sheet lies in one or in several.
+        key: the key of the study.
         partial: accept that whole sheets are missing.
 
     Raises:
         HBenchError: with file and line: a foreign sheet or item, a mark other than 0 and 1, a second or missing mark.
     """
     sheets = {sheet.sheet: sheet for sheet in key.sheets}
-    items = {(sheet.sheet, str(item.item)): item for sheet in key.sheets for item in sheet.items}
-    found: dict[tuple[str, str], Mark] = {}
-    places: dict[tuple[str, str], str] = {}
+    found: dict[tuple[str, int], Mark] = {}
+    places: dict[tuple[str, int], str] = {}
     for path in paths:
         for line, row in _read_rows(path):
             place = f"{path}, line {line}"
-            sheet = sheets.get(row["sheet"])
-            if sheet is None:
-                raise HBenchError(
-                    f"{place}: sheet {_short(row['sheet'])} is not of this study: leave it out, or give its own --key"
-                )
-            if row["assessor"] != sheet.assessor:
-                raise HBenchError(
-                    f"{place}: {sheet.sheet} is of assessor {sheet.assessor}, not {_short(row['assessor'])}: restore it"
-                )
-            cell = (sheet.sheet, row["item"])
-            if cell not in items:
-                raise HBenchError(
-                    f"{place}: item {_short(row['item'])} is not in {sheet.sheet}, which has 1 to {len(sheet.items)}"
-                )
-            if not row["mark"]:
-                raise HBenchError(f"{place}: item {row['item']} has no mark: let assessor {sheet.assessor} finish")
-            if row["mark"] not in ("0", "1"):
-                raise HBenchError(f"{place}: mark {_short(row['mark'])} is out of range: need 0 or 1")
+            mark = _read_mark(row, sheets, place)
+            cell = (row["sheet"], mark.item.item)
             if cell in found:
                 raise HBenchError(f"{place}: item {row['item']} is already marked in {places[cell]}: leave one out")
-            found[cell] = Mark(sheet.assessor, items[cell], int(row["mark"]), tidy(_unguarded(row.get("name", ""))))
-            places[cell] = place
+            found[cell], places[cell] = mark, place
     for sheet in key.sheets:
-        missing = [str(item.item) for item in sheet.items if (sheet.sheet, str(item.item)) not in found]
+        missing = [str(item.item) for item in sheet.items if (sheet.sheet, item.item) not in found]
         if len(missing) == len(sheet.items):
             if not partial:
                 raise HBenchError(
-                    f"no marks of assessor {sheet.assessor} ({sheet.sheet}): give that file too, or add --partial"
+                    f"no marks of assessor {sheet.assessor} ({sheet.sheet}): give that file too, or add `partial=True`"
                 )
         elif missing:
             near = next(place for (name, _), place in places.items() if name == sheet.sheet)
@@ -172,11 +226,34 @@ def read_marks(paths: Sequence[Path], key: Key, partial: bool = False) -> list[M
             )
     if not found:
         raise HBenchError("no marks in the given files: nothing to score")
-    return [found[cell] for cell in items if cell in found]
+    cells = [(sheet.sheet, item.item) for sheet in key.sheets for item in sheet.items]
+    return [found[cell] for cell in cells if cell in found]
+
+
+def _read_mark(row: Mapping[str, str], sheets: Mapping[str, Sheet], place: str) -> Mark:
+    sheet = sheets.get(row["sheet"])
+    if sheet is None:
+        raise HBenchError(
+            f"{place}: sheet {_short(row['sheet'])} is not of this study: leave it out, or give its own `key`"
+        )
+    if row["assessor"] != sheet.assessor:
+        raise HBenchError(
+            f"{place}: {sheet.sheet} is of assessor {sheet.assessor}, not {_short(row['assessor'])}: restore it"
+        )
+    item = next((item for item in sheet.items if str(item.item) == row["item"]), None)
+    if item is None:
+        raise HBenchError(
+            f"{place}: item {_short(row['item'])} is not in {sheet.sheet}, which has 1 to {len(sheet.items)}"
+        )
+    if not row["mark"]:
+        raise HBenchError(f"{place}: item {row['item']} has no mark: let assessor {sheet.assessor} finish")
+    if row["mark"] not in ("0", "1"):
+        raise HBenchError(f"{place}: mark {_short(row['mark'])} is out of range: need 0 or 1")
+    return Mark(sheet.assessor, item, int(row["mark"]), tidy(_unguarded(row.get("name", ""))))
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The lines of a CSV file as (line number, field by column), blank lines left out."""
+    """Return the lines of a CSV file as (line number, field by column), blank lines left out."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -218,13 +295,8 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def tidy(name: str) -> str:
-    """Text on one line, without characters that cannot be seen or that turn text around."""
+    """Return text on one line, without characters that cannot be seen or that turn text around."""
     return " ".join("".join(c if c.isprintable() else " " for c in name).split())
-
-
-def guarded(text: str) -> str:
-    """Text that no spreadsheet runs as a formula: an apostrophe in front of those that it would."""
-    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _unguarded(text: str) -> str:
@@ -238,14 +310,14 @@ def _short(text: str) -> str:
 # Scoring ------------------------------------------------------------------------------------------------------------
 
 
-def score(marks: Sequence[Mark], key: Key, seed: int = 0) -> Score:
-    """The scores of a study from its marks.
+def score(marks: Sequence[Mark], key: Key, seed: int = 0) -> MosScore:
+    """Return the scores of a study from its marks.
 
     The mark of an item's first showing counts; that of a repeat only tells whether assessors agree with themselves. So
     the score is the mean of marks over assessors and directions (Sec. 5.5), all directions counting the same.
     """
     first = [mark for mark in marks if mark.item.repeat_of is None]
-    shown = {Direction(i.run, i.direction, i.control) for sheet in key.sheets for i in sheet.items}
+    shown = {item.shown for sheet in key.sheets for item in sheet.items}
     directions = [
         _score_direction(each, first) for each in sorted(shown, key=lambda d: (d.run, d.control, d.direction))
     ]
@@ -255,8 +327,15 @@ def score(marks: Sequence[Mark], key: Key, seed: int = 0) -> Score:
         trained, controls = (
             [d.mean for d in own if d.control is control and d.mean is not None] for control in (False, True)
         )
-        votes = sum(d.votes for d in own if not d.control)
-        runs.append(RunScore(run.run, run.title, _mean_share(trained, seed), _mean_share(controls, seed), votes))
+        runs.append(
+            RunScore(
+                run=run.run,
+                title=run.title,
+                mos=_mean_share(trained, seed),
+                floor=_mean_share(controls, seed),
+                marks=sum(d.votes for d in own if not d.control),
+            )
+        )
     marked = {(mark.assessor, mark.item.item): mark.mark for mark in marks}
     by_assessor: dict[str, tuple[int, int]] = {}
     for mark in marks:
@@ -264,7 +343,7 @@ def score(marks: Sequence[Mark], key: Key, seed: int = 0) -> Score:
             same, count = by_assessor.get(mark.assessor, (0, 0))
             again = marked[mark.assessor, mark.item.repeat_of] == mark.mark
             by_assessor[mark.assessor] = (same + again, count + 1)
-    return Score(
+    return MosScore(
         runs=runs,
         directions=directions,
         alpha=_alpha([mark for mark in first if not mark.item.control]),
@@ -276,50 +355,51 @@ def score(marks: Sequence[Mark], key: Key, seed: int = 0) -> Score:
     )
 
 
-def proposed_names(result: Score, run: str) -> str:
-    """A names.txt for a run: for each direction the name given most, the first in the alphabet among equals."""
-    named = [d for d in result.directions if d.run == run and not d.control and d.names]
-    return "".join(f"{d.direction}: {next(iter(d.names))}\n" for d in named)
-
-
 def _score_direction(direction: Direction, marks: Sequence[Mark]) -> DirectionScore:
-    own = [mark for mark in marks if mark.direction == direction]
+    own = [mark for mark in marks if mark.item.shown == direction]
     share = _share(sum(mark.mark for mark in own), len(own))
     counts = Counter(mark.name.lower() for mark in own if mark.name and mark.mark)  # "nothing" names no direction
     names = dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
-    return DirectionScore(*direction, share.mean, share.interval, len(own), names)
+    return DirectionScore(**direction._asdict(), mean=share.mean, interval=share.interval, votes=len(own), names=names)
 
 
 def _share(count: int, n: int) -> Estimate:
-    """A share with its Wilson interval."""
-    return Estimate(count / n, wilson(count, n), n) if n else Estimate(None, None, 0)
+    """Return a share with its Wilson interval."""
+    if not n:
+        return Estimate(mean=None, interval=None, n=0)
+    return Estimate(mean=count / n, interval=wilson(count, n), n=n)
 
 
 def _mean_share(values: Sequence[float], seed: int) -> Estimate:
-    """A mean of shares with its interval: bias-corrected and accelerated bootstrap (Efron 1987), or Student's for few.
+    """Return a mean of shares with its interval.
 
-    Resampled means of few values do not reach beyond them, however far the true mean is.
+    The interval is that of the bias-corrected and accelerated bootstrap (Efron 1987), or Student's for few values:
+    resampled means of few values do not reach beyond them, however far the true mean is.
     """
     from scipy.stats import bootstrap
 
+    mean = float(np.mean(values)) if values else None
     if len(set(values)) < 2:
-        return Estimate(float(np.mean(values)) if values else None, None, len(values))
-    if len(values) < FEW:
+        interval = None
+    elif len(values) < FEW:
         low, high = student(values)
-        return Estimate(float(np.mean(values)), (max(0.0, float(low)), min(1.0, float(high))), len(values))
-    found = bootstrap((values,), np.mean, rng=np.random.default_rng(seeds.study_bootstrap(seed))).confidence_interval
-    return Estimate(float(np.mean(values)), (float(found.low), float(found.high)), len(values))
+        interval = (max(0.0, float(low)), min(1.0, float(high)))
+    else:
+        rng = np.random.default_rng(seeds.study_bootstrap(seed))
+        found = bootstrap((values,), np.mean, rng=rng).confidence_interval
+        interval = (float(found.low), float(found.high))
+    return Estimate(mean=mean, interval=interval, n=len(values))
 
 
 def _alpha(marks: Sequence[Mark]) -> float | None:
-    """Krippendorff's alpha, nominal; None if no direction has two marks, or all those marks are the same."""
+    """Return Krippendorff's alpha, nominal; None if no direction has two marks, or all those marks are the same."""
     import krippendorff
 
     assessors = sorted({mark.assessor for mark in marks})
-    directions = sorted({mark.direction for mark in marks})
+    directions = sorted({mark.item.shown for mark in marks})
     table = np.full((len(assessors), len(directions)), np.nan)
     for mark in marks:
-        table[assessors.index(mark.assessor), directions.index(mark.direction)] = mark.mark
+        table[assessors.index(mark.assessor), directions.index(mark.item.shown)] = mark.mark
     pairable = table[:, np.isfinite(table).sum(0) > 1]
     if len(np.unique(pairable[np.isfinite(pairable)])) < 2:
         return None

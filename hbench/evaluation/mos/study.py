@@ -1,4 +1,4 @@
-"""Sheets for a user study: each direction as a grid of images, blind and shuffled, to be marked 0 or 1 (Sec. 5.5).
+"""The user study: each direction as a grid of images, blind and shuffled, to be marked 0 or 1 (Sec. 5.5).
 
 A study has one sheet per assessor. The key says what each item of a sheet is; assessors never see it.
 """
@@ -7,45 +7,64 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple, Self
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from hbench import __version__
-from hbench.config import Section
 from hbench.core import seeds
 from hbench.core.images import to_uint8
 from hbench.models.shift import ShiftBlock
+from hbench.store.provenance import provenance
+from hbench.store.records import Aside, Record
+from hbench.store.results import Result
 from hbench.store.run import Run
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 COLUMNS = ("sheet", "assessor", "item", "mark", "name")
-"""Of a file of marks, one line per item."""
+"""Columns of a file of marks, which has one line per item."""
+KEY = "key.json"
+"""Name of the file that holds the key."""
+FORMULA = ("=", "+", "-", "@")
+"""Beginnings of a cell that a spreadsheet runs."""
 
 
 class Direction(NamedTuple):
-    """What one item shows: a direction of a run, or (control) an untrained one."""
+    """A direction of a run, or (control) an untrained one."""
 
     run: str
     direction: int
     control: bool
 
 
-class Item(Section):
+# Key ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
     """One item of a sheet."""
 
-    item: int = Field(ge=1)
+    item: Annotated[int, Field(ge=1)]
     run: str
-    direction: int = Field(ge=0)
+    direction: Annotated[int, Field(ge=0)]
     control: bool
     repeat_of: int | None
     """The earlier item of the same sheet that this one shows again."""
 
+    @property
+    def shown(self) -> Direction:
+        """What the item shows."""
+        return Direction(self.run, self.direction, self.control)
 
-class Sheet(Section):
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
     """What one assessor sees, in order."""
 
     sheet: str
@@ -54,51 +73,195 @@ class Sheet(Section):
     items: tuple[Item, ...]
 
 
-class StudyRun(Section):
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
     """A run of the study."""
 
     run: str
     title: str
 
 
-class Key(Section):
-    """What each item of each sheet is: kept back until the marks are in."""
+@dataclass(frozen=True, kw_only=True)
+class Key(Record):
+    """What each item of each sheet is: kept back until the marks are in.
 
-    hbench: str
+    Raises:
+        ValueError: a sheet, assessor, item or direction stands there twice, or a reference leads nowhere.
+    """
+
     seed: int
     runs: tuple[StudyRun, ...]
     sheets: tuple[Sheet, ...]
 
-    @model_validator(mode="after")
-    def _check_references(self) -> Self:
+    def __post_init__(self) -> None:
+        """Check that sheets, runs and repeats refer to each other."""
         if len({sheet.sheet for sheet in self.sheets}) < len(self.sheets):
             raise ValueError("the same sheet twice")
         if len({sheet.assessor for sheet in self.sheets}) < len(self.sheets):
             raise ValueError("the same assessor twice")
         runs = {run.run for run in self.runs}
         for sheet in self.sheets:
-            shown = {item.item: item for item in sheet.items}
-            first = {i.item: (i.run, i.direction, i.control) for i in sheet.items if i.repeat_of is None}
-            if len(shown) < len(sheet.items) or len(set(first.values())) < len(first):
+            items = {item.item for item in sheet.items}
+            first = {item.item: item.shown for item in sheet.items if item.repeat_of is None}
+            if len(items) < len(sheet.items) or len(set(first.values())) < len(first):
                 raise ValueError(f"{sheet.sheet}: the same item or direction twice")
             for item in sheet.items:
                 if item.run not in runs:
                     raise ValueError(f"{sheet.sheet}: item {item.item} is of no run")
-                if item.repeat_of is not None and first.get(item.repeat_of) != (item.run, item.direction, item.control):
+                if item.repeat_of is not None and first.get(item.repeat_of) != item.shown:
                     raise ValueError(f"{sheet.sheet}: item {item.item} does not repeat item {item.repeat_of}")
-        return self
+
+    @classmethod
+    def read(cls, path: Path, remedy: str = "give the key.json of the study") -> Self:
+        """Read the key of a study; see :meth:`Record.from_json` for what is refused."""
+        return super().read(path, remedy)
+
+    @classmethod
+    def _kind(cls) -> str:
+        return "key"
 
 
-# Pictures -----------------------------------------------------------------------------------------------------------
+# Study --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Result):
+    """The design of a user study, with the images to be marked."""
+
+    NAME: ClassVar[str] = "design"
+
+    assessors: int
+    """Number of sheets."""
+    votes: int
+    """Number of assessors per direction."""
+    examples: int
+    """Rows of each grid: random x_T."""
+    samples: int
+    """Columns of each grid: magnitudes from -S to S."""
+    repeats: float
+    """Share of each sheet's directions that it shows twice."""
+    controls: int
+    """Number of untrained directions per run."""
+    key: Aside = field(default=None, repr=False)
+    """The :class:`Key`, in a file of its own."""
+    images: Aside = field(default=None, compare=False, repr=False)
+    """Grid of each :class:`Direction`, uint8 [examples, samples, C, H, W]; None in a study read from a folder."""
+
+    def summary(self) -> str:
+        """Return the numbers of sheets, directions and items, in one line."""
+        items = [item for sheet in self.key.sheets for item in sheet.items]
+        shown = {item.shown for item in items}
+        untrained = sum(direction.control for direction in shown)
+        return (
+            f"sheets {self.assessors}  items {len(items)}  directions {len(shown)}, {untrained} of them untrained  "
+            f"votes a direction {self.votes}"
+        )
+
+    def table(self) -> "DataFrame":
+        """Return what each item of each sheet is, a row an item."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"assessor": sheet.assessor, "sheet": sheet.sheet, **asdict(item), "run": guarded(item.run)}
+            for sheet in self.key.sheets
+            for item in sheet.items
+        ).astype({"repeat_of": "Int64"})
+
+    def write_into(self, folder: Path) -> None:
+        """Write the design and its key into a folder that the caller has claimed."""
+        self.key.write(folder / KEY)
+        super().write_into(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read the design and its key from a folder; the images are not read back.
+
+        Raises:
+            HBenchError: missing, damaged, or not as any version of hbench writes it.
+        """
+        return replace(super().load(folder), key=Key.read(Path(folder) / KEY))
+
+
+def mos_study(
+    runs: Mapping[str, Run],
+    *,
+    assessors: int = 5,
+    votes: int | None = None,
+    examples: int = 10,
+    samples: int = 5,
+    repeats: float = 0.1,
+    controls: int = 3,
+    seed: int = 0,
+) -> Study:
+    """Draw the grids of every direction of some runs, and deal them out to assessors, blind and shuffled.
+
+    Untrained directions are mixed in as a floor: steps as large as the trained ones, in directions that nobody looked
+    for. ``hbench.reporting.sheets.write_sheets`` makes pages of the study. Cost: samples - 1 shifted chains per
+    direction and example.
+
+    Args:
+        runs: the discoveries, by the name that the results will show.
+        assessors: number of sheets, at least 1.
+        votes: number of assessors per direction, 1 to ``assessors``; all of them by default.
+        examples: number of rows of a grid, at least 1.
+        samples: number of columns of a grid, odd and at least 3, so that the middle one is the original.
+        repeats: share of each sheet's directions that it shows twice, 0 to 0.5.
+        controls: number of untrained directions per run, at least 0.
+        seed: seed of x_T, of the untrained directions and of every shuffle.
+
+    Raises:
+        ValueError: no run, or a number out of its range.
+    """
+    votes = assessors if votes is None else votes
+    for wrong, message in (
+        (not runs, "need at least one run"),
+        (assessors < 1, f"assessors must be at least 1, got {assessors}"),
+        (not 1 <= votes <= assessors, f"votes must be 1 to {assessors}, the number of assessors, got {votes}"),
+        (examples < 1, f"examples must be at least 1, got {examples}"),
+        (samples < 3 or samples % 2 == 0, f"samples must be odd and at least 3, got {samples}"),
+        (not 0 <= repeats <= 0.5, f"repeats must be 0 to 0.5, got {repeats}"),
+        (controls < 0, f"controls must be at least 0, got {controls}"),
+    ):
+        if wrong:
+            raise ValueError(message)
+    origin = provenance(
+        None,
+        next(iter(runs.values())).device,
+        seed,
+        runs={
+            name: {"experiment": run.experiment.model_dump(mode="json"), "weights_sha256": run.hashes}
+            for name, run in runs.items()
+        },
+    )
+    images = pictures(runs, examples, samples, controls, seed)
+    key = design(images, {name: run.experiment.title for name, run in runs.items()}, assessors, votes, repeats, seed)
+    settings: dict[str, Any] = {
+        "assessors": assessors,
+        "votes": votes,
+        "examples": examples,
+        "samples": samples,
+        "repeats": repeats,
+        "controls": controls,
+    }
+    n = sum(len(sheet.items) for sheet in key.sheets)
+    return Study(**settings, key=key, images=images, provenance=origin.finished(n=n, **settings))
+
+
+def guarded(text: str) -> str:
+    """Return text that no spreadsheet runs as a formula: with an apostrophe in front of what it would run."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+# Images -------------------------------------------------------------------------------------------------------------
 
 
 def untrained(run: Run, count: int, examples: int, seed: int = 0) -> Run:
-    """The run with ``count`` untrained directions in place of its own: the floor that trained ones must beat.
+    """Return the run with ``count`` untrained directions in place of its own: the floor that trained ones must beat.
 
     A fresh shift block changes nothing, since its output convolutions are zero. Here they are Gaussian instead, each
     scaled so that delta_h has the root mean square of the trained directions' at the same magnitude: as large a step in
-    h-space, in a direction that nobody looked for. Such steps may leave the image domain (Sec. 5.5); that is part of
-    what the floor shows. Cost: two shifted chains of ``examples`` samples.
+    h-space, in a direction that nobody looked for. Such steps may leave the image domain (Sec. 5.5), and the floor
+    shows that too. Cost: two shifted chains of ``examples`` samples.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.controls(seed, count))
@@ -112,7 +275,10 @@ def untrained(run: Run, count: int, examples: int, seed: int = 0) -> Run:
 
 
 def delta_h_rms(run: Run, x_T: Tensor) -> Tensor:
-    """Root mean square of each direction's f_k(h_t, t), [K], over the regular processes from x_T while t >= t_shift."""
+    """Return the root mean square of each direction's f_k(h_t, t), [K].
+
+    The mean is over the regular processes from x_T while t >= t_shift.
+    """
     squares = []
 
     def observe(h: Tensor, emb: Tensor, t: int) -> Tensor:
@@ -127,16 +293,9 @@ def delta_h_rms(run: Run, x_T: Tensor) -> Tensor:
 def pictures(
     runs: Mapping[str, Run], examples: int = 10, samples: int = 5, controls: int = 3, seed: int = 0
 ) -> dict[Direction, Tensor]:
-    """The grids of every direction of some runs: uint8 [examples, samples, C, H, W] each.
+    """Return the grids of every direction of some runs: uint8 [examples, samples, C, H, W] each.
 
-    Args:
-        runs: by the name that the results will show.
-        examples: rows, random x_T: the same for all directions of a run.
-        samples: columns, s evenly from -S to S; odd, so that the middle is the original.
-        controls: untrained directions per run.
-        seed: of x_T and the controls.
-
-    Cost: samples - 1 shifted chains per direction and example.
+    The x_T of the rows are the same for all directions of a run. Arguments and cost as in :func:`mos_study`.
     """
     images: dict[Direction, Tensor] = {}
     for name, run in runs.items():
@@ -153,7 +312,10 @@ def pictures(
 
 
 def assign(count: int, assessors: int, votes: int, rng: np.random.Generator) -> list[list[int]]:
-    """Which of ``count`` directions each assessor sees: each direction ``votes`` assessors, loads at most one apart."""
+    """Return which of ``count`` directions each assessor sees.
+
+    Each direction gets ``votes`` assessors, and the loads are at most one apart.
+    """
     seen: list[list[int]] = [[] for _ in range(assessors)]
     for direction in rng.permutation(count):
         tie = rng.permutation(assessors)
@@ -163,7 +325,7 @@ def assign(count: int, assessors: int, votes: int, rng: np.random.Generator) -> 
 
 
 def shuffle(directions: Sequence[int], repeats: float, rng: np.random.Generator) -> list[tuple[int, int | None]]:
-    """The order of a sheet: (direction, None), or (direction, place of its first showing from 0) for a repeat.
+    """Return the order of a sheet: (direction, None), or (direction, place of its first showing from 0) for a repeat.
 
     The share ``repeats`` (0 to 0.5, rounded up) of the directions comes from the first half and is shown again,
     scattered over the second.
@@ -184,15 +346,15 @@ def design(
     repeats: float = 0.1,
     seed: int = 0,
 ) -> Key:
-    """The key of a study: who sees which directions, in which order.
+    """Return the key of a study: who sees which directions, in which order.
 
     Args:
-        images: the grid of each direction.
-        titles: of each run.
+        images: the grid of each direction, which its sheets' hashes are made of.
+        titles: title of each run.
         assessors: number of sheets.
-        votes: assessors per direction, at most all of them.
+        votes: number of assessors per direction, at most all of them.
         repeats: share of each sheet's directions that it shows twice, 0 to 0.5.
-        seed: of every shuffle.
+        seed: seed of every shuffle.
     """
     rng = np.random.default_rng(seeds.study_design(seed))
     directions = list(images)
@@ -208,7 +370,4 @@ def design(
         # the word in front keeps spreadsheets from reading a hash such as 12e4 as a number
         sheets.append(Sheet(sheet=f"sheet-{digest[:12]}", assessor=str(number), items=items))
     runs = tuple(StudyRun(run=run, title=title) for run, title in titles.items())
-    return Key(hbench=__version__, seed=seed, runs=runs, sheets=tuple(sheets))
-
-
-# Files --------------------------------------------------------------------------------------------------------------
+    return Key(seed=seed, runs=runs, sheets=tuple(sheets))

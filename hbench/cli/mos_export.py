@@ -1,0 +1,88 @@
+"""``hbench mos export``."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import Options, a_path, overwrite_option, publish, run_options, shared
+
+
+def _odd(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    if not value % 2:
+        raise click.BadParameter("need an odd number, so that the middle is the original")
+    return value
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=a_path)
+@click.option("--assessors", type=click.IntRange(min=1), default=5, show_default=True, help="People: one sheet each.")
+@click.option("--votes", type=click.IntRange(min=1), help="Assessors per direction [default: all of them].")
+@click.option("--examples", type=click.IntRange(min=1), default=10, show_default=True, help="Rows: random x_T.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=3),
+    callback=_odd,
+    default=5,
+    show_default=True,
+    help="Columns, an odd number.",
+)
+@click.option(
+    "--repeats", type=click.FloatRange(0, 0.5), default=0.1, show_default=True, help="Share of items shown twice."
+)
+@click.option(
+    "--controls", type=click.IntRange(min=0), default=3, show_default=True, help="Untrained directions per run."
+)
+@click.option("--label-studio", is_flag=True, help="Write tasks and configuration for Label Studio too.")
+@shared(
+    click.option("--out", type=a_path, default=Path("runs/mos"), show_default=True, help="Output folder."),
+    overwrite_option,
+    run_options,
+)
+def export(
+    runs: tuple[Path, ...],
+    assessors: int,
+    votes: int | None,
+    examples: int,
+    samples: int,
+    repeats: float,
+    controls: int,
+    label_studio: bool,
+    options: Options,
+) -> None:
+    """Make blind sheets for assessors to mark every direction of one or several RUNs.
+
+    Hand out sheet_1.html, sheet_2.html, ..., one to each assessor: pages that work without a network. The folders
+    beside them hold the same as pictures and an empty CSV. Keep back key.json and design.csv until all marks are in.
+
+    Untrained directions are mixed in as a floor: a fresh shift block with Gaussian output convolutions, its steps as
+    large as the trained ones.
+
+    \b
+    Example:
+        hbench mos export mnist16 --assessors 3
+    """
+    from hbench.evaluation.mos.study import mos_study
+    from hbench.reporting.sheets import refuse_marked, write_sheets
+
+    if votes and votes > assessors:
+        raise click.BadParameter(f"at most {assessors}, the number of assessors", param_hint="--votes")
+    if len(set(runs)) < len(runs):
+        raise click.BadParameter("the same run twice", param_hint="RUN")
+    loaded = {str(run): options.load(run) for run in runs}
+    folder = options.claim(Path("runs/mos"))
+    refuse_marked(folder)
+    study = mos_study(
+        loaded,
+        assessors=assessors,
+        votes=votes,
+        examples=examples,
+        samples=samples,
+        repeats=repeats,
+        controls=controls,
+        seed=options.seed,
+    )
+    pages = write_sheets(study.key, study.images, folder, label_studio)
+    publish(study, folder)
+    for page, sheet in pages.items():
+        click.echo(f"{page}  items {len(sheet.items)}  {page.stat().st_size / 2**20:.1f} MiB")
+    click.echo(f"hand out the sheets; keep back {folder / 'key.json'} and {folder / 'design.csv'}", err=True)

@@ -1,0 +1,104 @@
+"""``hbench vram-sweep``."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hbench.cli.options import (
+    Options,
+    adjusted_experiment_options,
+    many_steps_option,
+    overwrite_option,
+    publish,
+    run_options,
+    shared,
+    training_out_option,
+)
+from hbench.errors import HBenchError
+from hbench.experiments import without_pool
+
+if TYPE_CHECKING:
+    from hbench.config import Experiment
+
+
+def _adjust(experiment: "Experiment", values: dict[str, Any]) -> "Experiment":
+    return without_pool(experiment, values["batch_size"], values["precision"])
+
+
+def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])iB", value)
+    if not found or float(found[1]) == 0:
+        raise click.BadParameter(f'"{value}": write a number with its unit, for example 24GiB or 800MiB')
+    return float(found[1]) * (1024 if found[2] == "G" else 1)
+
+
+@click.command("vram-sweep")
+@adjusted_experiment_options(_adjust)
+@many_steps_option
+@click.option("--strategies", default="vanilla,node,torch-checkpoint", show_default=True, help="Also: auto, offload.")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Pairs a step [default: EXPERIMENT's for sweeps].")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed steps of each cell.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Precision of the networks [default: EXPERIMENT's].",
+)
+@click.option(
+    "--memory-limit",
+    "memory_limit_mib",
+    callback=_mebibytes,
+    help="Count more as out of memory, as on a smaller card: 24GiB, 800MiB.",
+)
+@click.option("--allow-busy", is_flag=True, help="Measure although another process is on the GPU.")
+@shared(
+    training_out_option("vram-sweep"),
+    overwrite_option,
+    click.option("--resume", is_flag=True, help="Measure only what the table in --out lacks."),
+    run_options,
+)
+def vram_sweep(experiment: "Experiment", strategies: str, options: Options, **settings: Any) -> None:
+    """Measure memory and speed of training against M.
+
+    As in Fig. 4, for each way to back-propagate. Each cell of the table takes real training steps in a process of its
+    own, new raw pairs included. The columns memory_source and status say how its memory was read, and whether it ran
+    out of it. An image is a training pair.
+
+    \b
+    Example:
+        hbench vram-sweep mnist16 --steps 5,10 --repeats 3
+        hbench vram-sweep mnist32 --memory-limit 24GiB
+    """
+    from hbench.evaluation.vram_sweep import VramSweep
+    from hbench.evaluation.vram_sweep import vram_sweep as measure
+    from hbench.reporting.artifacts import draw
+    from hbench.store.provenance import FILE as PROVENANCE
+    from hbench.store.weights import write_experiment
+
+    if options.resume and options.overwrite:
+        raise click.UsageError("--resume keeps what --overwrite would replace: leave one of them out")
+    folder = options.claim(Path("runs") / experiment.name / VramSweep.NAME)
+    has_begun = options.resume and (folder / PROVENANCE).is_file()  # else it was killed before anything was measured
+
+    def save(sweep: VramSweep) -> None:
+        write_experiment(folder, experiment)  # first, so that a resume knows the folder
+        if sweep.cells:
+            draw(sweep, folder)
+        sweep.write_into(folder)
+
+    result = measure(
+        experiment,
+        strategies=strategies.split(","),
+        device=options.torch_device(),
+        seed=options.seed,
+        resume_from=VramSweep.load(folder) if has_begun else None,
+        on_row=save,
+        **settings,
+    )
+    publish(result, folder)
+    if failed := result.failed():
+        table = folder / f"{VramSweep.NAME}.csv"
+        raise HBenchError(f'{len(failed)} cells failed: see "error" in {table}, then go on with `resume=True`')

@@ -101,7 +101,7 @@ def pretrain(
         )
 
         # Train.
-        take_step = partial(train_step, settings, trained, sampler.alpha_bar, images, seed)
+        take_step = partial(train_step, settings, trained, sampler, images, seed)
 
         def after_step(done: int) -> None:
             if done % settings.sample_every == 0 or done == settings.steps:
@@ -129,14 +129,14 @@ def initial(experiment: Experiment, seed: int, device: torch.device) -> Pretrain
 
 
 def train_step(
-    settings: Pretrain, trained: Pretrained, alpha_bar: Tensor, images: Tensor, seed: int, step: int
+    settings: Pretrain, trained: Pretrained, sampler: Sampler, images: Tensor, seed: int, step: int
 ) -> dict[str, float]:
     """Take step ``step`` of pretraining and return its loss; everything random in it follows from (seed, step).
 
     Each process takes it on its slice of the batch; the loss is that of the whole batch.
     """
     model, optimizer = trained.model, trained.optimizer
-    device = next(model.parameters()).device
+    alpha_bar, device = sampler.alpha_bar, sampler.device
     for group in optimizer.param_groups:
         group["lr"] = settings.lr * lr_factor(settings, step)
 

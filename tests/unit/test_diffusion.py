@@ -1,4 +1,6 @@
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from conftest import sampler_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hbench
 from hbench.core.chain import run_chain
 from hbench.core.diffusion import (
     alpha_bar_schedule,
@@ -260,3 +263,12 @@ def test_with_other_steps_a_shift_keeps_its_meaning():
         sampler.with_steps(1001)
     with pytest.raises(HBenchError, match="take more steps"):
         sampler_of(Gaussian("eps"), [300, 100], t_shift=400, unit_steps=2).steps(unit)
+
+
+def test_schedules_and_devices_are_found_out_in_one_place():
+    package = Path(hbench.__file__).parent
+    for file in package.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        if file.relative_to(package) not in (Path("core/diffusion.py"), Path("core/sampler.py")):
+            assert not re.search(r"\b(timesteps|alpha_bar_schedule)\(", text), file
+        assert not re.search(r"parameters\(\)\)\.device", text), file

@@ -1,62 +1,118 @@
-"""A discovery that shows something in minutes: the fresh half of the demo."""
+"""``hbench demo``: what hbench ships, and what it finds from scratch in a few minutes."""
 
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from tqdm import tqdm
+import click
 
-from hbench.config import Experiment
-from hbench.evaluation.rca import RCA, rca
-from hbench.evaluation.traverse import direction_label
-from hbench.experiments import parse_experiment
-from hbench.reporting.charts import draw_curves
-from hbench.reporting.grids import draw_directions
-from hbench.store.run import Run, load_run
-from hbench.training.discover import train
+from hbench.cli.options import Options, out_of, overwrite_option, publish, run_options, shared
 
-PAIRS, EXAMPLES, SAMPLES = 256, 4, 5
+if TYPE_CHECKING:
+    import torch
+
+    from hbench.config import Experiment
+    from hbench.evaluation.rca import RCA
+    from hbench.store.run import Run
+
+SHIPPED = "mnist16"
+PAIRS, EXAMPLES = 1000, 4
+"""Fresh pairs and rows of a finished run."""
+LOOK_PAIRS, LOOK_SAMPLES = 256, 5
+"""Fresh pairs and columns at a checkpoint."""
 CHECKPOINTS = 4
 FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 3.0, "decay": 0.3}
 """What is smaller than in the shipped run."""
 
 
-def fresh_experiment(shipped: Path, steps: int) -> Experiment:
-    """The shipped run's experiment, shrunk to ``steps`` small steps."""
-    values = load_run(shipped, device="cpu").experiment.model_dump()
+@click.command()
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Steps of the fresh training."
+)
+@shared(out_of("runs/demo"), overwrite_option, run_options)
+def demo(steps: int, options: Options) -> None:
+    """Show the shipped directions, then discover new ones.
+
+    All on the shipped model, offline, in about ten minutes on a laptop.
+
+    \b
+    Example:
+        hbench demo
+    """
+    from hbench.evaluation.curves import train_curves
+    from hbench.reporting.charts import draw_growth
+    from hbench.reporting.report import collect, write_pages
+    from hbench.store.run import load_run
+
+    device = options.torch_device()
+    out = options.claim(Path("runs/demo"))
+    shipped, fresh = out / "shipped", out / "fresh"
+    click.echo("1. The shipped run, directions of MNIST digits")
+    run = load_run(SHIPPED, device=device)
+    _measure(run, shipped, options.seed)
+    experiment = _fresh_experiment(run.experiment, steps)
+    click.echo(f"2. A fresh discovery, {experiment.title}, {steps} steps from scratch")
+    grown = _discover(experiment, run, fresh, device, options)
+    if grown is None:
+        return
+    _measure(load_run(fresh, device=device), fresh, options.seed)
+    draw_growth(grown, fresh / "rca" / "growth.png")
+    publish(train_curves([fresh]), fresh / "train-curves")
+    write_pages([collect(shipped), collect(fresh)], out)
+    click.echo("Open:")
+    click.echo(f"   {out / 'report.html'}    everything on one page")
+    click.echo(f"   {shipped / 'traverse' / 'directions.png'}    what hbench ships")
+    click.echo(f"   {fresh / 'traverse' / 'directions.png'}    what was found just now")
+    click.echo(f"   {fresh / 'growth'}    how it grew")
+
+
+def _measure(run: "Run", folder: Path, seed: int) -> None:
+    """Measure the RCA of a run and draw its directions, most accurate first."""
+    from hbench.evaluation.rca import rca
+    from hbench.evaluation.traverse import traverse
+
+    ranking = rca(run, pairs=PAIRS, seed=seed)
+    publish(ranking, folder / "rca")
+    publish(traverse(run, examples=EXAMPLES, seed=seed, ranking=ranking), folder / "traverse")
+
+
+def _fresh_experiment(shipped: "Experiment", steps: int) -> "Experiment":
+    """Return the shipped run's experiment, shrunk to ``steps`` small steps."""
+    from hbench.experiments import parse_experiment
+
+    values = shipped.model_dump()
     values["discovery"] |= FRESH | {"steps": steps, "checkpoint_every": max(1, steps // CHECKPOINTS)}
     return parse_experiment(values, "demo")
 
 
-def discover(
-    experiment: Experiment, shipped: Path, out: Path, *, seed: int, device: torch.device, overwrite: bool
-) -> list[tuple[int, RCA]] | None:
-    """Discovers new directions on the shipped model, in ``out``; measures and draws them as they grow.
+def _discover(
+    experiment: "Experiment", shipped: "Run", out: Path, device: "torch.device", options: Options
+) -> "list[tuple[int, RCA]] | None":
+    """Discover new directions on the shipped model, and draw them as they grow.
 
-    Returns:
-        The accuracy after each quarter of the steps; None when it was stopped early.
+    Return the accuracy at each checkpoint; None if stopped early.
     """
+    from hbench.evaluation.rca import rca
+    from hbench.evaluation.traverse import traverse
+    from hbench.reporting.charts import draw_curves
+    from hbench.reporting.grids import draw_traversal
+    from hbench.training.discover import train
+
     grown: list[tuple[int, RCA]] = []
 
-    def look(step: int, fresh: Run) -> None:
-        result = rca(fresh, pairs=PAIRS, seed=seed)
+    def look(step: int, fresh: "Run") -> None:
+        result = rca(fresh, pairs=LOOK_PAIRS, seed=options.seed)
         grown.append((step, result))
-        directions = result.ranking()
-        images = fresh.traverse(directions, examples=EXAMPLES, samples=SAMPLES, seed=seed).images
-        labels = [direction_label(k, result.per_direction[k]) for k in directions]
-        title = f"after {step} steps, accuracy {result.accuracy:.2f}"
-        draw_directions(images, labels, experiment.discovery.S, title, out / "growth" / f"directions-{step:04d}.png")
-        low, high = result.interval
-        tqdm.write(f"   step {step:4d}: RCA {result.accuracy:.3f} [{low:.3f}, {high:.3f}] n {PAIRS}", file=sys.stderr)
+        walk = traverse(fresh, examples=EXAMPLES, samples=LOOK_SAMPLES, seed=options.seed, ranking=result)
+        draw_traversal(walk, out / "growth" / f"directions-{step:04d}.png")
+        click.echo(f"   step {step:4d}: {result.summary().splitlines()[0]}", err=True)
 
-    model = load_run(shipped, device=device).model
     finished = train(
         experiment,
-        model,
+        shipped.model,
         out,
-        seed=seed,
+        seed=options.seed,
         device=device,
-        overwrite=overwrite,
+        overwrite=options.overwrite,
         draw=draw_curves,
         on_checkpoint=look,
     )

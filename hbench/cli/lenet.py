@@ -9,12 +9,12 @@ from hbench.cli.options import (
     Options,
     data_options,
     experiment_options,
+    out_of,
     overwrite_option,
     publish,
     quiet_option,
     seed_option,
     shared,
-    training_out_option,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @experiment_options
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images.")
-@shared(training_out_option("lenet"), data_options, overwrite_option, seed_option, quiet_option)
+@shared(out_of("runs/EXPERIMENT/lenet"), data_options, overwrite_option, seed_option, quiet_option)
 def lenet(experiment: "Experiment", epochs: int, options: Options) -> None:
     """Train the digit LeNet whose features fid uses.
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from hbench import __version__
 from hbench.cli.ablations import ablations
-from hbench.cli.demonstration import demo
+from hbench.cli.demo import demo
 from hbench.cli.edit import edit
 from hbench.cli.fid import fid
 from hbench.cli.lenet import lenet

@@ -185,9 +185,9 @@ processes_option = click.option(
 """For commands that several processes can share: the others refuse to run under torchrun."""
 
 
-def training_out_option(name: str) -> Decorator[Any]:
-    """Return --out of a command that writes beside the trainings of its experiment."""
-    return click.option("--out", type=a_path, help=f"Output folder [default: runs/EXPERIMENT/{name}].")
+def out_of(default: str) -> Decorator[Any]:
+    """Return the option --out of a command that writes elsewhere than into a run's folder."""
+    return click.option("--out", type=a_path, help=f"Output folder [default: {default}].")
 
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,11 +9,11 @@ from hbench.cli.options import (
     Options,
     data_options,
     experiment_options,
+    out_of,
     processes_option,
     run_options,
     shared,
     training_options,
-    training_out_option,
 )
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @experiment_options
-@shared(training_out_option("pretrain"), data_options, training_options, processes_option, run_options)
+@shared(out_of("runs/EXPERIMENT/pretrain"), data_options, training_options, processes_option, run_options)
 def pretrain(experiment: "Experiment", options: Options) -> None:
     """Train the diffusion model of EXPERIMENT on its images.
 

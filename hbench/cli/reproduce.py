@@ -188,7 +188,7 @@ def tasks() -> list[Task]:
     from hbench.reporting.artifacts import ARTIFACTS
 
     listed = {task.folder for task in TASKS} | {"mos/score", "settings"}  # these wait for people, and for a question
-    others = [artifact for artifact in ARTIFACTS if artifact.folder not in listed]
+    others = [each for each in ARTIFACTS if each.on_page and each.folder not in listed]
     return [*TASKS, *(_registered(artifact.folder, artifact.command) for artifact in others)]
 
 

@@ -9,11 +9,11 @@ from hbench.cli.options import (
     Options,
     experiment_options,
     model_option,
+    out_of,
     processes_option,
     run_options,
     shared,
     training_options,
-    training_out_option,
 )
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @experiment_options
 @model_option
-@shared(training_out_option("train"), training_options, processes_option, run_options)
+@shared(out_of("runs/EXPERIMENT/train"), training_options, processes_option, run_options)
 def train(experiment: "Experiment", model: Path | None, options: Options) -> None:
     """Discover directions of a frozen diffusion model.
 

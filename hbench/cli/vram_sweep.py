@@ -10,11 +10,11 @@ from hbench.cli.options import (
     Options,
     adjusted_experiment_options,
     many_steps_option,
+    out_of,
     overwrite_option,
     publish,
     run_options,
     shared,
-    training_out_option,
 )
 from hbench.errors import HBenchError
 from hbench.experiments import without_pool
@@ -55,7 +55,7 @@ def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) ->
 )
 @click.option("--allow-busy", is_flag=True, help="Measure although another process is on the GPU.")
 @shared(
-    training_out_option("vram-sweep"),
+    out_of("vram-sweep"),
     overwrite_option,
     click.option("--resume", is_flag=True, help="Measure only what the table in --out lacks."),
     run_options,

@@ -89,7 +89,7 @@ class Artifact:
 
     folder: str
     """Folder of the result, inside the run's."""
-    result: Any  # type[Result]; a string while it is being converted
+    result: type[Result]
     title: str
     item: str
     command: str
@@ -103,6 +103,8 @@ class Artifact:
     """The directions of the result that have a name."""
     comparison: Callable[[Any], Comparison | None] = lambda _: None
     """A table of its own, where the result compares trainings."""
+    on_page: bool = True
+    """Whether a page of results shows it; a report of a run holds what was measured of the run."""
 
 
 def _rca_rows(result: RCA, paper: Paper) -> list[Row]:
@@ -371,15 +373,6 @@ ARTIFACTS = (
     ),
     Artifact("edit", EditedImages, "Edits of real images", "Fig. 8", "edit", _edit_rows, {"edits.png": draw_edits}),
     Artifact(
-        "plan",
-        Plan,
-        "Prediction of memory and throughput",
-        "",
-        "plan",
-        _no_rows,
-        {"plan.png": draw_plan},
-    ),
-    Artifact(
         "properties",
         Properties,
         "Own, mean and time-invariant directions",
@@ -408,20 +401,34 @@ ARTIFACTS = (
         VARIANT_PICTURES,
         comparison=_variants,
     ),
-)
-"""In the order of the page."""
-TOOLS = (
     Artifact(
-        "samples", Samples, "Samples of the diffusion model", "", "sample", _no_rows, {"samples.png": draw_samples}
+        "samples",
+        Samples,
+        "Samples of the diffusion model",
+        "",
+        "sample",
+        _no_rows,
+        {"samples.png": draw_samples},
+        on_page=False,
     ),
-    Artifact("lenet", TrainedLeNet, "Digit LeNet", "", "lenet", _no_rows, {"lenet.png": draw_digits}),
+    Artifact("lenet", TrainedLeNet, "Digit LeNet", "", "lenet", _no_rows, {"lenet.png": draw_digits}, on_page=False),
+    Artifact(
+        "plan",
+        Plan,
+        "Prediction of memory and throughput",
+        "",
+        "plan",
+        _no_rows,
+        {"plan.png": draw_plan},
+        on_page=False,
+    ),
 )
-"""Results of the other commands, which are no artifact of the paper and on no page."""
+"""Artifacts in the order of the page."""
 
 
 def artifact_of(result: Result) -> Artifact | None:
     """Return the registered artifact of a result's class, the first where there are several."""
-    return next((artifact for artifact in (*ARTIFACTS, *TOOLS) if artifact.result is type(result)), None)
+    return next((artifact for artifact in ARTIFACTS if artifact.result is type(result)), None)
 
 
 def draw(result: Result, folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from hbench.config import Experiment
 from hbench.errors import HBenchError
 from hbench.experiments import paper_of, parse_experiment
 from hbench.reporting.artifacts import ARTIFACTS, Artifact, Comparison, Named, Row, Values
-from hbench.store.files import read_json, write_text
+from hbench.store.files import write_text
 from hbench.store.folders import refuse_links
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance
@@ -96,7 +96,7 @@ def collect(folder: Path) -> Report:
     origins = {
         artifact.folder: Provenance.read(file, f'make it again with "hbench {artifact.command}"')
         for artifact in ARTIFACTS
-        if (file := folder / artifact.folder / PROVENANCE).is_file()
+        if artifact.on_page and (file := folder / artifact.folder / PROVENANCE).is_file()
     }
     found = [origin.experiment for origin in origins.values() if origin.experiment]
     if not found:
@@ -110,7 +110,7 @@ def collect(folder: Path) -> Report:
         raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
     reasons = NotRun.read(folder / REASONS).reasons if (folder / REASONS).is_file() else {}
     rows, sections = [], []
-    for artifact in ARTIFACTS:
+    for artifact in [each for each in ARTIFACTS if each.on_page]:
         if origin := origins.get(artifact.folder):
             lines, section = _read(artifact, folder / artifact.folder, origin, experiment)
             rows += lines
@@ -123,8 +123,7 @@ def collect(folder: Path) -> Report:
 
 def _read(artifact: Artifact, place: Path, origin: Provenance, experiment: Experiment) -> tuple[list[Row], Section]:
     """Return what the table and the page say of one result."""
-    legacy = isinstance(artifact.result, str)
-    result = read_json(place / f"{artifact.result}.json") if legacy else artifact.result.load(place)
+    result = artifact.result.load(place, f'make it again with "hbench {artifact.command}"')
     file = place / PROVENANCE
     rows = [
         replace(row, provenance=file, experiment=origin.title or experiment.title)

@@ -70,8 +70,8 @@ class Result(Record, ABC):
             self.provenance.write(folder / PROVENANCE)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Read the result in a folder, with its provenance.
+    def load(cls, folder: str | Path, remedy: str = "make it again") -> Self:
+        """Read the result in a folder, with its provenance; ``remedy`` says what to do about a damaged one.
 
         Raises:
             HBenchError: missing, damaged, or not as any version of hbench writes it.
@@ -80,8 +80,8 @@ class Result(Record, ABC):
         file = folder / f"{cls.NAME}.json"
         if not file.is_file():
             raise HBenchError(f"{folder}: no {file.name} there: give the folder of a finished result")
-        origin = Provenance.read(folder / PROVENANCE) if (folder / PROVENANCE).is_file() else None
-        return replace(cls.read(file), provenance=origin)
+        origin = Provenance.read(folder / PROVENANCE, remedy) if (folder / PROVENANCE).is_file() else None
+        return replace(cls.read(file, remedy), provenance=origin)
 
     @classmethod
     def _kind(cls) -> str:

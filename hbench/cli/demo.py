@@ -26,10 +26,10 @@ FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 3.0, "dec
 
 @click.command()
 @click.option(
-    "--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Steps of the fresh training."
+    "--training-steps", type=click.IntRange(min=1), default=300, show_default=True, help="Length of the fresh training."
 )
 @shared(out_of("runs/demo"), overwrite_option, run_options)
-def demo(steps: int, options: Options) -> None:
+def demo(training_steps: int, options: Options) -> None:
     """Show the shipped directions, then discover new ones.
 
     All on the shipped model, offline, in about ten minutes on a laptop.
@@ -49,8 +49,8 @@ def demo(steps: int, options: Options) -> None:
     click.echo("1. The shipped run, directions of MNIST digits")
     run = load_run(SHIPPED, device=device)
     _measure(run, shipped, options.seed)
-    experiment = _fresh_experiment(run.experiment, steps)
-    click.echo(f"2. A fresh discovery, {experiment.title}, {steps} steps from scratch")
+    experiment = _fresh_experiment(run.experiment, training_steps)
+    click.echo(f"2. A fresh discovery, {experiment.title}, {training_steps} steps from scratch")
     grown = _discover(experiment, run, fresh, device, options)
     if grown is None:
         return

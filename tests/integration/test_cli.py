@@ -9,7 +9,7 @@ import torch
 from command_line import invoke, refused, snapshot, tiny_options
 from safetensors.torch import load_file
 
-from hbench.cli import main
+from hbench.cli import demo, main
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -158,16 +158,10 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
 
 
 def test_demo_runs_through(tmp_path, monkeypatch):
-    from importlib import import_module
-
-    demo, demonstration = import_module("hbench.cli.demo"), import_module("hbench.cli.demonstration")
-
-    monkeypatch.setattr(demonstration, "PAIRS", 16)
-    monkeypatch.setattr(demonstration, "EXAMPLES", 1)
-    monkeypatch.setattr(demo, "PAIRS", 16)
-    monkeypatch.setattr(demo, "EXAMPLES", 1)
+    for name, value in {"PAIRS": 16, "EXAMPLES": 1, "LOOK_PAIRS": 16}.items():
+        monkeypatch.setattr(demo, name, value)
     monkeypatch.setitem(demo.FRESH, "pool", 16)
-    result = invoke("demo", "--out", tmp_path, "--steps", 4, "--quiet")
+    result = invoke("demo", "--out", tmp_path, "--training-steps", 4, "--quiet")
     assert result.exit_code == 0, result.output
     named = [Path(line.split()[0]) for line in result.stdout.split("Open:")[1].splitlines() if line.strip()]
     assert len(named) == 4

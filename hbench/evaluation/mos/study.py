@@ -173,13 +173,13 @@ class Study(Result):
         super().write_into(folder)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, remedy: str = "make it again") -> Self:
         """Read the design and its key from a folder; the images are not read back.
 
         Raises:
             HBenchError: missing, damaged, or not as any version of hbench writes it.
         """
-        return replace(super().load(folder), key=Key.read(Path(folder) / KEY))
+        return replace(super().load(folder, remedy), key=Key.read(Path(folder) / KEY, remedy))
 
 
 def mos_study(

@@ -39,7 +39,7 @@ class RCA(Result):
     """95 % Wilson interval of the accuracy."""
     chance: float
     """Accuracy of guessing, 1/K."""
-    magnitude_error: float
+    magnitude_error: Number
     """Mean absolute error of the predicted magnitude, in units of s."""
     magnitude_error_interval: Interval
     per_direction: list[Number]
@@ -48,10 +48,10 @@ class RCA(Result):
     """95 % Wilson intervals."""
     confusion: list[list[int]]
     """Counts: true direction by predicted direction."""
-    D_raw: float
+    D_raw: Number
     """Mean output of the discriminator on raw samples; 0.5 is ideal."""
     D_raw_interval: Interval
-    D_shifted: float
+    D_shifted: Number
     D_shifted_interval: Interval
     outside: float
     """Share of shifted samples with a pixel beyond +-1.5; leaving the domain makes a high accuracy worthless."""

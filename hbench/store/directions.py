@@ -94,10 +94,10 @@ def load_directions(path: Path, run: Run) -> Directions:
     metadata = read_metadata(path)
     if metadata.get("role") != "directions":
         found = metadata.get("role", "foreign weights")
-        raise HBenchError(f'{path}: holds {found}, need directions: give a file that "hbench properties" wrote')
+        raise HBenchError(f"{path}: holds {found}, need directions: give the file of a properties measurement")
     if metadata.get("shift_block_sha256") != run.hashes["shift_block"]:
-        raise HBenchError(f'{path}: directions of another run than this one: make its own with "hbench properties"')
-    again = 'make it again with "hbench properties"'
+        raise HBenchError(f"{path}: directions of another run than this one: measure the properties of this one")
+    again = "measure the properties again"
     try:
         with safe_open(path, "pt") as file:
             values, visited = file.get_tensor("mean"), file.get_tensor("timesteps")

@@ -229,7 +229,7 @@ def test_directions_come_back_as_they_were_saved(run, tmp_path):
     assert torch.equal(loaded.mean, saved.mean)
     assert (loaded.timesteps, loaded.n, loaded.seed) == (saved.timesteps, 4, 7)
     other = dataclasses.replace(run, hashes=run.hashes | {"shift_block": "0" * 64})
-    with pytest.raises(HBenchError, match='another run than this one: make its own with "hbench properties"'):
+    with pytest.raises(HBenchError, match="another run than this one: measure the properties of this one"):
         load_directions(path, other)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(HBenchError, match="not a safetensors file, or damaged"):

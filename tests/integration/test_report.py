@@ -48,7 +48,7 @@ def test_a_named_direction_that_was_never_drawn(results, tmp_path):
     assert "<td>![x](http://x) bold</td>" in (tmp_path / "report.html").read_text()
     assert r"| 1 | ![x]\(http://x) bold | not defined |" in (tmp_path / "report.md").read_text()
     file.write_text(json.dumps(values | {"directions": [{"direction": "<b>", "name": "x", "accuracy": 1}]}))
-    with pytest.raises(HBenchError, match=r"traverse\.json: not as this version writes it"):
+    with pytest.raises(HBenchError, match=r"traverse\.json: not a traverse result as hbench 0\.[12] writes it"):
         collect(folder)
 
 

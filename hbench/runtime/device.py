@@ -5,7 +5,9 @@ autocast; master weights, the nodes of the chain, losses and optimiser states st
 """
 
 import os
+import time
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -49,6 +51,20 @@ def pick_device(name: str | torch.device) -> torch.device:
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")  # PyTorch's default, which an environment variable can change
     return device
+
+
+def wall_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Return the wall time of ``run``, until the device has done all of it."""
+    _synchronize(device)
+    started = time.perf_counter()
+    run()
+    _synchronize(device)
+    return time.perf_counter() - started
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -1,4 +1,4 @@
-"""Memory and time of a training, predicted from the parts of one step."""
+"""Memory and time of a training, predicted from the parts of one step: arithmetic alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,12 @@ from hbench.errors import HBenchError
 from hbench.runtime.distributed import local_world_size
 from hbench.store.records import Number
 
+SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.5}
+"""Share of the free memory in the default budget, by kind of device; a CPU's memory is not training's alone."""
+
 
 class DoesNotFitError(HBenchError):
     """Not even one training step fits into the memory budget."""
-
-
-SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.5}
-"""The default memory budget; a CPU's memory is not training's alone."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +24,20 @@ class Pass:
     """Seconds of one generation step of a batch, and MiB of its graph."""
 
     forward: float
-    """Without a graph."""
+    """Seconds without a graph."""
     beside: float
-    """Without a graph, for raw and shifted samples at once."""
+    """Seconds without a graph, for raw and shifted samples at once."""
     both_ways: float
-    """With a graph, and backward through it."""
+    """Seconds with a graph, and backward through it."""
     graph_mib: float
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What a training step is made of, measured."""
+class Parts:
+    """Parts of a training step, each measured by itself."""
 
     first: Pass
-    """The first shifted step, from x_T, which needs no gradient and is common to raw and shifted samples."""
+    """First shifted step, from x_T, which needs no gradient and is common to raw and shifted samples."""
     shifted: Pass
     regular: Pass
     objective_mib: float
@@ -47,14 +46,20 @@ class Probe:
     """Graph of the discriminator's own step."""
     node_mib: float
     """One node of the chain."""
-    free_mib: Number
-    """What the process could take of the device's memory before its first step."""
-    before_mib: float
-    """What it had on the GPU then; 0 on the CPU, where only what comes on top is counted."""
-    other_mib: float
-    """Of the measured peak on top of that, what no graph and no node explains."""
     other_seconds: float
-    """Of a whole step, all but the generation steps: reconstructor, discriminator, optimisers."""
+    """Seconds of a whole step beside the generation steps: reconstructor, discriminator, optimisers."""
+
+
+@dataclass(frozen=True)
+class Probe(Parts):
+    """What a training step is made of, measured: its parts, and the memory of the whole."""
+
+    free_mib: Number
+    """Memory of the device that the process could take before its first step."""
+    before_mib: float
+    """Memory it had on the GPU then; 0 on the CPU, where only what comes on top is counted."""
+    other_mib: float
+    """Part of the measured peak on top of that which no graph and no node explains."""
 
 
 @dataclass(frozen=True)
@@ -64,34 +69,46 @@ class Prediction:
     strategy: str
     M: int
     keep: int
-    """Steps of which the graph is kept."""
+    """Number of steps whose graphs are kept."""
     memory_mib: float
-    """As in ``hbench vram-sweep``: over the memory before the first step on the CPU, of the whole process on CUDA."""
+    """Memory as a sweep measures it: over that before the first step on the CPU, of the whole process on CUDA."""
     images_per_second: float
 
 
-def predict(probe: Probe, experiment: Experiment, M: int, keep: int, strategy: str) -> Prediction:
-    """Memory and speed of training with M steps of which the last ``keep`` graphs are kept."""
-    settings = experiment.discovery
-    shifted = [t >= settings.t_shift for t in visited(experiment, M)]
-    steps = [probe.first, *(probe.shifted if each else probe.regular for each in shifted[1:])]
-    recomputed, kept = steps[: M - keep], steps[M - keep :]
+def passes(parts: Parts, experiment: Experiment, M: int) -> list[Pass]:
+    """Return the generation steps of a chain of M, x_T first."""
+    shifted = [t >= experiment.discovery.t_shift for t in visited(experiment, M)]
+    return [parts.first, *(parts.shifted if each else parts.regular for each in shifted[1:])]
+
+
+def peak_mib(parts: Parts, chain: Sequence[Pass], keep: int) -> tuple[float, float]:
+    """Return the MiB of the graphs that a step holds at once at most, and of its nodes, with ``keep`` graphs kept."""
+    recomputed, kept = chain[: len(chain) - keep], chain[len(chain) - keep :]
     graphs = max(
-        sum(step.graph_mib for step in kept) + probe.objective_mib,
+        sum(step.graph_mib for step in kept) + parts.objective_mib,
         max((step.graph_mib for step in recomputed), default=0.0),
-        probe.discriminator_mib,
+        parts.discriminator_mib,
     )
-    seconds = probe.other_seconds + sum(step.both_ways for step in steps)
+    return graphs, len(recomputed) * parts.node_mib
+
+
+def predict(probe: Probe, experiment: Experiment, M: int, keep: int, strategy: str) -> Prediction:
+    """Return memory and speed of training with M steps of which the last ``keep`` graphs are kept."""
+    settings = experiment.discovery
+    chain = passes(probe, experiment, M)
+    graphs, nodes = peak_mib(probe, chain, keep)
+    memory = probe.before_mib + probe.other_mib + graphs + nodes
+    recomputed = chain[: M - keep]
+    seconds = probe.other_seconds + sum(step.both_ways for step in chain)
     if settings.pool:
         seconds += sum(step.forward for step in recomputed)
     else:
         seconds += sum(step.beside for step in recomputed) + keep * probe.regular.forward
-    memory = probe.before_mib + probe.other_mib + graphs + len(recomputed) * probe.node_mib
     return Prediction(strategy, M, keep, memory, settings.batch_size / seconds)
 
 
 def predictions(probe: Probe, experiment: Experiment, Ms: Sequence[int], budget_mib: float) -> list[Prediction]:
-    """The plan over M: ``node``, ``vanilla``, and what ``auto`` takes where anything fits."""
+    """Return the plan over M: ``node``, ``vanilla``, and what ``auto`` takes where anything fits."""
     rows = [predict(probe, experiment, M, 0, "node") for M in Ms]
     rows += [predict(probe, experiment, M, M, "vanilla") for M in Ms]
     auto = [(M, largest_keep(probe, experiment, M, budget_mib)) for M in Ms]
@@ -99,15 +116,15 @@ def predictions(probe: Probe, experiment: Experiment, Ms: Sequence[int], budget_
 
 
 def largest_keep(probe: Probe, experiment: Experiment, M: int, budget_mib: float) -> int | None:
-    """The most graphs that fit into the budget, 0..M; None where not even one step does."""
+    """Return how many graphs fit into the budget at most, 0..M; None where not even one step does."""
     fits = [r for r in range(M + 1) if predict(probe, experiment, M, r, "auto").memory_mib <= budget_mib]
     return max(fits, default=None)
 
 
 def budget_of(experiment: Experiment, device: torch.device, probe: Probe) -> float:
-    """MiB that training may use: the experiment's ``memory_budget``, or a share of what is free.
+    """Return the MiB that training may use: the experiment's ``memory_budget``, or a share of what is free.
 
-    To the latter comes what the process has on the GPU already.
+    The share comes on top of what the process has on the GPU already.
     """
     if experiment.discovery.memory_budget is not None:
         return experiment.discovery.memory_budget * 1024

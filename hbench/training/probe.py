@@ -1,6 +1,6 @@
-"""What training will need, before it starts: memory and time of each strategy over M, from a probe of one short step.
+"""Probe of one short training step: what it holds in memory, and where its time goes.
 
-The probe takes training steps as ``hbench train`` does, of a few generation steps with ``strategy = "node"``, and
+The probe takes training steps as :func:`hbench.train` does, of a few generation steps with ``strategy = "node"``, and
 measures three things:
 
 - what the graph of a regular and of a shifted generation step holds: exact bytes, from autograd's own hooks;
@@ -8,17 +8,15 @@ measures three things:
   the kernels, gradients, optimiser states, the allocator's slack) is taken to be the same for all M and strategies;
 - the seconds of each kind of pass, and of what comes once a step: reconstructor, discriminator, optimisers.
 
-Everything else is arithmetic: a step with M, of which the last r graphs are kept, holds these graphs at once.
-``offload`` and ``torch-checkpoint`` keep things that autograd's hooks do not show: their lines go through two short
-cells of a sweep.
+Everything else is arithmetic, in :mod:`hbench.training.cost`: a step with M, whose last r graphs are kept, holds these
+graphs at once.
 """
 
 import json
 import math
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -32,11 +30,11 @@ from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment
 from hbench.models import build_model
-from hbench.runtime.device import pick_device
+from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.distributed import shard
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, free_mib, gpu_memory, saved_tensors_peak, watch_resident
-from hbench.training.cost import DoesNotFitError, Pass, Probe, predict
+from hbench.training.cost import DoesNotFitError, Parts, Pass, Probe, passes, peak_mib
 from hbench.training.freeze import freeze
 from hbench.training.step import Trained, initial, losses, raw_pairs, train_discriminator, train_step
 
@@ -44,14 +42,17 @@ STEPS, REPEATS = 2, 5
 """Whole steps of the probe, which allocate Adam's state and let libraries choose their kernels, and timed passes."""
 
 
-# The probe ----------------------------------------------------------------------------------------------------------
-
-
 def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = REPEATS, idle: int = 0) -> Probe:
-    """Probes training with this sampler, with networks of its own; see the module.
+    """Measure a training step with this sampler, and with networks of its own; see the module.
 
-    Cost: two short steps and some passes, and ten passes more for every repeat; all seconds are nan without repeats.
-    On the GPU, ``idle`` is what the device holds in bytes without this process, in case its driver cannot tell.
+    Cost: two short steps and some passes, and ten passes more for every repeat.
+
+    Args:
+        experiment: settings of the training.
+        sampler: sampler of the training, with the frozen model.
+        seed: random seed.
+        repeats: number of timed passes of each kind; without any, all seconds are nan.
+        idle: bytes that the GPU holds without this process, in case its driver cannot tell.
 
     Raises:
         UnknownMemoryError: NVML does not say how much memory is used.
@@ -59,24 +60,16 @@ def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = 
     short = shortened(experiment)
     sampler = Sampler.of(short, sampler.backbone, sampler.device)
     trained = initial(short, sampler, seed)
-    device = sampler.device
     step = partial(train_step, short, sampler, trained, raw_pairs(short, sampler, seed), seed)
-    free = free_mib(device)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        before = gpu_memory(device, idle)[0]
-        take_steps(step, device)
-        peak = gpu_memory(device, idle)[0] - before  # the allocator keeps its peak; kernels loaded on the way count too
-    else:
-        before = 0.0
-        with watch_resident() as (baseline, peak_of, _):
-            take_steps(step, device)
-            peak = peak_of() - baseline
-    return replace(take_apart(short, sampler, trained, peak, repeats), free_mib=free, before_mib=before)
+    free = free_mib(sampler.device)
+    before, peak = memory_of_steps(step, sampler.device, idle)
+    parts = measure_parts(draw_batch(short, sampler, trained), repeats)
+    explained = sum(peak_mib(parts, passes(parts, short, short.discovery.M), keep=0))
+    return Probe(**vars(parts), free_mib=free, before_mib=before, other_mib=peak - explained)
 
 
 def shortened(experiment: Experiment) -> Experiment:
-    """The experiment with the fewest generation steps that still have every kind of its own, and "node"."""
+    """Return the experiment with the fewest generation steps that still have every kind of its own, and "node"."""
     settings = experiment.discovery
 
     def kinds(M: int) -> set[bool]:
@@ -87,97 +80,141 @@ def shortened(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"discovery": settings.model_copy(update=values)})
 
 
-def take_steps(step: Callable[[int], object], device: torch.device) -> None:
-    """The whole steps of the probe; done when the device has done them."""
-    for i in range(STEPS):
-        step(i)
+def memory_of_steps(step: Callable[[int], object], device: torch.device, idle: int) -> tuple[float, float]:
+    """Take the probe's whole steps; return the MiB on the GPU before (0 on the CPU), and their peak on top of that."""
+
+    def take_steps() -> None:
+        for i in range(STEPS):
+            step(i)
+
     if device.type == "cuda":
+        torch.cuda.empty_cache()
+        before = gpu_memory(device, idle)[0]
+        take_steps()
         torch.cuda.synchronize(device)
+        return before, gpu_memory(device, idle)[0] - before  # the allocator keeps its peak; kernels loaded count too
+    with watch_resident() as (baseline, peak, _):
+        take_steps()
+        return 0.0, peak() - baseline
+
+
+# Parts --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Random inputs of one step, and the networks that take them."""
+
+    experiment: Experiment
+    sampler: Sampler
+    trained: Trained
+    x: Tensor
+    """Node of the chain, [B, C, H, W]."""
+    k: Tensor
+    s: Tensor
+
+
+def draw_batch(experiment: Experiment, sampler: Sampler, trained: Trained) -> Batch:
+    """Return random inputs of this process's slice of a batch, on the sampler's device."""
+    settings, device = experiment.discovery, sampler.device
+    shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
+    k, s = (shard(v).to(device) for v in shifts)
+    return Batch(experiment, sampler, trained, torch.randn(len(k), *sampler.image_shape, device=device), k, s)
+
+
+def measure_parts(batch: Batch, repeats: int) -> Parts:
+    """Measure the parts of a step, each by itself."""
+    two_steps = Sampler.of(batch.experiment, batch.sampler.backbone, batch.sampler.device, M=2)
+    all_shifted, all_regular = (replace(two_steps, t_shift=t) for t in (0, len(two_steps.alpha_bar)))
+    return Parts(
+        first=measure_pass(batch, all_shifted, 0, repeats),
+        shifted=measure_pass(batch, all_shifted, 1, repeats),
+        regular=measure_pass(batch, all_regular, 1, repeats),
+        objective_mib=held_mib(lambda: take_objective(batch), batch),
+        discriminator_mib=held_mib(lambda: take_discriminator_step(batch), batch),
+        node_mib=batch.x.nbytes / MIB,
+        other_seconds=median_seconds(lambda: take_other(batch), batch.sampler.device, repeats),
+    )
+
+
+def measure_pass(batch: Batch, two_steps: Sampler, i: int, repeats: int) -> Pass:
+    """Measure step i, 0 or 1, of a chain of two steps; step 0 starts at x_T, which needs no gradient."""
+    delta_h = own(batch.trained.shift_block, batch.k, batch.s)
+    step, pair_step = two_steps.steps(delta_h)[i], two_steps.pair_steps(delta_h)[i]
+    x = batch.x
+    pair = torch.cat([x, x]) if i else x
+
+    @torch.no_grad()
+    def forward(step: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        with two_steps.autocast():
+            step(x)
+
+    def both_ways(count: int) -> None:
+        leaves = [x.clone().requires_grad_(i > 0) for _ in range(count)]
+        with two_steps.autocast():
+            torch.stack([step(leaf).sum() for leaf in leaves]).sum().backward()
+
+    return Pass(
+        forward=median_seconds(lambda: forward(step, x), two_steps.device, repeats),
+        beside=median_seconds(lambda: forward(pair_step, pair), two_steps.device, repeats),
+        both_ways=median_seconds(lambda: both_ways(1), two_steps.device, repeats),
+        graph_mib=held_mib(lambda: both_ways(2), batch) - held_mib(lambda: both_ways(1), batch),
+    )
+
+
+def take_objective(batch: Batch) -> None:
+    """Back-propagate the objective to x'_0."""
+    trained = batch.trained
+    trained.discriminator.requires_grad_(False)
+    with batch.sampler.autocast():
+        x_0_shifted = batch.x.clone().requires_grad_()
+        row = losses(batch.experiment.discovery, trained, batch.x, x_0_shifted, batch.k, batch.s)
+        row["loss"].backward()
+    trained.discriminator.requires_grad_(True)
+
+
+def take_discriminator_step(batch: Batch) -> None:
+    """Take one optimiser step of the discriminator."""
+    train_discriminator(batch.experiment.discovery, batch.trained, batch.x, batch.x)
+
+
+def take_other(batch: Batch) -> None:
+    """Do what a step does once, beside its generation steps."""
+    take_objective(batch)
+    batch.trained.optimizer.step()
+    take_discriminator_step(batch)
+
+
+def held_mib(run: Callable[[], object], batch: Batch) -> float:
+    """Return the MiB that autograd holds at most while ``run`` runs, the weights apart."""
+    return saved_tensors_peak(run, parameters_of(batch)) / MIB
+
+
+def parameters_of(batch: Batch) -> Iterable[nn.Parameter]:
+    """Return the parameters of all networks of a step."""
+    assert isinstance(batch.sampler.backbone, nn.Module)
+    trained = batch.trained
+    for network in (batch.sampler.backbone, trained.shift_block, trained.reconstructor, trained.discriminator):
+        yield from network.parameters()
 
 
 def median_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median wall time of ``run``, after a first time that does not count; nan without repeats."""
+    """Return the median wall time of ``run``, after a first time that does not count; nan without repeats."""
     if not repeats:
         return math.nan
     run()
-    seconds = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds))
+    return float(np.median([wall_seconds(run, device) for _ in range(repeats)]))
 
 
-def take_apart(short: Experiment, sampler: Sampler, trained: Trained, peak_mib: float, repeats: int) -> Probe:
-    """The parts of a step of the shortened experiment, whose peak memory over that before it is known."""
-    settings, device = short.discovery, sampler.device
-    two_steps = Sampler.of(short, sampler.backbone, device, M=2)
-    shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
-    k, s = (shard(v).to(device) for v in shifts)
-    delta_h = own(trained.shift_block, k, s)
-    x = torch.randn(len(k), *sampler.image_shape, device=device)
-    assert isinstance(sampler.backbone, nn.Module)
-    networks = (sampler.backbone, trained.shift_block, trained.reconstructor, trained.discriminator)
-    resident = [parameter for network in networks for parameter in network.parameters()]
-
-    def held_mib(run: Callable[[], object]) -> float:
-        return saved_tensors_peak(run, resident) / MIB
-
-    def measured_pass(i: int, t_shift: int) -> Pass:
-        """Of step i, 0 or 1, of a chain of two steps that are both shifted or both regular."""
-        process = replace(two_steps, t_shift=t_shift)
-        step, pair_step = process.steps(delta_h)[i], process.pair_steps(delta_h)[i]
-        pair = torch.cat([x, x]) if i else x
-
-        def forward(step: Callable[[Tensor], Tensor], x: Tensor) -> None:
-            with torch.no_grad(), sampler.autocast():
-                step(x)
-
-        def both_ways(count: int) -> None:
-            leaves = [x.clone().requires_grad_(i > 0) for _ in range(count)]
-            with sampler.autocast():
-                torch.stack([step(leaf).sum() for leaf in leaves]).sum().backward()
-
-        return Pass(
-            forward=median_seconds(lambda: forward(step, x), device, repeats),
-            beside=median_seconds(lambda: forward(pair_step, pair), device, repeats),
-            both_ways=median_seconds(lambda: both_ways(1), device, repeats),
-            graph_mib=held_mib(lambda: both_ways(2)) - held_mib(lambda: both_ways(1)),
-        )
-
-    def objective() -> None:
-        trained.discriminator.requires_grad_(False)
-        with sampler.autocast():
-            seen = x.clone().requires_grad_()
-            losses(settings, trained.reconstructor, trained.discriminator, x, seen, k, s)["loss"].backward()
-        trained.discriminator.requires_grad_(True)
-
-    T = len(sampler.alpha_bar)
-    first, shifted, regular = measured_pass(0, 0), measured_pass(1, 0), measured_pass(1, T)
-    objective_mib = held_mib(objective)
-    discriminator_mib = held_mib(lambda: train_discriminator(settings, trained, x, x))
-
-    def once() -> None:
-        objective()
-        trained.optimizer.step()
-        train_discriminator(settings, trained, x, x)
-
-    other_seconds = median_seconds(once, device, repeats)
-    node_mib = x.nbytes / MIB
-    probe = Probe(first, shifted, regular, objective_mib, discriminator_mib, node_mib, 0.0, 0.0, 0.0, other_seconds)
-    return replace(probe, other_mib=peak_mib - predict(probe, short, settings.M, 0, "node").memory_mib)
+# A fresh process ----------------------------------------------------------------------------------------------------
 
 
 def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int = REPEATS) -> Probe:
-    """What :func:`measure` finds in a fresh process, of which nothing else has used the memory.
+    """Return what :func:`measure` finds in a fresh process, whose memory nothing else has used.
 
     Raises:
         DoesNotFitError: it died of too little memory.
-        HBenchError: of something else.
+        HBenchError: it died of something else.
     """
     given = {"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed, "repeats": repeats}
     done = run_apart("hbench.training.probe", given)
@@ -188,7 +225,7 @@ def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int =
         raise kind(f"the probe of one step failed ({reason}): lower discovery.batch_size")
     values = json.loads(done.stdout.splitlines()[-1])
     first, shifted, regular = (Pass(**values.pop(name)) for name in ("first", "shifted", "regular"))
-    return Probe(first, shifted, regular, **values)
+    return Probe(first=first, shifted=shifted, regular=regular, **values)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ from hbench.runtime.distributed import (
 from hbench.runtime.progress import progress
 
 Reconstructor = LeNet | ResNet18
+DrawRaw = Callable[[], tuple[Tensor, Tensor | None]]
+"""() -> x_T [B, C, H, W] of a batch, and x_0 of the regular process, or None where it is still to be made."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ class Trained:
     reconstructor: Reconstructor
     discriminator: EncoderUNetModel
     optimizer: torch.optim.Optimizer
-    """Of shift block and reconstructor."""
+    """Optimiser of shift block and reconstructor."""
     optimizer_D: torch.optim.Optimizer
 
 
 def initial(experiment: Experiment, sampler: Sampler, seed: int) -> Trained:
-    """What a discovery starts with, on the device of the sampler."""
+    """Return what a discovery starts with, on the sampler's device."""
     settings, device = experiment.discovery, sampler.device
     torch.manual_seed(seeds.initial_weights(seed))
     shift_block = build_shift_block(experiment, sampler.backbone).to(device)
@@ -67,68 +69,115 @@ def initial(experiment: Experiment, sampler: Sampler, seed: int) -> Trained:
     )
 
 
+def raw_pairs(experiment: Experiment, sampler: Sampler, seed: int) -> DrawRaw:
+    """Return a function that draws a batch of x_T and x_0 of the regular process, from a pool of pairs made now.
+
+    Without a pool x_T is new and x_0 None: it is then made beside x'_0. Each of several processes gets its slice of the
+    batch; they make the pool together. Cost: one chain for each pair of the pool.
+    """
+    settings, device = experiment.discovery, sampler.device
+
+    def draw_new() -> tuple[Tensor, None]:
+        return shard(torch.randn(settings.batch_size, *sampler.image_shape)).to(device), None
+
+    if not settings.pool:
+        return draw_new
+    noise = draw_x_T(seeds.pool(seed), 0, settings.pool, sampler.image_shape)
+    chunks = progress(turns(noise.split(settings.batch_size)), desc="raw samples", unit="batch")
+    images = torch.cat(all_gather([sampler.generate(chunk.to(device)).cpu() for chunk in chunks]))
+
+    def draw_pooled() -> tuple[Tensor, Tensor]:
+        chosen = shard(torch.randint(settings.pool, (settings.batch_size,)))
+        return noise[chosen].to(device), images[chosen].to(device)
+
+    return draw_pooled
+
+
 def train_step(
-    experiment: Experiment,
-    sampler: Sampler,
-    trained: Trained,
-    draw_raw: Callable[[], tuple[Tensor, Tensor | None]],
-    seed: int,
-    step: int,
+    experiment: Experiment, sampler: Sampler, trained: Trained, draw_raw: DrawRaw, seed: int, step: int
 ) -> dict[str, float]:
-    """Takes step ``step`` of training and returns its metrics; everything random in it follows from (seed, step).
+    """Take step ``step`` of training and return its metrics; everything random in it follows from (seed, step).
 
     Each process takes it on its slice of the batch; the metrics are those of the whole batch.
     """
     settings = experiment.discovery
-    torch.manual_seed(seeds.discovery_step(seed, step))
     factor = lr_factor(settings, step)
     trained.optimizer.param_groups[0]["lr"] = settings.lr * factor
     trained.optimizer_D.param_groups[0]["lr"] = settings.lr_discriminator * factor
+
+    # Draw raw samples, directions and magnitudes.
+    torch.manual_seed(seeds.discovery_step(seed, step))
     x_T, x_0 = draw_raw()
     shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
     k, s = (shard(v).to(x_T.device) for v in shifts)
+
+    # Train shift block and reconstructor, and the discriminator on what they made.
     row, x_0, x_0_shifted = train_shift(experiment, sampler, trained, x_T, x_0, k, s)
     row |= train_discriminator(settings, trained, x_0, x_0_shifted)
+
     values = torch.stack(list(row.values())).tolist()  # the step's only reading from the device
     return all_reduce_mean(dict(zip(row, values, strict=True)))
+
+
+def lr_factor(settings: Discovery, step: int) -> float:
+    """Return the learning rates at a step, as a share of their full values: constant, then falling linearly to 0."""
+    falling = settings.decay * settings.steps
+    return min(1.0, (settings.steps - step) / falling) if falling else 1.0
+
+
+# Shift block and reconstructor --------------------------------------------------------------------------------------
 
 
 def train_shift(
     experiment: Experiment, sampler: Sampler, trained: Trained, x_T: Tensor, x_0: Tensor | None, k: Tensor, s: Tensor
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Trains shift block and reconstructor on one batch; returns the metrics, x_0, which it makes if need be, and x'_0.
+    """Train shift block and reconstructor on one batch.
 
     One optimiser step through the chain, or with ``gradient = "per-step"`` one at every shifted timestep. The metrics
     of the latter are averaged; its accuracy flatters, since all but the first step know the batch.
+
+    Args:
+        experiment: settings, with a strategy that is not "auto".
+        sampler: frozen model and chain.
+        trained: networks and optimisers.
+        x_T: starting noise, [B, C, H, W].
+        x_0: raw samples from it, [B, C, H, W]; None to make them here.
+        k: directions, [B].
+        s: magnitudes, [B].
+
+    Returns:
+        The metrics, the raw samples x_0 and the shifted ones x'_0.
     """
-    settings = experiment.discovery
-    reconstructor, discriminator, optimizer = trained.reconstructor, trained.discriminator, trained.optimizer
+    settings, optimizer = experiment.discovery, trained.optimizer
     delta_h = own(trained.shift_block, k, s)
+
+    # Make raw samples, in the same passes as the nodes that the shifted process will need.
     nodes = None
     if x_0 is None:
         x_0, nodes = run_beside(settings, sampler, delta_h, x_T)
-    raw = x_0
-    rows: list[dict[str, Tensor]] = []
+
+    # Define the objective, which leaves its metrics behind.
+    raw, rows = x_0, []
 
     def objective(x_0_shifted: Tensor) -> Tensor:
-        row = losses(settings, reconstructor, discriminator, raw, x_0_shifted, k, s)
+        row = losses(settings, trained, raw, x_0_shifted, k, s)
         rows.append({name: value.detach() for name, value in row.items()})
         return row["loss"]
 
-    reconstructor.train()
-    discriminator.requires_grad_(False)
+    # Accumulate gradients and update weights; the discriminator only passes gradients on.
+    trained.reconstructor.train()
+    trained.discriminator.requires_grad_(False)
     if settings.gradient == "per-step":
         x_0_shifted = descend_per_step(sampler, delta_h, optimizer, x_T, objective)
     else:
-        assert settings.strategy != "auto"  # hbench.plan resolves it
+        assert settings.strategy != "auto"  # strategy.resolve has replaced it
         optimizer.zero_grad()
+        chain = sampler.steps(delta_h)
         with sampler.autocast():
-            _, x_0_shifted = backpropagate(
-                sampler.steps(delta_h), x_T, objective, settings.strategy, settings.keep, nodes
-            )
-        average_gradients(optimizer.param_groups[0]["params"])
-        optimizer.step()
-    discriminator.requires_grad_(True)
+            _, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy, settings.keep, nodes)
+        update(optimizer)
+    trained.discriminator.requires_grad_(True)
+
     return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}, raw, x_0_shifted
 
 
@@ -136,7 +185,7 @@ def train_shift(
 def run_beside(
     settings: Discovery, sampler: Sampler, delta_h: DeltaH, x_T: Tensor
 ) -> tuple[Tensor, list[Tensor] | None]:
-    """x_0, and the nodes of the shifted process that ``strategy = "node"`` needs, from passes that serve both.
+    """Return x_0, and the nodes of the shifted process that ``strategy = "node"`` needs, from passes that serve both.
 
     The nodes are x_T and what each recomputed step returns; None where no step is recomputed.
     """
@@ -152,25 +201,19 @@ def run_beside(
 
 
 def losses(
-    settings: Discovery,
-    reconstructor: Reconstructor,
-    discriminator: EncoderUNetModel,
-    x_0: Tensor,
-    x_0_shifted: Tensor,
-    k: Tensor,
-    s: Tensor,
+    settings: Discovery, trained: Trained, x_0: Tensor, x_0_shifted: Tensor, k: Tensor, s: Tensor
 ) -> dict[str, Tensor]:
-    """The loss of shift block and reconstructor, its parts and the accuracy, all scalars.
+    """Return the loss of shift block and reconstructor, its parts and the accuracy, all scalars.
 
     CE(k_hat, k) + lambda_reg |s_hat - s|, and by ``fidelity``: lambda_adv BCE(D(x'_0), real) (Sec. 4.1 and 4.3), the
     weighted l1 loss lambda_l1/|s| mean |x'_0 - x_0| (Sec. 4.3, Fig. 3), or nothing more.
     """
     seen = soft_clip(x_0_shifted, settings.soft_clip)
-    logits, s_hat = reconstructor(soft_clip(x_0, settings.soft_clip), seen)
+    logits, s_hat = trained.reconstructor(soft_clip(x_0, settings.soft_clip), seen)
     parts = {"loss_k": F.cross_entropy(logits.float(), k), "loss_s": (s_hat.float() - s).abs().mean()}
     loss = parts["loss_k"] + settings.lambda_reg * parts["loss_s"]
     if settings.fidelity == "adversarial":
-        parts["loss_adv"] = F.softplus(-judge(discriminator, seen)).mean()
+        parts["loss_adv"] = F.softplus(-judge(trained.discriminator, seen)).mean()
         loss = loss + settings.lambda_adv * parts["loss_adv"]
     elif settings.fidelity == "l1":
         parts["loss_l1"] = ((x_0_shifted - x_0).abs().mean((1, 2, 3)) / s.abs()).mean()
@@ -185,7 +228,7 @@ def descend_per_step(
     x_T: Tensor,
     objective: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """x'_0, after an optimiser step at every shifted timestep on the objective of its P_t (Sec. 4.4).
+    """Take an optimiser step at every shifted timestep, on the objective of its P_t, and return x'_0 (Sec. 4.4).
 
     The "GPU-efficient" training of DiffusionCLIP and Asyrp: no gradient passes from one node to another. Each node is
     made with the weights before its optimiser step. Cost: one pass of the chain, memory of one step.
@@ -200,22 +243,23 @@ def descend_per_step(
             loss = objective(predicted)
         optimizer.zero_grad()
         loss.backward()
-        average_gradients(optimizer.param_groups[0]["params"])
-        optimizer.step()
+        update(optimizer)
         x_t = x_prev.detach()
     return x_t
 
 
+# Discriminator ------------------------------------------------------------------------------------------------------
+
+
 def train_discriminator(settings: Discovery, trained: Trained, x_0: Tensor, x_0_shifted: Tensor) -> dict[str, Tensor]:
-    """One optimiser step of D: raw samples are real, shifted ones fake (Sec. 4.3); returns the metrics."""
+    """Take one optimiser step of D and return its metrics: raw samples are real, shifted ones fake (Sec. 4.3)."""
     both = soft_clip(torch.cat([x_0, x_0_shifted]), settings.soft_clip)
     with autocast(both.device, settings.precision):
         raw, shifted = judge(trained.discriminator, both).chunk(2)
     loss = F.softplus(-raw).mean() + F.softplus(shifted).mean()
     trained.optimizer_D.zero_grad()
     loss.backward()
-    average_gradients(trained.discriminator.parameters())
-    trained.optimizer_D.step()
+    update(trained.optimizer_D)
     return {
         "loss_D": loss.detach(),
         "D_raw": raw.detach().sigmoid().mean(),
@@ -223,33 +267,7 @@ def train_discriminator(settings: Discovery, trained: Trained, x_0: Tensor, x_0_
     }
 
 
-def raw_pairs(experiment: Experiment, sampler: Sampler, seed: int) -> Callable[[], tuple[Tensor, Tensor | None]]:
-    """A function that draws a batch of x_T and x_0 of the regular process, from a pool of pairs that is made now.
-
-    Without a pool x_T is new and x_0 None: it is then made beside x'_0. Of several processes, each gets its slice of
-    the batch; they make the pool together.
-    """
-    settings = experiment.discovery
-    shape, device = sampler.image_shape, sampler.device
-
-    def draw_new() -> tuple[Tensor, None]:
-        return shard(torch.randn(settings.batch_size, *shape)).to(device), None
-
-    if not settings.pool:
-        return draw_new
-    noise = draw_x_T(seeds.pool(seed), 0, settings.pool, shape)
-    chunks = turns(noise.split(settings.batch_size))
-    made = progress(chunks, desc="raw samples", unit="batch")
-    images = torch.cat(all_gather([sampler.generate(chunk.to(device)).cpu() for chunk in made]))
-
-    def draw_pooled() -> tuple[Tensor, Tensor]:
-        chosen = shard(torch.randint(settings.pool, (settings.batch_size,)))
-        return noise[chosen].to(device), images[chosen].to(device)
-
-    return draw_pooled
-
-
-def lr_factor(settings: Discovery, step: int) -> float:
-    """The learning rates at a step, as a share of their full values: constant, then falling linearly to 0."""
-    falling = settings.decay * settings.steps
-    return min(1.0, (settings.steps - step) / falling) if falling else 1.0
+def update(optimizer: torch.optim.Optimizer) -> None:
+    """Update weights by the gradients of the whole batch, which are the means of those of its slices."""
+    average_gradients(optimizer.param_groups[0]["params"])
+    optimizer.step()

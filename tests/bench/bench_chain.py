@@ -131,7 +131,7 @@ def field_step(experiment, model):
         trained.optimizer.zero_grad()
 
         def objective(x):
-            return losses(settings, trained.reconstructor, trained.discriminator, x_0, x, k, s)["loss"]
+            return losses(settings, trained, x_0, x, k, s)["loss"]
 
         _, x_0_shifted = backpropagate(chain, x_T, objective, "torch-checkpoint")
         trained.optimizer.step()

@@ -33,7 +33,7 @@ from hbench.store.run import ROLES, load_model
 from hbench.store.weights import FORMAT, save_weights
 from hbench.training import discover as module
 from hbench.training import step as training_step
-from hbench.training.checkpoint import CHECKPOINT, save_checkpoint
+from hbench.training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
 from hbench.training.discover import train
 
 CPU = torch.device("cpu")
@@ -275,7 +275,7 @@ def pointer(folder):
 
 def test_a_checkpoint_is_one_file_with_its_sha256(half, tiny_run):
     about = pointer(half)
-    assert (about["step"], about["format"]) == (2, str(FORMAT))
+    assert (about["step"], about["schema"]) == (2, Checkpoint.SCHEMA)
     assert [file.name for file in half.glob("checkpoint-*")] == [about["file"]]
     assert sha256(half / about["file"]) == about["sha256"]
     assert invoke(*resume(half)).exit_code == 0
@@ -318,7 +318,7 @@ def test_a_kill_between_checkpoint_and_pointer_leaves_the_one_before(half, tiny,
 
     before = pointer(half)
     with monkeypatch.context() as patch:
-        patch.setattr("hbench.training.checkpoint.write_json", killed)
+        patch.setattr("hbench.store.records.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(half, tiny, 0, 3, {"shift_block": {"x": torch.ones(3)}})
     assert len(list(half.glob("checkpoint-*"))) == 2
@@ -347,8 +347,8 @@ def test_a_checkpoint_of_another_kind_is_named(half, tiny_model, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
     assert "was started by another command" in refused(*resume(other))
-    (half / CHECKPOINT).write_text(json.dumps(pointer(half) | {"format": str(FORMAT + 1), "hbench": "9.0", "x": 1}))
-    assert "was written by hbench 9.0, newer than this" in refused(*resume(half))
+    (half / CHECKPOINT).write_text(json.dumps(pointer(half) | {"schema": Checkpoint.SCHEMA + 1, "x": 1}))
+    assert "was written by a newer hbench (schema 2, this one reads up to 1)" in refused(*resume(half))
 
 
 def test_files_of_a_newer_version_are_named(tmp_path, tiny_run):
@@ -361,9 +361,10 @@ def test_files_of_a_newer_version_are_named(tmp_path, tiny_run):
     newer = "was written by hbench 9.0, newer than this"
     assert newer in refused("rca", run)
     assert newer in refused("sample", run)
-    values = json.loads((run / "experiment.json").read_text()) | {"format": "12", "hbench": "9.0", "unknown": {}}
+    values = json.loads((run / "experiment.json").read_text()) | {"schema": 12, "unknown": {}}
     (run / "experiment.json").write_text(json.dumps(values))
-    assert newer in refused("train-curves", run, "--out", tmp_path / "curves")
+    line = refused("train-curves", run, "--out", tmp_path / "curves")
+    assert "was written by a newer hbench (schema 12, this one reads up to 1)" in line
 
 
 def test_resume_starts_where_a_kill_left_no_checkpoint(half, tmp_path, tiny_run, tiny_model):

@@ -115,7 +115,7 @@ def test_l1_is_weighted_by_the_magnitude(tiny_model):
     parts = Parts(experiment, tiny_model)
     x_0 = torch.zeros(4, 1, 16, 16)
     x_0_shifted = torch.tensor([0.1, 0.2, -0.5, 0.0])[:, None, None, None] * torch.ones_like(x_0)
-    row = losses(experiment.discovery, parts.reconstructor, parts.discriminator, x_0, x_0_shifted, parts.k, parts.s)
+    row = losses(experiment.discovery, parts, x_0, x_0_shifted, parts.k, parts.s)
     assert row["loss_l1"].item() == pytest.approx((0.1 / 0.5 + 0.2 / 2 + 0.5 / 5 + 0) / 4)
     assert row["loss"].item() == pytest.approx(row["loss_k"].item() + 4 * row["loss_l1"].item())
 
@@ -140,8 +140,7 @@ def test_per_step_equals_a_loop_written_out(tiny_model):
         P_t = (x - math.sqrt(1 - a[t]) * used) / math.sqrt(a[t])
         x = (math.sqrt(a[t_prev]) * P_t + math.sqrt(1 - a[t_prev]) * eps).detach()
         if t >= settings.t_shift:
-            networks = (written.reconstructor, written.discriminator)
-            loss = losses(settings, *networks, written.x_0, P_t, written.k, written.s)["loss"]
+            loss = losses(settings, written, written.x_0, P_t, written.k, written.s)["loss"]
             parameters = [*written.shift_block.parameters(), *written.reconstructor.parameters()]
             gradients = torch.autograd.grad(loss, parameters)
             with torch.no_grad():

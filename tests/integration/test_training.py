@@ -147,7 +147,7 @@ def test_resume_takes_settings_that_do_not_matter(tmp_path, tiny, tiny_model):
 
 def test_a_package_that_no_command_needed_may_be_missing(monkeypatch):
     monkeypatch.setattr("hbench.store.provenance.PACKAGES", ("torch", "no-such-package"))
-    versions = provenance(None, CPU, 0)["versions"]
+    versions = provenance(None, CPU, 0).versions
     assert versions["torch"]
     assert versions["no-such-package"] is None
 

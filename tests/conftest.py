@@ -11,20 +11,10 @@ from command_line import TINY, invoke, tiny_options
 from hypothesis import settings
 
 from hbench.config import Experiment
-from hbench.core.diffusion import alpha_bar_schedule, timesteps
-from hbench.core.sampler import Sampler
 from hbench.experiments import load_experiment
 
 KINDS = ("browser", "distributed", "faults", "gpu")
 """The folders whose tests carry the folder's name as a marker."""
-
-
-def sampler_of(model, visited, t_shift=0, **fields):
-    """A sampler of DDPM's schedule on the CPU; ``visited`` are its timesteps, or how many."""
-    visited = timesteps(visited) if isinstance(visited, int) else visited
-    shape, device = fields.pop("image_shape", (1, 16, 16)), fields.pop("device", torch.device("cpu"))
-    return Sampler(model, alpha_bar_schedule(), tuple(visited), shape, device, t_shift, **fields)
-
 
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")  # the same examples in every run; --hypothesis-profile=default draws new ones
@@ -89,6 +79,14 @@ def tiny_run(tmp_path_factory, tiny_model):
 def lenet(tmp_path_factory):
     """The weights of a LeNet that has seen digits16 once, made by the command line itself."""
     return made("lenet", "digits16", "--epochs", 1, "--out", tmp_path_factory.mktemp("lenet")) / "lenet.safetensors"
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs a Chromium on the PATH")
+    return path
 
 
 @pytest.fixture(scope="module")

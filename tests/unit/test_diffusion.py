@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from conftest import sampler_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samplers import sampler_of
 
 from hbench.core.chain import run_chain
 from hbench.core.diffusion import (

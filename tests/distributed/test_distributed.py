@@ -176,7 +176,7 @@ def compare_with_the_whole_batch(overrides):
             torch.testing.assert_close(statistic, expected[1].get_buffer(name), rtol=1e-5, atol=1e-6)
         values = [value for part in networks(overrides, reconstructor, 3) for value in part.state_dict().values()]
         digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
-        assert len(set(distributed.gathered([digest]))) == 1
+        assert len(set(distributed.all_gather([digest]))) == 1
 
 
 def test_gradients_are_those_of_the_whole_batch_and_weights_the_same_everywhere(tmp_path):

@@ -1,6 +1,5 @@
 import os
 import shutil
-import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny, and threads that wait cost more than they give
@@ -10,22 +9,14 @@ import torch
 from command_line import TINY, invoke, tiny_options
 from hypothesis import settings
 
+import hbench.training.pretrain
 from hbench.config import Experiment
-from hbench.core.diffusion import alpha_bar_schedule, timesteps
-from hbench.core.sampler import Sampler
 from hbench.experiments import load_experiment
 
 KINDS = ("browser", "distributed", "faults", "gpu")
 """The folders whose tests carry the folder's name as a marker."""
 
-
-def sampler_of(model, visited, t_shift=0, **fields):
-    """A sampler of DDPM's schedule on the CPU; ``visited`` are its timesteps, or how many."""
-    visited = timesteps(visited) if isinstance(visited, int) else visited
-    shape, device = fields.pop("image_shape", (1, 16, 16)), fields.pop("device", torch.device("cpu"))
-    return Sampler(model, alpha_bar_schedule(), tuple(visited), shape, device, t_shift, **fields)
-
-
+hbench.training.pretrain.GRID_STEPS = 1  # its sample grids would take most of the time
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")  # the same examples in every run; --hypothesis-profile=default draws new ones
 
@@ -48,10 +39,11 @@ def pytest_addoption(parser):
 
 
 def pytest_terminal_summary(terminalreporter):
-    counts = getattr(sys.modules.get("test_faults"), "COUNTS", {})  # of the campaign, where it was run
+    reports = [report for key in ("passed", "failed") for report in terminalreporter.getreports(key)]
+    counts = [value for report in reports for name, value in report.user_properties if name == "faults"]
     if counts:
-        kills, losses = (sum(count[what] for count in counts.values()) for what in ("kills", "losses"))
-        by_command = ", ".join(f"{name} {count['kills']}" for name, count in counts.items())
+        kills, losses = (sum(count[what] for count in counts) for what in ("kills", "losses"))
+        by_command = ", ".join(f"{count['command']} {count['kills']}" for count in counts)
         terminalreporter.write_line(f"faults: {kills} kills, {losses} losses ({by_command})")
 
 
@@ -89,6 +81,14 @@ def tiny_run(tmp_path_factory, tiny_model):
 def lenet(tmp_path_factory):
     """The weights of a LeNet that has seen digits16 once, made by the command line itself."""
     return made("lenet", "digits16", "--epochs", 1, "--out", tmp_path_factory.mktemp("lenet")) / "lenet.safetensors"
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs a Chromium on the PATH")
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,33 @@
-"""Two processes of one thread, started by torchrun, against one."""
+"""Two processes of one thread against one.
+
+Where the starting and the ending matter, torchrun starts them; elsewhere they are forked, which takes no time.
+"""
 
 import csv
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from command_line import TINY, invoke, tiny_options
+from processes import start, start_ranks
 from safetensors.torch import load_file
 
+from hbench.cli import main
+from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
+from hbench.experiments import load_experiment
+from hbench.models import build_model
 from hbench.runtime import distributed
 from hbench.runtime.device import pick_device
+from hbench.training.step import initial, raw_pairs, train_step
 
-ROOT = Path(__file__).parent
 FLOAT = [
     "pretrain.precision=float32",
     "pretrain.weights=float32",
@@ -32,10 +40,39 @@ RUNS = {"chain": [], "per-step": ["discovery.gradient=per-step"]}
 ROLES = ("shift_block", "reconstructor", "discriminator")
 
 
-def start(processes, *arguments):
-    """A process, or a torchrun of several."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), *map(str, arguments)]
+def run_commands(commands):
+    for words in commands:
+        main([str(word) for word in words], prog_name="hbench", standalone_mode=False)
+
+
+def run_in_float64(commands):
+    """Run commands with float64 in place of float32, so that two trainings can be compared.
+
+    In float32, Adam turns gradients that are zero but for rounding, such as those of a discriminator that still sees
+    x'_0 equal to x_0, or of a bias in front of a batch norm, into steps of the full learning rate in a random
+    direction; in float64 their rounding stays far below Adam's eps.
+    """
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    run_commands(commands)
+
+
+def printed(processes, logs, seconds=100):
+    """Return what processes printed once all have ended well, which they do within the time."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+    for process in processes:
+        process.kill()
+    texts = [log.read_text() for log in logs]
+    assert [process.exitcode for process in processes] == [0] * len(processes), texts
+    return texts
+
+
+def torchrun(*arguments):
+    """Return a torchrun of two processes, just started."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += map(str, arguments)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **pipes)
@@ -66,19 +103,22 @@ def wait_for(path, process):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_model):
     """Folders of the same trainings, in float64: by one process, and by two."""
-    folders = []
-    for processes in (1, 2):
-        folder = tmp_path_factory.mktemp(f"by{processes}")
-        commands = [["pretrain", "digits16", *tiny_options(*FLOAT), "--out", str(folder / "pretrain"), "--quiet"]]
+
+    def commands(folder):
+        yield ["pretrain", "digits16", *tiny_options(*FLOAT), "--out", folder / "pretrain", "--quiet"]
         for name, overrides in RUNS.items():
-            out = ["--model", str(tiny_model), "--out", str(folder / name), "--quiet"]
-            commands.append(["train", "digits16", *tiny_options(*FLOAT, *overrides), *out])
-        process = start(processes, ROOT / "commands.py", "float64", json.dumps(commands))
-        out, err = finish(process)
-        assert process.returncode == 0, err
-        assert out.count("\n") == len(commands)  # one process prints
-        folders.append(folder)
-    return folders
+            options = tiny_options(*FLOAT, *overrides)
+            yield ["train", "digits16", *options, "--model", tiny_model, "--out", folder / name, "--quiet"]
+
+    folder = tmp_path_factory.mktemp("trained")
+    one, two, *logs = (folder / name for name in ("by1", "by2", "log", "log0", "log1"))
+    alone = start(run_in_float64, [*commands(one)], log=logs[0])
+    both = start_ranks(2, run_in_float64, [*commands(two)], logs=logs[1:])
+    by_1, by_2, others = printed([alone, *both], logs)
+    assert by_1 == "".join(f"{path}\n" for path in (one / "pretrain" / "model.safetensors", *(one / n for n in RUNS)))
+    assert by_2 == "2 processes, gloo, cpu\n" + by_1.replace("by1", "by2")
+    assert others == ""  # one process prints
+    return one, two
 
 
 def metrics(folder):
@@ -102,16 +142,9 @@ def test_provenance_tells_how_many_took_part(trained):
     assert [(r["processes"], r["backend"]) for r in records] == [(1, None), (2, "gloo")]
 
 
-GRADIENTS = """
-import hashlib, os, sys, torch
-from hbench.core.sampler import Sampler
-from hbench.experiments import load_experiment
-from hbench.runtime.distributed import all_gather, start
-from hbench.models import build_model
-from hbench.training.step import initial, raw_pairs, train_step
-
-def networks(reconstructor, steps):
-    experiment = load_experiment("digits16", [*sys.argv[1:], "discovery.reconstructor=" + reconstructor])
+def networks(overrides, reconstructor, steps):
+    """Return the shift block, reconstructor and discriminator after so many steps."""
+    experiment = load_experiment("digits16", [*overrides, f"discovery.reconstructor={reconstructor}"])
     torch.manual_seed(0)
     model = build_model(experiment).eval().requires_grad_(False)
     torch.nn.init.normal_(model.out[2].weight, std=0.05)  # its and the shift block's zeros would hide the rest
@@ -124,54 +157,51 @@ def networks(reconstructor, steps):
         train_step(experiment, sampler, trained, draw_raw, 0, step)
     return trained.shift_block, trained.reconstructor, trained.discriminator
 
-start(torch.device("cpu"))
-launched = os.environ["TORCHELASTIC_RUN_ID"]
-for reconstructor in ("lenet", "resnet18"):
-    found = networks(reconstructor, 1)
-    del os.environ["TORCHELASTIC_RUN_ID"]  # on its own
-    expected = networks(reconstructor, 1)
-    os.environ["TORCHELASTIC_RUN_ID"] = launched
-    for ours, whole in zip(found, expected, strict=True):
-        assert ours.state_dict().keys() == whole.state_dict().keys()
-        ours, whole = (torch.cat([p.grad.flatten() for p in network.parameters()]) for network in (ours, whole))
-        difference = float((ours - whole).norm() / whole.norm())
-        bound = 1e-5 if reconstructor == "lenet" else 5e-5  # twenty batch norms amplify the rounding
-        assert difference < bound, (reconstructor, difference)
-        print(difference)
-    for name, statistic in found[1].named_buffers():
-        torch.testing.assert_close(statistic, expected[1].get_buffer(name), rtol=1e-5, atol=1e-6)
-    values = [value for network in networks(reconstructor, 3) for value in network.state_dict().values()]
-    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
-    assert len(set(all_gather([digest]))) == 1
-"""
+
+def compare_with_the_whole_batch(overrides):
+    distributed.start(torch.device("cpu"))
+    launched = os.environ["TORCHELASTIC_RUN_ID"]
+    for reconstructor in ("lenet", "resnet18"):
+        found = networks(overrides, reconstructor, 1)
+        del os.environ["TORCHELASTIC_RUN_ID"]  # on its own
+        expected = networks(overrides, reconstructor, 1)
+        os.environ["TORCHELASTIC_RUN_ID"] = launched
+        for ours, whole in zip(found, expected, strict=True):
+            assert ours.state_dict().keys() == whole.state_dict().keys()
+            ours, whole = (torch.cat([p.grad.flatten() for p in network.parameters()]) for network in (ours, whole))
+            difference = float((ours - whole).norm() / whole.norm())
+            bound = 1e-5 if reconstructor == "lenet" else 5e-5  # twenty batch norms amplify the rounding
+            assert difference < bound, (reconstructor, difference)
+        for name, statistic in found[1].named_buffers():
+            torch.testing.assert_close(statistic, expected[1].get_buffer(name), rtol=1e-5, atol=1e-6)
+        values = [value for part in networks(overrides, reconstructor, 3) for value in part.state_dict().values()]
+        digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
+        assert len(set(distributed.all_gather([digest]))) == 1
 
 
 def test_gradients_are_those_of_the_whole_batch_and_weights_the_same_everywhere(tmp_path):
     """In float32: gradients within 1e-5, after the first step; weights bit by bit, after the third."""
-    script = tmp_path / "gradients.py"
-    script.write_text(GRADIENTS)
-    process = start(2, script, *TINY, *FLOAT, "discovery.pool=0", "discovery.batch_size=8")
-    _, err = finish(process)
-    assert process.returncode == 0, err
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    overrides = [*TINY, *FLOAT, "discovery.pool=0", "discovery.batch_size=8"]
+    printed(start_ranks(2, compare_with_the_whole_batch, overrides, logs=logs), logs)
 
 
-def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, tiny_run, tiny_model):
-
-    distance = ["--feature-extractor", "lenet-digits", "--samples", "70"]
+def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, tiny_run, tiny_model, lenet):
+    distance = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--samples", 70]
 
     def commands(folder):
         return [
-            ["rca", str(tiny_run), "--pairs", "150", "--out", str(folder / "rca"), "--quiet"],
-            ["sample", str(tiny_model), "--count", "70", "--steps", "3", "--out", str(folder / "samples"), "--quiet"],
-            ["fid", "mnist16", *distance, "--cache", str(folder / "cache"), "--out", str(folder / "fid"), "--quiet"],
+            ["rca", tiny_run, "--pairs", 150, "--out", folder / "rca", "--quiet"],
+            ["sample", tiny_model, "--count", 70, "--steps", 3, "--out", folder / "samples", "--quiet"],
+            ["fid", tiny_run, *distance, "--cache", folder / "cache", "--out", folder / "fid", "--quiet"],
         ]
 
     folders = [tmp_path / "by1", tmp_path / "by2"]
     for arguments in commands(folders[0]):
-        assert invoke(*arguments).exit_code == 0
-    process = start(2, ROOT / "commands.py", "float32", json.dumps(commands(folders[1])))
-    _, err = finish(process)
-    assert process.returncode == 0, err
+        result = invoke(*arguments)
+        assert result.exit_code == 0, result.output
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    printed(start_ranks(2, run_commands, commands(folders[1]), logs=logs), logs)
     one, two = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders)
     assert one.keys() == two.keys()
     made = [path for path in one if path.suffix == ".png" or path.name in ("rca.json", "fid.json", "rca.csv")]
@@ -182,7 +212,7 @@ def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, t
 def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, tiny_model):
     """SIGTERM reaches one process only; the checkpoint is resumed by another number of processes."""
     arguments = ["train", "digits16", *tiny_options("discovery.steps=100000"), "--model", tiny_model]
-    process = start(2, "-m", "hbench", *arguments, "--out", tmp_path / "run", "--quiet")
+    process = torchrun("-m", "hbench", *arguments, "--out", tmp_path / "run", "--quiet")
     wait_for(tmp_path / "run" / "checkpoint.json", process)
     second = ranks(process)[1]
     for _ in range(2):  # torchrun repeats what Slurm sends
@@ -212,7 +242,7 @@ def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, tiny_model):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others(victim, tmp_path, tiny_model):
     arguments = ["train", "digits16", *tiny_options("discovery.steps=100000"), "--model", tiny_model, "--quiet"]
-    process = start(2, "-m", "hbench", *arguments, "--out", tmp_path / "run")
+    process = torchrun("-m", "hbench", *arguments, "--out", tmp_path / "run")
     wait_for(tmp_path / "run" / "checkpoint.json", process)
     both = ranks(process)
     both[victim].kill()
@@ -242,7 +272,7 @@ def test_the_error_of_one_process_is_told(tmp_path):
         "    all_reduce_mean({'loss': 0.0})\n"
         "main(['fail'])\n"
     )
-    process = start(2, script)
+    process = torchrun(script)
     started = time.monotonic()
     _, err = finish(process, seconds=60)
     assert time.monotonic() - started < 30
@@ -265,7 +295,7 @@ def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
         "        time.sleep(1000)\n"
         "    distributed.all_reduce_mean({'loss': 0.0})\n"
     )
-    process = start(2, script)
+    process = torchrun(script)
     for each in (0, 1):
         wait_for(tmp_path / f"ready{each}", process)
     started = time.monotonic()
@@ -276,7 +306,7 @@ def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
 
 
 def test_commands_that_cannot_share_their_work_refuse_torchrun():
-    process = start(2, "-m", "hbench", "vram-sweep", "digits16")
+    process = torchrun("-m", "hbench", "vram-sweep", "digits16")
     out, err = finish(process)
     assert process.returncode
     assert out == ""
@@ -310,7 +340,7 @@ def test_each_process_needs_a_gpu_of_its_own(second_of_two, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:1")
-    with pytest.raises(HBenchError, match="need a GPU each: use --device cuda"):
+    with pytest.raises(HBenchError, match="need a GPU each: use `device=cuda`"):
         pick_device("cuda:0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(HBenchError, match="2 processes on this machine, but 1 GPUs"):

@@ -5,7 +5,6 @@ The fault campaign kills the real commands at random moments: ``pytest tests/fau
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,10 +20,10 @@ import pandas as pd
 import pytest
 import torch
 from command_line import invoke, refused, snapshot, tiny_options
+from processes import start_command
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hbench.cli import main
 from hbench.errors import HBenchError
 from hbench.store.files import sha256, temporary_name
 from hbench.store.folders import LOCK, claimed_folder
@@ -41,30 +40,6 @@ CPU = torch.device("cpu")
 STEPS = 8
 OPTIONS = tiny_options(f"pretrain.steps={STEPS}", "pretrain.sample_every=4", f"discovery.steps={STEPS}")
 COMMANDS = ("pretrain", "train", "fid", "sweep")
-COUNTS = {}
-"""What the campaign has done, by command."""
-
-
-FORKS = multiprocessing.get_context("forkserver")  # the imports of torch once instead of for each process
-FORKS.set_forkserver_preload(
-    ["test_faults", "hbench.evaluation.fid", "hbench.training.pretrain", "matplotlib.figure", "sklearn.datasets"]
-)
-
-
-def run_command(words, log):
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv = ["hbench", *words]
-    torch.set_num_threads(1)
-    main(words, prog_name="hbench")
-
-
-def start(words, log):
-    """A process of its own that does as the command line would."""
-    process = FORKS.Process(target=run_command, args=([str(word) for word in words], str(log)))
-    process.start()
-    return process
 
 
 # The campaign -------------------------------------------------------------------------------------------------------
@@ -123,7 +98,7 @@ def kill(words, folder, lock, rng, duration, log):
 
     A command that was faster than the kill has not been killed.
     """
-    process = start(words, log)
+    process = start_command(words, log)
     begun(process, lock)
     deadline = time.monotonic() + rng.uniform(0, duration)
     while time.monotonic() < deadline and process.is_alive():
@@ -171,7 +146,7 @@ def differences(expected, found):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_campaign(name, tmp_path, tiny_model, tiny_run, lenet, pytestconfig, request):
+def test_campaign(name, tmp_path, tiny_model, tiny_run, lenet, pytestconfig, record_property):
     n = pytestconfig.getoption("--faults")
     wanted = n // len(COMMANDS) + (COMMANDS.index(name) < n % len(COMMANDS))
     rng = random.Random(name)
@@ -186,7 +161,7 @@ def test_campaign(name, tmp_path, tiny_model, tiny_run, lenet, pytestconfig, req
     else:
         whole = tmp_path / "whole"
         words, _, lock = lines(whole)
-        process = start(words, log)
+        process = start_command(words, log)
         begun(process, lock)
         started = time.monotonic()
         process.join()
@@ -209,7 +184,7 @@ def test_campaign(name, tmp_path, tiny_model, tiny_run, lenet, pytestconfig, req
             rows = rows_of_sweep(folder)
             if not was_killed:
                 break
-        process = start(resumed, log)
+        process = start_command(resumed, log)
         process.join()
         if process.exitcode:
             losses.append(f"run {runs}: {log.read_text().strip().splitlines()[-1]}")
@@ -217,17 +192,18 @@ def test_campaign(name, tmp_path, tiny_model, tiny_run, lenet, pytestconfig, req
             losses += [f"run {runs}: {key} differs" for key in differences(expected, outcome(name, folder))]
             losses += [f"run {runs}: {row} is gone" for row in rows if row not in rows_of_sweep(folder)]
         assert late < 10 + 2 * wanted
-    COUNTS[name] = {"kills": kills, "runs": runs, "late": late, "losses": len(losses)}
+    counts = {"kills": kills, "runs": runs, "late": late, "losses": len(losses)}
+    record_property("faults", {"command": name, **counts})
     if file := pytestconfig.getoption("--faults-record"):
-        record(Path(file), n, name)
+        record(Path(file), n, name, counts)
     assert not losses
 
 
-def record(file, n, name):
-    """Keeps the counts of one command; those of the others stay, so that a campaign may be made in pieces."""
+def record(file, n, name, counts):
+    """Keep the counts of one command; those of the others stay, so that a campaign may be made in pieces."""
     origin = provenance(None, torch.device("cpu"), 0)
     known = json.loads(file.read_text())["commands"] if file.is_file() else {}
-    known[name] = COUNTS[name] | {key: origin[key] for key in ("started_utc", "git")}
+    known[name] = counts | {key: origin[key] for key in ("started_utc", "git")}
     values = {
         "kills": sum(count["kills"] for count in known.values()),
         "losses": sum(count["losses"] for count in known.values()),
@@ -243,16 +219,20 @@ def record(file, n, name):
 # One fault each -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def half(tmp_path, tiny, tiny_model):
-    """A discovery that was stopped after two steps, with its checkpoint."""
-    out = tmp_path / "half"
-    out.mkdir()
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, tiny, tiny_model):
+    out = tmp_path_factory.mktemp("stopped") / "half"
     stop = iter([None, "stopped"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hbench.training.discover.stop_requests", lambda _: nullcontext(lambda: next(stop)))
         assert not train(tiny, load_model(tiny_model, tiny), out, device=CPU)
     return out
+
+
+@pytest.fixture
+def half(tmp_path, stopped):
+    """A discovery that was stopped after two steps, with its checkpoint."""
+    return shutil.copytree(stopped, tmp_path / "half")
 
 
 def resume(out, *options):
@@ -407,7 +387,7 @@ def test_missing_rows_are_not_passed_over(half):
 def test_two_processes_in_one_folder(tmp_path, tiny_model):
     out = tmp_path / "run"
     words, again = command("train", out, tiny_model, None, None)
-    first = start([*words, "--set", "discovery.steps=100000"], tmp_path / "log")
+    first = start_command([*words, "--set", "discovery.steps=100000"], tmp_path / "log")
     begun(first, out / LOCK)
     deadline = time.monotonic() + 60
     while not (out / CHECKPOINT).exists() and time.monotonic() < deadline:
@@ -634,7 +614,7 @@ def test_out_of_memory_elsewhere_names_the_device(tmp_path, tiny_run, monkeypatc
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_the_cell_of_a_killed_sweep_ends_with_it(tmp_path):
     words, _ = command("sweep", tmp_path / "out", None, None, None)
-    process = start(words, tmp_path / "log")
+    process = start_command(words, tmp_path / "log")
     cell = []
     while not cell and process.is_alive():
         time.sleep(0.001)

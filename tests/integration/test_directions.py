@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import sampler_of
+from samplers import sampler_of
 from torch import nn
 
 import hbench

@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import sampler_of
+from samplers import sampler_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import sampler_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samplers import sampler_of
 
 import hbench
 from hbench.core.chain import run_chain

@@ -10,7 +10,7 @@ from hbench.config import Experiment
 from hbench.evaluation.rca import RCA, rca
 from hbench.evaluation.traverse import direction_label
 from hbench.experiments import parse_experiment
-from hbench.reporting.charts import draw_curves
+from hbench.reporting.charts.training import draw_curves
 from hbench.reporting.grids import draw_directions
 from hbench.store.run import Run, load_run
 from hbench.training.discover import train

@@ -29,7 +29,7 @@ def demo(ctx: click.Context, out: Path, overwrite: bool, steps: int, device: str
         hbench demo
     """
     from hbench.cli.demo import discover, fresh_experiment
-    from hbench.reporting.charts import draw_growth
+    from hbench.reporting.charts.training import draw_growth
     from hbench.reporting.report import collect, write_pages
     from hbench.runtime.device import pick_device
 

@@ -66,7 +66,7 @@ def ablations(
     """
     from hbench.evaluation.ablations import ablations as measure
     from hbench.experiments import one_at_a_time
-    from hbench.reporting.charts import draw_curves
+    from hbench.reporting.charts.training import draw_curves
     from hbench.store.run import model_to_train_on
 
     folder = options.out or Path("runs") / experiment.name / ("settings" if over else "ablations")

@@ -30,7 +30,7 @@ def pretrain(experiment: "Experiment", options: Options) -> None:
     Example:
         hbench pretrain digits16 --max-minutes 10
     """
-    from hbench.reporting.charts import draw_curves
+    from hbench.reporting.charts.training import draw_curves
     from hbench.runtime.distributed import main_process_first
     from hbench.store.datasets import load_images
     from hbench.training.pretrain import pretrain as train_model

@@ -33,7 +33,7 @@ def train(experiment: "Experiment", model: Path | None, options: Options) -> Non
     Example:
         hbench train mnist16 --model mnist16 --set discovery.K=8
     """
-    from hbench.reporting.charts import draw_curves
+    from hbench.reporting.charts.training import draw_curves
     from hbench.store.run import model_to_train_on
     from hbench.training.discover import train as discover
 

@@ -25,17 +25,10 @@ from hbench.evaluation.rca import RCA
 from hbench.evaluation.sample import Samples
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
-from hbench.reporting.charts import (
-    draw_ablations,
-    draw_confusion,
-    draw_digits,
-    draw_fidelity,
-    draw_mos,
-    draw_plan,
-    draw_properties,
-    draw_run_curves,
-    draw_sweep,
-)
+from hbench.reporting.charts.measurements import draw_confusion, draw_digits, draw_fidelity, draw_properties
+from hbench.reporting.charts.mos import draw_mos
+from hbench.reporting.charts.sweep import draw_plan, draw_sweep
+from hbench.reporting.charts.training import draw_ablations, draw_run_curves
 from hbench.reporting.grids import draw_edits, draw_samples, draw_sources, draw_traversal, draw_variants
 from hbench.store.results import Result
 

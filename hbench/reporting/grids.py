@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hbench.reporting.charts import at_hand, plain, save_figure, show_pixels, title_of, title_of_training
+from hbench.reporting.charts.figure import at_hand, plain, save_figure, show_pixels, title_of
+from hbench.reporting.charts.training import title_of_training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

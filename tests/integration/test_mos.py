@@ -31,7 +31,7 @@ from hbench.evaluation.mos.study import (
     shuffle,
     untrained,
 )
-from hbench.reporting.charts import draw_mos
+from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.sheets import draw_grid, refuse_marked, write_sheets
 from hbench.store.files import write_json
 from hbench.store.run import load_names, load_run

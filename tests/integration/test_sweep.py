@@ -14,7 +14,7 @@ from hbench.evaluation import vram_sweep as module
 from hbench.evaluation.vram_sweep import Row, VramSweep, cells, default_steps, measure, measure_apart, vram_sweep
 from hbench.experiments import load_experiment
 from hbench.models import build_model
-from hbench.reporting.charts import draw_sweep
+from hbench.reporting.charts.sweep import draw_sweep
 from hbench.runtime.memory import gpu_memory
 from hbench.store.provenance import provenance
 from hbench.training.freeze import freeze

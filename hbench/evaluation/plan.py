@@ -1,21 +1,27 @@
-"""Plan of a training: memory and throughput of each strategy over generation steps, predicted from one short step."""
+"""Plan of a training: memory and throughput of each strategy over generation steps, predicted from one short step.
+
+Lines of "node", "vanilla" and "auto" follow by arithmetic from a probe. "offload" and "torch-checkpoint" keep things
+that autograd's hooks do not show: their lines go through two short cells of a sweep.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 
 from hbench.config import Experiment
 from hbench.errors import HBenchError
-from hbench.evaluation.vram_sweep import cells, default_steps, measured_line
+from hbench.evaluation import vram_sweep
 from hbench.runtime.device import pick_device
+from hbench.runtime.memory import free_mib
 from hbench.runtime.progress import progress
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside
 from hbench.store.results import Result
-from hbench.training.cost import Prediction, Probe, budget_of, largest_keep, predictions
-from hbench.training.probe import measure_apart
+from hbench.training.cost import SHARE_OF_FREE, Prediction, Probe, budget_of, largest_keep, predict, predictions
+from hbench.training.probe import measure_apart, shortened
 from hbench.training.strategy import what_would_fit
 
 if TYPE_CHECKING:
@@ -79,8 +85,8 @@ def plan(
     """
     device = pick_device(device)
     origin = provenance(experiment, device, seed)
-    Ms = sorted(set(steps or default_steps(experiment)))
-    cells(experiment, ["node"], Ms, device=str(device))  # refuses an M that the schedule does not have
+    Ms = sorted(set(steps or vram_sweep.default_steps(experiment)))
+    vram_sweep.cells(experiment, ["node"], Ms, device=str(device))  # refuses an M that the schedule does not have
     others = ["torch-checkpoint", *(["offload"] if device.type == "cuda" else [])]
     with progress(total=1 + len(others), desc="probes") as bar:
         probe = measure_apart(experiment, str(device), seed)
@@ -102,3 +108,40 @@ def plan(
         advice=None if fits else what_would_fit(probe, experiment, budget),
         provenance=origin.finished(),
     )
+
+
+def measured_line(
+    experiment: Experiment, strategy: str, Ms: Sequence[int], probe: Probe, device: str, seed: int
+) -> list[Prediction]:
+    """Predict a strategy whose graphs autograd does not show, by the lines through two short cells of a sweep.
+
+    Raises:
+        HBenchError: one of the cells failed, or "offload" would crowd the CPU's memory.
+    """
+    few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 10)
+    ends = (2 * few, 10 * few)  # so far apart that the noise of their memory does not tilt the line
+    if strategy == "offload":
+        check_offload(experiment, ends[1], probe)
+    cells = vram_sweep.cells(experiment, [strategy], ends, device=device, seed=seed, repeats=2)
+    rows = [vram_sweep.measure_apart(cell) for cell in cells]
+    used = [row.memory_mib for row in rows if row.memory_mib is not None]
+    if len(used) < len(rows):
+        failed = next(row for row in rows if row.memory_mib is None)
+        raise HBenchError(f"{strategy}, M = {failed.M}: {failed.error}: lower discovery.batch_size")
+    batch = experiment.discovery.batch_size
+    raw = probe.regular.forward if experiment.discovery.pool else 0.0  # a step of each cell, which has no pool
+    memory = np.polyfit(ends, used, 1)
+    seconds = np.polyfit(ends, [float(np.median(row.step_seconds)) - row.M * raw for row in rows], 1)
+    return [Prediction(strategy, M, 0, float(np.polyval(memory, M)), batch / float(np.polyval(seconds, M))) for M in Ms]
+
+
+def check_offload(experiment: Experiment, M: int, probe: Probe) -> None:
+    """Raise HBenchError where M graphs might crowd the CPU's memory: a job that takes too much can be killed whole."""
+    # PyTorch rounds each block of pinned memory up to a power of two
+    needed = 2 * predict(probe, experiment, M, M, "vanilla").memory_mib
+    allowed = SHARE_OF_FREE["cpu"] * free_mib(torch.device("cpu"))
+    if needed > allowed:
+        raise HBenchError(
+            f"offload, M = {M}: up to {needed:,.0f} MiB of graphs, where {allowed:,.0f} MiB of the CPU's memory may be "
+            "taken: lower discovery.batch_size"
+        )

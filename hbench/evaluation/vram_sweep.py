@@ -1,8 +1,8 @@
 """Memory and throughput of training against M (Fig. 4), every cell of the table measured in a process of its own.
 
-A cell runs training steps as ``hbench train`` does without a pool: draw x_T, generate x_0 (M passes of the UNet), one
-optimiser step of shift block and reconstructor through the whole chain, one of the discriminator. The networks are the
-experiment's with initial weights: their values, the shift block's zeros included, change neither memory nor speed.
+A cell runs training steps as :func:`hbench.train` does without a pool: draw x_T, generate x_0 (M passes of the UNet),
+one optimiser step of shift block and reconstructor through the whole chain, one of the discriminator. The networks are
+the experiment's with initial weights: their values, the shift block's zeros included, change neither memory nor speed.
 
 What ``memory_mib`` is depends on the device, and ``memory_source`` says it:
 
@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -36,16 +35,15 @@ from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment, without_pool
 from hbench.models import build_model
 from hbench.models.adm import UNetModel
-from hbench.runtime.device import pick_device
+from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
-from hbench.runtime.memory import MIB, free_mib, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
+from hbench.runtime.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
 from hbench.runtime.progress import progress
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.results import Result
-from hbench.training.cost import SHARE_OF_FREE, DoesNotFitError, Prediction, Probe, predict
+from hbench.training.cost import DoesNotFitError
 from hbench.training.freeze import freeze
 from hbench.training.loop import stop_requests
-from hbench.training.probe import shortened
 from hbench.training.step import initial, raw_pairs, train_step
 from hbench.training.strategy import resolve, resolve_apart
 
@@ -69,24 +67,24 @@ SHOWN = ["strategy", "M", "keep", "memory_mib", "images_per_second", "images_per
 
 @dataclass(frozen=True)
 class Cell:
-    """What one process measures; the experiment holds strategy, M, batch size and precision."""
+    """Task of one process; the experiment holds strategy, M, batch size and precision."""
 
     experiment: Experiment
     device: str
     seed: int
     repeats: int
-    """Timed steps."""
+    """Number of timed steps."""
     memory_limit_mib: float | None
 
     @property
     def key(self) -> tuple[str, int]:
-        """What tells the cells of a sweep apart."""
+        """Strategy and M, which tell the cells of a sweep apart."""
         return self.experiment.discovery.strategy, self.experiment.discovery.M
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured; None where there is nothing to say."""
+    """Numbers of one cell; None where there is nothing to say."""
 
     strategy: str
     M: int
@@ -102,9 +100,9 @@ class Row:
     status: Status = "ok"
     error: str | None = None
     keep: int = 0
-    """Steps of which the graph was kept, of "node" and "auto"."""
+    """Number of steps whose graph was kept, by "node" and "auto"."""
     baseline_mib: float | None = None
-    """The process's memory just before the first step: what memory_mib is over on the CPU, and includes on CUDA."""
+    """Memory of the process just before the first step: memory_mib is over it on the CPU, and includes it on CUDA."""
     saved_tensors_mib: float | None = None
     """See :func:`saved_tensors_peak`; on the CPU only, and not for torch-checkpoint."""
     max_memory_allocated_mib: float | None = None
@@ -112,11 +110,11 @@ class Row:
     other_processes: int | None = None
     """Processes of others on the GPU when the cell started."""
     step_seconds: tuple[float, ...] = ()
-    """Of the timed steps."""
+    """Wall time of each timed step."""
 
     @property
     def key(self) -> tuple[str, int]:
-        """What tells the rows of a sweep apart."""
+        """Strategy and M, which tell the rows of a sweep apart."""
         return self.strategy, self.M
 
 
@@ -130,7 +128,7 @@ def cells(
     repeats: int = 5,
     memory_limit_mib: float | None = None,
 ) -> list[Cell]:
-    """The cells of a sweep, strategy by strategy, each with rising M; the experiment's pool is left out.
+    """Return the cells of a sweep, strategy by strategy, each with rising M; the experiment's pool is left out.
 
     Raises:
         HBenchError: an unknown strategy, or an M that the schedule does not have.
@@ -327,9 +325,9 @@ def _other_processes(device: torch.device) -> list[int] | None:
 
 
 def measure_apart(cell: Cell) -> Row:
-    """What :func:`measure` finds in a fresh process; ``failed``, with its error, if it dies of one.
+    """Return what :func:`measure` finds in a fresh process; ``failed``, with its error, if it dies of one.
 
-    What "auto" takes is found out in another one, whose probe would else leave memory behind that the steps use again.
+    The strategy that "auto" takes is found out in another one: the probe would leave memory behind for the steps.
     """
     if cell.experiment.discovery.strategy == "auto":
         try:
@@ -348,14 +346,14 @@ def measure_apart(cell: Cell) -> Row:
 
 
 def read_row(values: dict[str, Any]) -> Row:
-    """A row from its JSON."""
+    """Return a row from its JSON."""
     return Row(**values | {"step_seconds": tuple(values["step_seconds"])})
 
 
 def measure(cell: Cell) -> Row:
-    """Memory and throughput of real training steps, for a process that has done nothing else; see the module.
+    """Measure memory and throughput of real training steps, in a process that has done nothing else; see the module.
 
-    A cell is out of memory when an allocation fails, or when what was measured after a step passes the memory limit.
+    A cell is out of memory when an allocation fails, or when the memory after a step passes the memory limit.
     On CUDA the limit also binds PyTorch's allocator, which then fails where that of a smaller card would. On the CPU
     nothing stops a step on its way: the system's limits count address space, most of which is never touched.
     """
@@ -400,46 +398,15 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
     )
 
 
-def measured_line(
-    experiment: Experiment, strategy: str, Ms: Sequence[int], probe: Probe, device: str, seed: int
-) -> list[Prediction]:
-    """The plan of a strategy whose graphs autograd does not show: the lines through two short cells of a sweep.
-
-    Raises:
-        HBenchError: one of the cells failed, or "offload" would crowd the CPU's memory.
-    """
-    few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 10)
-    ends = (2 * few, 10 * few)  # so far apart that the noise of their memory does not tilt the line
-    if strategy == "offload":  # asked first: a job that takes too much there can be killed as a whole
-        # PyTorch rounds each block of pinned memory up to a power of two
-        needed = 2 * predict(probe, experiment, ends[1], ends[1], "vanilla").memory_mib
-        allowed = SHARE_OF_FREE["cpu"] * free_mib(torch.device("cpu"))
-        if needed > allowed:
-            raise HBenchError(
-                f"offload, M = {ends[1]}: up to {needed:,.0f} MiB of graphs, where {allowed:,.0f} MiB of the CPU's "
-                "memory may be taken: lower discovery.batch_size"
-            )
-    short = cells(experiment, [strategy], ends, device=device, seed=seed, repeats=2)
-    rows = [measure_apart(cell) for cell in short]
-    used = [row.memory_mib for row in rows if row.memory_mib is not None]
-    if len(used) < len(rows):
-        failed = next(row for row in rows if row.memory_mib is None)
-        raise HBenchError(f"{strategy}, M = {failed.M}: {failed.error}: lower discovery.batch_size")
-    batch = experiment.discovery.batch_size
-    raw = probe.regular.forward if experiment.discovery.pool else 0.0  # of each step; a sweep has no pool
-    memory = np.polyfit(ends, used, 1)
-    seconds = np.polyfit(ends, [float(np.median(row.step_seconds)) - row.M * raw for row in rows], 1)
-    return [Prediction(strategy, M, 0, float(np.polyval(memory, M)), batch / float(np.polyval(seconds, M))) for M in Ms]
-
-
 # Steps --------------------------------------------------------------------------------------------------------------
 
 
 def step_taker(
     experiment: Experiment, model: UNetModel, seed: int, device: torch.device
 ) -> Callable[[int], dict[str, float]]:
-    """A function that takes step i of ``hbench train`` with initial networks, and returns its metrics."""
-    sampler = Sampler.of(experiment, freeze(experiment, model, device), device)
+    """Return a function that takes step i of a training with initial networks, and returns its metrics."""
+    frozen = freeze(experiment, model, device)
+    sampler = Sampler.of(experiment, frozen, next(frozen.parameters()).device)
     running = resolve(experiment, sampler, seed)
     trained, draw_raw = initial(running, sampler, seed), raw_pairs(running, sampler, seed)
     return partial(train_step, running, sampler, trained, draw_raw, seed)
@@ -453,23 +420,14 @@ def _initial_model(cell: Cell) -> UNetModel:
 def _take_steps(
     cell: Cell, step: Callable[[int], object], device: torch.device, memory_mib: Callable[[], float]
 ) -> list[float]:
-    """Seconds of the timed steps, after the warm-up; MemoryError where a step passed the limit."""
+    """Return the seconds of the timed steps, after the warm-up; MemoryError where a step passed the limit."""
     seconds = []
     for i in range(WARM_UP + cell.repeats):
-        _synchronize(device)
-        started = time.perf_counter()
-        step(i)
-        _synchronize(device)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(wall_seconds(partial(step, i), device))
         limit = cell.memory_limit_mib
         if limit is not None and (used := memory_mib()) > limit:
             raise MemoryError(f"{used:.0f} MiB pass the memory limit of {limit:g} MiB")
     return seconds[WARM_UP:]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _empty(cell: Cell, status: Status, error: str) -> Row:

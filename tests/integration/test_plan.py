@@ -12,7 +12,7 @@ import hbench.runtime.memory as memory
 import hbench.training.strategy as module
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
-from hbench.evaluation.vram_sweep import measured_line
+from hbench.evaluation.plan import measured_line
 from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.runtime.memory import free_mib, saved_tensors_peak, watch_resident
@@ -255,7 +255,7 @@ def test_plan_command_leaves_out_a_strategy_that_fails(monkeypatch):
 def test_offload_is_not_tried_where_it_would_crowd_the_memory(monkeypatch):
     experiment = load_experiment("digits16", TINY)
     monkeypatch.setattr("hbench.evaluation.vram_sweep.measure_apart", lambda cell: pytest.fail(f"tried {cell}"))
-    monkeypatch.setattr("hbench.evaluation.vram_sweep.free_mib", lambda device: 10.0)
+    monkeypatch.setattr("hbench.evaluation.plan.free_mib", lambda device: 10.0)
     with pytest.raises(
         HBenchError, match=r"offload, M = \d+: up to [\d,]+ MiB of graphs, where 5 MiB of the CPU's memory may be"
     ):

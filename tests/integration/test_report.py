@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -9,6 +10,7 @@ from command_line import invoke
 
 from hbench.config import Paper
 from hbench.errors import HBenchError
+from hbench.evaluation.vram_sweep import VramSweep
 from hbench.reporting.artifacts import ARTIFACTS
 from hbench.reporting.report import REASONS, collect, write_pages
 
@@ -160,13 +162,13 @@ def test_a_folder_without_results_is_refused(tmp_path):
 
 
 def test_what_ran_out_of_memory_stands_in_the_table():
-    file = Path(__file__).parents[2] / "results" / "mnist16" / "vram-sweep" / "vram-sweep.json"
-    result = json.loads(file.read_text())
-    for cell in result["cells"]:
-        if cell["strategy"] == "vanilla" and cell["M"] > 10:
-            cell |= {"status": "oom", "memory_mib": None, "step_seconds": []}
+    result = VramSweep.load(Path(__file__).parents[2] / "results" / "mnist16" / "vram-sweep")
+    out_of_memory = {"status": "oom", "memory_mib": None, "step_seconds": ()}
+    cells = [
+        replace(cell, **out_of_memory) if cell.strategy == "vanilla" and cell.M > 10 else cell for cell in result.cells
+    ]
     (artifact,) = (each for each in ARTIFACTS if each.folder == "vram-sweep")
-    rows = {row.artifact: row for row in artifact.rows(result, Paper())}
+    rows = {row.artifact: row for row in artifact.rows(replace(result, cells=cells), Paper())}
     memory = rows["training memory of vanilla in MiB, M = 5, 10, 20, 40"]
     assert re.fullmatch(r"[\d,]+; [\d,]+; out of memory; out of memory", memory.ours)
     assert memory.n == "5 steps a cell"

@@ -50,4 +50,5 @@ def sample(model: Path, experiment: str | None, samples: int, steps: int, option
     check_steps(settings, steps)
     network = load_model(model, settings, device=device)
     folder = options.claim_result(model.parent if model.is_file() else model, "samples")
-    publish(generate(network, settings, samples=samples, steps=steps, seed=options.seed), folder)
+    result = generate(network, settings, samples=samples, steps=steps, seed=options.seed, device=device)
+    publish(result, folder)

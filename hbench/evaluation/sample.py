@@ -3,10 +3,14 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from hbench.config import Experiment
 from hbench.core.sampler import Sampler
+from hbench.errors import check_at_least
 from hbench.evaluation.sampling import sample_model
 from hbench.models.adm import UNetModel
+from hbench.runtime.device import pick_device
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside
 from hbench.store.results import Result
@@ -39,25 +43,33 @@ class Samples(Result):
         return pd.DataFrame([{"n": self.n, "M": self.M}])
 
 
-def sample(model: UNetModel, experiment: Experiment, *, samples: int = 64, steps: int = 20, seed: int = 0) -> Samples:
+def sample(
+    model: UNetModel,
+    experiment: Experiment,
+    *,
+    samples: int = 64,
+    steps: int = 20,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+) -> Samples:
     """Generate samples of a diffusion model.
 
     Several processes make them together, and each gets all. Cost: ``steps`` passes of the model a sample.
 
     Args:
-        model: diffusion model, on the device to generate on.
+        model: diffusion model; it is moved to the device.
         experiment: its settings.
         samples: number of samples, at least 1.
         steps: generation steps M, 1..T.
         seed: seed of x_T.
+        device: where to generate: "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         ValueError: no sample, or steps out of range.
     """
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
-    device = next(model.parameters()).device
-    sampler = Sampler.of(experiment, model, device, M=steps, precision=experiment.pretrain.precision)
+    check_at_least(1, samples=samples)
+    device = pick_device(device)
+    sampler = Sampler.of(experiment, model.to(device), device, M=steps, precision=experiment.pretrain.precision)
     origin = provenance(experiment, device, seed, n=samples, M=steps)
     images = sample_model(sampler, samples, seed)
     return Samples(n=samples, M=steps, images=images, provenance=origin.finished())

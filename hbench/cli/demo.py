@@ -39,7 +39,7 @@ def demo(training_steps: int, options: Options) -> None:
         hbench demo
     """
     from hbench.evaluation.curves import train_curves
-    from hbench.reporting..py import draw_growth
+    from hbench.reporting.charts.training import draw_growth
     from hbench.reporting.report import collect, write_pages
     from hbench.store.run import load_run
 
@@ -93,7 +93,7 @@ def _discover(
     """
     from hbench.evaluation.rca import rca
     from hbench.evaluation.traverse import traverse
-    from hbench.reporting..py import draw_curves
+    from hbench.reporting.charts.training import draw_curves
     from hbench.reporting.grids import draw_traversal
     from hbench.training.discover import train
 

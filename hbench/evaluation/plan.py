@@ -5,7 +5,7 @@ that autograd's hooks do not show: their lines go through two short cells of a s
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -42,8 +42,8 @@ class Plan(Result):
     """Lines of the plan; those of "auto" where anything fits into the budget."""
     left_out: list[str]
     """Reasons why a strategy is not among the predictions, in words."""
-    advice: Aside = None
-    """What would fit, in words, where not even one training step fits into the budget; else None."""
+    advice: Aside = field(default=None, compare=False)
+    """Settings that would fit, in words, where not even one training step does; None else, and in a plan read back."""
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:

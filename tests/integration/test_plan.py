@@ -1,7 +1,9 @@
 import json
+import math
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import hbench.runtime.memory as memory
 import hbench.training.strategy as module
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
-from hbench.evaluation.plan import measured_line
+from hbench.evaluation.plan import Plan, measured_line
 from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.runtime.memory import free_mib, saved_tensors_peak, watch_resident
@@ -229,7 +231,17 @@ def test_plan_command(tmp_path):
     written = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert written["budget_mib"] == 4096
     assert [row["keep"] for row in written["predictions"]] == [0, 0, 2, 4, 2, 4, 0, 0]
+    assert {path.name for path in (tmp_path / "plan").iterdir()} == {
+        *("plan.json", "plan.csv", "plan.png", "provenance.json")
+    }
+    assert Plan.load(tmp_path / "plan").summary() == result.stdout.strip("\n")
     assert plan("--out", str(tmp_path / "plan")).exit_code == 1  # nothing is replaced
+
+
+def test_a_plan_of_an_older_version_is_read():
+    plan = Plan.load(Path(__file__).parents[2] / "results" / "bench" / "plan")
+    assert plan.left_out == []
+    assert math.isnan(plan.probe.free_mib) or plan.probe.free_mib > 0
 
 
 def test_plan_command_refuses(tmp_path):

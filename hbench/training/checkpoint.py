@@ -1,4 +1,4 @@
-"""What a training leaves on its way, to stop at any moment and go on: checkpoints and metrics."""
+"""Checkpoints and metrics of a training, which may stop at any moment and go on from them."""
 
 import hashlib
 import io
@@ -22,28 +22,30 @@ from hbench.store.records import Record
 from hbench.store.weights import check_finite, load_pickled
 
 CHECKPOINT = "checkpoint.json"
-"""File that says which file holds the last checkpoint, its SHA-256, and whose it is."""
+"""Name of the file that points to the last checkpoint."""
 WITHOUT_EFFECT = {
     "strategy", "keep", "memory_budget", "checkpoint_blocks", "compile", "checkpoint_every", "sample_every"
 }  # fmt: skip
 """Settings of memory, time and output on the way, which change the result by rounding alone: resume with any."""
+_LOST = "damaged: bring it back from a copy, or train again in another `out`"
+
 Stage = Literal["pretrain", "discovery"]
-"""What is trained: the section of its settings."""
+"""Stage of training, by the section of its settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):
-    """Which file holds the last checkpoint of a training, and whose it is."""
+    """Pointer to the last checkpoint of a training, with its SHA-256 and the settings that it is of."""
 
     step: int
-    """Steps done."""
+    """Number of steps done."""
     seed: int
     file: str
     """Name of the file beside this one."""
     sha256: str
     """SHA-256 of that file."""
     experiment: dict[str, Any]
-    """Settings the training was started with."""
+    """Settings of the training."""
     pieces: tuple[Piece, ...] = ()
     """Processes that have trained so far."""
 
@@ -56,11 +58,18 @@ def save_checkpoint(
     state: Mapping[str, Any],
     pieces: Sequence[Piece] = (),
 ) -> None:
-    """Writes everything that training needs to go on after ``step`` steps as if it had never stopped.
+    """Write everything that training needs to go on after ``step`` steps as if it had never stopped.
 
     No generator state is among it: each step seeds the generators from (seed, step). The file is named by its content
-    and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256. It also
-    keeps ``pieces``, the processes that have trained so far.
+    and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256.
+
+    Args:
+        folder: folder of the training.
+        experiment: settings of the training.
+        seed: random seed of the training.
+        step: number of steps done.
+        state: state of each part, by name.
+        pieces: processes that have trained so far.
 
     Raises:
         HBenchError: a tensor is not finite, or the disk is full; the checkpoint before stays.
@@ -82,7 +91,7 @@ def save_checkpoint(
 
 
 def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage) -> Checkpoint | None:
-    """Return what ``checkpoint.json`` says of a training; None where it has not come so far.
+    """Return the pointer to the last checkpoint of a training; None where there is none yet.
 
     Raises:
         HBenchError: it is of another seed, or of other settings of the stage, the data, the model or the diffusion; of
@@ -108,12 +117,9 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
     return about
 
 
-_LOST = "damaged: bring it back from a copy, or train again in another `out`"
-
-
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds; that of a new training, nothing."""
+    """Content of a checkpoint; empty for a new training."""
 
     step: int = 0
     """Number of steps done."""
@@ -127,10 +133,10 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
     """Return the checkpoint in the folder of a training, on the CPU; that of a new training where there is none yet.
 
     Args:
-        folder: where the training is.
+        folder: folder of the training.
         experiment: settings to go on with.
         seed: random seed to go on with.
-        stage: what is trained.
+        stage: stage of training.
         parts: names of the parts that the checkpoint must hold.
 
     Raises:
@@ -151,7 +157,7 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested dicts and lists, each with its path."""
+    """Yield the tensors in nested dicts and lists, each with its path."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping | list | tuple):
@@ -163,10 +169,12 @@ def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 class Metrics:
-    """One row of numbers a step: ``metrics.jsonl``, brought up to date at each checkpoint, and ``metrics.csv`` from it.
+    """Rows of numbers, one a step: ``metrics.jsonl``, up to date at each checkpoint, and ``metrics.csv`` from it.
 
-    Opened again at a checkpoint's step, it drops the rows that came after that checkpoint; HBenchError where one of
-    those before it is missing.
+    Opened again at a checkpoint's step, it drops the rows that came after that checkpoint.
+
+    Raises:
+        HBenchError: a row from before the checkpoint is missing.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -185,11 +193,11 @@ class Metrics:
         self._pending: list[str] = []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a row, in memory until the next flush."""
+        """Add a row, in memory until the next flush."""
         self._pending.append(json.dumps({"step": step, **values}) + "\n")
 
     def flush(self) -> None:
-        """Brings both files up to date; call it before each checkpoint."""
+        """Bring both files up to date; call it before each checkpoint."""
         import pandas as pd
 
         try:

@@ -52,7 +52,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Probe(Parts):
-    """What a training step is made of, measured: its parts, and the memory of the whole."""
+    """A training step, measured: its parts, and the memory of the whole."""
 
     free_mib: Number
     """Memory of the device that the process could take before its first step."""
@@ -108,7 +108,7 @@ def predict(probe: Probe, experiment: Experiment, M: int, keep: int, strategy: s
 
 
 def predictions(probe: Probe, experiment: Experiment, Ms: Sequence[int], budget_mib: float) -> list[Prediction]:
-    """Return the plan over M: ``node``, ``vanilla``, and what ``auto`` takes where anything fits."""
+    """Return the plan over M: ``node``, ``vanilla``, and ``auto`` where anything fits."""
     rows = [predict(probe, experiment, M, 0, "node") for M in Ms]
     rows += [predict(probe, experiment, M, M, "vanilla") for M in Ms]
     auto = [(M, largest_keep(probe, experiment, M, budget_mib)) for M in Ms]

@@ -43,7 +43,7 @@ def train(
     the same bits. Several processes call this alike and share each batch; the main one writes.
 
     Args:
-        experiment: what to train and how.
+        experiment: settings.
         model: diffusion model; a frozen copy is trained on.
         out: output folder, made where it is missing.
         seed: random seed of initial weights, x_T, k and s.
@@ -67,7 +67,7 @@ def train(
         if start.is_complete:
             return True
 
-        # Set up: the model that the folder holds, what is trained on it, and how to back-propagate.
+        # Set up: the frozen model, the networks to train, and the strategy of back-propagation.
         frozen = freeze(experiment, kept_model(start, model), start.device)
         sampler = Sampler.of(experiment, frozen, start.device)
         trained = initial(experiment, sampler, seed)

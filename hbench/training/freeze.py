@@ -17,9 +17,10 @@ Encode = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, list[Tensor], T
 
 
 def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UNetModel:
-    """A copy of the diffusion model, on a device, as a discovery runs it there.
+    """Return a frozen copy of the diffusion model, on a device, as a discovery runs it there.
 
-    Frozen, its weights in the networks' precision, compiled or with checkpointed blocks if the experiment says so.
+    Its weights have the precision of the networks; it is compiled, or its blocks are checkpointed, if the experiment
+    says so.
 
     Raises:
         HBenchError: it is to be compiled, and there is no compiler.
@@ -41,7 +42,7 @@ def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UN
 
 
 def _with_own_outputs(encode: Encode) -> Encode:
-    """An encoder replayed as a CUDA graph, whose outputs may be kept: the next replay overwrites the graph's own."""
+    """Return an encoder whose outputs may be kept: the next replay of a CUDA graph overwrites the graph's own."""
 
     def encode_and_clone(x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
         h, skips, emb = encode(x, t, y)

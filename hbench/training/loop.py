@@ -33,11 +33,11 @@ from hbench.store.weights import write_experiment
 from hbench.training.checkpoint import CHECKPOINT, Metrics, Saved, Stage, load_checkpoint, save_checkpoint
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
-"""Networks and optimisers by name: all that a training changes, and so all that a checkpoint must hold."""
+"""Networks and optimisers by name: everything that a training changes, and so that a checkpoint must hold."""
 NAMES = {"pretrain": "pretrain", "discovery": "train"}
 """Names of the stages beside the progress bar."""
 IN_BAR = ("loss", "accuracy", "D_raw", "D_shifted")
-"""Metrics shown beside the progress bar, of those there are."""
+"""Metrics shown beside the progress bar, where the stage has them."""
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def started(
 
     Args:
         experiment: settings.
-        stage: what is trained.
+        stage: stage of training.
         out: folder of the training, made where it is missing.
         names: names of the parts that a checkpoint must hold.
         seed: random seed.
@@ -105,7 +105,7 @@ def started(
         is_complete = saved.step == settings.steps and (out / PROVENANCE).is_file()
         metrics = None
         if rank() == 0 and not is_complete:
-            if not saved.step:  # a resume would take what is overwritten here for this training
+            if not saved.step:  # a later resume would take an overwritten training for this one
                 (out / CHECKPOINT).unlink(missing_ok=True)
                 (out / PROVENANCE).unlink(missing_ok=True)
             write_experiment(out, experiment)
@@ -133,8 +133,8 @@ def run_steps(
 
     Args:
         start: where the training starts.
-        parts: what the steps change.
-        take_step: takes step i and returns its metrics; every process calls it.
+        parts: networks and optimisers that the steps change.
+        take_step: takes step i, in every process, and returns its metrics.
         stop_reason: says why to stop now, or None; of several processes, any may say so.
         draw: draws the curves of a folder; called before each checkpoint, after the last of which nothing would.
         after_step: called with the number of steps done, before the checkpoint, by the main process.
@@ -198,8 +198,8 @@ def check_metrics(row: Mapping[str, float], step: int, stage: Stage) -> None:
 def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None]]:
     """Yield a function that says why to stop after the current step, or None: SIGTERM, SIGINT, or the time is over.
 
-    A second signal acts as it would without hbench; but torchrun passes on what the terminal or Slurm sent already, so
-    under torchrun it changes nothing. Only Python's main thread can listen for signals.
+    A second signal acts as it would without hbench. Under torchrun it changes nothing, since torchrun passes on a
+    signal that the terminal or Slurm sent already. Only Python's main thread can listen for signals.
     """
     reasons: list[str] = []
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes

@@ -1,12 +1,12 @@
-"""Probe of one short training step: what it holds in memory, and where its time goes.
+"""Probe of one short training step: its memory and its time, part by part.
 
 The probe takes training steps as :func:`hbench.train` does, of a few generation steps with ``strategy = "node"``, and
 measures three things:
 
-- what the graph of a regular and of a shifted generation step holds: exact bytes, from autograd's own hooks;
-- the peak memory of the whole step, as the system or the driver sees it; what of it no graph explains (work space of
+- the graphs of a regular and of a shifted generation step: exact bytes, from autograd's own hooks;
+- the peak memory of the whole step, as the system or the driver sees it; the part that no graph explains (work space of
   the kernels, gradients, optimiser states, the allocator's slack) is taken to be the same for all M and strategies;
-- the seconds of each kind of pass, and of what comes once a step: reconstructor, discriminator, optimisers.
+- the seconds of each kind of pass, and of all that comes once a step: reconstructor, discriminator, optimisers.
 
 Everything else is arithmetic, in :mod:`hbench.training.cost`: a step with M, whose last r graphs are kept, holds these
 graphs at once.
@@ -179,7 +179,7 @@ def take_discriminator_step(batch: Batch) -> None:
 
 
 def take_other(batch: Batch) -> None:
-    """Do what a step does once, beside its generation steps."""
+    """Do all that comes once a step, beside its generation steps."""
     take_objective(batch)
     batch.trained.optimizer.step()
     take_discriminator_step(batch)

@@ -51,7 +51,7 @@ class Trained:
 
 
 def initial(experiment: Experiment, sampler: Sampler, seed: int) -> Trained:
-    """Return what a discovery starts with, on the sampler's device."""
+    """Return the networks with initial weights, on the sampler's device, and their optimisers."""
     settings, device = experiment.discovery, sampler.device
     torch.manual_seed(seeds.initial_weights(seed))
     shift_block = build_shift_block(experiment, sampler.backbone).to(device)
@@ -111,7 +111,7 @@ def train_step(
     shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
     k, s = (shard(v).to(x_T.device) for v in shifts)
 
-    # Train shift block and reconstructor, and the discriminator on what they made.
+    # Train shift block and reconstructor, then the discriminator on the same samples.
     row, x_0, x_0_shifted = train_shift(experiment, sampler, trained, x_T, x_0, k, s)
     row |= train_discriminator(settings, trained, x_0, x_0_shifted)
 
@@ -187,7 +187,7 @@ def run_beside(
 ) -> tuple[Tensor, list[Tensor] | None]:
     """Return x_0, and the nodes of the shifted process that ``strategy = "node"`` needs, from passes that serve both.
 
-    The nodes are x_T and what each recomputed step returns; None where no step is recomputed.
+    The nodes are x_T and the output of each recomputed step; None where no step is recomputed.
     """
     joint = settings.M - settings.keep if settings.strategy == "node" and settings.gradient == "chain" else 0
     B = len(x_T)

@@ -1,8 +1,8 @@
-"""The back-propagation strategy that "auto" stands for: what fits into the memory budget."""
+"""The back-propagation strategy that "auto" stands for: "node" with as many graphs as fit into the memory budget."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,95 +11,132 @@ from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.runtime.distributed import all_gather, rank, world_size
 from hbench.runtime.memory import UnknownMemoryError
-from hbench.store.files import read_json, write_json
+from hbench.store.records import Record
 from hbench.training.cost import DoesNotFitError, Probe, budget_of, largest_keep, predict
 from hbench.training.probe import measure, measure_apart
 
 log = logging.getLogger(__name__)
 
+STRATEGY = "strategy.json"
+"""Name of the file that keeps a training's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Everything that the choice of a strategy depends on, the free memory apart."""
+
+    memory_budget: float | None
+    checkpoint_blocks: bool
+    processes: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Record):
+    """Choice of "auto" in a training, so that one that goes on gets the same bits."""
+
+    asked: Question
+    keep: int
+    """Number of steps whose graphs are kept."""
+
 
 def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
-    """The experiment with "auto" replaced by what fits into its memory budget, for training with this sampler.
+    """Return the experiment with "auto" replaced by what fits into its memory budget, for training with this sampler.
 
-    Where NVML does not say how much memory is used, that is "node". Cost: with "auto", two short training steps of
-    throw-away networks and some passes; else nothing.
+    Where NVML does not say how much memory is used, that is "node" with no graph kept. Cost: with "auto", two short
+    training steps of throw-away networks and some passes; else nothing.
 
     Raises:
         DoesNotFitError: not even one step fits, on any of the processes.
         HBenchError: "offload" without a GPU.
     """
     settings = experiment.discovery
-    device = sampler.device
     if settings.gradient == "per-step":
-        return chosen(experiment, 0)
-    if settings.strategy == "offload" and device.type == "cpu":
+        return with_keep(experiment, 0)
+    if settings.strategy == "offload" and sampler.device.type == "cpu":
         raise HBenchError('discovery.strategy = "offload" moves graphs to the CPU, and this is one: take "auto"')
     if settings.strategy != "auto":
         return experiment
-    here: int | str = 0
+    keeps, refusals = zip(*all_gather([keep_or_refusal(experiment, sampler, seed)]), strict=True)
+    for refusal in refusals:  # raised together: a process that goes on alone would wait for the others
+        if refusal:
+            raise DoesNotFitError(refusal)
+    return with_keep(experiment, min(keeps))
+
+
+def keep_or_refusal(experiment: Experiment, sampler: Sampler, seed: int) -> tuple[int, str | None]:
+    """Return how many graphs fit on this process, and why not even one step does, or None."""
     try:
         probe = measure(experiment, sampler, seed, repeats=0)
     except UnknownMemoryError as error:
         log.warning('%s; until then "auto" is "node"', error)
-    else:
-        budget = budget_of(experiment, device, probe)
-        keep = largest_keep(probe, experiment, settings.M, budget)
-        here = what_would_fit(probe, experiment, budget) if keep is None else keep
-    found = all_gather([here])
-    if refusals := [each for each in found if isinstance(each, str)]:
-        raise DoesNotFitError(refusals[0])
-    return chosen(experiment, min(each for each in found if isinstance(each, int)))
+        return 0, None
+    try:
+        return fitting_keep(probe, experiment, budget_of(experiment, sampler.device, probe)), None
+    except DoesNotFitError as error:
+        return 0, str(error)
 
 
 def resolve_once(experiment: Experiment, sampler: Sampler, seed: int, out: Path) -> Experiment:
-    """What :func:`resolve` says, noted in the folder of a training, so that one that goes on there gets the same bits.
+    """Return the experiment of :func:`resolve`, and note the choice in ``out``: going on there gives the same bits.
 
-    With another budget, number of processes or kind of device it is found out anew.
+    With another budget, number of processes or kind of device it is chosen anew.
     """
-    settings = experiment.discovery
+    settings, device = experiment.discovery, sampler.device
     if settings.strategy != "auto":
         return resolve(experiment, sampler, seed)
-    device = sampler.device
-    asked = {
-        "memory_budget": settings.memory_budget,
-        "checkpoint_blocks": settings.checkpoint_blocks,
-        "processes": world_size(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
-    note = out / "strategy.json"
-    noted: Any = read_json(note) if note.is_file() else None
-    keep: Any = noted.get("keep") if isinstance(noted, dict) and noted.get("asked") == asked else None
-    if all(all_gather([keep in range(settings.M + 1)])):  # together: what is found out anew takes all processes
-        return chosen(experiment, keep)
+    asked = Question(
+        memory_budget=settings.memory_budget,
+        checkpoint_blocks=settings.checkpoint_blocks,
+        processes=world_size(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    )
+    path = out / STRATEGY
+    noted = Choice.read(path, "remove it, and it is chosen anew") if path.is_file() else None
+    keep = noted.keep if noted and noted.asked == asked and noted.keep in range(settings.M + 1) else None
+    keeps = all_gather([keep])  # together: to choose anew takes all processes
+    if keep is not None and None not in keeps:
+        return with_keep(experiment, keep)
     running = resolve(experiment, sampler, seed)
     if rank() == 0:
-        write_json(note, {"asked": asked, "keep": running.discovery.keep})
+        Choice(asked=asked, keep=running.discovery.keep).write(path)
     return running
 
 
 def resolve_apart(experiment: Experiment, device: str, seed: int, limit_mib: float | None = None) -> Experiment:
-    """The same, found out in a fresh process, for a training with initial weights; it may not pass ``limit_mib``."""
+    """Return the experiment of :func:`resolve`, found out in a fresh process, for a training with initial weights.
+
+    Raises:
+        DoesNotFitError: not even one step fits into the budget, or into ``limit_mib``.
+        HBenchError: the probe failed.
+    """
     if experiment.discovery.gradient == "per-step":
-        return chosen(experiment, 0)
+        return with_keep(experiment, 0)
     probe = measure_apart(experiment, device, seed, repeats=0)
     budget = budget_of(experiment, torch.device(device), probe)
-    budget = budget if limit_mib is None else min(budget, limit_mib)
-    keep = largest_keep(probe, experiment, experiment.discovery.M, budget)
-    if keep is None:
-        raise DoesNotFitError(what_would_fit(probe, experiment, budget))
-    return chosen(experiment, keep)
+    return with_keep(
+        experiment, fitting_keep(probe, experiment, budget if limit_mib is None else min(budget, limit_mib))
+    )
 
 
-def chosen(experiment: Experiment, keep: int) -> Experiment:
-    """The experiment with "auto" replaced by "node" that keeps ``keep`` graphs; others as they are."""
+def with_keep(experiment: Experiment, keep: int) -> Experiment:
+    """Return the experiment with "auto" replaced by "node" that keeps ``keep`` graphs; other strategies stay."""
     if experiment.discovery.strategy != "auto":
         return experiment
     replaced = {"strategy": "node", "keep": keep, "memory_budget": None}
     return experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=replaced)})
 
 
+def fitting_keep(probe: Probe, experiment: Experiment, budget_mib: float) -> int:
+    """Return how many graphs fit into the budget; DoesNotFitError where not even one step does."""
+    keep = largest_keep(probe, experiment, experiment.discovery.M, budget_mib)
+    if keep is None:
+        raise DoesNotFitError(what_would_fit(probe, experiment, budget_mib))
+    return keep
+
+
 def what_would_fit(probe: Probe, experiment: Experiment, budget_mib: float) -> str:
-    """One line for a budget into which no strategy fits."""
+    """Return advice, in one line, for a budget into which no strategy fits."""
     settings = experiment.discovery
     needed = predict(probe, experiment, settings.M, 0, "node").memory_mib
     smaller = int(settings.batch_size * budget_mib / needed) // world_size() * world_size()

@@ -23,7 +23,7 @@ from hbench.training.cost import Pass, Probe, budget_of, largest_keep, predict
 from hbench.training.discover import train
 from hbench.training.freeze import freeze
 from hbench.training.probe import measure, shortened
-from hbench.training.strategy import chosen, resolve, resolve_once
+from hbench.training.strategy import resolve, resolve_once, with_keep
 
 CPU = torch.device("cpu")
 
@@ -197,9 +197,9 @@ def test_resolve_takes_auto_away_and_nothing_else(tiny, monkeypatch):
     sampler = Sampler.of(tiny, build_model(tiny), CPU)
     running = resolve(tiny, sampler, 0)
     assert (running.discovery.strategy, running.discovery.keep) == ("node", tiny.discovery.M)
-    assert chosen(tiny, tiny.discovery.M) == running
+    assert with_keep(tiny, tiny.discovery.M) == running
     fixed = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "vanilla"})})
-    assert resolve(fixed, sampler, 0) == fixed == chosen(fixed, 0)
+    assert resolve(fixed, sampler, 0) == fixed == with_keep(fixed, 0)
     per_step = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"gradient": "per-step"})})
     assert resolve(per_step, sampler, 0).discovery.keep == 0
 

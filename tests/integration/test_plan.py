@@ -137,7 +137,7 @@ def test_probe_predicts_what_autograd_holds():
     torch.manual_seed(0)
     frozen = freeze(settings, build_model(settings), CPU)
     sampler = Sampler.of(settings, frozen, CPU)
-    probe = measure(settings, sampler, 0)
+    probe = measure(settings, sampler, 0, repeats=1)
     assert probe.regular.graph_mib < probe.shifted.graph_mib < 2 * probe.regular.graph_mib
     assert min(probe.objective_mib, probe.discriminator_mib, probe.other_seconds, probe.regular.forward) > 0
 
@@ -221,8 +221,16 @@ def plan(*arguments):
     return invoke("plan", "digits16", *options, "--device", "cpu", "--quiet", *arguments)
 
 
+@pytest.fixture
+def probed(monkeypatch):
+    """A probe that is made up at once, in place of a fresh process."""
+    monkeypatch.setattr("hbench.evaluation.plan.measure_apart", lambda *_: PROBE)
+
+
+@pytest.mark.slow
 def test_plan_command(tmp_path):
-    result = plan("--steps", "2,4", "--out", str(tmp_path / "plan"), "--set", "discovery.memory_budget=4")
+    few = ["--set", "discovery.t_shift=0"]  # one kind of step, so a short chain stands for all
+    result = plan("--steps", "2,4", "--out", str(tmp_path / "plan"), "--set", "discovery.memory_budget=4", *few)
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
     assert [line[:2] for line in lines[1:]] == [
@@ -244,16 +252,17 @@ def test_a_plan_of_an_older_version_is_read():
     assert math.isnan(plan.probe.free_mib) or plan.probe.free_mib > 0
 
 
-def test_plan_command_refuses(tmp_path):
+def test_plan_command_refuses(probed, monkeypatch):
     result = plan("--m", "2000")
     assert result.exit_code == 1
     assert "M" in result.output
+    monkeypatch.setattr("hbench.evaluation.plan.measured_line", lambda *_: [])
     result = plan("--set", "discovery.memory_budget=0.0001")
     assert result.exit_code == 1
     assert "discovery.checkpoint_blocks=true" in result.output
 
 
-def test_plan_command_leaves_out_a_strategy_that_fails(monkeypatch):
+def test_plan_command_leaves_out_a_strategy_that_fails(probed, monkeypatch):
     def failing(*_):
         raise HBenchError("torch-checkpoint, M = 30: out of memory: lower discovery.batch_size")
 

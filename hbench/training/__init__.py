@@ -1,1 +1,1 @@
-"""What makes weights: the diffusion model, the directions, and how to fit their training into memory."""
+"""Training of the diffusion model and of directions, and strategies that fit it into memory."""

@@ -1,4 +1,4 @@
-"""What a training leaves on its way, to stop at any moment and go on: checkpoints and metrics."""
+"""Checkpoints and metrics, with which a training may stop at any moment and go on."""
 
 import hashlib
 import io
@@ -22,18 +22,18 @@ from hbench.store.records import Record
 from hbench.store.weights import check_finite, load_pickled
 
 CHECKPOINT = "checkpoint.json"
-"""File that says which file holds the last checkpoint, its SHA-256, and whose it is."""
+"""Name of the file that names the last checkpoint, its SHA-256 and its training."""
 WITHOUT_EFFECT = {
     "strategy", "keep", "memory_budget", "checkpoint_blocks", "compile", "checkpoint_every", "sample_every"
 }  # fmt: skip
 """Settings of memory, time and output on the way, which change the result by rounding alone: resume with any."""
 Stage = Literal["pretrain", "discovery"]
-"""What is trained: the section of its settings."""
+"""Stage of training, the section of its settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):
-    """Which file holds the last checkpoint of a training, and whose it is."""
+    """Pointer to the last checkpoint of a training, with the seed and the experiment of the training."""
 
     step: int
     """Steps done."""
@@ -43,7 +43,7 @@ class Checkpoint(Record):
     sha256: str
     """SHA-256 of that file."""
     experiment: dict[str, Any]
-    """Settings the training was started with."""
+    """Experiment that the training was started with."""
     pieces: tuple[Piece, ...] = ()
     """Processes that have trained so far."""
 
@@ -56,11 +56,11 @@ def save_checkpoint(
     state: Mapping[str, Any],
     pieces: Sequence[Piece] = (),
 ) -> None:
-    """Writes everything that training needs to go on after ``step`` steps as if it had never stopped.
+    """Write everything that training needs to go on after ``step`` steps as if it had never stopped.
 
-    No generator state is among it: each step seeds the generators from (seed, step). The file is named by its content
-    and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256. It also
-    keeps ``pieces``, the processes that have trained so far.
+    No state of a generator is needed: each step seeds the generators from (seed, step). The file is named by its
+    content, and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256.
+    The latter also keeps ``pieces``, the processes that have trained so far.
 
     Raises:
         HBenchError: a tensor is not finite, or the disk is full; the checkpoint before stays.
@@ -73,8 +73,8 @@ def save_checkpoint(
     file = f"checkpoint-{step:06d}-{digest[:8]}.pt"
     with replacing(folder / file) as temporary:
         temporary.write_bytes(content.getbuffer())
-    settings = experiment.model_dump(mode="json")
-    about = Checkpoint(step=step, seed=seed, file=file, sha256=digest, experiment=settings, pieces=tuple(pieces))
+    values = experiment.model_dump(mode="json")
+    about = Checkpoint(step=step, seed=seed, file=file, sha256=digest, experiment=values, pieces=tuple(pieces))
     about.write(folder / CHECKPOINT)
     for other in folder.glob("checkpoint-*.pt"):
         if other.name != file:
@@ -82,11 +82,11 @@ def save_checkpoint(
 
 
 def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage) -> Checkpoint | None:
-    """Return what ``checkpoint.json`` says of a training; None where it has not come so far.
+    """Return the ``checkpoint.json`` of a training; None where it has none yet.
 
     Raises:
-        HBenchError: it is of another seed, or of other settings of the stage, the data, the model or the diffusion; of
-            a newer hbench, damaged, or gone from a finished training.
+        HBenchError: the file is of another seed, of other settings of the stage, the data, the model or the diffusion,
+            of a newer hbench, damaged, or gone from a finished training.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -113,7 +113,7 @@ _LOST = "damaged: bring it back from a copy, or train again in another `out`"
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds; that of a new training, nothing."""
+    """Content of a checkpoint; empty for a new training."""
 
     step: int = 0
     """Number of steps done."""
@@ -124,17 +124,17 @@ class Saved:
 
 
 def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage, parts: Collection[str]) -> Saved:
-    """Return the checkpoint in the folder of a training, on the CPU; that of a new training where there is none yet.
+    """Return the checkpoint in the folder of a training, on the CPU; an empty one where there is none yet.
 
     Args:
-        folder: where the training is.
-        experiment: settings to go on with.
+        folder: folder of the training.
+        experiment: experiment to go on with.
         seed: random seed to go on with.
-        stage: what is trained.
+        stage: stage of the training.
         parts: names of the parts that the checkpoint must hold.
 
     Raises:
-        HBenchError: as in :func:`read_checkpoint`, or it is damaged, or of another command.
+        HBenchError: as in :func:`read_checkpoint`, or the checkpoint is damaged, or of another command.
     """
     about = read_checkpoint(folder, experiment, seed, stage)
     if about is None:
@@ -151,7 +151,7 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested dicts and lists, each with its path."""
+    """Yield the tensors in nested dicts and lists, each with its path."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping | list | tuple):
@@ -165,8 +165,10 @@ def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 class Metrics:
     """One row of numbers a step: ``metrics.jsonl``, brought up to date at each checkpoint, and ``metrics.csv`` from it.
 
-    Opened again at a checkpoint's step, it drops the rows that came after that checkpoint; HBenchError where one of
-    those before it is missing.
+    Opened again at a checkpoint's step, it drops the rows that came after that checkpoint.
+
+    Raises:
+        HBenchError: a row before the checkpoint is missing.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -185,11 +187,11 @@ class Metrics:
         self._pending: list[str] = []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a row, in memory until the next flush."""
+        """Add a row, in memory until the next flush."""
         self._pending.append(json.dumps({"step": step, **values}) + "\n")
 
     def flush(self) -> None:
-        """Brings both files up to date; call it before each checkpoint."""
+        """Bring both files up to date; call it before each checkpoint."""
         import pandas as pd
 
         try:

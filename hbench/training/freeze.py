@@ -14,15 +14,17 @@ from hbench.models.adm import UNetModel, checkpoint_blocks
 from hbench.runtime.device import cast_frozen
 
 Encode = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, list[Tensor], Tensor]]
+"""Function (x, t, y) -> (h_t, skip connections, embedding) of an encoder."""
 
 
 def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UNetModel:
-    """A copy of the diffusion model, on a device, as a discovery runs it there.
+    """Return a copy of the diffusion model, on a device, as a discovery runs it there.
 
-    Frozen, its weights in the networks' precision, compiled or with checkpointed blocks if the experiment says so.
+    The copy is frozen, with weights in the networks' precision, and compiled or with checkpointed blocks if the
+    experiment says so.
 
     Raises:
-        HBenchError: it is to be compiled, and there is no compiler.
+        HBenchError: the copy is to be compiled, and there is no compiler.
     """
     settings = experiment.discovery
     frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
@@ -35,13 +37,13 @@ def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UN
         if not any(map(shutil.which, (os.environ.get(variable, ""), *names))):
             raise HBenchError(f"discovery.compile = true needs a compiler: install {names[0]}, or leave it out")
         encode = torch.compile(frozen.encode, dynamic=False, mode=mode)
-        frozen.encode = _with_own_outputs(encode) if mode else encode  # type: ignore[method-assign,assignment]
+        frozen.encode = _cloning(encode) if mode else encode  # type: ignore[method-assign,assignment]
         frozen.decode = torch.compile(frozen.decode, dynamic=False, mode=mode)  # type: ignore[method-assign]
     return frozen
 
 
-def _with_own_outputs(encode: Encode) -> Encode:
-    """An encoder replayed as a CUDA graph, whose outputs may be kept: the next replay overwrites the graph's own."""
+def _cloning(encode: Encode) -> Encode:
+    """Return the encoder of a CUDA graph with cloned outputs: the next replay of the graph overwrites the originals."""
 
     def encode_and_clone(x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
         h, skips, emb = encode(x, t, y)

@@ -23,7 +23,8 @@ from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.weights import save_weights, tensors_sha256
 from hbench.training.loop import restore, run_steps, started, stop_requests
 
-GRID_SAMPLES, GRID_STEPS = 64, 20  # of the sample grids
+GRID_SAMPLES, GRID_STEPS = 64, 20
+"""Samples and generation steps of the sample grids."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,15 @@ def pretrain(
     each batch, and the main one writes; only dropout depends on their number.
 
     Args:
-        experiment: what to train and how.
+        experiment: settings of the training.
         images: training images, uint8 [N, C, H, W].
         out: output folder, made where it is missing.
         seed: random seed of initial weights, batches and noise.
-        device: where to train: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        device: device to train on: "auto", "cpu", "cuda", "cuda:N" or a torch device.
         overwrite: accept a folder that already holds something.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet.
         max_minutes: stop cleanly after this time, but not before a first step.
-        draw: draws the curves of a folder; called before each checkpoint.
+        draw: function that draws the curves of a folder, called before each checkpoint.
 
     Raises:
         HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays), or
@@ -120,7 +121,7 @@ def pretrain(
 
 
 def initial(experiment: Experiment, seed: int, device: torch.device) -> Pretrained:
-    """Return what pretraining starts with: initial weights, their average, and Adam."""
+    """Return the start of pretraining: initial weights, their average, and Adam."""
     settings = experiment.pretrain
     torch.manual_seed(seeds.initial_weights(seed))
     model = build_model(experiment).to(device).train()
@@ -164,7 +165,7 @@ def train_step(
 
 
 def draw_noise(x_0: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """Random timesteps [B] and noise eps for a whole batch x_0 [B, C, H, W], on the CPU.
+    """Draw random timesteps [B] and noise eps for a whole batch x_0 [B, C, H, W], on the CPU.
 
     The timesteps are uniform over 0..T-1 but stratified over the batch, which lowers the variance of the loss.
     """
@@ -174,7 +175,7 @@ def draw_noise(x_0: Tensor, T: int) -> tuple[Tensor, Tensor]:
 
 
 def eps_mse(model: UNetModel, alpha_bar: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, settings: Pretrain) -> Tensor:
-    """Mean squared error of the predicted eps at the timesteps t [B], which are on the CPU; scalar."""
+    """Return the mean squared error of the predicted eps at the timesteps t [B], which are on the CPU; scalar."""
     alpha_bar_t = alpha_bar[t].float().to(x_0.device)[:, None, None, None]
     x_t = alpha_bar_t.sqrt() * x_0 + (1 - alpha_bar_t).sqrt() * eps
     with autocast(x_0.device, settings.precision):
@@ -183,7 +184,7 @@ def eps_mse(model: UNetModel, alpha_bar: Tensor, x_0: Tensor, t: Tensor, eps: Te
 
 
 def lr_factor(settings: Pretrain, step: int) -> float:
-    """The learning rate at a step, as a share of ``lr``: linear warm-up, then constant or falling linearly to 0."""
+    """Return the learning rate at a step, as a share of ``lr``: linear warm-up, then constant or linear to 0."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     if not settings.decay:

@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 
 def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
-    """The experiment with "auto" replaced by what fits into its memory budget, for training with this sampler.
+    """Return the experiment with "auto" replaced by the strategy that fits into its memory budget.
 
-    Where NVML does not say how much memory is used, that is "node". Cost: with "auto", two short training steps of
-    throw-away networks and some passes; else nothing.
+    The replacement is "node" where NVML does not say how much memory is used. Cost: with "auto", two short training
+    steps of throw-away networks and some passes; else nothing.
 
     Raises:
-        DoesNotFitError: not even one step fits, on any of the processes.
+        DoesNotFitError: not even one step fits, on one of the processes.
         HBenchError: "offload" without a GPU.
     """
     settings = experiment.discovery
@@ -52,9 +52,9 @@ def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
 
 
 def resolve_once(experiment: Experiment, sampler: Sampler, seed: int, out: Path) -> Experiment:
-    """What :func:`resolve` says, noted in the folder of a training, so that one that goes on there gets the same bits.
+    """Return the :func:`resolve` of a training, and note it in its folder, so that a resumed one gets the same bits.
 
-    With another budget, number of processes or kind of device it is found out anew.
+    Another budget, number of processes or kind of device makes it measure anew.
     """
     settings = experiment.discovery
     if settings.strategy != "auto":
@@ -69,7 +69,7 @@ def resolve_once(experiment: Experiment, sampler: Sampler, seed: int, out: Path)
     note = out / "strategy.json"
     noted: Any = read_json(note) if note.is_file() else None
     keep: Any = noted.get("keep") if isinstance(noted, dict) and noted.get("asked") == asked else None
-    if all(all_gather([keep in range(settings.M + 1)])):  # together: what is found out anew takes all processes
+    if all(all_gather([keep in range(settings.M + 1)])):  # together: a new measurement takes all processes
         return chosen(experiment, keep)
     running = resolve(experiment, sampler, seed)
     if rank() == 0:
@@ -78,7 +78,17 @@ def resolve_once(experiment: Experiment, sampler: Sampler, seed: int, out: Path)
 
 
 def resolve_apart(experiment: Experiment, device: str, seed: int, limit_mib: float | None = None) -> Experiment:
-    """The same, found out in a fresh process, for a training with initial weights; it may not pass ``limit_mib``."""
+    """Return the experiment as :func:`resolve` does, measured in a fresh process, for a training with initial weights.
+
+    Args:
+        experiment: settings of the training.
+        device: device of the training.
+        seed: random seed.
+        limit_mib: upper bound of the memory budget.
+
+    Raises:
+        DoesNotFitError: not even one step fits.
+    """
     if experiment.discovery.gradient == "per-step":
         return chosen(experiment, 0)
     probe = measure_apart(experiment, device, seed, repeats=0)
@@ -91,7 +101,7 @@ def resolve_apart(experiment: Experiment, device: str, seed: int, limit_mib: flo
 
 
 def chosen(experiment: Experiment, keep: int) -> Experiment:
-    """The experiment with "auto" replaced by "node" that keeps ``keep`` graphs; others as they are."""
+    """Return the experiment with "auto" replaced by "node" that keeps ``keep`` graphs; other strategies stay."""
     if experiment.discovery.strategy != "auto":
         return experiment
     replaced = {"strategy": "node", "keep": keep, "memory_budget": None}
@@ -99,7 +109,7 @@ def chosen(experiment: Experiment, keep: int) -> Experiment:
 
 
 def what_would_fit(probe: Probe, experiment: Experiment, budget_mib: float) -> str:
-    """One line for a budget into which no strategy fits."""
+    """Return the advice for a budget into which no strategy fits, in one line."""
     settings = experiment.discovery
     needed = predict(probe, experiment, settings.M, 0, "node").memory_mib
     smaller = int(settings.batch_size * budget_mib / needed) // world_size() * world_size()

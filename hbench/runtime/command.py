@@ -1,6 +1,6 @@
-"""The command line that is running, for records of where results come from."""
+"""The command line that is running, for the provenance of results."""
 
 from contextvars import ContextVar
 
 COMMAND: ContextVar[str | None] = ContextVar("COMMAND", default=None)
-"""Set by the command line; None for calls from Python, which have no command to record."""
+"""Command that the command line has set; None for calls from Python, which have no command to record."""

@@ -2,7 +2,7 @@
 
 Everything random in a step follows from (seed, step), so a resumed training ends as if it had never stopped, on the CPU
 with the same bits. Metrics and curves are written before the checkpoint that vouches for them, and the provenance last
-of all: where that is there, the training is complete.
+of all: with it, the training is complete.
 """
 
 import logging
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins, or goes on."""
+    """Start of a training, or of its next part after a checkpoint."""
 
     experiment: Experiment
     stage: Stage
@@ -58,7 +58,7 @@ class Start:
     saved: Saved
     """Last checkpoint, to go on from."""
     is_complete: bool
-    """Whether nothing is left to do, the provenance included."""
+    """True if nothing is left to do, the provenance included."""
     metrics: Metrics | None
     """Rows of the steps; None in all processes but the main one, and for a complete training."""
 
@@ -76,7 +76,7 @@ def started(
     resume: bool,
     **details: Any,
 ) -> Iterator[Start]:
-    """Claim the folder of a training while the block runs, and yield where the training starts.
+    """Claim the folder of a training while the block runs, and yield its start.
 
     The experiment is the first file in a new folder: it tells a later resume that a training began here.
 
@@ -86,7 +86,7 @@ def started(
         out: folder of the training, made where it is missing.
         names: names of the parts that a checkpoint must hold.
         seed: random seed.
-        device: where to train.
+        device: device to train on.
         overwrite: accept a folder that already holds something.
         resume: go on from the folder's checkpoint, or from the start where there is none yet.
         details: details of the provenance.
@@ -185,7 +185,7 @@ def run_steps(
 
 
 def check_metrics(row: Mapping[str, float], step: int, stage: Stage) -> None:
-    """Raise HBenchError where a metric of a step is not finite."""
+    """Raise an HBenchError where a metric of a step is not finite."""
     for name, value in row.items():
         if not math.isfinite(value):
             raise HBenchError(
@@ -196,7 +196,7 @@ def check_metrics(row: Mapping[str, float], step: int, stage: Stage) -> None:
 
 @contextmanager
 def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None]]:
-    """Yield a function that says why to stop after the current step, or None: SIGTERM, SIGINT, or the time is over.
+    """Yield a function that returns a reason to stop after the current step, or None: SIGTERM, SIGINT, or the time.
 
     A second signal acts as it would without hbench. Under torchrun it changes nothing, since torchrun passes on a
     signal that the terminal or Slurm sent already. Only Python's main thread can listen for signals.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from hbench.config import Experiment
 from hbench.core import seeds
-from hbench.core.directions import draw_shifts, own
+from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment
@@ -43,7 +43,7 @@ STEPS, REPEATS = 2, 5
 
 
 def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = REPEATS, idle: int = 0) -> Probe:
-    """Measure a training step with this sampler, and with networks of its own; see the module.
+    """Measure a training step with this sampler, and with new networks; see the module.
 
     Cost: two short steps and some passes, and ten passes more for every repeat.
 
@@ -69,7 +69,7 @@ def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = 
 
 
 def shortened(experiment: Experiment) -> Experiment:
-    """Return the experiment with the fewest generation steps that still have every kind of its own, and "node"."""
+    """Return the experiment with the fewest generation steps that still have every kind of its steps, and "node"."""
     settings = experiment.discovery
 
     def kinds(M: int) -> set[bool]:
@@ -123,7 +123,7 @@ def draw_batch(experiment: Experiment, sampler: Sampler, trained: Trained) -> Ba
 
 
 def measure_parts(batch: Batch, repeats: int) -> Parts:
-    """Measure the parts of a step, each by itself."""
+    """Measure the parts of a step, one at a time."""
     two_steps = Sampler.of(batch.experiment, batch.sampler.backbone, batch.sampler.device, M=2)
     all_shifted, all_regular = (replace(two_steps, t_shift=t) for t in (0, len(two_steps.alpha_bar)))
     return Parts(
@@ -139,7 +139,7 @@ def measure_parts(batch: Batch, repeats: int) -> Parts:
 
 def measure_pass(batch: Batch, two_steps: Sampler, i: int, repeats: int) -> Pass:
     """Measure step i, 0 or 1, of a chain of two steps; step 0 starts at x_T, which needs no gradient."""
-    delta_h = own(batch.trained.shift_block, batch.k, batch.s)
+    delta_h = own_direction(batch.trained.shift_block, batch.k, batch.s)
     step, pair_step = two_steps.steps(delta_h)[i], two_steps.pair_steps(delta_h)[i]
     x = batch.x
     pair = torch.cat([x, x]) if i else x
@@ -156,7 +156,7 @@ def measure_pass(batch: Batch, two_steps: Sampler, i: int, repeats: int) -> Pass
 
     return Pass(
         forward=median_seconds(lambda: forward(step, x), two_steps.device, repeats),
-        beside=median_seconds(lambda: forward(pair_step, pair), two_steps.device, repeats),
+        pair=median_seconds(lambda: forward(pair_step, pair), two_steps.device, repeats),
         both_ways=median_seconds(lambda: both_ways(1), two_steps.device, repeats),
         graph_mib=held_mib(lambda: both_ways(2), batch) - held_mib(lambda: both_ways(1), batch),
     )
@@ -185,9 +185,9 @@ def take_other(batch: Batch) -> None:
     take_discriminator_step(batch)
 
 
-def held_mib(run: Callable[[], object], batch: Batch) -> float:
-    """Return the MiB that autograd holds at most while ``run`` runs, the weights apart."""
-    return saved_tensors_peak(run, parameters_of(batch)) / MIB
+def held_mib(work: Callable[[], object], batch: Batch) -> float:
+    """Return the MiB that autograd holds at most during ``work``, without the weights."""
+    return saved_tensors_peak(work, parameters_of(batch)) / MIB
 
 
 def parameters_of(batch: Batch) -> Iterable[nn.Parameter]:
@@ -198,23 +198,23 @@ def parameters_of(batch: Batch) -> Iterable[nn.Parameter]:
         yield from network.parameters()
 
 
-def median_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Return the median wall time of ``run``, after a first time that does not count; nan without repeats."""
+def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Return the median wall time of ``work`` in seconds, after a call that does not count; nan without repeats."""
     if not repeats:
         return math.nan
-    run()
-    return float(np.median([wall_seconds(run, device) for _ in range(repeats)]))
+    work()
+    return float(np.median([wall_seconds(work, device) for _ in range(repeats)]))
 
 
 # A fresh process ----------------------------------------------------------------------------------------------------
 
 
 def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int = REPEATS) -> Probe:
-    """Return what :func:`measure` finds in a fresh process, whose memory nothing else has used.
+    """Return the :func:`measure` of a fresh process, whose memory nothing else has used.
 
     Raises:
-        DoesNotFitError: it died of too little memory.
-        HBenchError: it died of something else.
+        DoesNotFitError: the process died of too little memory.
+        HBenchError: the process died of something else.
     """
     given = {"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed, "repeats": repeats}
     done = run_apart("hbench.training.probe", given)
@@ -232,8 +232,8 @@ if __name__ == "__main__":
     die_first()
     given = json.load(sys.stdin)
     wanted = parse_experiment(given["experiment"], "probe")
-    place = pick_device(given["device"])
-    idle = torch.cuda.device_memory_used(place) if place.type == "cuda" else 0  # before the process has a CUDA context
+    device = pick_device(given["device"])
+    idle = torch.cuda.device_memory_used(device) if device.type == "cuda" else 0  # before there is a CUDA context
     torch.manual_seed(seeds.probe(given["seed"]))
-    sampler = Sampler.of(wanted, freeze(wanted, build_model(wanted), place), place)
+    sampler = Sampler.of(wanted, freeze(wanted, build_model(wanted), device), device)
     print(json.dumps(asdict(measure(wanted, sampler, given["seed"], given["repeats"], idle))))

@@ -47,7 +47,7 @@ def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
     training steps of throw-away networks and some passes; else nothing.
 
     Raises:
-        DoesNotFitError: not even one step fits, on any of the processes.
+        DoesNotFitError: not even one step fits, on one of the processes.
         HBenchError: "offload" without a GPU.
     """
     settings = experiment.discovery

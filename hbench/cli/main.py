@@ -69,7 +69,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except HBenchError as error:
-            raise click.ClickException(_with_flags(" ".join(str(error).split()))) from error
+            message = _without_unknown(" ".join(str(error).split()), _options_of(self, ctx.invoked_subcommand))
+            raise click.ClickException(_with_flags(message)) from error
         except click.NoSuchOption as error:
             raise click.UsageError(_setting_meant(error) or error.format_message(), error.ctx) from error
         except click.BadParameter as error:  # of a value that may have lines
@@ -100,6 +101,22 @@ class Notices(logging.Handler):
 
 
 logging.getLogger("hbench").addHandler(Notices())
+
+
+def _options_of(group: click.Group, name: str | None) -> set[str]:
+    """Return the names of all options of a command, those of its subcommands included."""
+    command = group.commands.get(name or "")
+    if isinstance(command, click.Group):
+        return set().union(*(_options_of(command, each) for each in command.commands))
+    return {
+        option.lstrip("-").replace("-", "_") for each in (command.params if command else ()) for option in each.opts
+    }
+
+
+def _without_unknown(message: str, options: set[str]) -> str:
+    """Return a library's message without the advice to use an argument that the command does not offer."""
+    advice = r",? or (?:add )?`(?P<name>[a-z_]+)(?:=[^`]*)?`"
+    return re.sub(advice, lambda found: found[0] if found["name"] in options else "", message)
 
 
 def _with_flags(message: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hbench.cli.options import Options, a_path, data_options, out_option, overwrite_option, run_options, shared
+from hbench.cli.options import Options, a_path, data_options, out_of, overwrite_option, run_options, shared
 from hbench.errors import HBenchError
 from hbench.runtime.progress import progress_is_shown
 
@@ -82,8 +82,6 @@ class Task:
     needs: tuple[str, ...] = ()
     """Tasks whose results it is made of."""
     wanted: Callable[[Job], bool] = lambda job: True
-    of_run: bool = False
-    """Whether it measures the run's weights."""
     resumable: bool = False
     """Whether the command takes --resume."""
     essential: Callable[[Job], bool] = lambda job: False
@@ -164,18 +162,17 @@ TASKS = (
         wanted=Job.needs_lenet,
         essential=_from_scratch,
     ),
-    Task("rca", lambda job: ["rca", job.measured, *job.common], of_run=True, essential=_always),
+    Task("rca", lambda job: ["rca", job.measured, *job.common], essential=_always),
     Task(
         "traverse",
         lambda job: ["traverse", job.measured, "--rca", str(job.folder / "rca" / "rca.json"), *job.common],
         needs=("rca",),
-        of_run=True,
     ),
-    Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.labelled, of_run=True),
-    Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.labelled, of_run=True),
+    Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.labelled),
+    Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.labelled),
     Task("train-curves", lambda job: ["train-curves", job.measured]),
-    Task("properties", lambda job: ["properties", job.measured, *job.common], of_run=True),
-    Task("edit", _edit, needs=("rca",), of_run=True),
+    Task("properties", lambda job: ["properties", job.measured, *job.common]),
+    Task("edit", _edit, needs=("rca",)),
     Task("vram-sweep", lambda job: ["vram-sweep", job.source, *job.common], resumable=True),
     Task("ablations", _ablations, resumable=True),
     Task("mos", lambda job: ["mos", "export", job.measured, *job.common]),
@@ -193,14 +190,14 @@ def tasks() -> list[Task]:
 
 
 def _registered(folder: str, command: str) -> Task:
-    return Task(folder, lambda job: [*command.split(), job.measured, *job.common], of_run=True)
+    return Task(folder, lambda job: [*command.split(), job.measured, *job.common])
 
 
 @click.command()
 @click.argument("experiment")
 @click.option("--run", type=a_path, help="Run to measure [default: the one shipped by that name].")
 @click.option("--from-scratch", is_flag=True, help="Train the model and its directions first.")
-@shared(out_option, overwrite_option, data_options, run_options)
+@shared(out_of("runs/reproduce/EXPERIMENT"), overwrite_option, data_options, run_options)
 @click.pass_context
 def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratch: bool, options: Options) -> None:
     """Make every artifact of the paper for EXPERIMENT.
@@ -281,6 +278,7 @@ def _run(ctx: click.Context, job: Job, task: Task, number: int, reasons: dict[st
 
 def done(job: Job, task: Task, arguments: list[str]) -> bool:
     """Return whether the task's folder holds the complete result of this very command and of the run's weights."""
+    from hbench.reporting.artifacts import ARTIFACTS
     from hbench.store.provenance import FILE, Provenance
     from hbench.store.run import run_hashes
 
@@ -292,7 +290,10 @@ def done(job: Job, task: Task, arguments: list[str]) -> bool:
         [word for word in words if word not in WITHOUT_EFFECT]
         for words in (shlex.split(origin.command or "")[1:], arguments)
     )
-    same = not task.of_run or origin.details.get("weights_sha256") == run_hashes(Path(job.measured))
+    measures_run = any(artifact.of_run for artifact in ARTIFACTS if artifact.folder == task.folder)
+    if measures_run and "weights_sha256" not in origin.details:
+        raise HBenchError(f"{file}: does not say which weights were measured: record them as weights_sha256")
+    same = not measures_run or origin.details.get("weights_sha256") == run_hashes(Path(job.measured))
     return made_by == wanted and same and bool(origin.details.get("complete", True))
 
 

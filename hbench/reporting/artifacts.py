@@ -96,6 +96,8 @@ class Artifact:
     """The directions of the result that have a name."""
     comparison: Callable[[Any], Comparison | None] = lambda _: None
     """A table of its own, where the result compares trainings."""
+    of_run: bool = False
+    """Whether the run's weights are measured, whose SHA-256 its provenance then has as ``weights_sha256``."""
     on_page: bool = True
     """Whether a page of results shows it; a report of a run holds what was measured of the run."""
 
@@ -304,6 +306,7 @@ ARTIFACTS = (
         _no_rows,
         {"directions.png": draw_traversal},
         named=_named_directions,
+        of_run=True,
     ),
     Artifact(
         "rca",
@@ -314,6 +317,7 @@ ARTIFACTS = (
         _rca_rows,
         {"rca.png": draw_confusion},
         published=lambda paper: _published(paper.rca),
+        of_run=True,
     ),
     Artifact(
         "mos/score",
@@ -334,6 +338,7 @@ ARTIFACTS = (
         _fidelity_rows,
         {"fid.png": draw_fidelity},
         published=lambda paper: f"{paper.fid_raw} raw, {paper.fid_shifted} shifted" if paper.fid_raw else "",
+        of_run=True,
     ),
     Artifact(
         "fid-lenet-digits",
@@ -343,6 +348,7 @@ ARTIFACTS = (
         "fid --feature-extractor lenet-digits",
         _fidelity_rows,
         {"fid.png": draw_fidelity},
+        of_run=True,
     ),
     Artifact(
         "train-curves",
@@ -364,7 +370,16 @@ ARTIFACTS = (
         {"vram-sweep.png": draw_sweep},
         published=lambda _: "node flat, vanilla past 24 GB",
     ),
-    Artifact("edit", EditedImages, "Edits of real images", "Fig. 8", "edit", _edit_rows, {"edits.png": draw_edits}),
+    Artifact(
+        "edit",
+        EditedImages,
+        "Edits of real images",
+        "Fig. 8",
+        "edit",
+        _edit_rows,
+        {"edits.png": draw_edits},
+        of_run=True,
+    ),
     Artifact(
         "properties",
         Properties,
@@ -373,6 +388,7 @@ ARTIFACTS = (
         "properties",
         _property_rows,
         {"properties.png": draw_properties, "edits.png": draw_sources},
+        of_run=True,
     ),
     Artifact(
         "ablations",

@@ -30,8 +30,6 @@ GENERATED = "not to be edited"
 """What every summary says of itself."""
 REASONS = "not-run.json"
 """Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
-OF_THE_RUN = ("rca", "traverse", "fid-inception-v3-compat", "fid-lenet-digits", "properties", "edit")
-"""Folders of what is measured on the run's own weights."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,11 @@ def collect(folder: Path) -> Report:
             "and this page, in runs/reproduce"
         )
     experiment = parse_experiment(found[0], str(folder))
-    measured = {name: origins[name].details.get("weights_sha256") for name in OF_THE_RUN if name in origins}
+    measured = {
+        each.folder: origins[each.folder].details.get("weights_sha256")
+        for each in ARTIFACTS
+        if each.of_run and each.folder in origins
+    }
     if any(weights != next(iter(measured.values())) for weights in measured.values()):
         raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
     reasons = NotRun.read(folder / REASONS).reasons if (folder / REASONS).is_file() else {}

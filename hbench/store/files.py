@@ -1,8 +1,6 @@
-"""Files and folders that survive a kill: everything written in one move, into a folder that is locked meanwhile.
+"""Files that survive a kill: each is written under a temporary name and then moved to its place.
 
-Every file is written under a temporary name and then moved, so that a killed process leaves the old one or the new one.
-A command locks the folder that it writes to; the system gives up the lock of a killed process. A folder may come from
-anyone: no link leads out of it.
+A killed process leaves the old file or the new one, and its temporary files, which name their writer.
 """
 
 import hashlib
@@ -84,7 +82,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Folders ------------------------------------------------------------------------------------------------------------
+# Temporary names ----------------------------------------------------------------------------------------------------
 
 
 def temporary_name(path: Path) -> Path:

@@ -1,4 +1,7 @@
-"""Output folders: claimed by one process, locked while it writes, without links that lead out of them."""
+"""Output folders: claimed by one process, locked while it writes, without links that lead out of them.
+
+The system gives up the lock of a killed process. A folder may come from anyone.
+"""
 
 import errno
 import os

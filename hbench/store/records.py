@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -38,7 +38,7 @@ class Record:
     WRITTEN_BY: ClassVar[dict[int, str]] = {0: "0.1", 1: "0.2"}
     """Versions of hbench that wrote each form first, for messages."""
 
-    schema: int = 1
+    schema: int = field(default=1, compare=False, repr=False)
     """Number of the form of this file."""
 
     @classmethod

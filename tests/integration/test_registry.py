@@ -4,13 +4,16 @@ import json
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import click
 import pandas as pd
 import pytest
 import torch
+from command_line import invoke
 from PIL import Image
 
 import hbench
-from hbench.cli.options import publish
+from hbench.cli import main
+from hbench.cli.options import publish, result_options, run_argument, run_options, shared
 from hbench.cli.reproduce import tasks
 from hbench.errors import HBenchError
 from hbench.evaluation.rca import RCA
@@ -49,6 +52,7 @@ TOY = Artifact(
     "brightness",
     lambda result, paper: [Row("brightness", "Table 9", "", f"{result.mean:.3f}", n=f"{result.n} samples")],
     {"brightness.png": draw_brightness},
+    of_run=True,
 )
 
 
@@ -77,7 +81,29 @@ def test_a_new_metric_is_one_class_and_one_registration(registered, tiny_run, tm
     assert "Brightness of samples" in (tmp_path / "report.md").read_text()
 
     assert hbench.plot(result, tmp_path / "own.png").is_file()
-    assert tasks()[-1].folder == "brightness"  # reproduce would run it
+
+
+def test_reproduce_runs_what_is_registered(registered, tiny_run, tmp_path, monkeypatch):
+    """The toy's command takes RUN and the shared options, as every command of a run does."""
+
+    @click.command("brightness")
+    @run_argument
+    @shared(result_options, run_options)
+    def brightness(run, options):
+        loaded = options.load(run)
+        folder = options.claim_result(run, "brightness")
+        origin = provenance(loaded.experiment, loaded.device, options.seed, weights_sha256=loaded.hashes)
+        publish(Brightness(n=4, mean=0.25, provenance=origin.finished(n=4)), folder)
+
+    monkeypatch.setitem(main.commands, "brightness", brightness)
+    monkeypatch.setattr("hbench.cli.reproduce.TASKS", ())
+    only_the_toy = [task for task in tasks() if task.folder == "brightness"]
+    monkeypatch.setattr("hbench.cli.reproduce.tasks", lambda: only_the_toy)
+    arguments = ["reproduce", "digits16", "--run", tiny_run, "--out", tmp_path / "out", "--quiet"]
+    first = invoke(*arguments)
+    assert first.exit_code == 0, first.output
+    assert "Brightness of samples" in (tmp_path / "out" / "report.md").read_text()
+    assert "done before" in invoke(*arguments).output
 
 
 def test_without_a_registration_there_is_no_picture(tmp_path):
@@ -86,8 +112,6 @@ def test_without_a_registration_there_is_no_picture(tmp_path):
 
 
 def test_every_artifact_has_its_own_folder_command_and_picture():
-    from hbench.cli import main
-
     assert len({artifact.folder for artifact in ARTIFACTS}) == len(ARTIFACTS)
     for artifact in ARTIFACTS:
         command = main

@@ -50,7 +50,7 @@ def few_tasks(monkeypatch):
         raise HBenchError("no data: none here")
 
     few = [
-        Task("rca", lambda job: ["rca", job.measured, "--pairs", "8", *job.common], of_run=True),
+        Task("rca", lambda job: ["rca", job.measured, "--pairs", "8", *job.common]),
         Task("edit", no_data),
         Task("properties", lambda job: ["rca", f"{job.measured}/absent", *job.common]),
         Task("traverse", lambda job: pytest.fail("went on"), needs=("edit",)),
@@ -119,7 +119,7 @@ def test_reproduce_replaces_nothing_that_another_command_made(few_tasks, results
 
 
 def test_a_result_counts_only_when_complete_and_of_these_weights(job):
-    task = Task("rca", lambda job: ["rca", "x"], of_run=True)
+    task = Task("rca", lambda job: ["rca", "x"])
     words = ["rca", "x", "--out", "y"]
     origin = Provenance.read(job.folder / "rca" / "provenance.json")
     for details, expected in [({}, True), ({"complete": False}, False), ({"weights_sha256": {"model": "b"}}, False)]:

@@ -336,6 +336,12 @@ def test_slices_and_turns(second_of_two):
         distributed.check_batch_size("discovery.batch_size", 5)
 
 
+def test_results_are_gathered_in_the_order_of_the_tasks(second_of_two, monkeypatch):
+    shares = [[0, 2, 4], [1, 3]]
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: shares)
+    assert distributed.all_gather(shares[1]) == [0, 1, 2, 3, 4]
+
+
 def test_each_process_needs_a_gpu_of_its_own(second_of_two, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

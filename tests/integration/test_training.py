@@ -145,6 +145,39 @@ def test_resume_takes_settings_that_do_not_matter(tmp_path, tiny, tiny_model):
         train(other, model, discovery, device=CPU, resume=True)
 
 
+def test_from_python_nothing_is_overwritten_unasked(tmp_path, tiny):
+    images, out = load_images(tiny.data), str(tmp_path / "run")
+    assert pretrain(tiny, images, out)
+    before = snapshot(tmp_path)
+    with pytest.raises(HBenchError, match="already holds results"):
+        pretrain(tiny, images, out)
+    assert snapshot(tmp_path) == before
+    other = load_experiment("digits16", [*TINY, "pretrain.lr=0.01"])
+    assert not pretrain(other, images, out, overwrite=True, max_minutes=1e-6)
+    assert not (tmp_path / "run" / "provenance.json").exists()  # the old training does not pass for this one
+    assert pretrain(other, images, out, resume=True)
+
+
+def test_curves_are_drawn_before_each_checkpoint(tmp_path, tiny, tiny_model):
+    seen = []
+
+    def draw(folder):
+        about = read_checkpoint(folder, tiny, 0, "discovery")
+        seen.append((folder, len(pd.read_csv(folder / "metrics.csv")), about and about.step))
+
+    assert train(tiny, load_model(tiny_model, tiny), tmp_path / "run", draw=draw)
+    assert seen == [(tmp_path / "run", 2, None), (tmp_path / "run", 4, 2)]
+
+
+def test_training_leaves_the_given_model_as_it_is(tmp_path, tiny, tiny_model):
+    experiment = load_experiment("digits16", [*TINY, "pretrain.weights=float16"])
+    model = load_model(tiny_model, tiny)
+    with torch.no_grad():
+        next(model.parameters()).fill_(1 + 2**-20)  # which the folder cannot hold
+    train(experiment, model, tmp_path, max_minutes=1e-6)
+    assert (next(model.parameters()) == 1 + 2**-20).all()
+
+
 def test_a_package_that_no_command_needed_may_be_missing(monkeypatch):
     monkeypatch.setattr("hbench.store.provenance.PACKAGES", ("torch", "no-such-package"))
     versions = provenance(None, CPU, 0).versions

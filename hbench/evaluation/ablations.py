@@ -14,7 +14,7 @@ from torch import Tensor
 from hbench.config import Experiment
 from hbench.core.images import to_uint8
 from hbench.core.intervals import student
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, check_at_least
 from hbench.evaluation.curves import late_means, read_curves
 from hbench.evaluation.features import lenet_features
 from hbench.evaluation.frechet import frechet_distance, lenet_reference, statistics
@@ -209,9 +209,7 @@ def ablations(
             ``out`` holds something else or trainings of other settings.
     """
     variants = PAPER if variants is None else variants
-    for name, given in (("variants", len(variants)), ("seeds", len(seeds)), ("pairs", pairs)):
-        if given < 1:
-            raise ValueError(f"{name} must be at least 1, got {given}")
+    check_at_least(1, variants=len(variants), seeds=len(seeds), pairs=pairs)
     for overrides in variants.values():
         override(experiment, overrides)  # a wrong one is refused before any is trained
     weights, out, device = choose_lenet(lenet, experiment, pairs), Path(out), pick_device(device)

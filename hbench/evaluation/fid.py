@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from hbench.core.intervals import jackknife
+from hbench.errors import check_at_least
 from hbench.evaluation.features import LENET, Extractor, choose_extractor, features
 from hbench.evaluation.frechet import Distance, Reference, distance, lenet_reference, real_reference
 from hbench.evaluation.sample_cache import image_folder, pngs, read_pngs, sample_folders
@@ -128,8 +129,7 @@ def fid(
     """
     count = run.experiment.evaluation.fid_samples if samples is None else samples
     M = len(run.sampler.with_steps(steps).timesteps)
-    if count < 2:
-        raise ValueError(f"samples must be at least 2, got {count}")
+    check_at_least(2, samples=count)
     chosen, cache = choose_extractor(run.experiment.data, extractor, weights), Path(cache)
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, M=M)
     reference = None

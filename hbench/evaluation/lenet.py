@@ -14,7 +14,7 @@ from hbench.config import Experiment
 from hbench.core import seeds
 from hbench.core.images import to_float
 from hbench.core.intervals import wilson
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, check_at_least
 from hbench.evaluation.features import lenet_features
 from hbench.evaluation.frechet import keep_reference, real_reference
 from hbench.models.digit_lenet import DigitLeNet
@@ -112,8 +112,7 @@ def lenet(
         ValueError: no epoch.
         HBenchError: no data, or images without labels.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    check_at_least(1, epochs=epochs)
     images, labels = load_labelled(experiment.data, data_root, "train", download)
     test_images, test_labels = load_labelled(experiment.data, data_root, "test", download)
     if labels is None or test_labels is None:

@@ -1,4 +1,4 @@
-"""The command line: one file a command. A command checks its options, calls one library function, and prints."""
+"""Commands, one file each: a command checks its options, calls one library function, and prints."""
 
 from hbench.cli.main import main
 

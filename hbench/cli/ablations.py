@@ -33,13 +33,13 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
 @experiment_options
 @model_option
 @click.option(
-    "--over", multiple=True, metavar="KEY=VALUE,...", help="Instead: EXPERIMENT with each of these values; repeatable."
+    "--over", multiple=True, metavar="KEY=VALUE,...", help="Values of a setting to compare instead; repeatable."
 )
 @click.option("--seeds", default="0,1,2", show_default=True, callback=parse_seeds, help="Seeds of the trainings.")
 @click.option(
-    "--pairs", type=click.IntRange(min=1), default=1000, show_default=True, help="Fresh pairs to measure each with."
+    "--pairs", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of fresh pairs a training."
 )
-@click.option("--lenet", type=a_path, help='Made by "hbench lenet" [default: the shipped one].')
+@click.option("--lenet", type=a_path, help='Weights of the digit LeNet, by "hbench lenet" [default: the shipped ones].')
 @click.option("--out", type=a_path, help="Output folder [default: runs/EXPERIMENT/ablations, or settings].")
 @shared(training_options, run_options)
 def ablations(
@@ -51,13 +51,13 @@ def ablations(
     lenet: Path | None,
     options: Options,
 ) -> None:
-    """Train and measure variants of EXPERIMENT.
+    """Train variants of an experiment and compare them.
 
-    In full, with l1 or nothing in place of D (Fig. 3), and with gradients per step (Sec. 4.4).
+    The variants are the full method, l1 or no loss in place of the discriminator (Fig. 3), and gradients per step
+    (Sec. 4.4). With --over they are EXPERIMENT as it is, and with each given value in turn.
 
-    With --over the variants are EXPERIMENT as it is and with each value in turn: what does a setting do?
-    --resume skips finished runs, goes on with the others, and measures all of them again. --seed is that of the pairs
-    to measure with. Images without a digit LeNet get no FD.
+    --resume skips finished trainings, goes on with the others, and measures all of them again. --seed is the seed of
+    the pairs that are measured. Images without a digit LeNet get no FD.
 
     \b
     Example:

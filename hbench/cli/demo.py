@@ -1,4 +1,4 @@
-"""``hbench demo``: what hbench ships, and what it finds from scratch in a few minutes."""
+"""``hbench demo``: the shipped run, and a discovery from scratch in a few minutes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ LOOK_PAIRS, LOOK_SAMPLES = 256, 5
 """Fresh pairs and columns at a checkpoint."""
 CHECKPOINTS = 4
 FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 3.0, "decay": 0.3}
-"""What is smaller than in the shipped run."""
+"""Settings of the fresh discovery that are smaller than the shipped run's, and those that suit them."""
 
 
 @click.command()
@@ -32,7 +32,7 @@ FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 3.0, "dec
 def demo(training_steps: int, options: Options) -> None:
     """Show the shipped directions, then discover new ones.
 
-    All on the shipped model, offline, in about ten minutes on a laptop.
+    Everything runs on the shipped model, offline, in about ten minutes on a laptop.
 
     \b
     Example:

@@ -31,10 +31,14 @@ if TYPE_CHECKING:
 @run_argument
 @click.argument("images", nargs=-1, required=True, type=a_path, metavar="IMAGE...")
 @click.option("--shift", "shifts", multiple=True, metavar="K=S", help="Direction and magnitude; repeatable.")
-@click.option("--sweep", "swept", type=int, metavar="K", help="One direction from -S to S.")
-@click.option("--grid", "crossed", metavar="K,K", help="Two directions at once, each from -S to S.")
+@click.option("--sweep", "swept", type=int, metavar="K", help="Direction to vary from -S to S.")
+@click.option("--grid", "crossed", metavar="K,K", help="Two directions to cross, each from -S to S.")
 @click.option(
-    "--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Magnitudes of a sweep or a grid."
+    "--samples",
+    type=click.IntRange(min=2),
+    default=5,
+    show_default=True,
+    help="Number of magnitudes of a sweep, or of each direction of a grid.",
 )
 @click.option(
     "--steps",
@@ -44,14 +48,14 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Steps of the inversion, and of the generation.",
+    help="Number of generation steps M, and of inversion steps.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="bfloat16 inverts a little less exactly.",
+    help="Precision of the networks; bfloat16 inverts a little less exactly.",
 )
 @shared(source_options, result_options, device_option, quiet_option)
 def edit(
@@ -65,11 +69,11 @@ def edit(
     precision: "Precision",
     options: Options,
 ) -> None:
-    """Edit real images along directions of RUN.
+    """Edit real images along directions of a run.
 
-    As in Fig. 8. Each IMAGE is a picture of any size, or a folder of them. Inverts each image to x_T, says how well
-    it is reconstructed, and generates it again with the given --shift (each alone, and all together), with a --sweep,
-    or with a --grid. Nothing is random here.
+    Each IMAGE is a picture of any size, or a folder of pictures. Each is inverted to x_T and generated again: as it
+    is, which tells the error of the reconstruction, and with every --shift alone and all of them together, with a
+    --sweep, or with a --grid. Nothing is random.
 
     \b
     Example:

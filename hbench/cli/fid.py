@@ -21,13 +21,13 @@ from hbench.cli.options import (
 
 @click.command()
 @run_argument
-@click.option("--samples", type=click.IntRange(min=2), help="Samples of each kind [default: the experiment's number].")
+@click.option("--samples", type=click.IntRange(min=2), help="Number of samples of each kind [default: the run's].")
 @steps_option
 @click.option(
     "--feature-extractor",
     "extractor",
-    help="One of torch-fidelity's that is plain weights, or lenet-digits [default: inception-v3-compat; for digits "
-    "lenet-digits].",
+    help="Feature extractor: one of torch-fidelity's with plain weights, or lenet-digits [default: lenet-digits for "
+    "digits, else inception-v3-compat].",
 )
 @click.option("--weights", type=a_path, help="Weights of the extractor [default: its own].")
 @click.option(
@@ -43,11 +43,11 @@ def fid(
     cache: Path,
     options: Options,
 ) -> None:
-    """Measure the FID of raw and shifted samples.
+    """Measure the distance of samples to real images: FID and KID.
 
-    As in Table 2. Digits, which Inception does not know, are compared in the features of a LeNet. Its weights, if not
-    given those shipped with mnist16, carry the statistics of MNIST's test images, so that FD needs no data set (KID
-    does); "hbench lenet" makes others.
+    Raw and shifted samples are compared with real images. Inception knows no digits: these are compared in the features
+    of a LeNet, and the distance is called FD. The LeNet shipped with mnist16 carries the statistics of MNIST's test
+    images, so that FD needs no data set; KID does. "hbench lenet" makes other LeNets.
 
     \b
     Example:

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @experiment_options
-@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Number of passes over the images."
+)
 @shared(out_of("runs/EXPERIMENT/lenet"), data_options, overwrite_option, seed_option, quiet_option)
 def lenet(experiment: "Experiment", epochs: int, options: Options) -> None:
-    """Train the digit LeNet whose features fid uses.
+    """Train a digit LeNet, whose features "hbench fid" compares.
 
-    On the labelled images of EXPERIMENT. It is so small that it is trained on the CPU.
+    The LeNet learns the labelled images of EXPERIMENT. It is so small that it is trained on the CPU.
 
     \b
     Example:

@@ -1,6 +1,6 @@
-"""The command line: each command checks its options, calls one function, and prints the result.
+"""The command line: the group of all commands, and errors and notices in its own words.
 
-Numbers go to stdout, everything else to stderr. torch is imported inside the commands, so that help is instant.
+Numbers go to stdout, everything else to stderr. Commands import torch only when they run, so that help is instant.
 """
 
 import errno
@@ -43,26 +43,26 @@ OUT_OF_MEMORY = {
     'a smaller discovery.memory_budget with "auto", or discovery.checkpoint_blocks=true; "hbench plan EXPERIMENT" '
     "predicts what fits",
 }
+"""Advice when memory runs out, by command."""
 OUT_OF_MEMORY["ablations"] = OUT_OF_MEMORY["train"]
-"""What to do about it, by command."""
 
 
 class Group(click.Group):
-    """The group that turns every HBenchError into one line and exit code 1, printed by one process."""
+    """A group of commands that turns every HBenchError into one line and exit code 1, printed by one process."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
-        """Run the command line; what it says is what provenance records."""
+        """Run a command line, the one that provenance records."""
         args = sys.argv[1:] if args is None else list(args)
         command = shlex.join(["hbench", *map(str, args)])
         with only_main_process_prints():
             return super().main(args, *rest, obj=command, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of the work, not of the alphabet."""
+        """Return the commands in the order of the work, not of the alphabet."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run the command, and turn its errors into one line each."""
         token = COMMAND.set(ctx.obj)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
@@ -73,14 +73,15 @@ class Group(click.Group):
             raise click.ClickException(_with_flags(message)) from error
         except click.NoSuchOption as error:
             raise click.UsageError(_setting_meant(error) or error.format_message(), error.ctx) from error
-        except click.BadParameter as error:  # of a value that may have lines
+        except click.BadParameter as error:  # its value may have several lines
             raise click.UsageError(" ".join(error.format_message().split()), error.ctx) from error
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             first = (str(error).splitlines() or ["no more is known"])[0]
-            advice = OUT_OF_MEMORY.get(ctx.invoked_subcommand or "", "choose another --device")
-            raise click.ClickException(f"out of memory: {advice} ({first})") from error
+            name = ctx.invoked_subcommand or ""
+            general = "choose another --device" if "device" in _options_of(self, name) else "free some memory"
+            raise click.ClickException(f"out of memory: {OUT_OF_MEMORY.get(name, general)} ({first})") from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever reads the output has seen enough
                 raise
@@ -93,7 +94,7 @@ class Group(click.Group):
 
 
 class Notices(logging.Handler):
-    """Writes what the library has to say on its way to stderr, above a bar that is being drawn."""
+    """Handler of the library's notices: each is a line on stderr, above a bar that is being drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
@@ -120,7 +121,7 @@ def _without_unknown(message: str, options: set[str]) -> str:
 
 
 def _with_flags(message: str) -> str:
-    """Return a library's message with the command's options, where it names arguments: `name` or `name=value`."""
+    """Return a library's message with options in place of the arguments that it names: `name` or `name=value`."""
 
     def flag(found: re.Match[str]) -> str:
         name, value = found["name"], found["value"]
@@ -130,7 +131,7 @@ def _with_flags(message: str) -> str:
 
 
 def _setting_meant(error: click.NoSuchOption) -> str:
-    """What to say of an unknown option that is the name of a setting; else nothing."""
+    """Return the message about an unknown option that is the name of a setting; empty if it is none."""
     from hbench.config import Experiment
 
     command = error.ctx.command if error.ctx else None

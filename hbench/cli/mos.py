@@ -8,9 +8,9 @@ from hbench.cli.mos_score import score
 
 @click.group()
 def mos() -> None:
-    """Ask people which directions mean something.
+    """Ask people which directions they can interpret.
 
-    The Mean Opinion Score of Table 1: sheets to mark, and the score of the marks.
+    "hbench mos export" makes sheets to mark, "hbench mos score" the mean opinion score (MOS) of the marks.
 
     \b
     Example:

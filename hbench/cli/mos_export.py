@@ -15,22 +15,24 @@ def _odd(ctx: click.Context, param: click.Parameter, value: int) -> int:
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=a_path)
-@click.option("--assessors", type=click.IntRange(min=1), default=5, show_default=True, help="People: one sheet each.")
-@click.option("--votes", type=click.IntRange(min=1), help="Assessors per direction [default: all of them].")
-@click.option("--examples", type=click.IntRange(min=1), default=10, show_default=True, help="Rows: random x_T.")
+@click.option("--assessors", type=click.IntRange(min=1), default=5, show_default=True, help="Number of sheets.")
+@click.option("--votes", type=click.IntRange(min=1), help="Number of assessors per direction [default: all of them].")
+@click.option(
+    "--examples", type=click.IntRange(min=1), default=10, show_default=True, help="Number of rows: random x_T."
+)
 @click.option(
     "--samples",
     type=click.IntRange(min=3),
     callback=_odd,
     default=5,
     show_default=True,
-    help="Columns, an odd number.",
+    help="Number of columns, odd: s from -S to S.",
 )
 @click.option(
-    "--repeats", type=click.FloatRange(0, 0.5), default=0.1, show_default=True, help="Share of items shown twice."
+    "--repeats", type=click.FloatRange(0, 0.5), default=0.1, show_default=True, help="Share of directions shown twice."
 )
 @click.option(
-    "--controls", type=click.IntRange(min=0), default=3, show_default=True, help="Untrained directions per run."
+    "--controls", type=click.IntRange(min=0), default=3, show_default=True, help="Number of untrained directions a run."
 )
 @click.option("--label-studio", is_flag=True, help="Write tasks and configuration for Label Studio too.")
 @shared(
@@ -49,13 +51,13 @@ def export(
     label_studio: bool,
     options: Options,
 ) -> None:
-    """Make blind sheets for assessors to mark every direction of one or several RUNs.
+    """Make blind sheets on which people mark directions.
 
-    Hand out sheet_1.html, sheet_2.html, ..., one to each assessor: pages that work without a network. The folders
+    Hand out sheet_1.html, sheet_2.html, ..., one to each assessor: the pages work without a network. The folders
     beside them hold the same as pictures and an empty CSV. Keep back key.json and design.csv until all marks are in.
 
-    Untrained directions are mixed in as a floor: a fresh shift block with Gaussian output convolutions, its steps as
-    large as the trained ones.
+    The sheets also show untrained directions, as a floor: those of a fresh shift block with Gaussian output
+    convolutions, whose steps are as large as the trained ones.
 
     \b
     Example:

@@ -11,7 +11,7 @@ a_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("marks", metavar="MARKS.csv...", nargs=-1, required=True, type=a_file)
-@click.option("--key", required=True, type=a_file, help='The key.json that "hbench mos export" wrote.')
+@click.option("--key", required=True, type=a_file, help='File key.json of "hbench mos export".')
 @click.option("--partial", is_flag=True, help="Score although whole sheets are missing.")
 @click.option("--device", hidden=True, expose_value=False)  # accepted since other commands take it; nothing to compute
 @click.option("--quiet", hidden=True, expose_value=False, is_flag=True)
@@ -21,9 +21,11 @@ a_file = click.Path(exists=True, dir_okay=False, path_type=Path)
     seed_option,
 )
 def score(marks: tuple[Path, ...], key: Path, partial: bool, options: Options) -> None:
-    """Score the marks of assessors: MOS, agreement, the floor of untrained directions, the names given.
+    """Score people's marks: mean opinion score and agreement.
 
-    Takes the files that the sheets exported, or spreadsheets saved as CSV in UTF-8, with commas or semicolons. A mark
+    The score of untrained directions stands beside it as a floor, and the names that people gave are collected.
+
+    MARKS.csv is a file that a sheet exported, or a spreadsheet saved as CSV in UTF-8, with commas or semicolons. A mark
     that is foreign, missing, double or out of range is refused by file and line.
 
     \b

@@ -1,4 +1,4 @@
-"""Options that several commands share, handed to a command as one object, and how every command publishes a result."""
+"""Options that several commands share, handed to a command as one object, and the publishing of results."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -44,7 +44,7 @@ class Options:
         return {"seed": self.seed, "resume": self.resume, "max_minutes": self.max_minutes}
 
     def torch_device(self) -> "torch.device":
-        """Return the device, after the processes of a torchrun have found each other on it."""
+        """Return the device, after joining the processes of a torchrun on it."""
         from hbench.runtime.device import pick_device
         from hbench.runtime.distributed import start
 
@@ -65,10 +65,10 @@ class Options:
         return direction_source(run, self.direction_source, self.directions)
 
     def claim(self, default: Path) -> Path:
-        """Make the output folder and keep it for this process until the command ends; the main process does so for all.
+        """Claim the output folder until the command ends, and return it; the main process claims it for all.
 
         Raises:
-            HBenchError: it holds something else, is in use, or cannot be made.
+            HBenchError: the folder holds something else, is in use, or cannot be made.
         """
         from hbench.store.folders import claimed_folder
 
@@ -84,13 +84,13 @@ class Options:
 
 
 def shared(*options: Decorator[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add shared options to a command, which takes their values as one :class:`Options`, its last argument."""
+    """Add shared options to a command, whose argument ``options`` holds their values as one :class:`Options`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def collected(**values: Any) -> None:
-            own = {each.name: values.pop(each.name) for each in fields(Options) if each.name in values}
-            command(**values, options=Options(**own))
+            given = {each.name: values.pop(each.name) for each in fields(Options) if each.name in values}
+            command(**values, options=Options(**given))
 
         for option in reversed(options):
             collected = option(collected)
@@ -100,7 +100,7 @@ def shared(*options: Decorator[Any]) -> Callable[[Callable[..., None]], Callable
 
 
 class Renamed(click.Option):
-    """An option that was renamed: its older spellings, given after the first, work and stay out of the help."""
+    """A renamed option: its older spellings, listed after the first, still work but are not in the help."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the option's help, with its first spelling alone."""
@@ -133,7 +133,9 @@ def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None
 
 a_path = click.Path(path_type=Path)
 run_argument = click.argument("run", type=a_path)
-device_option = click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:N".')
+device_option = click.option(
+    "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda" or "cuda:N".'
+)
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 quiet_option = click.option(
     "--quiet",
@@ -144,7 +146,9 @@ quiet_option = click.option(
 )
 out_option = click.option("--out", type=a_path, help="Output folder [default: inside the run's].")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
-steps_option = click.option("--steps", type=click.IntRange(min=1), help="Generation steps M [default: the run's].")
+steps_option = click.option(
+    "--steps", type=click.IntRange(min=1), help="Number of generation steps M [default: the run's]."
+)
 many_steps_option = click.option(
     "--steps",
     "--m",
@@ -152,15 +156,19 @@ many_steps_option = click.option(
     cls=Renamed,
     callback=_whole_numbers,
     metavar="M,M,...",
-    help="Generation steps [default: M/2, M, 2M, 4M of EXPERIMENT].",
+    help="Numbers of generation steps M [default: M/2, M, 2M, 4M of EXPERIMENT].",
 )
 run_options = combined(device_option, seed_option, quiet_option)
 result_options = combined(out_option, overwrite_option)
 training_options = combined(
     click.option("--resume", is_flag=True, help="Go on in --out, where a training was stopped or killed."),
-    click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after this time."),
+    click.option(
+        "--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Minutes after which to stop cleanly."
+    ),
 )
-model_option = click.option("--model", type=a_path, help="Weights [default: runs/EXPERIMENT/pretrain].")
+model_option = click.option(
+    "--model", type=a_path, help="Weights of the diffusion model [default: runs/EXPERIMENT/pretrain]."
+)
 data_options = combined(
     click.option("--data-root", type=a_path, help="Folder of the data set [env: HBENCH_DATA]."),
     click.option("--download", is_flag=True, help="Let torchvision download MNIST if it is missing."),
@@ -171,22 +179,24 @@ source_options = combined(
         type=click.Choice(["own", "mean", "global"]),
         default="own",
         show_default=True,
-        help="The sample's own direction, its mean over samples, or the time-invariant one.",
+        help="Kind of direction: the sample's own, the mean over samples, or the time-invariant one.",
     ),
-    click.option("--directions", type=a_path, help='File of "hbench properties", for mean and global.'),
+    click.option(
+        "--directions", type=a_path, help='File directions.safetensors of "hbench properties", for mean and global.'
+    ),
 )
 processes_option = click.option(
     "--processes",
     type=click.IntRange(min=1),
     expose_value=False,
     callback=lambda ctx, param, value: check_processes(value, ctx.obj),
-    help="Refuse to run unless torchrun started so many.",
+    help="Number of processes that torchrun must have started.",
 )
-"""For commands that several processes can share: the others refuse to run under torchrun."""
+"""Option of the commands that several processes can share: the others refuse to run under torchrun."""
 
 
 def out_of(default: str) -> Decorator[Any]:
-    """Return the option --out of a command that writes elsewhere than into a run's folder."""
+    """Return the option --out of a command with another default folder than the run's."""
     return click.option("--out", type=a_path, help=f"Output folder [default: {default}].")
 
 
@@ -198,7 +208,11 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
 def adjusted_experiment_options(
     adjust: "Callable[[Experiment, dict[str, Any]], Experiment]",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add the same to a command whose other options change settings too: ``adjust`` gets their values."""
+    """Add the same to a command whose other options also change settings.
+
+    Args:
+        adjust: function of the experiment and the values of those options; it returns the changed experiment.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -215,7 +229,7 @@ def adjusted_experiment_options(
         add: Decorator[Any] = combined(
             click.argument("experiment"),
             click.option(
-                "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."
+                "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Setting to change; repeatable."
             ),
             click.option("-n", "--dry-run", is_flag=True, help="Print the resolved settings and stop."),
         )
@@ -226,14 +240,14 @@ def adjusted_experiment_options(
 
 
 def result_folder(run: Path) -> Path:
-    """Return where a run's results lie: in its own folder, or under runs/ for a run shipped with hbench."""
+    """Return the folder of a run's results: its own, or one under runs/ for a run shipped with hbench."""
     from hbench.store.run import locate
 
     return run if locate(run) == run else Path("runs") / f"shipped-{run.name}"
 
 
 def with_steps(name: str, run: "Run", steps: int | None) -> str:
-    """Return the name of a result, with its generation steps where these are not the run's own."""
+    """Return the name of a result, with its generation steps where they differ from the run's."""
     check_steps(run.experiment, steps)
     M = run.experiment.discovery.M
     return name if steps in (None, M) else f"{name}-{steps}-steps"
@@ -246,14 +260,14 @@ def check_steps(experiment: "Experiment", steps: int | None) -> None:
 
 
 def check_directions(run: "Run", directions: Iterable[int], option: str) -> None:
-    """Refuse directions that the run has not."""
+    """Refuse directions that the run does not have."""
     for k in directions:
         if k not in range(run.K):
             raise click.BadParameter(f"no direction {k}: the run has 0 to {run.K - 1}", param_hint=option)
 
 
 def publish(result: "Result", folder: Path) -> None:
-    """Draw a result, write it into its claimed folder, and print its summary; the main process does so for all."""
+    """Draw a result, write it into its claimed folder, and print its summary; the main process does it for all."""
     from hbench.reporting.artifacts import draw
 
     if rank():

@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 @experiment_options
 @many_steps_option
 @shared(
-    click.option("--out", type=a_path, help="Keep the plan in this folder, with its picture and provenance."),
+    click.option("--out", type=a_path, help="Output folder, with a picture and provenance [default: none]."),
     overwrite_option,
     run_options,
 )
 def plan(experiment: "Experiment", steps: list[int] | None, options: Options) -> None:
-    """Predict memory and speed of training EXPERIMENT.
+    """Predict memory and speed of training against M.
 
-    For each strategy over M, and which one "auto" takes. Measures one short training step for node, vanilla and auto,
-    which needs the memory of node only, and a few short steps for each other strategy; one that does not fit is left
-    out, and said so. The memory is what "hbench vram-sweep" would measure. "auto" keeps the graphs of the last "keep"
-    steps of M: 0 is node, M vanilla.
+    The table has a line for each strategy of back-propagation and each M, and tells the steps that "auto" keeps. One
+    short training step is measured for node, vanilla and auto, in the memory of node, and a few short steps for each
+    other strategy; a strategy that does not fit is left out, with a note. Memory is meant as "hbench vram-sweep"
+    measures it. The strategy "auto" keeps the graphs of the last "keep" of M steps: 0 is node, M is vanilla.
 
     \b
     Example:

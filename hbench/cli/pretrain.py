@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @experiment_options
 @shared(out_of("runs/EXPERIMENT/pretrain"), data_options, training_options, processes_option, run_options)
 def pretrain(experiment: "Experiment", options: Options) -> None:
-    """Train the diffusion model of EXPERIMENT on its images.
+    """Train a diffusion model on an experiment's images.
 
     \b
     Example:

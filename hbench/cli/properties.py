@@ -20,16 +20,22 @@ from hbench.cli.options import (
 @click.command()
 @run_argument
 @click.option(
-    "--samples", type=click.IntRange(min=2), default=1000, show_default=True, help="Samples in the mean direction."
+    "--samples",
+    type=click.IntRange(min=2),
+    default=1000,
+    show_default=True,
+    help="Number of samples in the mean direction.",
 )
 @click.option(
     "--pairs",
     type=click.IntRange(min=20),
     default=200,
     show_default=True,
-    help="Other samples, each edited along every direction.",
+    help="Number of other samples, each edited along every direction.",
 )
-@click.option("--examples", type=click.IntRange(min=1), default=3, show_default=True, help="Rows in the picture.")
+@click.option(
+    "--examples", type=click.IntRange(min=1), default=3, show_default=True, help="Number of rows: random x_T."
+)
 @click.option(
     "--direction",
     "shown",
@@ -48,10 +54,11 @@ def properties(
     steps: int | None,
     options: Options,
 ) -> None:
-    """Measure homogeneity, consistency and linearity.
+    """Compare own, mean and time-invariant directions.
 
-    As in Fig. 9: compares edits with the sample's own direction, its mean over samples, and the time-invariant one,
-    and writes the mean directions as directions.safetensors, for --direction-source.
+    Edits along the sample's own direction are compared with those along the mean over samples and along the
+    time-invariant direction. The numbers are homogeneity, consistency and linearity (Sec. 5.4 of the paper). The mean
+    directions are written as directions.safetensors: other commands take that file as --directions.
 
     \b
     Example:

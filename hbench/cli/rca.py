@@ -21,9 +21,9 @@ from hbench.cli.options import (
 @click.option("--pairs", type=click.IntRange(min=1), default=10_000, show_default=True, help="Number of fresh pairs.")
 @shared(source_options, result_options, processes_option, run_options)
 def rca(run: Path, pairs: int, options: Options) -> None:
-    """Measure how well RUN's directions are recognised.
+    """Measure the reconstructor's classification accuracy (RCA).
 
-    The RCA of Table 1: the accuracy of its reconstructor on fresh pairs.
+    RCA is the share of fresh pairs whose direction the run's reconstructor recognises.
 
     \b
     Example:

@@ -9,9 +9,15 @@ from hbench.cli.options import a_path, result_folder
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=a_path, metavar="RUN...")
-@click.option("--out", type=a_path, help="Output folder [default: the first run's results].")
-@click.option("--summary", type=a_path, help="Also put one table of all RUNs into this .md file.")
-@click.option("--not-run", nargs=2, multiple=True, metavar="EXPERIMENT REASON", help="One for the table, as not run.")
+@click.option("--out", type=a_path, help="Output folder [default: that of the first RUN's results].")
+@click.option("--summary", type=a_path, help="Markdown file for one table of all RUNs.")
+@click.option(
+    "--not-run",
+    nargs=2,
+    multiple=True,
+    metavar="EXPERIMENT REASON",
+    help="Experiment to list in the summary as not run; repeatable.",
+)
 @click.pass_context
 def report(
     ctx: click.Context,
@@ -20,11 +26,11 @@ def report(
     summary: Path | None,
     not_run: tuple[tuple[str, str], ...],
 ) -> None:
-    """Write one page of all that was measured for RUNs.
+    """Write one page of all results, beside the paper's.
 
-    Every picture, and our numbers beside the paper's. RUN is a run folder, a shipped run that was measured, or any
-    folder of results. report.html needs no other file; report.md, report.csv and report.json lie beside it. An
-    earlier report is replaced: it holds nothing of its own.
+    RUN is a run folder, a shipped run with results, or any folder of results. report.html needs no other file;
+    report.md, report.csv and report.json lie beside it. An earlier report is replaced: everything in it comes from
+    the results.
 
     \b
     Example:

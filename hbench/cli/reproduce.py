@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from hbench.config import Experiment
 
 MADE_OF = "reproduced.json"
-"""File with the settings and the weights that everything in the folder is made of."""
+"""Name of the file with the settings and the weights that everything in the folder is made of."""
 REAL_IMAGES = 6
-"""Real images that are edited."""
+"""Number of real images that are edited."""
 WITHOUT_EFFECT = {"--resume", "--overwrite", "--quiet"}
 """Options that change no result."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is reproduced, and where."""
+    """A reproduction: experiment, run and folder."""
 
     experiment: "Experiment"
     source: str
@@ -37,12 +37,12 @@ class Job:
 
     @property
     def measured(self) -> str:
-        """The run that is measured, as commands take it."""
+        """Run that is measured, as commands take it."""
         return str(self.run or self.folder / "train")
 
     @property
     def data(self) -> list[str]:
-        """Options that say where the images are."""
+        """Options with the location of the images."""
         root = ["--data-root", str(self.options.data_root)] if self.options.data_root else []
         return root + (["--download"] if self.options.download else [])
 
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def labelled(self) -> bool:
-        """Whether the images are digits with labels."""
+        """True if the images are digits with labels."""
         return self.experiment.data.dataset in ("mnist", "digits")
 
     def own_lenet(self) -> Path | None:
@@ -65,7 +65,7 @@ class Job:
         return file if file.is_file() else None
 
     def needs_lenet(self) -> bool:
-        """Return whether the digits need a LeNet of their own."""
+        """Return True if the digits need a LeNet of their own."""
         from hbench.store.lenet import SHIPPED_LENET, fits
 
         return self.labelled and (self.run is None or not fits(SHIPPED_LENET, self.experiment.data))
@@ -78,14 +78,15 @@ class Task:
     folder: str
     """Folder of its result, inside the reproduction's."""
     words: Callable[[Job], list[str]]
-    """(job) -> command line after ``hbench``, without --out. Raises HBenchError with the reason where it cannot run."""
+    """Function (job) -> command line after ``hbench``, without --out; HBenchError with the reason if it cannot run."""
     needs: tuple[str, ...] = ()
-    """Tasks whose results it is made of."""
+    """Folders of the tasks whose results it is made of."""
     wanted: Callable[[Job], bool] = lambda job: True
+    """Function (job) -> True if the task belongs to the reproduction."""
     resumable: bool = False
-    """Whether the command takes --resume."""
+    """True if the command takes --resume."""
     essential: Callable[[Job], bool] = lambda job: False
-    """Whether nothing goes on without it."""
+    """Function (job) -> True if nothing goes on without the task."""
 
 
 def _fid(extractor: str) -> Callable[[Job], list[str]]:
@@ -101,7 +102,11 @@ def _fid(extractor: str) -> Callable[[Job], list[str]]:
 
 
 def _edit(job: Job) -> list[str]:
-    """Edit real images along the two best recognised directions; the images are written beside the results."""
+    """Return the command that edits real images along the two best recognised directions, after writing the images.
+
+    Raises:
+        HBenchError: no data.
+    """
     from hbench.core.images import to_float
     from hbench.evaluation.rca import RCA
     from hbench.store.datasets import load_reference
@@ -177,11 +182,11 @@ TASKS = (
     Task("ablations", _ablations, resumable=True),
     Task("mos", lambda job: ["mos", "export", job.measured, *job.common]),
 )
-"""In order: later ones are made of the results of earlier ones."""
+"""Tasks in their order: later ones are made of the results of earlier ones."""
 
 
 def tasks() -> list[Task]:
-    """Return all tasks: those above, and every other registered artifact, whose command takes the run."""
+    """Return all tasks: those above, and one for every other registered artifact, whose command takes the run."""
     from hbench.reporting.artifacts import ARTIFACTS
 
     listed = {task.folder for task in TASKS} | {"mos/score", "settings"}  # these wait for people, and for a question
@@ -195,16 +200,16 @@ def _registered(folder: str, command: str) -> Task:
 
 @click.command()
 @click.argument("experiment")
-@click.option("--run", type=a_path, help="Run to measure [default: the one shipped by that name].")
+@click.option("--run", type=a_path, help="Run to measure [default: the shipped one of that name].")
 @click.option("--from-scratch", is_flag=True, help="Train the model and its directions first.")
 @shared(out_of("runs/reproduce/EXPERIMENT"), overwrite_option, data_options, run_options)
 @click.pass_context
 def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratch: bool, options: Options) -> None:
-    """Make every artifact of the paper for EXPERIMENT.
+    """Make every artifact of the paper, and one page of them all.
 
-    Each artifact is one command, printed before it runs, in a folder of its own; a page shows them all. Called again,
-    it goes on where it stopped: what is done is not done again. What cannot be run, without data for example, is
-    marked so on the page. Digits that the shipped LeNet does not fit get one of their own first.
+    Each artifact is one command, printed before it runs, with a folder of its own. Called again, the reproduction goes
+    on where it stopped. An artifact that cannot be made, without data for example, is marked so on the page. Digits
+    that the shipped LeNet does not fit get a LeNet of their own first.
 
     \b
     Example:
@@ -218,7 +223,7 @@ def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratc
     if job.labelled:
         reasons["fid-inception-v3-compat"] = "Inception knows no digits: the FD in LeNet features stands in"
     for number, task in enumerate([task for task in tasks() if task.wanted(job)], start=1):
-        if reason := _run(ctx, job, task, number, reasons):
+        if reason := _do(ctx, job, task, number, reasons):
             reasons[task.folder] = reason
             click.echo(f"    not run: {reason}", err=True)
         NotRun(reasons=reasons).write(job.folder / REASONS)
@@ -227,7 +232,11 @@ def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratc
 
 
 def _job(source: str, run: Path | None, from_scratch: bool, options: Options) -> Job:
-    """Return what is to be reproduced, its folder claimed; HBenchError where that was made of something else."""
+    """Return the reproduction, its folder claimed.
+
+    Raises:
+        HBenchError: no run is shipped and none was given, or the folder was made of something else.
+    """
     from dataclasses import replace
 
     from hbench.experiments import load_experiment
@@ -250,8 +259,8 @@ def _job(source: str, run: Path | None, from_scratch: bool, options: Options) ->
     return Job(settings, source, run, folder, options)
 
 
-def _run(ctx: click.Context, job: Job, task: Task, number: int, reasons: dict[str, str]) -> str | None:
-    """Run a task unless it is done; return why it was not run, in one line.
+def _do(ctx: click.Context, job: Job, task: Task, number: int, reasons: dict[str, str]) -> str | None:
+    """Do a task unless it is done. Return the reason if it was not run, in one line.
 
     Raises:
         HBenchError: an essential task failed, one was stopped, or its folder holds something else.
@@ -268,7 +277,7 @@ def _run(ctx: click.Context, job: Job, task: Task, number: int, reasons: dict[st
     if done(job, task, arguments):
         click.echo("    done before", err=True)
         return None
-    reason = _perform(ctx, job, task, arguments)
+    reason = _call(ctx, job, task, arguments)
     if reason and task.essential(job):
         raise HBenchError(f"hbench {arguments[0]}: {reason}")
     if not reason and not done(job, task, arguments):
@@ -277,7 +286,7 @@ def _run(ctx: click.Context, job: Job, task: Task, number: int, reasons: dict[st
 
 
 def done(job: Job, task: Task, arguments: list[str]) -> bool:
-    """Return whether the task's folder holds the complete result of this very command and of the run's weights."""
+    """Return True if the task's folder holds the complete result of this very command and of the run's weights."""
     from hbench.reporting.artifacts import ARTIFACTS
     from hbench.store.provenance import FILE, Provenance
     from hbench.store.run import run_hashes
@@ -297,8 +306,8 @@ def done(job: Job, task: Task, arguments: list[str]) -> bool:
     return made_by == wanted and same and bool(origin.details.get("complete", True))
 
 
-def _perform(ctx: click.Context, job: Job, task: Task, arguments: list[str]) -> str | None:
-    """Call a command as a user would and return the line it failed with, if it failed."""
+def _call(ctx: click.Context, job: Job, task: Task, arguments: list[str]) -> str | None:
+    """Call a command as a user would. Return the line of its error if it failed."""
     from hbench.store.provenance import FILE
 
     folder = job.folder / task.folder

@@ -19,7 +19,7 @@ from hbench.cli.options import (
 
 @click.command()
 @click.argument("model", type=a_path)
-@click.option("--experiment", help="Experiment with the settings of a state dict such as guided-diffusion saves.")
+@click.option("--experiment", help="Experiment with the settings of a guided-diffusion state dict.")
 @click.option(
     "--samples",
     "--count",
@@ -27,14 +27,16 @@ from hbench.cli.options import (
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Samples in the grid.",
+    help="Number of samples.",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Generation steps M.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Number of generation steps M."
+)
 @shared(result_options, processes_option, run_options)
 def sample(model: Path, experiment: str | None, samples: int, steps: int, options: Options) -> None:
-    """Draw a grid of samples of the diffusion model in MODEL.
+    """Draw a grid of samples of a diffusion model.
 
-    MODEL is a folder with model.safetensors, such a file, a shipped run's name, or a state dict (.pt) of
+    MODEL is a folder with model.safetensors, such a file, the name of a shipped run, or a state dict (.pt) of
     guided-diffusion.
 
     \b

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def train(experiment: "Experiment", model: Path | None, options: Options) -> None:
     """Discover directions of a frozen diffusion model.
 
-    --model takes a folder or file of hbench (or the name of a shipped run), or a .pt state dict of guided-diffusion.
+    The option --model takes a folder or file of hbench, the name of a shipped run, or a state dict (.pt) of
+    guided-diffusion.
 
     \b
     Example:

@@ -4,18 +4,18 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import Options, a_path, overwrite_option, publish, quiet_option, shared
+from hbench.cli.options import Options, a_path, out_of, overwrite_option, publish, shared
 
 
 @click.command("train-curves")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=a_path)
-@click.option("--out", type=a_path, default=Path("runs/train-curves"), show_default=True, help="Output folder.")
-@shared(overwrite_option, quiet_option)
+@click.option("--quiet", hidden=True, expose_value=False, is_flag=True)  # accepted: it shows no progress anyway
+@shared(out_of("runs/train-curves"), overwrite_option)
 def train_curves(runs: tuple[Path, ...], options: Options) -> None:
-    """Draw the training of each RUN in one picture.
+    """Compare trainings: discriminator, losses and accuracy.
 
-    D on raw and shifted samples (Fig. 10), losses, accuracy. RUN is the folder of a "hbench train", finished or not.
-    The table holds means over the last third of each run.
+    RUN is the folder of a training by "hbench train", finished or not. The picture shows the curves of all of them, the
+    table their means over the last third of the steps.
 
     \b
     Example:

@@ -18,18 +18,21 @@ from hbench.cli.options import (
 
 @click.command()
 @run_argument
-@click.option("--examples", type=click.IntRange(min=1), default=6, show_default=True, help="Rows: random x_T.")
-@click.option("--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Columns: s from -S to S.")
 @click.option(
-    "--pairs", type=click.IntRange(min=1), default=1000, show_default=True, help="Fresh pairs to rank directions by."
+    "--examples", type=click.IntRange(min=1), default=6, show_default=True, help="Number of rows: random x_T."
 )
-@click.option("--rca", "measured", type=a_path, help='Rank by this rca.json of "hbench rca".')
+@click.option(
+    "--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Number of columns: s from -S to S."
+)
+@click.option(
+    "--pairs", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of fresh pairs to rank by."
+)
+@click.option("--rca", "measured", type=a_path, help='File rca.json of "hbench rca" to rank by, instead.')
 @shared(source_options, result_options, run_options)
 def traverse(run: Path, examples: int, samples: int, pairs: int, measured: Path | None, options: Options) -> None:
-    """Draw the grid of every direction of RUN.
+    """Draw a grid of images along every direction of a run.
 
-    As in Figs. 1 and 5 to 7. The most recognisable comes first. Lines "index: name" of a names.txt in the run folder
-    label the grids.
+    The most recognisable direction comes first. Lines "index: name" of a names.txt in the run folder label the grids.
 
     \b
     Example:

@@ -39,9 +39,18 @@ def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.command("vram-sweep")
 @adjusted_experiment_options(_adjust)
 @many_steps_option
-@click.option("--strategies", default="vanilla,node,torch-checkpoint", show_default=True, help="Also: auto, offload.")
-@click.option("--batch-size", type=click.IntRange(min=2), help="Pairs a step [default: EXPERIMENT's for sweeps].")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed steps of each cell.")
+@click.option(
+    "--strategies",
+    default="vanilla,node,torch-checkpoint",
+    show_default=True,
+    help="Strategies of back-propagation; others are auto and offload.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=2), help="Number of pairs a step [default: EXPERIMENT's for sweeps]."
+)
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Number of timed steps a cell."
+)
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
@@ -51,21 +60,21 @@ def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "--memory-limit",
     "memory_limit_mib",
     callback=_mebibytes,
-    help="Count more as out of memory, as on a smaller card: 24GiB, 800MiB.",
+    help="Memory of a smaller card, beyond which a cell is out of memory: 24GiB, 800MiB.",
 )
 @click.option("--allow-busy", is_flag=True, help="Measure although another process is on the GPU.")
 @shared(
-    out_of("vram-sweep"),
+    out_of("runs/EXPERIMENT/vram-sweep"),
     overwrite_option,
-    click.option("--resume", is_flag=True, help="Measure only what the table in --out lacks."),
+    click.option("--resume", is_flag=True, help="Measure only the cells that are missing in --out."),
     run_options,
 )
 def vram_sweep(experiment: "Experiment", strategies: str, options: Options, **settings: Any) -> None:
     """Measure memory and speed of training against M.
 
-    As in Fig. 4, for each way to back-propagate. Each cell of the table takes real training steps in a process of its
-    own, new raw pairs included. The columns memory_source and status say how its memory was read, and whether it ran
-    out of it. An image is a training pair.
+    Each cell of the table is a strategy of back-propagation at a number of generation steps M. It takes real training
+    steps in a fresh process, new raw pairs included. The column memory_source names the source of the memory reading,
+    and status the cells that ran out of memory. An image is a training pair.
 
     \b
     Example:

@@ -1,1 +1,1 @@
-"""What makes numbers: one file an artifact."""
+"""Measurements, one file an artifact."""

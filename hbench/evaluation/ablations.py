@@ -50,14 +50,14 @@ PAPER = {
 }
 """Overrides of each variant of Fig. 3 and Sec. 4.4; all other settings are the experiment's."""
 DIRECTIONS, EXAMPLES, SAMPLES = 4, 4, 5
-"""What of each variant is drawn."""
+"""Directions, x_T and magnitudes in the picture of each variant."""
 METRICS = ["rca", "magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"]
 """Fields of :class:`Measured` that are averaged over the seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One training of a variant, measured on ``n`` fresh pairs if not said otherwise.
+    """Numbers of one training of a variant, on ``n`` fresh pairs unless they say otherwise.
 
     All trainings get the same x_T, and those of equal K and S the same k and s.
     """
@@ -76,13 +76,13 @@ class Measured:
     outside: float
     """Share of shifted samples with a pixel beyond +-1.5."""
     D_raw: Number
-    """Mean output of this training's own discriminator over the last third of its steps."""
+    """Mean output of the training's discriminator over the last third of its steps, on raw samples."""
     D_shifted: Number
     fd_raw: Number
     """FD (LeNet digits); nan where there is no LeNet for the images."""
     fd_shifted: Number
     device: str
-    """Device of the training; the other fields too are the training's. Other threads round differently."""
+    """Device of the training, as the fields below are its threads, wall time and commit; threads change rounding."""
     threads: int
     seconds: float
     commit: str | None
@@ -131,11 +131,11 @@ class Ablations(Result):
     NAME: ClassVar[str] = "ablations"
 
     runs: list[Measured]
-    """All trainings, variant by variant."""
+    """Numbers of all trainings, variant by variant."""
     means: Annotated[list[VariantMean], Field(alias="summary")]
     """Means over the seeds, metric by metric."""
     shown: Aside = field(default=None, compare=False, repr=False)
-    """A list with :class:`Shown` of each variant; None in a result read back."""
+    """List with :class:`Shown` of each variant; None in a result read back."""
 
     @property
     def variants(self) -> list[str]:
@@ -190,7 +190,7 @@ def ablations(
     The trainings lie in folders of ``out``.
 
     Args:
-        experiment: what all variants have in common.
+        experiment: settings that all variants share.
         model: diffusion model that all are trained on.
         out: output folder, made where it is missing.
         variants: overrides of each variant, by its name, each ``section.key=value``; by default those of the paper.
@@ -198,10 +198,10 @@ def ablations(
         pairs: fresh pairs that each training is measured on, at least 1. Cost: two chains each.
         lenet: file of the LeNet for the FD; by default the shipped one where it fits the images, else no FD.
         seed: seed of the pairs.
-        device: where to train and to measure: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        device: device of trainings and measurements: "auto", "cpu", "cuda", "cuda:N" or a torch device.
         resume: leave finished trainings in ``out`` alone, go on with the others, and measure all of them again.
         max_minutes: stop cleanly after this time.
-        draw: draws the curves of a training's folder.
+        draw: function that draws the curves of a training's folder.
 
     Raises:
         ValueError: no variant, no seed or no pair.
@@ -225,20 +225,22 @@ def ablations(
             experiment, model, variants, seeds, out, device=device, max_minutes=max_minutes, draw=draw
         ):
             return None
-        runs, shown = measure_variants(out, list(variants), seeds, pairs=pairs, lenet=weights, seed=seed, device=device)
+        measured, shown = measure_variants(
+            out, list(variants), seeds, pairs=pairs, lenet=weights, seed=seed, device=device
+        )
     found = origin.finished(
         n=pairs,
         weights_sha256={path.stem: sha256(path) for path in (shared, weights) if path},
         model_tensors_sha256=tensors_sha256(shared),
     )
-    return Ablations(runs=runs, means=summarise(runs), shown=shown, provenance=found)
+    return Ablations(runs=measured, means=summarise(measured), shown=shown, provenance=found)
 
 
 def choose_lenet(given: str | Path | None, experiment: Experiment, pairs: int) -> Path | None:
-    """Return the LeNet for the FD of so many pairs: the given one, or the shipped one where it fits, or None.
+    """Return the file of the LeNet for the FD: the given one, or the shipped one if it fits the images, else None.
 
     Raises:
-        HBenchError: the given one does not fit the images, or the pairs are too few.
+        HBenchError: the given one does not fit the images, or the pairs are too few for its features.
     """
     lenet = Path(given or SHIPPED_LENET)
     if not fits(lenet, experiment.data):
@@ -263,7 +265,7 @@ def train_variants(
 ) -> bool:
     """Train every variant with every seed. Return False if stopped early; the next call goes on.
 
-    Finished trainings in ``out`` are left alone, a half one is resumed.
+    Finished trainings in ``out`` are left alone, a half-finished one is resumed.
 
     Raises:
         HBenchError: trainings in ``out`` have other settings.
@@ -273,7 +275,7 @@ def train_variants(
     for seed in seeds:
         for variant, overrides in variants.items():
             changed = override(experiment, overrides)
-            folder = run_folder(out, variant, seed)
+            folder = training_folder(out, variant, seed)
             if not ((folder / PROVENANCE).is_file() and read_checkpoint(folder, changed, seed, "discovery")):
                 missing.append((changed, folder, seed))
     for i, (changed, folder, seed) in enumerate(missing):
@@ -300,18 +302,18 @@ def measure_variants(
     """Measure all trainings of :func:`train_variants`, and generate along directions of each variant's first.
 
     Args:
-        out: where the trainings are.
-        variants: their names.
+        out: folder of the trainings.
+        variants: names of the variants.
         seeds: seeds of the trainings.
-        pairs: fresh pairs, which also make the FD.
-        lenet: file of the LeNet for the FD; None = no FD.
+        pairs: fresh pairs, on which the FD is measured too.
+        lenet: file of the LeNet for the FD; without one there is no FD.
         seed: seed of the pairs.
-        device: where to generate.
+        device: device that generates the pairs.
     """
     rows, shown = [], []
     for variant in variants:
         for training_seed in seeds:
-            folder = run_folder(out, variant, training_seed)
+            folder = training_folder(out, variant, training_seed)
             run = load_run(folder, device=device)
             drawn: list[Pairs] = []
             found = rca(run, pairs=pairs, seed=seed, on_pairs=drawn.append)
@@ -321,11 +323,11 @@ def measure_variants(
     return rows, shown
 
 
-def summarise(runs: Sequence[Measured]) -> list[VariantMean]:
+def summarise(measured: Sequence[Measured]) -> list[VariantMean]:
     """Return mean, 95 % t-interval and range over the seeds of each metric and variant that has values."""
     import pandas as pd
 
-    values = pd.DataFrame([asdict(run) for run in runs]).melt(["variant"], METRICS, "metric").dropna()
+    values = pd.DataFrame([asdict(each) for each in measured]).melt(["variant"], METRICS, "metric").dropna()
     grouped = values.groupby(["variant", "metric"], sort=False)["value"]
     means = grouped.mean()
     found = []
@@ -346,8 +348,8 @@ def summarise(runs: Sequence[Measured]) -> list[VariantMean]:
     return found
 
 
-def run_folder(out: Path, variant: str, seed: int) -> Path:
-    """Return where the training of a variant and seed lies."""
+def training_folder(out: Path, variant: str, seed: int) -> Path:
+    """Return the folder of the training of a variant and seed."""
     return out / f"{variant}-seed{seed}"
 
 

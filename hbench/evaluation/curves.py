@@ -1,4 +1,4 @@
-"""Training curves of several runs, read from what each has logged (Fig. 10)."""
+"""Training curves of several runs, read from their logs (Fig. 10)."""
 
 import math
 from collections.abc import Sequence
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 METRICS = "metrics.csv"
-"""What a training logs, a row a step."""
+"""File that a training logs, a row a step."""
 LOSSES = ("loss", "loss_k", "loss_s", "loss_adv", "loss_l1", "loss_D")
-"""Columns that a discovery logs by its settings."""
+"""Columns that a discovery logs if its settings have such a loss."""
 NEEDED = ("accuracy", "D_raw", "D_shifted")
 """Columns that every discovery logs."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What one discovery has logged so far."""
+    """The log of one discovery, finished or not."""
 
     name: str
-    """The run's folder, or its whole path where several have that name."""
+    """Name of the run's folder, or its whole path if several folders have that name."""
     experiment: Experiment
     rows: "DataFrame"
-    """One row a step: accuracy, D_raw, D_shifted, and the losses that the run has."""
+    """Rows of the log, one a step: accuracy, D_raw, D_shifted, and the losses that the run has."""
     sha256: str
     """SHA-256 of the file."""
 
@@ -49,7 +49,7 @@ class LateMeans:
 
     run: str
     settings: str
-    """Settings in which it differs from the other runs."""
+    """Settings in which the run differs from the others, in words."""
     steps: int
     n: int
     """Number of steps in the last third, rounded up."""
@@ -65,7 +65,7 @@ class LateMeans:
     """Mean output of the discriminator on raw samples; 0.5 is ideal."""
     D_shifted: Number
     D_raw_low: Number
-    """Ends of 95 % intervals of this one run, by batch means: other seeds may well lie outside."""
+    """Ends of the 95 % intervals of the run's means, by batch means; another seed may well lie outside."""
     D_raw_high: Number
     D_shifted_low: Number
     D_shifted_high: Number
@@ -106,7 +106,7 @@ class TrainingCurves(Result):
 
 
 def train_curves(runs: Sequence[str | Path]) -> TrainingCurves:
-    """Compare the trainings of run folders, finished or not. Nothing here is random.
+    """Compare the trainings of run folders, finished or not. Nothing is random.
 
     Raises:
         ValueError: no run.
@@ -149,7 +149,7 @@ def _read(run: str | Path, name: str) -> Curves:
     try:
         experiment = read_written_experiment(settings)
         rows = pd.read_csv(metrics).select_dtypes("number")
-    except ValueError as error:  # of json, pandas and the decoding of text
+    except ValueError as error:  # json, pandas and the decoding of text raise it
         problem = str(error).splitlines()[0]
         raise HBenchError(f"{run}: its {METRICS} or {EXPERIMENT} is damaged ({problem}): train it again") from error
     if rows.empty or not {"step", *NEEDED} <= set(rows.columns):
@@ -158,7 +158,7 @@ def _read(run: str | Path, name: str) -> Curves:
 
 
 def differences(experiments: Sequence[Experiment]) -> list[str]:
-    """Return of each experiment the settings in which they do not all agree: "fidelity=l1, lambda_l1=5"."""
+    """Return the settings in which experiments differ, in words for each of them: "fidelity=l1, lambda_l1=5"."""
     tables = [_settings(experiment) for experiment in experiments]
     differing = [key for key in tables[0] if any(table[key] != tables[0][key] for table in tables)]
     return [", ".join(f"{key}={table[key]}" for key in differing) for table in tables]

@@ -1,4 +1,4 @@
-"""Edits of real images (Fig. 8), and how well the inversion that they start from reconstructs the images."""
+"""Edits of real images by DDIM inversion (Fig. 8), and the error of their reconstructions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,17 +34,17 @@ Decibels = Annotated[
     BeforeValidator(lambda value: math.inf if value is None else value),
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
 ]
-"""A ratio in dB: inf in Python, null in JSON where there is no error at all."""
+"""Ratio in dB; without any error it is inf in Python and null in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """A real image, and what inversion and generation without an edit make of it."""
+    """The error of one real image after inversion and generation without an edit."""
 
     image: str
-    """Its file, as it was given."""
+    """Path of the image's file, as it was given."""
     mse: float
-    """Mean square error of the reconstruction, of images in [-1, 1]."""
+    """Mean square error of the reconstruction, between images in [-1, 1]."""
     psnr: Decibels
     """Peak signal-to-noise ratio of the reconstruction."""
     files: str
@@ -53,7 +53,7 @@ class Reconstruction:
 
 @dataclass(frozen=True, kw_only=True)
 class EditedImages(Result):
-    """Edits of real images; its folder also holds ``images``, every picture in its own size."""
+    """Edits of real images. The folder also holds ``images``, with every picture in its own size."""
 
     NAME: ClassVar[str] = "edit"
 
@@ -62,12 +62,12 @@ class EditedImages(Result):
     images: list[Reconstruction]
     pictures: Aside = field(default=None, compare=False, repr=False)
     """Original, reconstruction and edits of each image: float32 [images, 2 + edits, C, H, W], unclamped, on the CPU;
-    None in a result that was read from its folder."""
+    None in a result read back."""
     names: Aside = field(default_factory=dict, compare=False, repr=False)
     """Names of directions, for the labels of the picture."""
 
     def summary(self) -> str:
-        """Return how well each image is reconstructed, a line an image, and a last one for all where there are more."""
+        """Return the error of each reconstruction, a line an image, and for several images a last line for all."""
         lines = [f"{i.image}  reconstruction MSE {i.mse:.3g}  PSNR {i.psnr:.1f} dB" for i in self.images]
         if len(lines) > 1:
             psnrs = [image.psnr for image in self.images]
@@ -106,16 +106,16 @@ def edit(
 ) -> EditedImages:
     """Invert real images to x_T and generate them again, as they are and with each edit.
 
-    Nothing is random. Cost: for each image ``steps`` passes of the UNet up, as many down, and almost twice as many for
-    each edit.
+    Nothing is random. Cost: for each image ``steps`` passes of the UNet to invert it, as many to reconstruct it, and
+    almost twice as many for each edit.
 
     Args:
-        run: the discovery.
-        images: the images, as :func:`hbench.store.datasets.read_images` reads them; at least one.
+        run: run whose directions are applied.
+        images: images, as :func:`hbench.read_images` reads them; at least one.
         edits: directions and magnitudes of each edit, as in ``[{3: 2.5}, {3: 2.5, 7: -1.0}]``; at least one.
-        steps: steps of the inversion and of the generation, 1..T.
+        steps: number of inversion and of generation steps, 1..T.
         precision: precision of the network's passes; "bfloat16" inverts a little less exactly.
-        source: where delta_h comes from; each sample's own direction by default.
+        source: kind of direction; each sample's own by default.
 
     Raises:
         ValueError: nothing to edit, no such direction, a magnitude that is not finite, or steps out of range.
@@ -156,7 +156,7 @@ def edit_each(
 ) -> Tensor:
     """Return every edit of every x_T [N, C, H, W], generated in M steps: [N, len(edits), C, H, W], on the CPU.
 
-    The empty edit is the reconstruction. Nothing is clamped.
+    The empty edit gives the reconstruction. Nothing is clamped.
     """
     sampler = replace(run.sampler.with_steps(M), precision=precision)
     pairs = [(image, edit) for image in range(len(x_T)) for edit in edits]
@@ -168,17 +168,20 @@ def edit_each(
 
 
 def singly_and_together(edit: Edit) -> list[Edit]:
-    """Return each shift of an edit alone, and where there are several, all at once."""
+    """Return each shift of an edit alone, and if there are several, all of them at once."""
     return [{k: s} for k, s in edit.items()] + ([edit] if len(edit) > 1 else [])
 
 
 def sweep(k: int, S: float, samples: int) -> list[Edit]:
-    """Return one direction at ``samples`` magnitudes, evenly from -S to S."""
+    """Return edits along direction k at ``samples`` magnitudes, evenly from -S to S."""
     return [{k: s} for s in magnitudes(S, samples)]
 
 
 def grid(first: int, second: int, S: float, samples: int) -> list[Edit]:
-    """Return two directions at once, row by row: the second from S down to -S, in each row the first from -S to S."""
+    """Return edits along two directions at once, row by row.
+
+    The second direction goes from S down to -S over the rows, and in each row the first goes from -S to S.
+    """
     values = magnitudes(S, samples)
     return [{first: s, second: u} for u in reversed(values) for s in values]
 
@@ -189,7 +192,7 @@ def label(edit: Edit) -> str:
 
 
 def caption(edit: Edit, names: Mapping[int, str] | None = None) -> str:
-    """Return the lines above a picture: each direction with its s, and its name where it is the only one."""
+    """Return the lines above a picture: each direction with its s, and for a single one its name."""
     lines = [f"{k}, s = {s:.3g}" for k, s in edit.items()]
     if len(edit) == 1 and (name := (names or {}).get(next(iter(edit)))):
         lines += wrap(name, 18)
@@ -197,7 +200,7 @@ def caption(edit: Edit, names: Mapping[int, str] | None = None) -> str:
 
 
 def mean_square_error(a: Tensor, b: Tensor) -> Tensor:
-    """Return the error of each image [B], between images in [-1, 1], after clamping them to that range, as shown."""
+    """Return the mean square error of each image, [B], after clamping both images to [-1, 1], as pictures do."""
     return (a.clamp(-1, 1) - b.clamp(-1, 1)).square().flatten(1).mean(1)
 
 

@@ -1,4 +1,4 @@
-"""All measurements of a run: ``hbench.evaluate.rca(run, pairs=1000)`` and its siblings, each returning a result.
+"""All measurements: ``hbench.evaluate.rca(run, pairs=1000)`` and its siblings, each of which returns a result.
 
 A result has ``summary()``, ``table()``, ``save(folder)`` and ``load(folder)``; ``hbench.plot(result, path)`` draws it.
 Measurements are loaded when they are first used.
@@ -63,7 +63,7 @@ _HOME = {
     "plan": "hbench.evaluation.plan",
     "Plan": "hbench.evaluation.plan",
 }
-"""Module of each public name, in the order of docs/api.md."""
+"""Modules of the public names, in the order of docs/api.md."""
 
 __all__ = list(_HOME)
 

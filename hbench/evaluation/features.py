@@ -1,7 +1,7 @@
-"""Features of images: by the extractors of torch-fidelity, and by a digit LeNet, which is one of them here.
+"""Features of images, by the extractors of torch-fidelity and by a digit LeNet, which is registered among them.
 
-Inception knows no digits, so plain FID says little of them. Distances in the LeNet's features are the same formulas,
-and are never called FID.
+Inception knows no digits, so the FID of digits says little. Distances in the LeNet's features have the same formulas,
+but are never called FID.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ LENET = "lenet-digits"
 
 
 class LeNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """The digit LeNet as a feature extractor of torch-fidelity; its weights path is the LeNet's file."""
+    """The digit LeNet as a feature extractor of torch-fidelity; the weights path names the LeNet's file."""
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **kwargs: Any
@@ -64,7 +64,7 @@ class LeNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
     @staticmethod
     def can_be_compiled() -> bool:
-        """Return False: the network is tiny."""
+        """Return False, since the network is tiny."""
         return False
 
     @staticmethod
@@ -73,7 +73,7 @@ class LeNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
         return torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """Return features [B, 120] of uint8 RGB images; grey ones had their channel repeated."""
+        """Return the features [B, 120] of uint8 RGB images; grey images come with their channel repeated."""
         return (self.lenet.backbone(to_float(images)[:, : self.channels]),)
 
 
@@ -87,30 +87,30 @@ def extractors() -> Mapping[str, type[FeatureExtractorBase]]:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature extractor of torch-fidelity, and where its weights are."""
+    """A feature extractor of torch-fidelity, and the file of its weights."""
 
     name: str
     weights: Path | None = None
-    """None lets torch-fidelity take its own, downloading them if need be."""
+    """File of the weights; None for torch-fidelity's, which it downloads where they are missing."""
 
     @property
     def metric(self) -> str:
-        """What a Frechet distance in its features may be called: "FID" only with Inception's."""
+        """Name of a Frechet distance in these features: "FID" only with Inception's."""
         return {INCEPTION: "FID", LENET: "FD (LeNet digits)"}.get(self.name, f"FD ({self.name})")
 
     @property
     def sha256(self) -> str | None:
-        """SHA-256 of the weights file; None for torch-fidelity's own."""
+        """SHA-256 of the weights file; None for torch-fidelity's weights."""
         return sha256(self.weights) if self.weights else None
 
 
 def choose_extractor(data: Data, name: str | None = None, weights: str | Path | None = None) -> Extractor:
-    """Return the extractor for images of this kind, after a look at its weights.
+    """Return the extractor for images of this kind, after a check of its weights.
 
     Args:
         data: kind of the images.
-        name: registered name; by default Inception, as the paper has it, or the LeNet for digits.
-        weights: file of its weights; by default torch-fidelity's own, or the LeNet that hbench ships.
+        name: registered name; by default Inception, as in the paper, or the LeNet for digits.
+        weights: file of its weights; by default torch-fidelity's, or the LeNet that hbench ships.
 
     Raises:
         HBenchError: an unknown extractor, or weights that are missing, unfit or hold code.
@@ -135,16 +135,16 @@ def choose_extractor(data: Data, name: str | None = None, weights: str | Path | 
 
 
 def features(paths: list[Path], extractor: Extractor, cache: Path, device: torch.device) -> Tensor:
-    """Return the features [N, D] of image files, from the cache where they are known.
+    """Return the features [N, D] of image files, from the cache if they are there.
 
     Args:
         paths: PNGs of one size; grey ones become RGB by repeating their channel.
-        extractor: what makes the features.
+        extractor: extractor of the features.
         cache: folder of the features, at most 4 D bytes an image.
-        device: where to compute.
+        device: device that computes them.
 
     Raises:
-        HBenchError: the weights are neither here nor to be had, or a file is damaged.
+        HBenchError: the weights cannot be loaded or fetched, or a file is damaged.
     """
     digest = hashlib.sha256(f"{extractor.name} {extractor.sha256 or ''}".encode())
     for path in paths:
@@ -162,7 +162,7 @@ def features(paths: list[Path], extractor: Extractor, cache: Path, device: torch
         shown = progress_is_shown() and sys.stderr.isatty()
         try:
             found = get_featuresdict_from_dataset(ImagesPathDataset(paths), network, 64, cuda, not cuda, shown)[layer]
-        except (OSError, SyntaxError) as error:  # of Pillow
+        except (OSError, SyntaxError) as error:  # Pillow raises them
             problem = (str(error).splitlines() or ["no more is known"])[-1]
             raise HBenchError(
                 f"{cache}: an image is damaged ({problem}): remove it, and it will be made again"
@@ -175,7 +175,7 @@ def features(paths: list[Path], extractor: Extractor, cache: Path, device: torch
 
 @torch.no_grad()
 def lenet_features(lenet: DigitLeNet, images: Tensor) -> Tensor:
-    """Return the features [N, 120] of uint8 images [N, C, H, W], as the extractor makes them of files."""
+    """Return the features [N, 120] of uint8 images [N, C, H, W], the same as :func:`features` has of their files."""
     return torch.cat([lenet.backbone(to_float(batch)) for batch in images.split(256)])
 
 
@@ -208,7 +208,7 @@ def _network(extractor: Extractor, layer: str, cuda: bool) -> FeatureExtractorBa
 
 @contextmanager
 def _no_code_in_weights() -> Iterator[None]:
-    """Let PyTorch load nothing but tensors in the block, whatever torch-fidelity asks for: pickles hold code."""
+    """Let PyTorch load nothing but tensors in the block, even if torch-fidelity asks for more: pickles hold code."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 EXAMPLES = 64
-"""Samples of each kind that are drawn."""
+"""Number of samples of each kind in the picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +39,23 @@ class Fidelity(Result):
     NAME: ClassVar[str] = "fid"
 
     metric: str
-    """What the distance may be called: "FID" only with Inception features."""
+    """Name of the distance: "FID" only with Inception features."""
     feature_size: int
+    """Number of features."""
     n_real: int
     """Number of real images."""
     halves: float
-    """Distance between two random halves of the real images: samples below it cannot be told from them at that n."""
+    """Distance between two random halves of the real images; samples that are nearer cannot be told from real ones."""
     halves_interval: Interval | None
-    """None where only the statistics of the real images are at hand."""
+    """95 % interval of ``halves``, by the jackknife; None if only the statistics of the real images are at hand."""
     raw: Distance
     shifted: Distance
     ratio: float
-    """Shifted over raw; 1 = shifting costs no fidelity."""
+    """Distance of shifted samples over that of raw ones; at 1 the shift costs no fidelity."""
     ratio_interval: Interval
-    """By the jackknife: shifted sample i is raw sample i, shifted, and both are left out together."""
+    """95 % interval of the ratio, by the jackknife; the two samples of a pair are left out together."""
     images: Aside = field(default=None, compare=False, repr=False)
-    """The first raw and shifted samples, a pair of uint8 [N, C, H, W]; None in a result read back."""
+    """First raw and shifted samples, a pair of uint8 [N, C, H, W]; None in a result read back."""
 
     @property
     def caveats(self) -> list[str]:
@@ -111,13 +112,13 @@ def fid(
     sample, and one pass of the extractor an image.
 
     Args:
-        run: the discovery.
-        samples: samples of each kind, at least 2; by default the experiment's number.
-        steps: generation steps M, 1..T; the run's by default.
+        run: run that generates the samples.
+        samples: number of samples of each kind, at least 2; the experiment's by default.
+        steps: number of generation steps M, 1..T; the run's by default.
         extractor: name of a feature extractor of torch-fidelity that is plain weights, or "lenet-digits"; by default
             Inception, and for digits the LeNet.
-        weights: file of the extractor's weights; its own by default. Those of a LeNet carry the statistics of real
-            images, so that the distance needs no data set; KID does.
+        weights: file of the extractor's weights; by default torch-fidelity's, or the shipped LeNet. A LeNet's file
+            carries the statistics of real images, so that the distance needs no data set; KID does.
         cache: folder of images and features, shared by all processes.
         data_root: folder of the real images, see :func:`hbench.store.datasets.load_images`.
         download: let torchvision download MNIST if it is missing.
@@ -177,7 +178,7 @@ def fidelity(raw: Tensor, shifted: Tensor, reference: Reference, metric: str) ->
 
 
 def _reference(run: Run, extractor: Extractor, cache: Path, data_root: str | Path | None, download: bool) -> Reference:
-    """Return what the LeNet's file says of the real images where they are not at hand, else what the images say."""
+    """Return the reference of the real images, or that in the LeNet's file if the images are not at hand."""
     data = run.experiment.data
     if extractor.name == LENET and extractor.weights and not at_hand(data, data_root, download):
         return lenet_reference(extractor.weights)

@@ -20,24 +20,24 @@ from hbench.store.records import Interval
 
 TOO_FEW = "one image has no covariance: use more samples"
 GROUPS = 20
-"""Groups of the jackknife: each replicate leaves one of so many equal parts of the samples out."""
+"""Number of groups of the jackknife; each replicate leaves one of them out."""
 
 Statistics = dict[str, np.ndarray]
-"""Mean ``mu`` [D] and covariance ``sigma`` [D, D] of features, as torch-fidelity has them."""
+"""Mean ``mu`` [D] and covariance ``sigma`` [D, D] of features, in torch-fidelity's form."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images that samples are compared with."""
+    """The real images that samples are compared with."""
 
     statistics: Statistics
     n: int
     halves: float
-    """Distance between two random halves of the real images: samples below it cannot be told from them at that n."""
+    """Distance between two random halves of the real images; samples that are nearer cannot be told from real ones."""
     halves_interval: tuple[float, float] | None
-    """None where only the statistics are at hand."""
+    """95 % interval of ``halves``; None if only the statistics are at hand."""
     features: Tensor | None = None
-    """Features [n, D], for KID; None where only the statistics are at hand."""
+    """Features [n, D], for KID; None if only the statistics are at hand."""
 
     @property
     def sha256(self) -> str:
@@ -59,7 +59,7 @@ class Distance:
     kid: float | None
     """Kernel inception distance, mean over torch-fidelity's 100 subsets; None without features of the reference."""
     kid_std: float | None
-    """Standard deviation over the subsets; None where each of them holds all images, and so says nothing."""
+    """Standard deviation over the subsets; None if each of them holds all images, so that all are alike."""
 
 
 def distance(found: Tensor, reference: Reference) -> Distance:
@@ -88,7 +88,7 @@ def distance(found: Tensor, reference: Reference) -> Distance:
 
 
 def real_reference(found: Tensor) -> Reference:
-    """Return the reference that features [n, D] of real images make.
+    """Return the reference with these features [n, D] of real images.
 
     Raises:
         HBenchError: fewer than 6 images.
@@ -104,7 +104,7 @@ def real_reference(found: Tensor) -> Reference:
 
 
 def lenet_reference(weights: Path) -> Reference:
-    """Return the reference that a LeNet's file carries: its real test set."""
+    """Return the reference that a LeNet's file carries: the statistics of its real test set."""
     lenet = load_lenet(weights)
     stats = {"mu": lenet.real_mu.numpy(), "sigma": lenet.real_sigma.numpy()}
     return Reference(stats, int(lenet.real_n), float(lenet.real_halves), None)
@@ -122,7 +122,7 @@ def statistics(found: Tensor) -> Statistics:
     """Return mean and covariance of features [n, D].
 
     Raises:
-        HBenchError: fewer than 2 of them.
+        HBenchError: fewer than 2 images.
     """
     if len(found) < 2:
         raise HBenchError(TOO_FEW)
@@ -136,7 +136,10 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
 
 
 def _without_each_group(found: Tensor) -> Iterator[Statistics]:
-    """Yield the statistics of features [n, D] without each group of the jackknife: one pass over all, and D^2 each."""
+    """Yield the statistics of features [n, D] without each group of the jackknife.
+
+    Cost: one pass over all features, and D^2 operations a group.
+    """
     centre = found.double().mean(0)
     groups = [(found[g::GROUPS].double() - centre).numpy() for g in range(min(GROUPS, len(found)))]
     products = sum(group.T @ group for group in groups)
@@ -144,15 +147,15 @@ def _without_each_group(found: Tensor) -> Iterator[Statistics]:
     for group in groups:
         if (n := len(found) - len(group)) < 2:
             raise HBenchError(TOO_FEW)
-        mean = (sums - group.sum(0)) / n
-        sigma = (products - group.T @ group - n * np.outer(mean, mean)) / (n - 1)
-        yield {"mu": mean + centre.numpy(), "sigma": sigma}
+        mu = (sums - group.sum(0)) / n
+        sigma = (products - group.T @ group - n * np.outer(mu, mu)) / (n - 1)
+        yield {"mu": mu + centre.numpy(), "sigma": sigma}
 
 
 def _distance_by_root(first: Statistics, second: Statistics, root: np.ndarray) -> float:
     """Return :func:`frechet_distance`, several times as fast, given the square root of the second covariance.
 
-    The product of that root with the first covariance on both sides is symmetric, and has the eigenvalues of S1 S2.
+    With the root on both sides, the first covariance is symmetric and has the eigenvalues of sigma_1 sigma_2.
     """
     eigenvalues = np.linalg.eigvalsh(root @ first["sigma"] @ root)
     traces = np.trace(first["sigma"]) + np.trace(second["sigma"]) - 2 * np.sqrt(eigenvalues.clip(0)).sum()

@@ -33,16 +33,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedLeNet(Result):
-    """A LeNet trained on labelled digits, and how well it knows those of the test set.
+    """A LeNet trained on labelled digits, with its accuracy on the test set.
 
-    Its folder also gets the weights, as ``lenet.safetensors``.
+    The folder also holds the weights, as ``lenet.safetensors``.
     """
 
     NAME: ClassVar[str] = "lenet"
 
     n_train: int
-    """Number of images that it was trained on."""
+    """Number of training images."""
     n_test: int
+    """Number of test images."""
     accuracy: float
     """Share of test images whose class is recognised."""
     interval: Interval
@@ -52,9 +53,9 @@ class TrainedLeNet(Result):
     confusion: list[list[int]]
     """Counts: true class by predicted class."""
     network: Aside = field(default=None, compare=False, repr=False)
-    """A :class:`DigitLeNet`, in eval mode, with the statistics of the test images; None in a result read back."""
+    """The :class:`DigitLeNet`, in eval mode, with the statistics of the test images; None in a result read back."""
     experiment: Aside = field(default=None, compare=False, repr=False)
-    """The :class:`Experiment` whose images it knows."""
+    """The :class:`Experiment` with its images; None in a result read back."""
 
     def summary(self) -> str:
         """Return accuracy and distance between halves, in one line."""
@@ -82,7 +83,7 @@ class TrainedLeNet(Result):
         )
 
     def write_into(self, folder: Path) -> None:
-        """Write the result, and the weights where they are at hand, into a folder that the caller has claimed."""
+        """Write the result, and the weights if they are at hand, into a folder that the caller has claimed."""
         result = self
         if self.network is not None:
             save_weights(folder / FILE, self.network, self.experiment, ROLE)
@@ -102,8 +103,8 @@ def lenet(
     """Train a LeNet on an experiment's labelled images, on the CPU, since it is so small.
 
     Args:
-        experiment: whose images.
-        epochs: passes over the training images, at least 1. Cost: seconds each for 60,000 images.
+        experiment: experiment with the images.
+        epochs: number of passes over the training images, at least 1. Cost: seconds each for 60,000 images.
         data_root: folder of the images, see :func:`hbench.store.datasets.load_images`.
         download: let torchvision download MNIST if it is missing.
         seed: seed of the initial weights and of the batches.

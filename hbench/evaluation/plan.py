@@ -1,7 +1,7 @@
 """Plan of a training: memory and throughput of each strategy over generation steps, predicted from one short step.
 
-Lines of "node", "vanilla" and "auto" follow by arithmetic from a probe. "offload" and "torch-checkpoint" keep things
-that autograd's hooks do not show: their lines go through two short cells of a sweep.
+The lines of "node", "vanilla" and "auto" follow from a probe by arithmetic. The strategies "offload" and
+"torch-checkpoint" keep tensors that autograd's hooks do not show: their lines go through two short cells of a sweep.
 """
 
 from collections.abc import Sequence
@@ -35,15 +35,15 @@ class Plan(Result):
     NAME: ClassVar[str] = "plan"
 
     budget_mib: float
-    """Memory that the training may take."""
+    """Memory budget of the training."""
     probe: Probe
-    """Parts of one training step, measured."""
+    """Measured parts of one training step."""
     predictions: list[Prediction]
-    """Lines of the plan; those of "auto" where anything fits into the budget."""
+    """Rows of the plan; "auto" is among them if anything fits into the budget."""
     left_out: list[str]
-    """Reasons why a strategy is not among the predictions, in words."""
+    """Reasons why strategies are missing in the predictions, in words."""
     advice: Aside = field(default=None, compare=False)
-    """Settings that would fit, in words, where not even one training step does; None else, and in a plan read back."""
+    """Settings that would fit, in words, if not even one training step does; else None, as in a plan read back."""
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
@@ -69,15 +69,15 @@ def plan(
     device: str | torch.device = "auto",
     seed: int = 0,
 ) -> Plan:
-    """Predict memory and throughput of training over generation steps, for each way to back-propagate.
+    """Predict memory and throughput of training over generation steps, for each strategy of back-propagation.
 
-    One short training step, probed in a fresh process, tells of "node", "vanilla" and "auto"; each other strategy
-    takes two short cells of a sweep, and is left out if it does not fit. Cost: some twenty short training steps.
+    One short training step, probed in a fresh process, predicts "node", "vanilla" and "auto"; each other strategy
+    takes two short cells of a sweep, and is left out if it does not fit. Cost: about twenty short training steps.
 
     Args:
-        experiment: settings.
+        experiment: settings of the training.
         steps: numbers of generation steps M, 1..T; M/2, M, 2M and 4M of the experiment by default.
-        device: where the training is to run: "auto" is CUDA where there is one, else the CPU.
+        device: device of the training: "auto" is CUDA where there is one, else the CPU.
         seed: seed of the training steps.
 
     Raises:
@@ -113,7 +113,7 @@ def plan(
 def measured_line(
     experiment: Experiment, strategy: str, Ms: Sequence[int], probe: Probe, device: str, seed: int
 ) -> list[Prediction]:
-    """Predict a strategy whose graphs autograd does not show, by the lines through two short cells of a sweep.
+    """Predict a strategy whose memory autograd's hooks do not show, by the lines through two short cells of a sweep.
 
     Raises:
         HBenchError: one of the cells failed, or "offload" would crowd the CPU's memory.
@@ -136,7 +136,7 @@ def measured_line(
 
 
 def check_offload(experiment: Experiment, M: int, probe: Probe) -> None:
-    """Raise HBenchError where M graphs might crowd the CPU's memory: a job that takes too much can be killed whole."""
+    """Raise HBenchError if M graphs might fill the CPU's memory: the system can kill a job that takes too much."""
     # PyTorch rounds each block of pinned memory up to a power of two
     needed = 2 * predict(probe, experiment, M, M, "vanilla").memory_mib
     allowed = SHARE_OF_FREE["cpu"] * free_mib(torch.device("cpu"))

@@ -1,8 +1,8 @@
 """Homogeneity, consistency and linearity of a run's directions (Sec. 5.4 and Fig. 9), as numbers.
 
-The paper shows that an edit looks "almost the same" with the sample's own direction, with its mean over samples, and
-with a time-invariant one. Here the directions are compared in h-space, their edits in pixels, and both by what the
-reconstructor says of them. The samples that are measured are never among those of the mean.
+The paper shows that an edit looks "almost the same" with the sample's own direction, with the mean over samples, and
+with the time-invariant direction. Here the directions are compared in h-space, and their edits both in pixels and by
+the reconstructor's answers. The measured samples are never among those of the mean.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 GROUPS = 20
-"""Groups of the mean's samples, for the jackknife."""
+"""Number of groups of the samples in the mean, for the jackknife."""
 MAGNITUDES = 10
-"""Magnitudes of the measured samples, evenly from -S to S."""
+"""Number of magnitudes of the measured samples, evenly from -S to S."""
 RESAMPLES = 1000
-"""Resamples of the bootstrap."""
+"""Number of resamples of the bootstrap."""
 PICTURED = (-1.0, -0.5, 0.5, 1.0)
 """Magnitudes in the picture, in units of S."""
 MOST_PICTURED = 4
-"""Directions in the picture, where none is asked for."""
+"""Number of directions in the picture, unless some are asked for."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number of each direction, and last their mean, with 95 % intervals; nan where it is not defined."""
+    """A number of each direction, and last their mean, with 95 % intervals; nan if it is not defined."""
 
     value: list[Number]
     low: list[Number]
@@ -70,29 +70,29 @@ class Examples(NamedTuple):
     """The same edits with the three sources of delta_h, for the picture of Fig. 9."""
 
     labels: list[str]
-    """Words for each direction."""
+    """Label of each direction."""
     magnitudes: list[float]
     images: Tensor
-    """Images in about [-1, 1], on the CPU: float32 [directions, examples, 1 + 3 * magnitudes, C, H, W]. In each row one
-    x_T: the original, then its own, mean and time-invariant edit at each magnitude."""
+    """Images in about [-1, 1], on the CPU: float32 [directions, examples, 1 + 3 * magnitudes, C, H, W]. Each row shows
+    one x_T: the original, then its own, mean and time-invariant edit at each magnitude."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Properties(Result):
-    """What the three sources of delta_h have in common, per direction.
+    """Homogeneity, consistency and linearity of each direction, and edits with the three sources of delta_h.
 
-    Sample i of the ``n`` measured ones is shifted by every direction with the i-th of the magnitudes -S … S, over and
-    over. The intervals are percentile bootstraps over these samples; those of ``consistency`` and ``others`` are
-    jackknives over groups of the samples in the mean. The folder also holds ``timesteps.csv``, homogeneity at each
+    Each of the ``n`` measured samples is shifted along every direction, at one of the magnitudes from -S to S, which
+    take turns. The intervals are percentile bootstraps over these samples; those of ``consistency`` and ``others`` are
+    jackknives over groups of the samples in the mean. The folder also holds ``timesteps.csv``, the homogeneity at each
     timestep, and ``directions.safetensors``, the mean directions.
     """
 
     NAME: ClassVar[str] = "properties"
 
     n: int
-    """Measured samples."""
+    """Number of measured samples."""
     n_mean: int
-    """Samples in the mean direction."""
+    """Number of samples in the mean direction."""
     seed: int
     """Seed of both kinds of samples."""
     timesteps: list[int]
@@ -104,9 +104,9 @@ class Properties(Result):
     others: Estimate
     """Cosine of the mean direction with those of the other k at the same timestep: the floor of the other cosines."""
     distance_mean: Estimate
-    """Sum of ‖x_mean − x_own‖ over sum of ‖x_own − x_0‖: 0 = the same edit, 1 = as far from it as x_0 is."""
+    """Sum of ‖x_mean − x_own‖ over sum of ‖x_own − x_0‖: 0 for the same edit, 1 for one as far from it as x_0 is."""
     distance_global: Estimate
-    """The same with x_global."""
+    """Sum of ‖x_global − x_own‖ over sum of ‖x_own − x_0‖."""
     accuracy_own: Estimate
     """Share of edits whose direction the reconstructor recognises."""
     accuracy_mean: Estimate
@@ -118,7 +118,7 @@ class Properties(Result):
     """Mean |s_hat(x_mean) − s_hat(x_own)|, in units of s."""
     s_difference_global: Estimate
     slope: Estimate
-    """Slope of the reconstructor's s_hat against s, by least squares, on x_own: 1 is ideal."""
+    """Slope of the reconstructor's s_hat against s, by least squares, on x_own; ideally 1."""
     correlation: Estimate
     """Pearson's correlation of s_hat and s on x_own."""
     homogeneity_at: list[Estimate]
@@ -129,9 +129,9 @@ class Properties(Result):
     s_hat: list[Estimate]
     """Mean of the reconstructor's s_hat on x_own at each of the magnitudes."""
     directions: Aside = field(default=None, compare=False, repr=False)
-    """Mean :class:`Directions`; None in a result that was read from its folder."""
+    """Mean :class:`Directions`; None in a result read back."""
     examples: Aside = field(default=None, compare=False, repr=False)
-    """:class:`Examples` for the picture; None in a result that was read from its folder."""
+    """The :class:`Examples` for the picture; None in a result read back."""
 
     @property
     def K(self) -> int:
@@ -185,7 +185,7 @@ class Properties(Result):
         return [*range(self.K), "all"]
 
     def write_into(self, folder: Path) -> None:
-        """Write the result into a folder that the caller has claimed, with the mean directions where it has them."""
+        """Write the result, and the mean directions if they are at hand, into a folder that the caller has claimed."""
         write_text(folder / "timesteps.csv", self.timestep_table().to_csv(index=False))
         if self.directions is not None:
             experiment = parse_experiment(self.provenance.experiment, "provenance")
@@ -198,11 +198,17 @@ class Properties(Result):
 
 
 def mean_directions(run: Run, n: int, seed: int = 0, M: int | None = None) -> Directions:
-    """Return the mean over ``n`` samples of f_k(h_t, t), at each timestep of the shift interval of M steps (the run's).
+    """Return the mean over ``n`` samples of f_k(h_t, t), at each timestep of the shift interval.
 
-    h_t is that of the regular chain of each sample: the direction before any edit, which needs no magnitude. x_T is
-    from a stream of its own, so the samples of ``seed`` that other commands draw are not among them. Cost: one chain a
-    sample, for all K directions together, since the output convolutions of the shift block are affine.
+    The point h_t is that of the sample's regular chain, before any edit, so that no magnitude is needed. A separate
+    random stream gives x_T, so that none of the samples is one that other measurements draw with ``seed``. Cost: one
+    chain a sample, for all K directions together, since the output convolutions of the shift block are affine.
+
+    Args:
+        run: run with the directions.
+        n: number of samples.
+        seed: seed of the samples.
+        M: number of generation steps; the run's by default.
     """
     return _mean_and_groups(run, n, seed, M)[0]
 
@@ -212,24 +218,24 @@ def _mean_and_groups(run: Run, n: int, seed: int, M: int | None) -> tuple[Direct
 
     The sums are float64 [groups, timesteps, C, H, W].
     """
-    own_stream = seeds.mean_samples(seed, n)
+    stream = seeds.mean_samples(seed, n)
     sampler = run.sampler.with_steps(M)
     group = torch.arange(n) % min(GROUPS, n)
     sums: Tensor | None = None
     with progress(total=n, desc="mean direction", unit="image") as bar:
         for first in range(0, n, BATCH):
-            _, hidden = _regular(run, sampler, run.noise(min(BATCH, n - first), seed=own_stream, first=first))
+            _, hidden = _regular(run, sampler, run.noise(min(BATCH, n - first), seed=stream, first=first))
             if sums is None:
                 sums = hidden.new_zeros(int(group.max()) + 1, *hidden[0].shape, dtype=torch.float64)
             sums.index_add_(0, group[first : first + BATCH].to(hidden.device), hidden.double())
             bar.update(len(hidden))
     assert sums is not None
-    mean = Directions(sampler.shift_interval, _directions(run, sums.sum(0) / n), n, seed)
-    return mean, sums, torch.bincount(group).to(sums.device)
+    means = Directions(sampler.shift_interval, _directions(run, sums.sum(0) / n), n, seed)
+    return means, sums, torch.bincount(group).to(sums.device)
 
 
 def _regular(run: Run, sampler: Sampler, x_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x_0 of the regular process, and the shift block's hidden features on the way, [B, timesteps, C, H, W]."""
+    """Return x_0 of the regular process, and the shift block's hidden features in it, [B, timesteps, C, H, W]."""
     seen = []
 
     def record(h: Tensor, emb: Tensor, t: int) -> Tensor:
@@ -259,23 +265,23 @@ def properties(
     directions: Sequence[int] = (),
     seed: int = 0,
 ) -> Properties:
-    """Measure what edits with the sample's own direction, its mean over samples, and the time-invariant one share.
+    """Compare edits along the sample's own direction, the mean over samples, and the time-invariant direction.
 
-    Cost: samples + pairs chains, and 3 K pairs shifted ones.
+    Cost: ``samples`` + ``pairs`` chains, and 3 K ``pairs`` shifted ones.
 
     Args:
-        run: the discovery.
-        samples: samples in the mean direction, at least 2.
-        pairs: other samples, at least 2 * MAGNITUDES, so that each magnitude has two; each is edited along every
-            direction.
-        steps: generation steps, 1..T; the run's M by default.
-        examples: rows of the picture, at least 1.
+        run: run with the directions.
+        samples: number of samples in the mean direction, at least 2.
+        pairs: number of other samples, each edited along every direction; at least 2 * MAGNITUDES, so that each
+            magnitude has two.
+        steps: number of generation steps M, 1..T; the run's by default.
+        examples: number of rows in the picture, at least 1.
         directions: directions in the picture; the best recognised by default.
-        seed: seed of all samples; the measured ones are those that other measurements draw.
+        seed: seed of all samples; other measurements draw the same ``pairs``.
 
     Raises:
         ValueError: a number out of range, or no such direction.
-        HBenchError: no timestep of so few steps lies in the shift interval.
+        HBenchError: the steps are so few that no timestep lies in the shift interval.
     """
     check_at_least(2, samples=samples)
     check_at_least(2 * MAGNITUDES, pairs=pairs)
@@ -322,7 +328,7 @@ def compare(
 ) -> Tensor:
     """Return the images of Fig. 9: float32 [shown, examples, 1 + 3 * values, C, H, W], on the CPU.
 
-    In each row one x_T: the original, then its own, mean and time-invariant edit at each magnitude of ``values``.
+    Each row shows one x_T: the original, then its own, mean and time-invariant edit at each magnitude of ``values``.
     """
     sampler = run.sampler.with_steps(M)
     x_T = run.noise(examples, seed=seed)
@@ -343,7 +349,7 @@ def _sources(run: Run, directions: Directions) -> list[Source]:
 
 
 class _Measured(NamedTuple):
-    """The raw numbers of n samples along K directions."""
+    """Measurements of n samples along K directions."""
 
     s: Array
     """Magnitude of each sample, [n]."""
@@ -354,9 +360,9 @@ class _Measured(NamedTuple):
     distance: Array
     """‖x_mean − x_own‖ and ‖x_global − x_own‖, [n, K, 2]."""
     k_hat: NDArray[np.int64]
-    """Direction that the reconstructor sees in x_own, x_mean and x_global, [n, K, 3]."""
+    """Direction that the reconstructor predicts for x_own, x_mean and x_global, [n, K, 3]."""
     s_hat: Array
-    """Magnitude that it sees there, [n, K, 3]."""
+    """Magnitude that it predicts for them, [n, K, 3]."""
 
 
 @torch.no_grad()
@@ -403,9 +409,9 @@ def _norm(images: Tensor) -> Tensor:
 
 
 class _Numbers(NamedTuple, Generic[T]):
-    """What is estimated from the measured samples, under the names of :class:`Properties`.
+    """The numbers that are estimated from the measured samples, under the names of :class:`Properties`.
 
-    T is an array [..., K] as computed, and an :class:`Estimate` at the end.
+    The type T is an array [..., K] while they are computed, and an :class:`Estimate` at the end.
     """
 
     homogeneity: T
@@ -424,7 +430,7 @@ class _Numbers(NamedTuple, Generic[T]):
 
     @classmethod
     def of(cls, values: Sequence[T]) -> "_Numbers[T]":
-        """Return the numbers of which :meth:`flat` is ``values``."""
+        """Return the numbers from their list, as :meth:`flat` returns it."""
         count = len(cls._fields) - 1
         return cls._make([*values[:count], list(values[count:])])
 
@@ -468,7 +474,7 @@ def _summarise(measured: _Measured, rows: NDArray[np.int64]) -> _Numbers[Array]:
 
 
 def _bootstrap(measured: _Measured, seed: int) -> _Numbers[Estimate]:
-    """Return every number with its 95 % percentile interval over the measured samples, which all directions share."""
+    """Return every number with its 95 % interval, by the percentile bootstrap over samples, common to directions."""
     from scipy.stats import bootstrap
 
     samples = np.arange(len(measured.s))
@@ -489,7 +495,7 @@ def _bootstrap(measured: _Measured, seed: int) -> _Numbers[Estimate]:
 
 
 def _jackknife(run: Run, sums: Tensor, sizes: Tensor, statistic: Callable[[Tensor], Tensor]) -> Estimate:
-    """Return a statistic [K] of mean directions with its 95 % interval, leaving one group of samples out at a time."""
+    """Return a statistic [K] of the mean directions with its 95 % interval, by the jackknife over groups of samples."""
 
     def of(total: Tensor, count: Tensor) -> Array:
         return _with_mean(statistic(_directions(run, total / count)).double().cpu().numpy())
@@ -511,7 +517,7 @@ def _estimate(value: Array, low: Array, high: Array) -> Estimate:
 
 
 def _with_mean(values: Array) -> Array:
-    """Return values [..., K] with their mean over directions as a last one."""
+    """Return values [..., K] followed by their mean over directions, [..., K + 1]."""
     return np.concatenate([values, values.mean(-1, keepdims=True)], axis=-1)
 
 
@@ -524,11 +530,11 @@ def _others(directions: Tensor) -> Tensor:
 
 
 def _cosines(vectors: Tensor) -> Tensor:
-    """Return cosines between all pairs, [A, B, B], of feature maps [A, B, C, H, W]."""
+    """Return the cosines between all pairs of feature maps [A, B, C, H, W], [A, B, B]."""
     flat = F.normalize(vectors.flatten(2), dim=2)
     return flat @ flat.mT
 
 
 def _off_diagonal(square: Tensor) -> Tensor:
-    """Return the mean of each row without its diagonal element, [A, B]; nan where there is nothing else."""
+    """Return the mean of each row without its diagonal element, [A, B]; nan if there is no other element."""
     return (square.sum(2) - square.diagonal(dim1=1, dim2=2)) / (square.shape[2] - 1)

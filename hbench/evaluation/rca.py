@@ -1,4 +1,4 @@
-"""Reconstructor classification accuracy: how well a run's directions are told apart (Table 1, Sec. 5.5)."""
+"""Reconstructor classification accuracy (RCA) of a run's directions (Table 1, Sec. 5.5)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RCA(Result):
-    """Reconstructor classification accuracy on fresh pairs, with what must be read beside it."""
+    """Reconstructor classification accuracy on fresh pairs, and the numbers to read beside it."""
 
     NAME: ClassVar[str] = "rca"
 
@@ -43,18 +43,18 @@ class RCA(Result):
     """Mean absolute error of the predicted magnitude, in units of s."""
     magnitude_error_interval: Interval
     per_direction: list[Number]
-    """Accuracy of each direction, nan where none was drawn."""
+    """Accuracy of each direction; nan if none of its pairs was drawn."""
     per_direction_interval: list[Interval]
-    """95 % Wilson intervals."""
+    """95 % Wilson intervals of the accuracies."""
     confusion: list[list[int]]
     """Counts: true direction by predicted direction."""
     D_raw: Number
-    """Mean output of the discriminator on raw samples; 0.5 is ideal."""
+    """Mean output of the discriminator on raw samples; ideally 0.5."""
     D_raw_interval: Interval
     D_shifted: Number
     D_shifted_interval: Interval
     outside: float
-    """Share of shifted samples with a pixel beyond +-1.5; leaving the domain makes a high accuracy worthless."""
+    """Share of shifted samples with a pixel beyond +-1.5; a high accuracy is worthless if many leave the domain."""
     outside_interval: Interval
 
     def ranking(self) -> list[int]:
@@ -87,7 +87,7 @@ class RCA(Result):
 
 
 class _Seen(NamedTuple):
-    """What the networks say of some pairs, [B] each, on the CPU."""
+    """Answers of the networks to pairs, [B] each, on the CPU."""
 
     k: np.ndarray
     k_hat: np.ndarray
@@ -96,7 +96,7 @@ class _Seen(NamedTuple):
     D_raw: np.ndarray
     D_shifted: np.ndarray
     outside: np.ndarray
-    """Whether the shifted sample has left the domain."""
+    """True if the shifted sample has left the domain."""
 
 
 @torch.no_grad()
@@ -108,19 +108,19 @@ def rca(
     source: DirectionSource | None = None,
     on_pairs: Callable[[Pairs], None] | None = None,
 ) -> RCA:
-    """Measure how well the reconstructor tells a run's directions apart, on fresh pairs of :func:`draw_pairs`.
+    """Measure the accuracy of a run's reconstructor on fresh pairs.
 
     Several processes share the batches, and each gets the result. Cost: two chains a pair.
 
     Args:
-        run: the discovery.
+        run: run with the directions and the reconstructor.
         pairs: number of fresh pairs, at least 1.
         seed: seed of x_T, k and s.
-        source: where delta_h comes from; each sample's own direction by default.
-        on_pairs: called with each batch, for whoever needs the images too.
+        source: kind of direction; each sample's own by default.
+        on_pairs: function that is called with each batch of pairs, for their images.
 
     Raises:
-        ValueError: no pair is asked for.
+        ValueError: no pair.
     """
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
@@ -179,7 +179,7 @@ def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:
     """Read an earlier measurement of this run and source from its ``rca.json``.
 
     Raises:
-        HBenchError: it is damaged, or of other weights or directions.
+        HBenchError: the file is damaged, or of other weights or directions.
     """
     result = RCA.load(path.parent) if path.name == "rca.json" else RCA.read(path, "give its rca.json")
     if result.detail("weights_sha256") != run.hashes or result.detail("direction_source", "own") != source.name:

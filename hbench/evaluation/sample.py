@@ -1,4 +1,4 @@
-"""Samples of a diffusion model by itself."""
+"""Samples of a diffusion model, without directions."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -58,11 +58,11 @@ def sample(
 
     Args:
         model: diffusion model; it is moved to the device.
-        experiment: its settings.
+        experiment: experiment with the model's settings.
         samples: number of samples, at least 1.
-        steps: generation steps M, 1..T.
+        steps: number of generation steps M, 1..T.
         seed: seed of x_T.
-        device: where to generate: "auto" is CUDA where there is one, else the CPU.
+        device: device that generates them: "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         ValueError: no sample, or steps out of range.

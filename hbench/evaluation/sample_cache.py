@@ -1,4 +1,4 @@
-"""Samples and real images as folders of PNGs, found by what determines them."""
+"""Cache of samples and real images: folders of PNGs, named by a hash of everything that determines them."""
 
 import hashlib
 import json
@@ -26,13 +26,14 @@ from hbench.store.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSet(Record):
-    """All that determines cached samples, as ``samples.json`` in their folder."""
+    """Everything that determines cached samples, as ``samples.json`` in their folder."""
 
     weights: dict[str, str]
-    """SHA-256 of the weights that generate, by role."""
+    """SHA-256 of the weights of diffusion model and shift block, by role."""
     diffusion: dict[str, Any]
+    """Settings of the diffusion."""
     discovery: dict[str, Any]
-    """Settings that matter to a sample."""
+    """Settings of the discovery that change a sample."""
     M: int
     """Number of generation steps."""
     seed: int
@@ -44,18 +45,18 @@ class SampleSet(Record):
     def key(self) -> str:
         """Name of the folder: 32 hexadecimal digits."""
         values = self.to_json()
-        del values["schema"]  # how it is written determines no sample
+        del values["schema"]  # the form of the file determines no sample
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None = None) -> tuple[Path, Path]:
-    """Return folders with at least ``count`` raw and shifted samples as PNGs, made where they are missing.
+    """Return folders with at least ``count`` raw and shifted samples as PNGs, after making those that are missing.
 
-    Sample i depends only on the run, the number M of generation steps (the run's unless given) and (seed, i). A killed
-    call goes on where it stopped. Several processes make them together, into the same folders.
+    Sample i depends only on the run, the number M of generation steps (the run's by default) and (seed, i). Called
+    again after a kill, it goes on where it stopped. Several processes make the samples together.
 
     Raises:
-        HBenchError: the folders cannot be written, or lack what the other processes wrote.
+        HBenchError: the folders cannot be written, or the other processes' samples are not there.
     """
     settings = run.experiment.discovery
     samples = SampleSet(
@@ -86,7 +87,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
 
 
 def image_folder(images: Tensor, cache: Path) -> Path:
-    """Return a folder with uint8 images [N, C, H, W] as PNGs, found by their content, made where it is missing."""
+    """Return the folder with uint8 images [N, C, H, W] as PNGs, after making it if it is missing."""
     digest = hashlib.sha256(str(tuple(images.shape)).encode() + images.numpy().tobytes())
     folder = cache / "real" / digest.hexdigest()[:32]
     if not all(_png(folder, i).is_file() for i in range(len(images))):

@@ -1,4 +1,4 @@
-"""Samples and pairs that the measurements are made of."""
+"""Samples and pairs for measurements."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,18 +15,22 @@ from hbench.store.run import Run
 
 
 class Pairs(NamedTuple):
-    """Raw samples and what one random shift makes of each, on the run's device."""
+    """Raw samples, and the same shifted along one random direction each, on the run's device."""
 
     x_0: Tensor
+    """Raw samples, [B, C, H, W]."""
     x_0_shifted: Tensor
+    """Shifted samples, [B, C, H, W]."""
     k: Tensor
+    """Directions, [B]."""
     s: Tensor
+    """Magnitudes, [B]."""
 
 
 def sample_model(sampler: Sampler, count: int, seed: int = 0) -> Tensor:
     """Return ``count`` samples of a diffusion model: float32 [count, C, H, W], unclamped, on the CPU.
 
-    Several processes make them together, and each gets all.
+    Several processes make the samples together, and each gets all of them.
     """
     images = []
     batches = turns(batches_of(count))
@@ -38,7 +42,7 @@ def sample_model(sampler: Sampler, count: int, seed: int = 0) -> Tensor:
 
 
 def batches_of(count: int, size: int = BATCH) -> list[range]:
-    """Return the indices of ``count`` images by batches: the same however many processes share them."""
+    """Return the indices of ``count`` images by batches, the same for any number of processes."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
@@ -47,8 +51,15 @@ def draw_pairs(
 ) -> Pairs:
     """Draw the pairs ``first`` .. ``first + count - 1`` with random k and s; pair i depends only on (seed, i).
 
-    Shifted by each sample's own direction, or that of another ``source``, in M steps, by default the run's. Both
-    samples of a pair are made in the same passes.
+    Both samples of a pair are made in the same passes.
+
+    Args:
+        run: run with the directions.
+        seed: seed of x_T, k and s.
+        first: index of the first pair.
+        count: number of pairs.
+        source: kind of direction; each sample's own by default.
+        M: number of generation steps; the run's by default.
     """
     source = source or partial(own_direction, run.shift_block)
     settings = run.experiment.discovery

@@ -1,4 +1,4 @@
-"""The grid of every direction of a run, most recognisable first (Figs. 1 and 5 to 7)."""
+"""Grids of images along every direction of a run, most recognisable first (Figs. 1 and 5 to 7)."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RankedDirection:
-    """A direction with its place in the ranking."""
+    """A direction of the ranking."""
 
     direction: int
     name: str
-    """Name that someone gave it by eye; empty where it has none."""
+    """Name that someone gave it by eye; empty if nobody did."""
     accuracy: Number
-    """Share of its pairs in which it is recognised; nan where none was drawn."""
+    """Share of its pairs in which it is recognised; nan if none was drawn."""
 
     @property
     def label(self) -> str:
@@ -38,15 +38,15 @@ class Traversal(Result):
     NAME: ClassVar[str] = "traverse"
 
     examples: int
-    """Rows of each direction's grid: one x_T each."""
+    """Number of rows of each grid: one x_T each."""
     samples: int
-    """Columns: magnitudes evenly from -S to S."""
+    """Number of columns: magnitudes evenly from -S to S."""
     pairs: int
-    """Fresh pairs that the accuracy was measured on."""
+    """Number of fresh pairs that the accuracies were measured on."""
     directions: list[RankedDirection]
-    """Most recognisable first."""
+    """Directions, most recognisable first."""
     grid: Aside = field(default=None, compare=False, repr=False)
-    """A :class:`hbench.store.pictures.Grid` in the same order; None in a result that was read from its folder."""
+    """The :class:`hbench.Grid` in the same order; None in a result read back."""
 
     def summary(self) -> str:
         """Return the directions with names and accuracies, a line a direction, most recognisable first."""
@@ -61,7 +61,7 @@ class Traversal(Result):
 
 
 def direction_label(k: int, accuracy: float, name: str = "") -> str:
-    """Return a direction's index, its name where it has one, and its accuracy."""
+    """Return a direction's index, its name if it has one, and its accuracy."""
     return f"{k}: {name} ({accuracy:.2f})" if name else f"{k} ({accuracy:.2f})"
 
 
@@ -78,13 +78,13 @@ def traverse(
     """Rank all directions of a run by their RCA, and generate images along each; see :meth:`Run.traverse`.
 
     Args:
-        run: the discovery.
-        examples: rows of each grid, at least 1.
-        samples: columns of each grid, at least 2.
-        pairs: fresh pairs to rank by, at least 1.
+        run: run with the directions.
+        examples: number of rows of each grid, at least 1.
+        samples: number of columns of each grid, at least 2.
+        pairs: number of fresh pairs to rank by, at least 1.
         seed: seed of the pairs and of x_T.
-        source: where delta_h comes from; each sample's own direction by default.
-        ranking: an earlier measurement of this run and source to rank by; it takes the place of ``pairs``.
+        source: kind of direction; each sample's own by default.
+        ranking: earlier measurement of this run and source to rank by, instead of fresh ``pairs``.
 
     Raises:
         ValueError: a number out of range.

@@ -1,19 +1,19 @@
-"""Memory and throughput of training against M (Fig. 4), every cell of the table measured in a process of its own.
+"""Memory and throughput of training against M (Fig. 4), each cell of the table measured in a fresh process.
 
-A cell runs training steps as :func:`hbench.train` does without a pool: draw x_T, generate x_0 (M passes of the UNet),
+A cell takes training steps as :func:`hbench.train` does without a pool: draw x_T, generate x_0 (M passes of the UNet),
 one optimiser step of shift block and reconstructor through the whole chain, one of the discriminator. The networks are
 the experiment's with initial weights: their values, the shift block's zeros included, change neither memory nor speed.
 
-What ``memory_mib`` is depends on the device, and ``memory_source`` says it:
+The meaning of ``memory_mib`` depends on the device, and ``memory_source`` names its source:
 
 | device | memory_mib | source |
 |---|---|---|
 | CPU | peak resident memory minus that just before the first step | Linux's high-water mark, else polled |
 | CUDA | all that the process holds on the GPU, its CUDA context included | NVML, by process or by device |
 
-NVML has no peak, and needs none here: PyTorch's allocator keeps what it once reserved, so the reading after the last
-step is the peak. Resident memory includes what glibc has not yet given back, as in any training; making it give back at
-once would halve the speed that is measured in the same steps.
+NVML has no peak, and needs none here: PyTorch's allocator keeps all memory that it once reserved, so the reading after
+the last step is the peak. Resident memory includes freed memory that glibc has not yet returned, as in any training;
+returning it at once would halve the speed, which is measured in the same steps.
 """
 
 import json
@@ -54,9 +54,9 @@ log = logging.getLogger(__name__)
 
 Status = Literal["ok", "oom", "failed"]
 WARM_UP = 2
-"""Discarded steps: the first allocates Adam's state and lets the libraries choose their kernels."""
+"""Number of discarded steps: the first allocates Adam's state and lets the libraries choose their kernels."""
 STRATEGIES = ("vanilla", "node", "torch-checkpoint")
-"""Strategies of a sweep, unless others are chosen."""
+"""Default strategies of a sweep."""
 SAME_TO_RESUME = (
     "experiment", "git", "versions", "device", "driver", "threads", "seed", "repeats", "memory_limit_mib"
 )  # fmt: skip
@@ -67,7 +67,7 @@ SHOWN = ["strategy", "M", "keep", "memory_mib", "images_per_second", "images_per
 
 @dataclass(frozen=True)
 class Cell:
-    """Task of one process; the experiment holds strategy, M, batch size and precision."""
+    """One cell of the table, to be measured; the experiment holds strategy, M, batch size and precision."""
 
     experiment: Experiment
     device: str
@@ -84,7 +84,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """Numbers of one cell; None where there is nothing to say."""
+    """Numbers of one measured cell; None for those that do not apply."""
 
     strategy: str
     M: int
@@ -96,19 +96,19 @@ class Row:
     images_per_second: float | None = None
     """Median over the timed steps; an image is a training pair."""
     images_per_second_iqr: float | None = None
-    """Distance between the quartiles."""
+    """Interquartile range of ``images_per_second``."""
     status: Status = "ok"
     error: str | None = None
     keep: int = 0
-    """Number of steps whose graph was kept, by "node" and "auto"."""
+    """Number of steps whose graph "node" or "auto" kept."""
     baseline_mib: float | None = None
-    """Memory of the process just before the first step: memory_mib is over it on the CPU, and includes it on CUDA."""
+    """Memory of the process just before the first step: subtracted from memory_mib on the CPU, included on CUDA."""
     saved_tensors_mib: float | None = None
-    """See :func:`saved_tensors_peak`; on the CPU only, and not for torch-checkpoint."""
+    """Peak of :func:`saved_tensors_peak`; on the CPU only, and not for torch-checkpoint."""
     max_memory_allocated_mib: float | None = None
     max_memory_reserved_mib: float | None = None
     other_processes: int | None = None
-    """Processes of others on the GPU when the cell started."""
+    """Number of other processes on the GPU when the cell started."""
     step_seconds: tuple[float, ...] = ()
     """Wall time of each timed step."""
 
@@ -128,26 +128,26 @@ def cells(
     repeats: int = 5,
     memory_limit_mib: float | None = None,
 ) -> list[Cell]:
-    """Return the cells of a sweep, strategy by strategy, each with rising M; the experiment's pool is left out.
+    """Return the cells of a sweep, strategy by strategy, M ascending; the experiment's pool is left out.
 
     Raises:
-        HBenchError: an unknown strategy, or an M that the schedule does not have.
+        HBenchError: an unknown strategy, or more steps than the schedule has.
     """
 
     def cell(strategy: str, M: int) -> Cell:
         values = experiment.model_dump()
         discovery = values["discovery"]
-        own = {"keep": min(discovery["keep"], M) if strategy == "node" else 0}
+        discovery |= {"strategy": strategy, "M": M, "pool": 0}
+        discovery["keep"] = min(discovery["keep"], M) if strategy == "node" else 0
         if strategy != "auto":
-            own["memory_budget"] = None
-        values["discovery"] |= {"strategy": strategy, "M": M, "pool": 0, **own}
+            discovery["memory_budget"] = None
         return Cell(parse_experiment(values, f"{strategy}, M = {M}"), device, seed, repeats, memory_limit_mib)
 
     return [cell(strategy, M) for strategy in dict.fromkeys(strategies) for M in sorted(set(Ms))]
 
 
 def default_steps(experiment: Experiment) -> list[int]:
-    """Return half, one, two and four times the experiment's M, as far as its schedule goes."""
+    """Return half, one, two and four times the experiment's M, at most T."""
     M, T = experiment.discovery.M, experiment.diffusion.T
     return sorted({max(1, M // 2), M, min(2 * M, T), min(4 * M, T)})
 
@@ -157,7 +157,7 @@ def default_steps(experiment: Experiment) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class VramSweep(Result):
-    """Memory and throughput of training against M, for each way to back-propagate (Fig. 4)."""
+    """Memory and throughput of training against M, for each strategy of back-propagation (Fig. 4)."""
 
     NAME: ClassVar[str] = "vram-sweep"
 
@@ -165,7 +165,7 @@ class VramSweep(Result):
     """Rows of the table, by strategy and M."""
 
     def failed(self) -> list[Row]:
-        """Return the cells that ended with an error other than too little memory."""
+        """Return the cells that ended with another error than lack of memory."""
         return [row for row in self.cells if row.status == "failed"]
 
     def summary(self) -> str:
@@ -174,7 +174,7 @@ class VramSweep(Result):
         return lines
 
     def table(self) -> "DataFrame":
-        """Return all that was measured, but the seconds of single steps, a row a cell."""
+        """Return all numbers except the seconds of single steps, a row a cell."""
         import pandas as pd
 
         columns = [each.name for each in fields(Row)]
@@ -196,46 +196,46 @@ def vram_sweep(
     resume_from: VramSweep | None = None,
     on_row: Callable[[VramSweep], None] | None = None,
 ) -> VramSweep:
-    """Measure memory and throughput of training over generation steps, for each way to back-propagate.
+    """Measure memory and throughput of training over generation steps, for each strategy of back-propagation.
 
-    Each cell takes real training steps in a fresh process, one after the other; one that runs out of memory is a row
-    like any other. SIGTERM and SIGINT stop the sweep after a cell: the result then lacks the later ones, and its detail
+    The cells take real training steps in fresh processes, one after the other; a cell that runs out of memory gets a
+    row too. SIGTERM and SIGINT stop the sweep after a cell: the result then lacks the later cells, and its detail
     "complete" is False. Cost: 2 + ``repeats`` training steps a cell.
 
     Args:
-        experiment: settings; its pool is left out.
-        strategies: ways to back-propagate: "vanilla", "node", "torch-checkpoint", "auto" or "offload".
+        experiment: settings of the training; the pool is left out.
+        strategies: strategies of back-propagation: "vanilla", "node", "torch-checkpoint", "auto" or "offload".
         steps: numbers of generation steps M, 1..T; M/2, M, 2M and 4M of the experiment by default.
-        batch_size: pairs of a training step, at least 2; the experiment's for sweeps by default.
+        batch_size: number of pairs of a training step, at least 2; the experiment's for sweeps by default.
         precision: precision of the networks; the experiment's by default.
-        repeats: timed steps of each cell, at least 1.
-        memory_limit_mib: count more as out of memory, as on a smaller card.
+        repeats: number of timed steps of each cell, at least 1.
+        memory_limit_mib: memory of a smaller card, beyond which a cell is out of memory; None for no limit.
         allow_busy: measure although another process computes on the GPU.
-        device: where to measure: "auto" is CUDA where there is one, else the CPU.
+        device: device to measure: "auto" is CUDA where there is one, else the CPU.
         seed: seed of the training steps.
-        resume_from: an earlier part of the same sweep; its cells, but failed ones, are kept.
-        on_row: called with the sweep so far, before the first cell and after each.
+        resume_from: earlier part of the same sweep; all its cells but failed ones are kept.
+        on_row: function that is called with the sweep so far, before the first cell and after each.
 
     Raises:
         ValueError: no timed step.
-        HBenchError: an unknown strategy or an M that the schedule does not have, ``resume_from`` was measured
-            differently, or another process computes on the GPU.
+        HBenchError: an unknown strategy, more steps than the schedule has, ``resume_from`` was measured differently, or
+            another process computes on the GPU.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     experiment = without_pool(experiment, batch_size, precision)
-    place = pick_device(device)
+    device = pick_device(device)
     wanted = cells(
         experiment,
         strategies,
         steps or default_steps(experiment),
-        device=str(place),
+        device=str(device),
         seed=seed,
         repeats=repeats,
         memory_limit_mib=memory_limit_mib,
     )
     origin = provenance(
-        experiment, place, seed, repeats=repeats, memory_limit_mib=memory_limit_mib, allow_busy=allow_busy
+        experiment, device, seed, repeats=repeats, memory_limit_mib=memory_limit_mib, allow_busy=allow_busy
     )
     rows = {row.key: row for row in kept(resume_from, origin)} if resume_from else {}
 
@@ -255,17 +255,17 @@ def vram_sweep(
 
 
 def kept(earlier: VramSweep, origin: Provenance) -> list[Row]:
-    """Return the rows of an earlier part that a sweep of this provenance goes on from; failed ones are made again.
+    """Return the rows of an earlier part of a sweep that a sweep of this provenance keeps: all but the failed ones.
 
     Raises:
         HBenchError: the earlier part was measured differently.
     """
     before, now = (each.to_json() if each else {} for each in (earlier.provenance, origin))
     for name in SAME_TO_RESUME:
-        where, old, new = _difference(name, before.get(name), now[name])
+        key, old, new = _difference(name, before.get(name), now[name])
         if old != new:
             raise HBenchError(
-                f"the sweep to resume was measured with {where} = {old!r}, not {new!r}: resume with the same settings, "
+                f"the sweep to resume was measured with {key} = {old!r}, not {new!r}: resume with the same settings, "
                 "or use another `out`"
             )
     return [row for row in earlier.cells if row.status != "failed"]
@@ -283,15 +283,15 @@ def measure_all(todo: Sequence[Cell], on_row: Callable[[Row], None], *, allow_bu
     """Measure cells, each in a fresh process. Return False if stopped after a cell, by SIGTERM or SIGINT.
 
     Args:
-        todo: the cells.
-        on_row: called with each row as soon as it is known.
-        allow_busy: measure although another process computes on the GPU; ``other_processes`` says so.
+        todo: cells to measure.
+        on_row: function that is called with each row as soon as it is known.
+        allow_busy: measure although another process computes on the GPU; ``other_processes`` counts them.
 
     Raises:
         HBenchError: another process computes on the GPU, unless ``allow_busy``.
     """
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # what commands before have left in reserve here would be missing to the cells
+        torch.cuda.empty_cache()  # the cells need the memory that this process still holds in reserve
     with stop_requests(None) as stop_reason, progress(total=len(todo), unit="cell") as bar:
         for number, cell in enumerate(todo, start=1):
             strategy, M = cell.key
@@ -325,9 +325,9 @@ def _other_processes(device: torch.device) -> list[int] | None:
 
 
 def measure_apart(cell: Cell) -> Row:
-    """Return what :func:`measure` finds in a fresh process; ``failed``, with its error, if it dies of one.
+    """Measure a cell in a fresh process. Return a failed row, with the error, if the process dies of one.
 
-    The strategy that "auto" takes is found out in another one: the probe would leave memory behind for the steps.
+    The strategy that "auto" takes is found in another process: the probe would leave memory behind.
     """
     if cell.experiment.discovery.strategy == "auto":
         try:
@@ -346,16 +346,16 @@ def measure_apart(cell: Cell) -> Row:
 
 
 def read_row(values: dict[str, Any]) -> Row:
-    """Return a row from its JSON."""
+    """Return the row with these JSON values."""
     return Row(**values | {"step_seconds": tuple(values["step_seconds"])})
 
 
 def measure(cell: Cell) -> Row:
-    """Measure memory and throughput of real training steps, in a process that has done nothing else; see the module.
+    """Measure memory and throughput of real training steps, in a process that has done nothing else.
 
-    A cell is out of memory when an allocation fails, or when the memory after a step passes the memory limit.
-    On CUDA the limit also binds PyTorch's allocator, which then fails where that of a smaller card would. On the CPU
-    nothing stops a step on its way: the system's limits count address space, most of which is never touched.
+    A cell is out of memory if an allocation fails, or if the memory after a step exceeds the limit. On CUDA the limit
+    also binds PyTorch's allocator, which then fails as that of a smaller card would. On the CPU nothing stops a step
+    halfway: the system's limits count address space, most of which is never touched.
     """
     device = pick_device(cell.device)
     try:
@@ -404,7 +404,7 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
 def step_taker(
     experiment: Experiment, model: UNetModel, seed: int, device: torch.device
 ) -> Callable[[int], dict[str, float]]:
-    """Return a function that takes step i of a training with initial networks, and returns its metrics."""
+    """Return a function that takes step i of a training with initial networks and returns the metrics."""
     frozen = freeze(experiment, model, device)
     sampler = Sampler.of(experiment, frozen, next(frozen.parameters()).device)
     running = resolve(experiment, sampler, seed)
@@ -420,7 +420,11 @@ def _initial_model(cell: Cell) -> UNetModel:
 def _take_steps(
     cell: Cell, step: Callable[[int], object], device: torch.device, memory_mib: Callable[[], float]
 ) -> list[float]:
-    """Return the seconds of the timed steps, after the warm-up; MemoryError where a step passed the limit."""
+    """Return the seconds of the timed steps, after the warm-up.
+
+    Raises:
+        MemoryError: the memory after a step exceeds the limit.
+    """
     seconds = []
     for i in range(WARM_UP + cell.repeats):
         seconds.append(wall_seconds(partial(step, i), device))

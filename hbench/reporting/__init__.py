@@ -1,1 +1,1 @@
-"""What makes pictures and pages from results."""
+"""Pictures and pages of results."""

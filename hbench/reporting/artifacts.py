@@ -1,4 +1,4 @@
-"""The registry of artifacts: name, place in the paper, result class, charts and table rows of each.
+"""The registry of artifacts: name, item of the paper, result class, charts and table rows of each.
 
 Commands, reproduction, report and the README's table read :data:`ARTIFACTS`. A new metric is one file in evaluation/
 and one entry here.
@@ -37,20 +37,23 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table, in words; empty where there is nothing to say."""
+    """One line of the table, in words; fields that do not apply are empty."""
 
     artifact: str
     item: str
-    """Of the paper: "Table 1", "Fig. 4"."""
+    """Item of the paper: "Table 1", "Fig. 4"."""
     paper: str
+    """Number of the paper."""
     ours: str
+    """Our number."""
     interval: str = ""
     n: str = ""
     ran: bool = True
+    """True if there is a result."""
     provenance: Path | None = None
-    """The file that says where it comes from."""
+    """File with the provenance of the result."""
     experiment: str = ""
-    """What it was measured on, in the paper's notation; ablations have an experiment of their own."""
+    """Title of the measured experiment, in the paper's notation; ablations may have another than the report."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Named:
     direction: int
     name: str
     accuracy: str
-    """In words."""
+    """Accuracy in words."""
 
 
 @dataclass(frozen=True)
@@ -73,33 +76,37 @@ class Comparison:
 
 
 Chart = Callable[[Any, Path], None]
-"""(result, path) -> None: draws a result as a PNG file."""
+"""Function (result, path) that draws a result as a PNG file."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One artifact of the paper: where its command leaves it, and what of its result stands in the table."""
+    """One artifact: its folder, result class, item of the paper, command, table rows and charts."""
 
     folder: str
     """Folder of the result, inside the run's."""
     result: type[Result]
+    """Class of the result."""
     title: str
+    """Heading on the page."""
     item: str
+    """Item of the paper: "Table 1", "Fig. 4"; empty if the paper has none."""
     command: str
-    """That makes it, after ``hbench``."""
+    """Command that makes it, after ``hbench``."""
     rows: Callable[[Any, Paper], list[Row]]
+    """Function (result, paper) -> lines of the table."""
     charts: Mapping[str, Chart] = field(default_factory=dict)
     """Function that draws each picture, by its file's name; the first is the main one."""
     published: Callable[[Paper], str] = lambda _: ""
-    """The paper's number, to stand beside what was not run."""
+    """Function (paper) -> number of the paper, for artifacts that were not run."""
     named: Callable[[Any], list[Named]] = lambda _: []
-    """The directions of the result that have a name."""
+    """Function (result) -> its directions that have a name."""
     comparison: Callable[[Any], Comparison | None] = lambda _: None
-    """A table of its own, where the result compares trainings."""
+    """Function (result) -> table of its trainings side by side, if it compares trainings."""
     of_run: bool = False
-    """Whether the run's weights are measured, whose SHA-256 its provenance then has as ``weights_sha256``."""
+    """True if it measures the run's weights; its provenance then has their SHA-256 as ``weights_sha256``."""
     on_page: bool = True
-    """Whether a page of results shows it; a report of a run holds what was measured of the run."""
+    """True if the page of a run shows it."""
 
 
 def _rca_rows(result: RCA, paper: Paper) -> list[Row]:
@@ -242,7 +249,7 @@ def _variants(result: Ablations) -> Comparison:
     chances = {run.variant: _number(run.chance) for run in result.runs}
     cells = {}
     for line in result.means:
-        # raw samples depend on no training
+        # no training changes the raw samples
         bounds = "" if line.metric == "fd_raw" else _interval([line.low, line.high])
         cells[line.variant, line.metric] = f"{_number(line.mean)} {bounds}".rstrip()
     metrics = [metric for metric in names if any(of == metric for _, of in cells)]
@@ -290,7 +297,7 @@ def _published(value: float | None) -> str:
 
 
 def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
-    """Bounds in words; nothing where there are none."""
+    """Return bounds in words; empty if there are none."""
     known = [bound for bound in bounds or () if bound is not None and math.isfinite(bound)]
     return f"[{known[0]:.{digits}f}, {known[1]:.{digits}f}]" if len(known) == 2 else ""
 
@@ -436,7 +443,7 @@ ARTIFACTS = (
 
 
 def artifact_of(result: Result) -> Artifact | None:
-    """Return the registered artifact of a result's class, the first where there are several."""
+    """Return the registered artifact of a result's class, the first if there are several."""
     return next((artifact for artifact in ARTIFACTS if artifact.result is type(result)), None)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of edited images: the grid of each direction, its three sources side by side, edits of real images."""
+"""Pictures of edited images: grids of directions, edits with the three sources of delta_h, edits of real images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from hbench.evaluation.traverse import Traversal
 
 MOST_ROWS = 40
-"""Rows in the picture of edits; further ones are left out."""
+"""Number of rows in the picture of edits, at most; further ones are left out."""
 LONGEST = 24
-"""Characters of the name beside a row."""
+"""Number of characters of the name beside a row, at most."""
 
 
 def draw_traversal(result: "Traversal", path: Path) -> None:
@@ -37,12 +37,12 @@ def draw_directions(
     """Draw direction grids, one labelled panel each.
 
     Args:
-        images: float in [-1, 1], [directions, examples, samples, C, H, W].
-        labels: one line above each panel.
-        S: largest magnitude, for the title; None where each panel has its own.
+        images: images in [-1, 1], float [directions, examples, samples, C, H, W].
+        labels: line above each panel.
+        S: largest magnitude, for the title; None if each panel has another.
         title: first words of the figure's title.
-        path: PNG to write.
-        columns: panels side by side, at most.
+        path: PNG file to write.
+        columns: number of panels side by side, at most.
     """
     from matplotlib.figure import Figure
 
@@ -69,7 +69,7 @@ def draw_directions(
 
 
 def draw_variants(result: "Ablations", path: Path) -> None:
-    """Draw the most accurate directions of each variant's first training, equally many of each."""
+    """Draw the most accurate directions of each variant's first training, the same number of each."""
     import torch
 
     shown = at_hand(result, result.shown)
@@ -125,7 +125,7 @@ def draw_sources(result: "Properties", path: Path) -> None:
 def draw_edits(result: "EditedImages", path: Path) -> None:
     """Draw edited images in labelled rows and columns (Fig. 8), a row an image.
 
-    Where two directions are crossed, an image has a row for each magnitude of the second.
+    If two directions are crossed, an image has a row for each magnitude of the second.
     """
     import torch
     from matplotlib.figure import Figure
@@ -169,7 +169,7 @@ class _EditLabels(NamedTuple):
 
 
 def _edit_labels(edits: "Sequence[Edit]", names: Mapping[int, str]) -> _EditLabels:
-    """Return the labels of a sweep of one direction, of two directions crossed, or of any other edits, in one row."""
+    """Return the labels of a sweep of one direction, of two crossed directions, or of other edits, in one row."""
     from hbench.evaluation.edit import caption
 
     shifted = {tuple(edit) for edit in edits}
@@ -192,10 +192,10 @@ def _shortened(file: str) -> str:
 
 
 def _show_tiles(axis: "Axes", images: "Tensor", breaks: Sequence[int] = ()) -> tuple[list[float], list[float]]:
-    """Show images [rows, columns, C, H, W] side by side; return the centres of the columns and of the rows.
+    """Show images [rows, columns, C, H, W] in a panel. Return the centres of the columns and of the rows.
 
-    Each image has a thin grey frame, so that one gone white shows; a wide white line comes before each column of
-    ``breaks``; nan stays white.
+    Thin grey frames keep white images visible. A wide white line comes before each column of ``breaks``, and images
+    with nan stay white.
     """
     from hbench.core.images import GREY, tile, to_uint8
 

@@ -1,7 +1,7 @@
-"""One page of all that was measured for a run: every picture, and one table of ours beside the paper's.
+"""One page of all results of a run: every picture, and one table of our numbers beside the paper's.
 
-Reads only the JSON, pictures and provenance that the other commands left; nothing is computed again, and what was not
-run stands in the table as such.
+The page is made of the JSON, pictures and provenance of the results alone. Nothing is computed again, and the table
+also lists artifacts that were not run.
 """
 
 import base64
@@ -27,28 +27,29 @@ from hbench.store.provenance import Provenance
 from hbench.store.records import Record
 
 GENERATED = "not to be edited"
-"""What every summary says of itself."""
+"""Words in every summary, by which it is known before it is replaced."""
 REASONS = "not-run.json"
-"""Why an artifact is missing, by its folder; ``hbench reproduce`` writes it."""
+"""Name of the file with the reasons why artifacts are missing; a reproduction writes it."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one command made."""
+    """One result on the page."""
 
     title: str
     item: str
+    """Item of the paper; empty if it has none."""
     pictures: list[Path]
     named: list[Named]
     comparison: Comparison | None
     provenance: Path
+    """File of the provenance."""
     origin: Provenance
-    """What the provenance file says."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found in one folder; of an experiment that was not run there is none, nor a section."""
+    """The results in one folder. An experiment that was not run has no folder and no section."""
 
     folder: Path | None
     experiment: Experiment
@@ -58,9 +59,10 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class NotRun(Record):
-    """Why artifacts are missing, by their folder."""
+    """The reasons why artifacts are missing."""
 
     reasons: dict[str, str]
+    """Reasons by the artifact's folder."""
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
@@ -70,24 +72,26 @@ class NotRun(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduced(Record):
-    """What everything in a folder of results is made of."""
+    """The experiment and the weights that everything in a folder of results is made of."""
 
     experiment: dict[str, Any]
+    """Settings of the experiment."""
     weights_sha256: dict[str, str]
+    """SHA-256 of the run's weights, by role; empty if they are trained first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTable(Record):
-    """The table of a report, ours beside the paper's."""
+    """The table of a report, with our numbers beside the paper's."""
 
     rows: list[dict[str, Any]]
 
 
 def collect(folder: Path) -> Report:
-    """Return what the commands left in a folder of results.
+    """Return the results in a folder.
 
     Raises:
-        HBenchError: nothing of hbench's there, results of different weights, or one that is damaged.
+        HBenchError: no result of hbench, results of different weights, or a damaged one.
     """
     if folder.is_dir():
         refuse_links(folder)
@@ -123,21 +127,21 @@ def collect(folder: Path) -> Report:
     return Report(folder, experiment, rows, sections)
 
 
-def _read(artifact: Artifact, place: Path, origin: Provenance, experiment: Experiment) -> tuple[list[Row], Section]:
-    """Return what the table and the page say of one result."""
-    result = artifact.result.load(place, f'make it again with "hbench {artifact.command}"')
-    file = place / PROVENANCE
+def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Experiment) -> tuple[list[Row], Section]:
+    """Return the lines of the table and the section of the page for one result."""
+    result = artifact.result.load(folder, f'make it again with "hbench {artifact.command}"')
+    file = folder / PROVENANCE
     rows = [
         replace(row, provenance=file, experiment=origin.title or experiment.title)
         for row in artifact.rows(result, paper_of(experiment))
     ]
     named, comparison = artifact.named(result), artifact.comparison(result)
-    pictures = sorted(place.glob("*.png"))
+    pictures = sorted(folder.glob("*.png"))
     return rows, Section(artifact.title, artifact.item, pictures, named, comparison, file, origin)
 
 
 def not_run(experiment: Experiment, reason: str) -> Report:
-    """Return the report of an experiment that was not run: the paper's numbers, and why there are none of ours."""
+    """Return the report of an experiment that was not run: the paper's numbers, and the reason."""
     wanted = [artifact for artifact in ARTIFACTS if artifact.published(paper_of(experiment))]
     return Report(None, experiment, [_missing(artifact, experiment, reason) for artifact in wanted], [])
 
@@ -148,7 +152,7 @@ def _missing(artifact: Artifact, experiment: Experiment, reason: str) -> Row:
 
 
 def write_pages(reports: Sequence[Report], out: Path) -> None:
-    """Writes ``report.html``, one file that needs no other, ``report.md``, and the table as CSV and JSON."""
+    """Write ``report.html``, one file that needs no other, ``report.md``, and the table as CSV and JSON."""
     import pandas as pd
 
     environment = Environment(autoescape=True, **_TEMPLATES)
@@ -167,9 +171,9 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
 
 
 def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
-    """Writes one Markdown table, paper against ours, of all experiments: each row links where it comes from.
+    """Write one Markdown table of all experiments, our numbers beside the paper's; each row links its provenance.
 
-    Of each report it has the artifacts of the paper; the rest is in the reports.
+    The table has the artifacts of the paper; the reports have the others too.
 
     Raises:
         HBenchError: the file holds something else.
@@ -180,7 +184,7 @@ def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
 
 
 def _markdown_page(template: str, folder: Path, **values: Any) -> str:
-    """A page of Markdown that lies in a folder."""
+    """Return a page of Markdown for a folder, to which its links are relative."""
     environment = Environment(autoescape=False, **_TEMPLATES)
     environment.filters |= {"plain": _markdown, "code": _code, "address": quote}
     environment.filters["relative"] = lambda path: os.path.relpath(path, folder)
@@ -195,7 +199,7 @@ _TEMPLATES: Values = {
 }
 
 
-# What the pages say --------------------------------------------------------------------------------------------------
+# Text of the pages ---------------------------------------------------------------------------------------------------
 
 
 def _inline(path: Path) -> str:
@@ -220,10 +224,10 @@ def _facts(origin: Provenance) -> list[tuple[str, str]]:
 
 
 def _code(text: str) -> str:
-    """Text that does not end a code span of Markdown."""
+    """Return text that does not end a code span of Markdown."""
     return " ".join(text.split()).replace("`", "'")
 
 
 def _markdown(text: str) -> str:
-    """Text that is nothing but text in Markdown: one line, without HTML, links and borders of a table."""
+    """Return text that is plain text in Markdown: one line, without HTML, links and borders of a table."""
     return html.escape(_code(text), quote=False).replace("|", "\\|").replace("](", "]\\(")

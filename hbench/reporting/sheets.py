@@ -24,17 +24,16 @@ CRITERIA = (
     "Consistent: the change is the same in all rows.",
     "Easy to interpret: you can say in a few words what changes.",
 )
-"""The paper's three criteria: a direction is marked 1 only if all hold."""
+"""The paper's three criteria; a direction is marked 1 only if all hold."""
 
 DARK = (60, 60, 60)
-"""Colour between the images: 3.9 to 1 in contrast to the frame of the original."""
+"""Colour between the images, with a contrast of 3.9 to 1 to the frame of the original."""
 
 
 def draw_grid(images: Tensor) -> np.ndarray:
-    """Return a grid as RGB, uint8 [height, width, 3]: a row per example, a column per magnitude, the middle one framed.
+    """Return images [examples, samples, C, H, W], uint8, as the pixels of one grid: RGB, uint8 [height, width, 3].
 
-    Args:
-        images: uint8 [examples, samples, C, H, W].
+    Each example is a row, each magnitude a column; the middle column is framed.
     """
     samples, width = images.shape[1], images.shape[-1]
     margin = max(1, width // 16)
@@ -51,7 +50,7 @@ def draw_grid(images: Tensor) -> np.ndarray:
 
 
 def png(pixels: np.ndarray, scale: int = 1) -> bytes:
-    """Return RGB pixels as a PNG file, each pixel scale x scale."""
+    """Return the bytes of a PNG file of RGB pixels, each enlarged to scale x scale."""
     file = io.BytesIO()
     enlarged = np.repeat(np.repeat(pixels, scale, 0), scale, 1)
     Image.fromarray(enlarged).save(file, format="png", optimize=True)
@@ -59,12 +58,9 @@ def png(pixels: np.ndarray, scale: int = 1) -> bytes:
 
 
 def refuse_marked(folder: Path) -> None:
-    """Refuse a folder that holds what people have made, or its score: no option may cost them their work.
+    """Raise HBenchError if a folder holds people's work: marks, other files of theirs, or a score.
 
-    Theirs is any file in the folders of the sheets but hbench's own, and a CSV of marks that is not empty.
-
-    Raises:
-        HBenchError: the folder holds such a file.
+    No option may overwrite these. All files in the folders of the sheets count, except those that hbench writes.
     """
     if (folder / "score").exists():
         raise HBenchError(f"{folder / 'score'}: scores an earlier study, not this one: choose another `out`")
@@ -81,16 +77,16 @@ def refuse_marked(folder: Path) -> None:
 def write_sheets(
     key: Key, images: Mapping[Direction, Tensor], folder: Path, label_studio: bool = False
 ) -> dict[Path, Sheet]:
-    """Write a page and a folder of pictures per assessor, and the key; return the sheet of each page.
+    """Write a page and a folder of pictures per assessor, and the key. Return the sheet of each page.
 
-    ``sheet_<assessor>.html`` needs nothing beside it. ``sheet_<assessor>/`` holds a PNG per item and an empty
-    ``marks_<assessor>.csv`` for those who prefer a spreadsheet. ``key.json`` must not reach the assessors. What an
-    earlier study has left there is removed.
+    The page ``sheet_<assessor>.html`` needs no other file. The folder ``sheet_<assessor>`` holds a PNG per item and an
+    empty ``marks_<assessor>.csv`` for those who prefer a spreadsheet. The file ``key.json`` must not reach the
+    assessors. The sheets of an earlier study in the folder are removed.
 
     Args:
-        key: who sees what.
-        images: the grid of each direction, uint8 [examples, samples, C, H, W].
-        folder: where to.
+        key: key of the study.
+        images: grid of each direction, uint8 [examples, samples, C, H, W].
+        folder: output folder.
         label_studio: write tasks for Label Studio too.
     """
     pages = Environment(

@@ -269,8 +269,8 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
     missing = [role for role in ROLES if not (folder / f"{role}.safetensors").is_file()]
     if missing:
         raise HBenchError(
-            f"{folder}: no finished discovery there ({missing[0]}.safetensors is missing): train it, with "
-            "`resume=True` if it was stopped"
+            f"{folder}: no finished discovery there ({missing[0]}.safetensors is missing): train it, or "
+            "resume its training if it was stopped"
         )
     experiment = read_experiment(folder / "shift_block.safetensors")
     model = build_model(experiment)

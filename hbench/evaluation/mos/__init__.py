@@ -1,1 +1,1 @@
-"""The Mean Opinion Score: the study that people mark, and the score of their marks."""
+"""Mean opinion score: the study that people mark, and the score of their marks."""

@@ -1,4 +1,4 @@
-"""Mean Opinion Score: what the marks of assessors say about each direction (Table 1, Sec. 5.5)."""
+"""Mean opinion score of a run's directions, from the marks of assessors (Table 1, Sec. 5.5)."""
 
 import csv
 import io
@@ -23,8 +23,10 @@ from hbench.store.results import Result
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-FEW = 8  # values, below which their bootstrap interval is too short
-FIELD_LIMIT = 2**27  # characters; Label Studio's export repeats the picture of an item
+FEW = 8
+"""Number of values below which the bootstrap interval is too short."""
+FIELD_LIMIT = 2**27
+"""Number of characters of a CSV field, at most; Label Studio's export repeats the picture of an item."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,11 @@ class Estimate:
     """A mean with its 95 % interval."""
 
     mean: float | None
-    """None where there is nothing to average."""
+    """Mean; None without values."""
     interval: tuple[float, float] | None
-    """None where none can be computed: fewer than two values, or all the same."""
+    """95 % interval; None for fewer than two values, or if all are the same."""
     n: int
+    """Number of values."""
 
     def words(self, unit: str) -> str:
         """Return mean, interval and n in words, where n counts ``unit``."""
@@ -71,7 +74,7 @@ class DirectionScore:
     """95 % Wilson interval of the share."""
     votes: int
     names: dict[str, int]
-    """Names given, lower case, most given first, with how often."""
+    """Names that assessors gave, in lower case, with their counts; the most frequent first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +84,9 @@ class RunScore:
     run: str
     title: str
     mos: Estimate
-    """Mean over directions of their means, with a bootstrap interval over directions; n directions."""
+    """Mean over the trained directions of their means, with a bootstrap interval over directions."""
     floor: Estimate
-    """Mean and interval of the untrained directions, computed alike."""
+    """The same of the untrained directions."""
     marks: int
     """Number of marks of trained directions, repeats not counted."""
 
@@ -97,15 +100,16 @@ class MosScore(Result):
     runs: list[RunScore]
     directions: list[DirectionScore]
     alpha: float | None
-    """Krippendorff's alpha, nominal, of the assessors on trained directions: 1 agreement, 0 as by chance. None where
-    no agreement can be computed: no direction with two marks, or all marks the same."""
+    """Krippendorff's alpha, nominal, of the assessors on trained directions: 1 for agreement, 0 for chance. None if no
+    direction has two marks, or if all marks are the same."""
     self_agreement: Estimate
-    """Share of repeated items that got the same mark again, with its Wilson interval; n repeats."""
+    """Share of repeated items that got the same mark again, with its Wilson interval; n counts repeats."""
     self_agreement_by_assessor: dict[str, tuple[int, int]]
-    """Number of same marks, and of repeats."""
+    """Numbers of repeats with the same mark, and of all repeats."""
     sheets: int
-    """Number of sheets scored."""
+    """Number of sheets that are scored."""
     sheets_made: int
+    """Number of sheets in the study."""
     seed: int
     """Seed of the bootstrap."""
 
@@ -122,7 +126,7 @@ class MosScore(Result):
         return "\n".join(lines)
 
     def table(self) -> "DataFrame":
-        """Return share of ones, interval, votes and names of each direction, a row a direction."""
+        """Return the share of marks that are 1, its interval, votes and names, a row a direction."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -140,15 +144,15 @@ class MosScore(Result):
         )
 
     def proposed_names(self, run: str) -> str:
-        """Return a names.txt for a run: the name given most to each direction, the first in the alphabet among equals.
+        """Return the text of a names.txt for a run: the most frequent name of each direction.
 
-        Empty where no name was given.
+        Of equally frequent names it has the first in the alphabet. The text is empty if there is no name.
         """
         named = [d for d in self.directions if d.run == run and not d.control and d.names]
         return "".join(f"{d.direction}: {next(iter(d.names))}\n" for d in named)
 
     def names_files(self) -> dict[str, str]:
-        """Return the name of the file that proposes names, by the runs whose directions have got some."""
+        """Return the name of each file of proposed names, by run; runs without names have none."""
         files = {
             run.run: "names.txt" if len(self.runs) == 1 else f"names_{number}.txt"
             for number, run in enumerate(self.runs, start=1)
@@ -167,12 +171,12 @@ def mos_score(marks: Sequence[str | Path], key: str | Path, *, partial: bool = F
 
     Args:
         marks: CSV files with the columns sheet, assessor, item, mark (0 or 1) and name, as the sheets export them.
-        key: the ``key.json`` of the study.
+        key: file ``key.json`` of the study.
         partial: accept that whole sheets are missing.
         seed: seed of the bootstrap.
 
     Raises:
-        HBenchError: a file is damaged or not of this study, or a mark is missing, double or out of range.
+        HBenchError: a file is damaged or of another study, or a mark is missing, double or out of range.
     """
     paths, key = [Path(path) for path in marks], Path(key)
     study = Key.read(key)
@@ -188,28 +192,29 @@ def mos_score(marks: Sequence[str | Path], key: str | Path, *, partial: bool = F
 def read_marks(paths: Sequence[Path], key: Key, partial: bool = False) -> list[Mark]:
     """Read the marks in some CSV files, in the order of the key.
 
-    Columns as in :data:`COLUMNS`, in any order; others are ignored, ``name`` may be missing. Fields are separated by
-    commas, semicolons or tabs; the text is UTF-8, with or without a byte order mark.
+    The columns are those of :data:`COLUMNS`, in any order; others are ignored, ``name`` may be missing. Fields are
+    separated by commas, semicolons or tabs; the text is UTF-8, with or without a byte order mark.
 
     Args:
-        paths: the files; a sheet lies in one or in several.
-        key: the key of the study.
+        paths: files; the marks of a sheet are in one file or in several.
+        key: key of the study.
         partial: accept that whole sheets are missing.
 
     Raises:
-        HBenchError: with file and line: a foreign sheet or item, a mark other than 0 and 1, a second or missing mark.
+        HBenchError: a foreign sheet or item, a mark other than 0 and 1, or a second or missing mark; the message names
+            file and line.
     """
     sheets = {sheet.sheet: sheet for sheet in key.sheets}
     found: dict[tuple[str, int], Mark] = {}
-    places: dict[tuple[str, int], str] = {}
+    lines: dict[tuple[str, int], str] = {}
     for path in paths:
-        for line, row in _read_rows(path):
-            place = f"{path}, line {line}"
-            mark = _read_mark(row, sheets, place)
+        for number, row in _read_rows(path):
+            line = f"{path}, line {number}"
+            mark = _read_mark(row, sheets, line)
             cell = (row["sheet"], mark.item.item)
             if cell in found:
-                raise HBenchError(f"{place}: item {row['item']} is already marked in {places[cell]}: leave one out")
-            found[cell], places[cell] = mark, place
+                raise HBenchError(f"{line}: item {row['item']} is already marked in {lines[cell]}: leave one out")
+            found[cell], lines[cell] = mark, line
     for sheet in key.sheets:
         missing = [str(item.item) for item in sheet.items if (sheet.sheet, item.item) not in found]
         if len(missing) == len(sheet.items):
@@ -218,10 +223,10 @@ def read_marks(paths: Sequence[Path], key: Key, partial: bool = False) -> list[M
                     f"no marks of assessor {sheet.assessor} ({sheet.sheet}): give that file too, or add `partial=True`"
                 )
         elif missing:
-            near = next(place for (name, _), place in places.items() if name == sheet.sheet)
+            line = next(line for (name, _), line in lines.items() if name == sheet.sheet)
             shown = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
             raise HBenchError(
-                f"{near.rpartition(', line ')[0]}: {len(missing)} of {len(sheet.items)} items of assessor "
+                f"{line.rpartition(', line ')[0]}: {len(missing)} of {len(sheet.items)} items of assessor "
                 f"{sheet.assessor} are missing ({shown}): let the assessor finish"
             )
     if not found:
@@ -230,25 +235,25 @@ def read_marks(paths: Sequence[Path], key: Key, partial: bool = False) -> list[M
     return [found[cell] for cell in cells if cell in found]
 
 
-def _read_mark(row: Mapping[str, str], sheets: Mapping[str, Sheet], place: str) -> Mark:
+def _read_mark(row: Mapping[str, str], sheets: Mapping[str, Sheet], line: str) -> Mark:
     sheet = sheets.get(row["sheet"])
     if sheet is None:
         raise HBenchError(
-            f"{place}: sheet {_short(row['sheet'])} is not of this study: leave it out, or give its own `key`"
+            f"{line}: sheet {_short(row['sheet'])} is not of this study: leave it out, or give its own `key`"
         )
     if row["assessor"] != sheet.assessor:
         raise HBenchError(
-            f"{place}: {sheet.sheet} is of assessor {sheet.assessor}, not {_short(row['assessor'])}: restore it"
+            f"{line}: {sheet.sheet} is of assessor {sheet.assessor}, not {_short(row['assessor'])}: restore it"
         )
     item = next((item for item in sheet.items if str(item.item) == row["item"]), None)
     if item is None:
         raise HBenchError(
-            f"{place}: item {_short(row['item'])} is not in {sheet.sheet}, which has 1 to {len(sheet.items)}"
+            f"{line}: item {_short(row['item'])} is not in {sheet.sheet}, which has 1 to {len(sheet.items)}"
         )
     if not row["mark"]:
-        raise HBenchError(f"{place}: item {row['item']} has no mark: let assessor {sheet.assessor} finish")
+        raise HBenchError(f"{line}: item {row['item']} has no mark: let assessor {sheet.assessor} finish")
     if row["mark"] not in ("0", "1"):
-        raise HBenchError(f"{place}: mark {_short(row['mark'])} is out of range: need 0 or 1")
+        raise HBenchError(f"{line}: mark {_short(row['mark'])} is out of range: need 0 or 1")
     return Mark(sheet.assessor, item, int(row["mark"]), tidy(_unguarded(row.get("name", ""))))
 
 
@@ -295,7 +300,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def tidy(name: str) -> str:
-    """Return text on one line, without characters that cannot be seen or that turn text around."""
+    """Return text on one line, without invisible characters or those that reverse text."""
     return " ".join("".join(c if c.isprintable() else " " for c in name).split())
 
 
@@ -313,8 +318,8 @@ def _short(text: str) -> str:
 def score(marks: Sequence[Mark], key: Key, seed: int = 0) -> MosScore:
     """Return the scores of a study from its marks.
 
-    The mark of an item's first showing counts; that of a repeat only tells whether assessors agree with themselves. So
-    the score is the mean of marks over assessors and directions (Sec. 5.5), all directions counting the same.
+    The mark of an item's first showing counts; that of a repeat only enters the assessors' agreement with themselves.
+    The score is the mean of the marks over assessors and directions (Sec. 5.5), each direction with the same weight.
     """
     first = [mark for mark in marks if mark.item.repeat_of is None]
     shown = {item.shown for sheet in key.sheets for item in sheet.items}
@@ -323,9 +328,9 @@ def score(marks: Sequence[Mark], key: Key, seed: int = 0) -> MosScore:
     ]
     runs = []
     for run in key.runs:
-        own = [d for d in directions if d.run == run.run and d.mean is not None]
+        marked = [d for d in directions if d.run == run.run and d.mean is not None]
         trained, controls = (
-            [d.mean for d in own if d.control is control and d.mean is not None] for control in (False, True)
+            [d.mean for d in marked if d.control is control and d.mean is not None] for control in (False, True)
         )
         runs.append(
             RunScore(
@@ -333,15 +338,15 @@ def score(marks: Sequence[Mark], key: Key, seed: int = 0) -> MosScore:
                 title=run.title,
                 mos=_mean_share(trained, seed),
                 floor=_mean_share(controls, seed),
-                marks=sum(d.votes for d in own if not d.control),
+                marks=sum(d.votes for d in marked if not d.control),
             )
         )
-    marked = {(mark.assessor, mark.item.item): mark.mark for mark in marks}
+    by_item = {(mark.assessor, mark.item.item): mark.mark for mark in marks}
     by_assessor: dict[str, tuple[int, int]] = {}
     for mark in marks:
         if mark.item.repeat_of is not None:
             same, count = by_assessor.get(mark.assessor, (0, 0))
-            again = marked[mark.assessor, mark.item.repeat_of] == mark.mark
+            again = by_item[mark.assessor, mark.item.repeat_of] == mark.mark
             by_assessor[mark.assessor] = (same + again, count + 1)
     return MosScore(
         runs=runs,
@@ -356,11 +361,13 @@ def score(marks: Sequence[Mark], key: Key, seed: int = 0) -> MosScore:
 
 
 def _score_direction(direction: Direction, marks: Sequence[Mark]) -> DirectionScore:
-    own = [mark for mark in marks if mark.item.shown == direction]
-    share = _share(sum(mark.mark for mark in own), len(own))
-    counts = Counter(mark.name.lower() for mark in own if mark.name and mark.mark)  # "nothing" names no direction
+    given = [mark for mark in marks if mark.item.shown == direction]
+    share = _share(sum(mark.mark for mark in given), len(given))
+    counts = Counter(mark.name.lower() for mark in given if mark.name and mark.mark)  # "nothing" names no direction
     names = dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
-    return DirectionScore(**direction._asdict(), mean=share.mean, interval=share.interval, votes=len(own), names=names)
+    return DirectionScore(
+        **direction._asdict(), mean=share.mean, interval=share.interval, votes=len(given), names=names
+    )
 
 
 def _share(count: int, n: int) -> Estimate:
@@ -374,7 +381,7 @@ def _mean_share(values: Sequence[float], seed: int) -> Estimate:
     """Return a mean of shares with its interval.
 
     The interval is that of the bias-corrected and accelerated bootstrap (Efron 1987), or Student's for few values:
-    resampled means of few values do not reach beyond them, however far the true mean is.
+    resampled means never leave the range of the values, even if the true mean lies outside.
     """
     from scipy.stats import bootstrap
 
@@ -392,7 +399,7 @@ def _mean_share(values: Sequence[float], seed: int) -> Estimate:
 
 
 def _alpha(marks: Sequence[Mark]) -> float | None:
-    """Return Krippendorff's alpha, nominal; None if no direction has two marks, or all those marks are the same."""
+    """Return Krippendorff's alpha, nominal; None if no direction has two marks, or if all those marks are the same."""
     import krippendorff
 
     assessors = sorted({mark.assessor for mark in marks})

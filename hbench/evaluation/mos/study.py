@@ -1,6 +1,6 @@
 """The user study: each direction as a grid of images, blind and shuffled, to be marked 0 or 1 (Sec. 5.5).
 
-A study has one sheet per assessor. The key says what each item of a sheet is; assessors never see it.
+A study has one sheet per assessor. The key names the direction of each item of a sheet; assessors never see it.
 """
 
 import hashlib
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 COLUMNS = ("sheet", "assessor", "item", "mark", "name")
 """Columns of a file of marks, which has one line per item."""
 KEY = "key.json"
-"""Name of the file that holds the key."""
+"""Name of the file with the key."""
 FORMULA = ("=", "+", "-", "@")
-"""Beginnings of a cell that a spreadsheet runs."""
+"""First characters of a cell that a spreadsheet runs as a formula."""
 
 
 class Direction(NamedTuple):
-    """A direction of a run, or (control) an untrained one."""
+    """A direction of a run; a control is untrained."""
 
     run: str
     direction: int
@@ -55,17 +55,17 @@ class Item:
     direction: Annotated[int, Field(ge=0)]
     control: bool
     repeat_of: int | None
-    """The earlier item of the same sheet that this one shows again."""
+    """Earlier item of the same sheet that this one repeats; None for a first showing."""
 
     @property
     def shown(self) -> Direction:
-        """What the item shows."""
+        """Direction that the item shows."""
         return Direction(self.run, self.direction, self.control)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """What one assessor sees, in order."""
+    """The items that one assessor sees, in order."""
 
     sheet: str
     """Hash of the sheet's pictures, their order and the assessor."""
@@ -83,10 +83,10 @@ class StudyRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Key(Record):
-    """What each item of each sheet is: kept back until the marks are in.
+    """The directions of the items of all sheets, kept back until the marks are in.
 
     Raises:
-        ValueError: a sheet, assessor, item or direction stands there twice, or a reference leads nowhere.
+        ValueError: a sheet, assessor, item or direction occurs twice, or a reference leads nowhere.
     """
 
     seed: int
@@ -113,7 +113,7 @@ class Key(Record):
 
     @classmethod
     def read(cls, path: Path, remedy: str = "give the key.json of the study") -> Self:
-        """Read the key of a study; see :meth:`Record.from_json` for what is refused."""
+        """Read the key of a study; :meth:`Record.from_json` names the errors."""
         return super().read(path, remedy)
 
     @classmethod
@@ -143,12 +143,12 @@ class Study(Result):
     controls: int
     """Number of untrained directions per run."""
     key: Aside = field(default=None, repr=False)
-    """The :class:`Key`, in a file of its own."""
+    """The :class:`Key`, which has its own file."""
     images: Aside = field(default=None, compare=False, repr=False)
-    """Grid of each :class:`Direction`, uint8 [examples, samples, C, H, W]; None in a study read from a folder."""
+    """Grid of each :class:`Direction`, uint8 [examples, samples, C, H, W]; None in a study read back."""
 
     def summary(self) -> str:
-        """Return the numbers of sheets, directions and items, in one line."""
+        """Return the numbers of sheets, items, directions and votes, in one line."""
         items = [item for sheet in self.key.sheets for item in sheet.items]
         shown = {item.shown for item in items}
         untrained = sum(direction.control for direction in shown)
@@ -158,7 +158,7 @@ class Study(Result):
         )
 
     def table(self) -> "DataFrame":
-        """Return what each item of each sheet is, a row an item."""
+        """Return the run and direction of each item of each sheet, a row an item."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -193,16 +193,16 @@ def mos_study(
     controls: int = 3,
     seed: int = 0,
 ) -> Study:
-    """Draw the grids of every direction of some runs, and deal them out to assessors, blind and shuffled.
+    """Generate the grid of every direction of some runs, and deal the grids out to assessors, blind and shuffled.
 
-    Untrained directions are mixed in as a floor: steps as large as the trained ones, in directions that nobody looked
-    for. ``hbench.reporting.sheets.write_sheets`` makes pages of the study. Cost: samples - 1 shifted chains per
+    Untrained directions are mixed in as a floor: their steps are as large as the trained ones. The function
+    ``hbench.reporting.sheets.write_sheets`` makes pages of the study. Cost: ``samples`` - 1 shifted chains per
     direction and example.
 
     Args:
-        runs: the discoveries, by the name that the results will show.
+        runs: runs by name; the results show these names.
         assessors: number of sheets, at least 1.
-        votes: number of assessors per direction, 1 to ``assessors``; all of them by default.
+        votes: number of assessors per direction, 1 to ``assessors``; all by default.
         examples: number of rows of a grid, at least 1.
         samples: number of columns of a grid, odd and at least 3, so that the middle one is the original.
         repeats: share of each sheet's directions that it shows twice, 0 to 0.5.
@@ -248,7 +248,7 @@ def mos_study(
 
 
 def guarded(text: str) -> str:
-    """Return text that no spreadsheet runs as a formula: with an apostrophe in front of what it would run."""
+    """Return text with an apostrophe in front if a spreadsheet would run it as a formula."""
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
@@ -256,12 +256,12 @@ def guarded(text: str) -> str:
 
 
 def untrained(run: Run, count: int, examples: int, seed: int = 0) -> Run:
-    """Return the run with ``count`` untrained directions in place of its own: the floor that trained ones must beat.
+    """Return the run with ``count`` untrained directions instead: the floor that trained ones must beat.
 
-    A fresh shift block changes nothing, since its output convolutions are zero. Here they are Gaussian instead, each
-    scaled so that delta_h has the root mean square of the trained directions' at the same magnitude: as large a step in
-    h-space, in a direction that nobody looked for. Such steps may leave the image domain (Sec. 5.5), and the floor
-    shows that too. Cost: two shifted chains of ``examples`` samples.
+    A fresh shift block changes nothing, since its output convolutions are zero. Here they are Gaussian, each scaled so
+    that delta_h has the root mean square of the trained directions at the same magnitude: as large a step in h-space,
+    in an untrained direction. Such steps may leave the image domain (Sec. 5.5), which lowers the floor too. Cost: two
+    shifted chains of ``examples`` samples.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.controls(seed, count))
@@ -275,9 +275,9 @@ def untrained(run: Run, count: int, examples: int, seed: int = 0) -> Run:
 
 
 def delta_h_rms(run: Run, x_T: Tensor) -> Tensor:
-    """Return the root mean square of each direction's f_k(h_t, t), [K].
+    """Return the root mean square of f_k(h_t, t) over the regular processes from x_T, for each direction: [K].
 
-    The mean is over the regular processes from x_T while t >= t_shift.
+    Only timesteps t >= t_shift count.
     """
     squares = []
 
@@ -293,9 +293,9 @@ def delta_h_rms(run: Run, x_T: Tensor) -> Tensor:
 def pictures(
     runs: Mapping[str, Run], examples: int = 10, samples: int = 5, controls: int = 3, seed: int = 0
 ) -> dict[Direction, Tensor]:
-    """Return the grids of every direction of some runs: uint8 [examples, samples, C, H, W] each.
+    """Return the grid of every direction of some runs: uint8 [examples, samples, C, H, W] each.
 
-    The x_T of the rows are the same for all directions of a run. Arguments and cost as in :func:`mos_study`.
+    The x_T of the rows are the same for all directions of a run. Arguments and cost are those of :func:`mos_study`.
     """
     images: dict[Direction, Tensor] = {}
     for name, run in runs.items():
@@ -312,7 +312,7 @@ def pictures(
 
 
 def assign(count: int, assessors: int, votes: int, rng: np.random.Generator) -> list[list[int]]:
-    """Return which of ``count`` directions each assessor sees.
+    """Return the directions, of ``count``, that each assessor sees.
 
     Each direction gets ``votes`` assessors, and the loads are at most one apart.
     """
@@ -325,16 +325,16 @@ def assign(count: int, assessors: int, votes: int, rng: np.random.Generator) -> 
 
 
 def shuffle(directions: Sequence[int], repeats: float, rng: np.random.Generator) -> list[tuple[int, int | None]]:
-    """Return the order of a sheet: (direction, None), or (direction, place of its first showing from 0) for a repeat.
+    """Return the items of a sheet in order: (direction, None), or for a repeat (direction, index of its first showing).
 
-    The share ``repeats`` (0 to 0.5, rounded up) of the directions comes from the first half and is shown again,
-    scattered over the second.
+    A share ``repeats`` (0 to 0.5, rounded up) of the directions, all from the first half, is shown again, scattered
+    over the second half.
     """
     order = [int(direction) for direction in rng.permutation(list(directions))]
     count = math.ceil(repeats * len(order))
     half = max(count, len(order) // 2)
-    again = [int(place) for place in rng.choice(half, count, replace=False)] if count else []
-    second = [(direction, None) for direction in order[half:]] + [(order[place], place) for place in again]
+    again = [int(index) for index in rng.choice(half, count, replace=False)] if count else []
+    second = [(direction, None) for direction in order[half:]] + [(order[index], index) for index in again]
     return [(d, None) for d in order[:half]] + [second[i] for i in rng.permutation(len(second))]
 
 
@@ -346,13 +346,13 @@ def design(
     repeats: float = 0.1,
     seed: int = 0,
 ) -> Key:
-    """Return the key of a study: who sees which directions, in which order.
+    """Return the key of a study: the assessors, and the directions that each sees, in order.
 
     Args:
-        images: the grid of each direction, which its sheets' hashes are made of.
+        images: grid of each direction; the sheets' hashes are made of them.
         titles: title of each run.
         assessors: number of sheets.
-        votes: number of assessors per direction, at most all of them.
+        votes: number of assessors per direction, 1 to ``assessors``.
         repeats: share of each sheet's directions that it shows twice, 0 to 0.5.
         seed: seed of every shuffle.
     """
@@ -364,8 +364,8 @@ def design(
         order = shuffle(seen, repeats, rng)
         digest = hashlib.sha256(json.dumps([number, *(hashes[d] for d, _ in order)]).encode()).hexdigest()
         items = tuple(
-            Item(item=i, **directions[d]._asdict(), repeat_of=None if place is None else place + 1)
-            for i, (d, place) in enumerate(order, start=1)
+            Item(item=i, **directions[d]._asdict(), repeat_of=None if first is None else first + 1)
+            for i, (d, first) in enumerate(order, start=1)
         )
         # the word in front keeps spreadsheets from reading a hash such as 12e4 as a number
         sheets.append(Sheet(sheet=f"sheet-{digest[:12]}", assessor=str(number), items=items))

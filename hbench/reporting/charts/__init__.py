@@ -1,1 +1,1 @@
-"""Charts of results, by kind; each takes a result and the path of the PNG file to write."""
+"""Charts by kind of result; each takes a result and the path of the PNG file to write."""

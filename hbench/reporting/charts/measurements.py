@@ -1,4 +1,4 @@
-"""Charts of what is measured of one run: accuracy, distances and properties; and of the digit LeNet."""
+"""Charts of the measurements of one run: accuracy, distances and properties; and of the digit LeNet."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def draw_confusion(result: "RCA", path: Path) -> None:
     figure.colorbar(picture, ax=left)
     accuracy = np.array([result.per_direction[k] for k in order])
     bounds = np.array([result.per_direction_interval[k] for k in order]).T
-    errors = np.abs(bounds - accuracy)  # nan where a direction was never drawn
+    errors = np.abs(bounds - accuracy)  # nan for directions that were never drawn
     right.bar(range(len(order)), accuracy, yerr=errors, ecolor="black", error_kw={"lw": 0.8, "capsize": 2})
     right.axhline(result.chance, color="grey", linestyle=":", label=f"chance {result.chance:.3f}")
     right.set_xticks(ticks, [order[i] for i in ticks], fontsize=7, rotation=90)
@@ -103,7 +103,7 @@ def draw_fidelity(result: "Fidelity", path: Path) -> None:
 def draw_properties(result: "Properties", path: Path) -> None:
     """Draw homogeneity over time, consistency between timesteps, the edits' distance and the linearity.
 
-    A direction whose s the reconstructor does not find, with a correlation below 0.5, has its number at its line's end.
+    The lines of directions whose s_hat has a correlation with s below 0.5 end with the direction's number.
     """
     import numpy as np
     from matplotlib.figure import Figure

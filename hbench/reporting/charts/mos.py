@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def draw_mos(result: "MosScore", path: Path) -> None:
-    """Draw the share of ones of every direction, highest first, a panel per run; untrained directions apart."""
+    """Draw each direction's share of marks that are 1, highest first, a panel per run; untrained directions last."""
     from matplotlib.figure import Figure
 
     shown = [[d for d in result.directions if d.run == run.run and d.mean is not None] for run in result.runs]

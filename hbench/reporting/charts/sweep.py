@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def draw_sweep(result: "VramSweep", path: Path) -> None:
     """Draw memory and throughput of training against M, one line per strategy, all axes logarithmic (Fig. 4).
 
-    Throughput has its quartiles; a cross is a cell that ran out of memory, the dashed line the memory limit.
+    Throughput has its quartiles. Crosses are cells that ran out of memory, the dashed line is the memory limit.
     """
     import numpy as np
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def draw_sweep(result: "VramSweep", path: Path) -> None:
 def draw_plan(result: "Plan", path: Path) -> None:
     """Draw predicted memory and throughput of training against M, one line per strategy, all axes logarithmic.
 
-    The dashed line is the memory budget.
+    The dotted line is the memory budget.
     """
     from matplotlib.figure import Figure
 

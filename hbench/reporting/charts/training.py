@@ -1,4 +1,4 @@
-"""Charts of trainings: their curves, several side by side, and what became of variants."""
+"""Charts of trainings: curves of one, of several, and the results of variants."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ CURVES = {
     "train accuracy": ["accuracy"],
     "D": ["D_raw", "D_shifted"],
 }
-"""Panels of the curve picture, and the metrics that each shows where they exist."""
+"""Panels of the curve picture, and the metrics of each, as far as they exist."""
 RUN_CURVES = {
     "D on raw (solid), shifted (dashed)": ["D_raw", "D_shifted"],
     "train accuracy": ["accuracy"],
@@ -24,11 +24,11 @@ RUN_CURVES = {
     "fidelity loss: adversarial (solid), l1 (dashed)": ["loss_adv", "loss_l1"],
     "loss of D": ["loss_D"],
 }
-"""Panels of the picture of several runs, and the metrics that each shows."""
+"""Panels of the picture of several runs, and the metrics of each."""
 
 
 def draw_curves(folder: Path) -> None:
-    """Draw ``metrics.csv`` of a run as ``curves.png``: losses, train accuracy, D's output on raw and shifted."""
+    """Draw ``metrics.csv`` of a run as ``curves.png``: losses, train accuracy, D on raw and shifted samples."""
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -101,7 +101,7 @@ def draw_run_curves(result: "TrainingCurves", path: Path) -> None:
 
 
 def draw_ablations(result: "Ablations", path: Path) -> None:
-    """Draw each variant's mean as a bar and its seeds as dots, a panel for each metric, the variants in lines."""
+    """Draw each variant's mean as a bar and its seeds as dots, a panel for each metric, the variants in rows."""
     from matplotlib.figure import Figure
 
     panels = {

@@ -238,6 +238,7 @@ def test_train_curves_name_what_is_missing(tmp_path, tiny_run, tiny_model):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
     out = tmp_path / "out"
     small = tiny_options("discovery.M=2", "discovery.steps=2")
@@ -281,12 +282,24 @@ def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, c
     assert "stopped by `max_minutes` before full-seed1: go on with `resume=True`" in caplog.text
 
 
+@pytest.mark.slow
 def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monkeypatch):
     out = tmp_path / "settings"
     drawn = []
     monkeypatch.setattr("hbench.reporting.grids.draw_directions", lambda *arguments: drawn.append(arguments))
     over = ["--over", "discovery.lambda_adv=0,2", "--over", "discovery.spacing=linspace", "--over", "discovery.K=5"]
-    run = ["ablations", "digits16", *tiny_options(), "--model", tiny_model, "--out", out, "--pairs", 130, *over]
+    run = [
+        "ablations",
+        "digits16",
+        *tiny_options("discovery.M=2"),
+        "--model",
+        tiny_model,
+        "--out",
+        out,
+        "--pairs",
+        130,
+        *over,
+    ]
     result = invoke(*run, "--seeds", "0", "--lenet", lenet)
     assert result.exit_code == 0, result.output
     names = ["as it is", "lambda_adv=0", "lambda_adv=2", "spacing=linspace", "K=5"]

@@ -51,6 +51,7 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_rca_traverse_and_fid_of_the_shipped_run(tmp_path):
     result = invoke("rca", "mnist16", "--pairs", 32, "--out", tmp_path / "rca", "--quiet")
     assert result.exit_code == 0, result.output
@@ -157,10 +158,11 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_demo_runs_through(tmp_path, monkeypatch):
     for name, value in {"PAIRS": 16, "EXAMPLES": 1, "LOOK_PAIRS": 16}.items():
         monkeypatch.setattr(demo, name, value)
-    monkeypatch.setitem(demo.FRESH, "pool", 16)
+    monkeypatch.setattr(demo, "FRESH", demo.FRESH | {"K": 3, "M": 3, "batch_size": 4, "pool": 16})
     result = invoke("demo", "--out", tmp_path, "--training-steps", 4, "--quiet")
     assert result.exit_code == 0, result.output
     named = [Path(line.split()[0]) for line in result.stdout.split("Open:")[1].splitlines() if line.strip()]

@@ -1,7 +1,7 @@
 """Experiments: one TOML file each, read into frozen, validated settings.
 
-A run is a named file of ``experiments/``, changed only by ``--set section.key=value``; the resolved configuration is
-saved with every run and inside every weights file, so that a run folder explains itself.
+An experiment is a named file of ``experiments/``, changed only by overrides, ``section.key=value``. The resolved
+settings are saved with every run and inside every weights file, so that a run folder explains itself.
 """
 
 from typing import Literal, Self
@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the images come from, and the shape they get."""
+    """Source of the images, and the shape they get."""
 
     dataset: Literal["digits", "mnist", "folder"]
     label: str = Field(pattern=r"^\w[\w .()+-]*$")
@@ -26,7 +26,7 @@ class Data(Section):
     size: int = Field(ge=8, le=1024)
     """Height and width in pixels after resizing and centre crop."""
     channels: Literal[1, 3] = 3
-    """1 = grey, 3 = RGB."""
+    """Channels of an image: 1 is grey, 3 is RGB."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -44,7 +44,7 @@ class Model(Section):
     """Feature-map sizes in pixels that get attention; the middle block always has it, as in ADM."""
     num_heads: int = Field(default=1, ge=1)
     num_head_channels: int = Field(default=-1, ge=-1)
-    """Channels per head; -1 = given by num_heads."""
+    """Channels of each attention head; -1 = given by num_heads."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     use_scale_shift_norm: bool = True
     resblock_updown: bool = False
@@ -52,7 +52,7 @@ class Model(Section):
     learn_sigma: bool = False
     """Twice the output channels, for checkpoints of guided-diffusion; only eps is used."""
     use_new_attention_order: bool = False
-    """Changes the output but no name or shape: must match the checkpoint."""
+    """Order of the qkv channels; it changes the output but no name or shape, so it must match the checkpoint."""
 
     @model_validator(mode="after")
     def _check_channels(self) -> Self:
@@ -66,7 +66,7 @@ class Model(Section):
         return self
 
     def check_size(self, size: int) -> None:
-        """Raise ValueError where the network cannot have images of this size, in pixels."""
+        """Raise a ValueError where the network cannot have images of this size, in pixels."""
         halvings = len(self.channel_mult) - 1
         if size % 2**halvings:
             raise ValueError(f"data.size {size} cannot be halved {halvings} times: shorten model.channel_mult")
@@ -97,22 +97,22 @@ class Diffusion(Section):
 
 
 class Pretrain(Section):
-    """Training of the diffusion model itself (``hbench pretrain``)."""
+    """Training of the diffusion model itself."""
 
     steps: int = Field(default=100_000, ge=1)
     batch_size: int = Field(default=128, ge=1)
     lr: float = Field(default=1e-4, gt=0)
     """Adam's learning rate after warm-up."""
     warmup_steps: int = Field(default=1000, ge=0)
-    """Linear rise of the learning rate."""
+    """Steps of the linear rise of the learning rate."""
     decay: bool = False
     """Linear fall of the learning rate to zero, from the end of the warm-up to the last step."""
     ema: float = Field(default=0.9999, ge=0, lt=1)
-    """Decay of the exponential moving average; the average is what is exported."""
+    """Decay of the exponential moving average; the average is exported."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     precision: Precision = "bfloat16"
-    """bfloat16 = autocast with float32 weights."""
+    """Precision of the passes: bfloat16 is autocast with float32 weights."""
     weights: Literal["float32", "float16"] = "float32"
     """Storage of the exported weights."""
     checkpoint_every: int = Field(default=500, ge=1)
@@ -122,23 +122,23 @@ class Pretrain(Section):
 
 
 class Discovery(Section):
-    """Discovery of directions (``hbench train``, Table 4)."""
+    """Discovery of directions (Table 4)."""
 
     K: int = Field(ge=2)
     """Number of directions."""
     S: float = Field(gt=0)
     """Largest magnitude: s is uniform in [-S, S]."""
     M: int = Field(ge=1)
-    """Generation steps."""
+    """Number of generation steps."""
     t_shift: int = Field(ge=0)
-    """Shift h_t at timesteps t >= t_shift."""
+    """Lower end of the shift interval: h_t is shifted at timesteps t >= t_shift."""
     spacing: Literal["trailing", "linspace", "leading"] = "trailing"
-    """How the M timesteps are spread over 0..T-1 [reconstructed]."""
+    """Placement of the M timesteps in 0..T-1 [reconstructed]."""
     min_magnitude: float = Field(default=0.5, ge=0)
-    """|s| below this is raised to it, as in GANLatentDiscovery [reconstructed]."""
+    """Smallest magnitude: a smaller |s| is raised to it, as in GANLatentDiscovery [reconstructed]."""
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=2)
-    """At least 2, for the batch norm of the reconstructor."""
+    """Pairs of a step: at least 2, for the batch norm of the reconstructor."""
     lr: float = Field(default=1e-3, gt=0)
     """Adam's learning rate for shift block and reconstructor."""
     lr_discriminator: float = Field(default=1e-3, gt=0)
@@ -149,36 +149,36 @@ class Discovery(Section):
     lambda_adv: float = Field(default=0.1, ge=0)
     """Weight of the adversarial loss [reconstructed]."""
     fidelity: Literal["adversarial", "l1", "none"] = "adversarial"
-    """What keeps x'_0 an image: the discriminator; the abandoned loss of Fig. 3, lambda_l1/|s| * mean |x'_0 - x_0|
-    [reconstructed]; or nothing. With the last two D is trained all the same, as an observer without a gradient."""
+    """Loss that keeps x'_0 an image: the discriminator's; the abandoned lambda_l1/|s| * mean |x'_0 - x_0| of Fig. 3
+    [reconstructed]; or none. The discriminator is always trained: by the last two as an observer without a gradient."""
     lambda_l1: float = Field(default=0.3, ge=0)
-    """The c of fidelity = "l1": its norm is a mean over pixels and channels, with images in [-1, 1] [reconstructed].
+    """Weight of the loss of fidelity = "l1", a mean over pixels and channels of images in [-1, 1] [reconstructed].
     On mnist16, 0.3 lets images change as much as the discriminator does, 1 less than half as much, 5 not at all."""
     gradient: Literal["chain", "per-step"] = "chain"
-    """Back-propagate through the whole chain, or take an optimiser step at every shifted timestep on its predicted x_0,
-    as DiffusionCLIP and Asyrp train (Sec. 4.4) [reconstructed]; ``strategy`` does not matter to the latter."""
+    """Path of the gradient: through the whole chain, or through each shifted step alone, with an optimiser step on its
+    predicted x_0, as DiffusionCLIP and Asyrp train (Sec. 4.4) [reconstructed]. ``strategy`` is for the chain alone."""
     soft_clip: float = Field(default=1.1, gt=0)
-    """The reconstructor and the discriminator see values beyond +-soft_clip at a tenth of their excess: they cannot win
-    by values that no image has, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
+    """Bound beyond which the reconstructor and the discriminator see a tenth of a value's excess. Values that no image
+    has cannot win, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
     reconstructor: Literal["lenet", "resnet18"]
     strategy: Literal["auto", "node", "vanilla", "offload", "torch-checkpoint"] = "auto"
-    """How to back-propagate through the chain (hbench.core.chain): all give the same gradients. "auto" measures one
-    step and takes "node" with as many kept graphs as fit into ``memory_budget``."""
+    """Strategy of back-propagation through the chain (hbench.core.chain): all give the same gradients. "auto" measures
+    one step and takes "node" with as many kept graphs as fit into ``memory_budget``."""
     keep: int = Field(default=0, ge=0)
-    """With strategy = "node": of so many steps, the last ones, the graph is kept instead of recomputed."""
+    """Number of steps, the last ones, whose graphs strategy = "node" keeps instead of recomputing them."""
     memory_budget: float | None = Field(default=None, gt=0)
-    """GiB that a training step may use under "auto", as ``hbench plan`` counts them; default: of what the device has
-    free, nine tenths on a GPU, half on the CPU, which is not training's alone."""
+    """GiB for a training step under "auto". The default is a share of the free memory: nine tenths on a GPU, half on
+    the CPU, which is not training's alone."""
     checkpoint_blocks: bool = False
-    """Keep only the ends of each block of the UNet and of the discriminator, and recompute the inside: for models of
-    which a single step does not fit. About one more forward pass of what is differentiated."""
+    """Recomputation inside a step: only the ends of each block of the UNet and of the discriminator are kept. It is for
+    models whose single step does not fit, and costs about one more forward pass of the differentiated networks."""
     compile: bool = False
-    """torch.compile for encoder and decoder, on CUDA with CUDA graphs: minutes of compilation before the first step,
-    faster ones after it (results/bench). Needs a C++ compiler, on CUDA Triton and a C compiler."""
+    """Compilation of encoder and decoder by torch.compile, on CUDA with CUDA graphs: minutes before the first step,
+    faster ones after it (results/bench). It needs a C++ compiler, on CUDA Triton and a C compiler."""
     pool: int = Field(default=0, ge=0)
-    """Draw (x_T, x_0) from this many pairs made once, instead of new ones in every step; 0 = always new."""
+    """Number of pairs (x_T, x_0) that are made once and drawn from in every step; 0 = new ones in every step."""
     precision: Precision = "bfloat16"
-    """bfloat16 = autocast of the networks; nodes, weights and losses stay float32."""
+    """Precision of the networks: bfloat16 is autocast; nodes, weights and losses stay float32."""
     weights: Literal["float32", "float16"] = "float32"
     """Storage of the exported weights."""
     checkpoint_every: int = Field(default=200, ge=1)
@@ -207,7 +207,7 @@ class Discovery(Section):
         return self
 
     def check_schedule(self, T: int) -> None:
-        """Raise ValueError where a schedule of T timesteps cannot serve the discovery."""
+        """Raise a ValueError where a schedule of T timesteps cannot serve the discovery."""
         if self.M > T:
             raise ValueError(f"discovery.M must not exceed diffusion.T = {T}")
         if self.t_shift >= T:
@@ -215,29 +215,29 @@ class Discovery(Section):
 
 
 class Evaluation(Section):
-    """How much is generated to measure the result."""
+    """Number of images that are generated to measure a result."""
 
     fid_samples: int = Field(default=10_000, ge=2)
-    """Samples of each kind in ``hbench fid`` (Table 2)."""
+    """Number of raw samples, and of shifted ones, in a FID (Table 2)."""
     sweep_batch_size: int | None = Field(default=None, ge=2)
-    """Images a step in ``hbench vram-sweep`` (Fig. 4); by default those of the discovery."""
+    """Pairs of a step in a sweep of memory (Fig. 4); by default those of the discovery."""
 
 
 class Paper(Section):
     """The paper's own numbers for this experiment, where it has them, to stand beside ours."""
 
     rca: float | None = Field(default=None, ge=0, le=1)
-    """Table 1."""
+    """RCA in Table 1."""
     mos: float | None = Field(default=None, ge=0, le=1)
-    """Table 1."""
+    """MOS in Table 1."""
     fid_raw: float | None = None
-    """Table 2."""
+    """FID of raw samples in Table 2."""
     fid_shifted: float | None = None
-    """Table 2."""
+    """FID of shifted samples in Table 2."""
 
 
 class Experiment(Section):
-    """A whole experiment; ``name`` is its file's."""
+    """A whole experiment, named as its file."""
 
     name: str
     data: Data

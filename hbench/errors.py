@@ -1,4 +1,4 @@
-"""The exception that means "the user can fix this", a check of numbers, and what running out of memory looks like."""
+"""The exception for what a user can fix, a check of numbers, and a test for running out of memory."""
 
 
 class HBenchError(Exception):
@@ -17,8 +17,8 @@ def check_at_least(least: int, **values: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python or PyTorch says that memory ran out, on the CPU or on a GPU."""
-    text = str(error)  # PyTorch has an own class for CUDA's allocator, but another process may hand on its words alone
+    """Return whether an error of Python or PyTorch says that memory ran out, on the CPU or on a GPU."""
+    text = str(error)  # another process hands on the words alone, without PyTorch's class
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -37,7 +37,7 @@ def load_experiment(name: str | Path, overrides: Sequence[str] = (), /, **settin
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise HBenchError(f"{path}: not valid TOML: {error}") from error
-    if "name" in values:  # it would say where results go
+    if "name" in values:  # results go to a folder of this name
         raise HBenchError(f'{path}: unknown key "name": an experiment has the name of its file')
     for each in overrides:
         _set(values, *_parse_override(each))
@@ -52,7 +52,7 @@ def known_experiments() -> list[str]:
 
 
 def paper_of(experiment: Experiment) -> Paper:
-    """Return the paper's numbers for an experiment: its own, or those of the experiment of that name in hbench."""
+    """Return the paper's numbers for an experiment: those in its file, or in the experiment of that name in hbench."""
     if experiment.paper != Paper() or experiment.name not in known_experiments():
         return experiment.paper
     return load_experiment(experiment.name).paper
@@ -88,7 +88,7 @@ def without_pool(
     """Return the experiment as a sweep over M takes it: without a pool, with its batch size for sweeps.
 
     Args:
-        experiment: settings.
+        experiment: experiment to change.
         batch_size: pairs of a training step; the experiment's for sweeps by default.
         precision: precision of the networks; the experiment's by default.
     """
@@ -100,7 +100,7 @@ def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
     """Return variants from "section.key=value,value,…": the experiment as it is, then each of these values alone.
 
     Raises:
-        HBenchError: one is not of that form, or names no [discovery] setting.
+        HBenchError: a variant is not of that form, or names no [discovery] setting.
     """
     variants: dict[str, list[str]] = {"as it is": []}
     for each in over:
@@ -134,19 +134,19 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         section: type[BaseModel] = Experiment
         for part in problem["loc"][:-1]:
             annotation = section.model_fields[str(part)].annotation
             section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
         valid = list(section.model_fields)
-        lower = {key.lower(): key for key in valid}
+        lower = {each.lower(): each for each in valid}
         near = difflib.get_close_matches(str(problem["loc"][-1]).lower(), lower, n=1, cutoff=0.5)
         hint = f'did you mean "{lower[near[0]]}"?' if near else f"valid keys: {', '.join(valid)}"
-        return f'unknown key "{where}": {hint}'
+        return f'unknown key "{key}": {hint}'
     if problem["type"] == "missing":
-        return f'missing key "{where}"'
+        return f'missing key "{key}"'
     message = problem["msg"].removeprefix("Value error, ")
-    of_a_section = not where or isinstance(problem["input"], dict)  # such a message names the settings itself
-    return message if of_a_section else f"{where} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    of_a_section = not key or isinstance(problem["input"], dict)  # such a message names the settings itself
+    return message if of_a_section else f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,1 +1,1 @@
-"""The paper's mathematics: reads and writes no file, and knows no process group."""
+"""The paper's mathematics: it reads and writes no file, and knows no process group."""

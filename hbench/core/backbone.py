@@ -1,4 +1,4 @@
-"""The frozen network as the mathematics sees it."""
+"""The interface of the frozen network to the mathematics."""
 
 from typing import Literal, Protocol, runtime_checkable
 
@@ -40,8 +40,8 @@ class Backbone(Protocol):
 
         Args:
             h: h_t, [B, *h_shape].
-            skips: those of :meth:`encode`, [B, ...] each.
-            emb: that of :meth:`encode`, [B, emb_channels].
+            skips: skip connections of :meth:`encode`, [B, ...] each.
+            emb: time embedding of :meth:`encode`, [B, emb_channels].
 
         Returns:
             [B, C, H, W] with C >= in_channels. The first ``in_channels`` are the prediction, the rest is ignored.

@@ -9,7 +9,7 @@ diffusion; any differentiable objective of the last node, and anything trainable
 | ``node``, ``keep=r`` | graphs of r steps + M nodes | all but the last r | memory for r graphs is there |
 | ``vanilla`` | graphs of all M steps | none | the graph of the whole chain fits: the other end, r = M |
 | ``offload`` | graph of one layer; those of all M steps in CPU memory | none | a GPU with a fast bus |
-| ``torch-checkpoint`` | graph of one step + M nodes | all | what torch.utils.checkpoint gives, to compare with |
+| ``torch-checkpoint`` | graph of one step + M nodes | all | for comparison: PyTorch's own checkpointing |
 
 A step that is run twice must be deterministic: no dropout, no sampling (eta = 0).
 """
@@ -41,12 +41,12 @@ def backpropagate(
     All strategies give the same gradients, up to the rounding of their sums.
 
     Args:
-        steps: the chain, first step first; each maps a node to the next, of any shape.
+        steps: steps of the chain, first one first; each maps a node to the next, of any shape.
         x_T: the first node.
-        objective: x_0 -> scalar loss. It is run once.
+        objective: x_0 -> scalar loss; it is called once.
         strategy: see the table above.
-        keep: with ``node``, of how many steps, the last ones, the graph is kept instead of recomputed: 0..M.
-        nodes: with ``node``, x_T and what each of the other steps returns, from a caller that knows it already; the
+        keep: with ``node``, number of steps, the last ones, whose graphs are kept instead of recomputed: 0..M.
+        nodes: with ``node``, x_T and the node after each recomputed step, from a caller that has them already; the
             first step must then depend on something trainable.
 
     Returns:
@@ -77,7 +77,7 @@ def backpropagate(
 
 
 def _activations_on_cpu(pin_memory: bool) -> saved_tensors_hooks:
-    """A block whose graphs lie in CPU memory, except for parameters, which every step would copy again."""
+    """Return a context manager that puts graphs into CPU memory, except for parameters, which every step would copy."""
     hooks = save_on_cpu(pin_memory=pin_memory)
 
     def pack(saved: Tensor) -> Any:

@@ -25,7 +25,7 @@ from torch import Tensor
 from hbench.core.backbone import Backbone
 
 DeltaH = Callable[[Tensor, Tensor, int], Tensor]
-"""(h_t, emb, t) -> what is added to h_t, magnitude included."""
+"""Function (h_t, emb, t) -> shift that is added to h_t, magnitude included."""
 
 
 def alpha_bar_schedule(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
@@ -57,14 +57,14 @@ def timesteps(M: int, T: int = 1000, spacing: str = "trailing") -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Transition:
-    """One step of the recursion, from time ``t`` to ``t_prev``, and what depends on these two alone."""
+    """One step of the recursion, from time ``t`` to ``t_prev``, and the constants that depend on these two alone."""
 
     t: int
     t_prev: int
     alpha_bar_t: float
     alpha_bar_prev: float
     alpha_bar_seen: float
-    """That of the time the model is shown: the clean image, which has no timestep, is shown at t = 0."""
+    """Value at the time that the model is shown: the clean image, which has no timestep, is shown at t = 0."""
     _times: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
     def times(self, x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def direction_to_x_t(eps: Tensor, alpha_bar_prev: float) -> Tensor:
 def regular_step(backbone: Backbone, step: Transition, x_t: Tensor) -> Tensor:
     """Return x at ``t_prev`` by one deterministic DDIM step from x_t. Cost: encoder and decoder once.
 
-    With ``t_prev`` above ``t`` this is a step of the inversion.
+    The step is one of the inversion where ``t_prev`` is above ``t``.
     """
     output = _prediction(backbone.decode(*backbone.encode(x_t, step.times(x_t))), x_t)
     eps = _eps(backbone, output, x_t, step)
@@ -134,9 +134,9 @@ def pair_step(backbone: Backbone, step: Transition, delta_h: DeltaH, x_t: Tensor
 
     Args:
         backbone: the frozen network.
-        step: the step.
-        delta_h: the shift.
-        x_t: raw samples and then shifted ones, [2B, C, H, W], or x_T [B, C, H, W], which both have in common.
+        step: step to take.
+        delta_h: shift of h_t.
+        x_t: raw samples and then shifted ones, [2B, C, H, W], or x_T [B, C, H, W] for both.
         B: number of pairs.
     """
     output, output_shifted = _both_outputs(backbone, step, delta_h, x_t, B)

@@ -1,8 +1,8 @@
-"""Where delta_h comes from: directions as functions that a generation step adds to h_t.
+"""Sources of delta_h: directions as functions that a generation step adds to h_t.
 
 | source | delta_h of magnitude s along direction k | paper, Sec. 5.4 |
 |---|---|---|
-| own | s f_k(h_t, t) | Δh_t, the sample's own |
+| own | s f_k(h_t, t) | Δh_t, of the sample itself |
 | mean | s times the mean over samples of f_k(h_t, t) | Δh_t^mean |
 | global | s times the mean of that over the timesteps of the shift interval | Δh^global, time-invariant |
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 from hbench.core.diffusion import DeltaH
 
 ShiftFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(h_t, emb, k [B]) -> f_k(h_t, t) of each sample's direction, [B, C, H, W], at unit magnitude."""
+"""Function (h_t, emb, k [B]) -> f_k(h_t, t) of each sample's direction, [B, C, H, W], at unit magnitude."""
 Source = Callable[[Tensor, Tensor], DeltaH]
-"""(k [B], s [B]) -> delta_h of each sample."""
+"""Function (k [B], s [B]) -> delta_h of each sample."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Directions:
         return min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - t))
 
 
-def own(f: ShiftFunction, k: Tensor, s: Tensor) -> DeltaH:
+def own_direction(f: ShiftFunction, k: Tensor, s: Tensor) -> DeltaH:
     """Return the sample's own direction times its magnitude, s f_k(h_t, t) in Eq. (2), for k [B] and s [B]."""
 
     def delta_h(h: Tensor, emb: Tensor, t: int) -> Tensor:
@@ -48,7 +48,7 @@ def own(f: ShiftFunction, k: Tensor, s: Tensor) -> DeltaH:
     return delta_h
 
 
-def mean(directions: Directions, k: Tensor, s: Tensor) -> DeltaH:
+def mean_direction(directions: Directions, k: Tensor, s: Tensor) -> DeltaH:
     """Return s Δh_t^mean: the same for every sample; between the recorded timesteps, that of the nearest one."""
 
     def delta_h(h: Tensor, emb: Tensor, t: int) -> Tensor:
@@ -57,7 +57,7 @@ def mean(directions: Directions, k: Tensor, s: Tensor) -> DeltaH:
     return delta_h
 
 
-def time_invariant(directions: Directions, k: Tensor, s: Tensor) -> DeltaH:
+def global_direction(directions: Directions, k: Tensor, s: Tensor) -> DeltaH:
     """Return s Δh^global: the same for every sample and timestep, the mean of Δh_t^mean over the shift interval."""
     shift = s[:, None, None, None] * directions.mean[k].mean(1)
     return lambda h, emb, t: shift
@@ -81,11 +81,11 @@ def scaled(delta_h: DeltaH, factor: float) -> DeltaH:
 
 
 Edit = Mapping[int, float]
-"""Directions and their magnitudes, which are added up: the sum over k of s_k f_k. Empty = the original."""
+"""Magnitude of each direction; the shifts are added up, the sum over k of s_k f_k. The empty edit is the original."""
 
 
 def edited(source: Source, edits: Sequence[Edit], device: torch.device) -> DeltaH:
-    """Return the shift that makes one edit of each sample of a batch."""
+    """Return the shift that edits each sample of a batch in its own way."""
     terms = max(1, *map(len, edits))
     padded = [[*edit.items(), *[(0, 0.0)] * (terms - len(edit))] for edit in edits]  # a magnitude of 0 adds nothing
     k = torch.tensor([[k for k, _ in each] for each in padded], device=device)

@@ -1,4 +1,4 @@
-"""The one place where images change form: float [-1, 1] inside hbench, uint8 [0, 255] at its borders."""
+"""Images in their two forms, float [-1, 1] inside hbench and uint8 [0, 255] at its borders, and side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -64,8 +64,8 @@ def tile(
         frames: colour of the frame around each image of a column, by column.
         frame_width: pixels of the frames, at most ``edge`` and ``gap``.
         breaks: columns with a wider gap before them.
-        break_width: pixels that it is wider.
-        shown: bool [N], the images to show; False leaves the place empty. Default: all.
+        break_width: extra pixels of that gap.
+        shown: bool [N], the images to show; the cells of the others stay empty. Default: all.
     """
     height, width = images.shape[-2:]
     rows = rows or -(-len(images) // columns)

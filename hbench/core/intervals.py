@@ -10,7 +10,7 @@ Array = NDArray[np.float64]
 
 
 def wilson(count: int, n: int) -> Bounds:
-    """Wilson's interval of the share ``count / n`` (Wilson 1927); nan where n is 0."""
+    """Return Wilson's interval of the share ``count / n`` (Wilson 1927); nan where n is 0."""
     from scipy.stats import binomtest
 
     if not n:
@@ -20,7 +20,7 @@ def wilson(count: int, n: int) -> Bounds:
 
 
 def student(values: ArrayLike) -> tuple[Array, Array]:
-    """Student's interval of the mean over the first axis of independent values [n, ...]; nan where n is 1."""
+    """Return Student's interval of the mean over the first axis of independent values [n, ...]; nan where n is 1."""
     from scipy.stats import t
 
     found = np.asarray(values, dtype=float)
@@ -33,11 +33,11 @@ def student(values: ArrayLike) -> tuple[Array, Array]:
 
 
 def jackknife(whole: ArrayLike, without: ArrayLike) -> tuple[Array, Array]:
-    """Delete-a-group jackknife (Shao & Wu 1989): of a statistic, given what it is without each of G equal groups.
+    """Return the interval of a statistic by the delete-a-group jackknife (Shao & Wu 1989) over G equal groups.
 
     Args:
-        whole: the statistic of all samples, [...].
-        without: the same with one group left out at a time, [G, ...].
+        whole: statistic of all samples, [...].
+        without: statistics with one group left out at a time, [G, ...].
     """
     from scipy.stats import t
 
@@ -48,10 +48,10 @@ def jackknife(whole: ArrayLike, without: ArrayLike) -> tuple[Array, Array]:
 
 
 def batch_means(series: ArrayLike, batches: int = 10) -> Bounds:
-    """The interval of the mean of a series whose values depend on their neighbours, by the means of its batches.
+    """Return the interval of the mean of a series whose values depend on their neighbours, by the means of its batches.
 
     Consecutive values fall into equal batches, long enough to be nearly independent of each other (Law & Kelton, Sec.
-    9.5); the remainder at the start is left out. nan where the series is shorter than two values a batch.
+    9.5); the remainder at the start is left out. Both bounds are nan where a batch would have fewer than two values.
     """
     values = np.asarray(series, dtype=float)
     length = len(values) // batches

@@ -48,7 +48,7 @@ class Sampler:
     """Shape (C, H, W) of an image."""
     device: torch.device
     t_shift: int = 0
-    """Shift h_t at timesteps t >= t_shift."""
+    """Lower end of the shift interval: h_t is shifted at timesteps t >= t_shift."""
     precision: Precision = "float32"
     """Precision of the network's passes; the nodes of the chain are float32."""
     spacing: str = "trailing"
@@ -102,7 +102,7 @@ class Sampler:
 
     @property
     def shift_interval(self) -> tuple[int, ...]:
-        """The timesteps t >= t_shift, descending.
+        """Timesteps t >= t_shift, descending.
 
         Raises:
             HBenchError: there is none.
@@ -114,7 +114,7 @@ class Sampler:
 
     @cached_property
     def transitions(self) -> tuple[Transition, ...]:
-        """The steps from x_T to x_0."""
+        """Steps from x_T to x_0."""
         return transitions(self.alpha_bar, self.timesteps)
 
     @cached_property
@@ -151,8 +151,8 @@ class Sampler:
     def pair_steps(self, shift: DeltaH) -> list[Step]:
         """Return the regular and the shifted process side by side: M callables that make each pass for both.
 
-        The first callable takes x_T [B, C, H, W], which both have in common; what it returns, and all later nodes, are
-        raw samples and then shifted ones, [2B, C, H, W]. For where no gradient is needed: a graph would hold both.
+        The first callable takes x_T [B, C, H, W] for both; its output, and all later nodes, are raw samples and then
+        shifted ones, [2B, C, H, W]. Use it where no gradient is needed: a graph would hold both.
         """
         delta_h = self._rescaled(shift)
 
@@ -176,7 +176,7 @@ class Sampler:
         return list(self._inversion_steps)
 
     def autocast(self) -> torch.autocast:
-        """Return the context in which the chains run."""
+        """Return the context manager in which the chains run."""
         return autocast(self.device, self.precision)
 
     def noise(self, count: int, *, seed: int = 0, first: int = 0) -> Tensor:

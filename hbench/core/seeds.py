@@ -1,6 +1,6 @@
 """The random streams of hbench: every random number follows from a seed that has its function here.
 
-| stream | what it seeds | entropy |
+| stream | seeded random numbers | entropy |
 |---|---|---|
 | ``initial_weights`` | initial weights of the networks that are trained | seed |
 | ``starting_noise`` | x_T of image i; :func:`draw_x_T` draws it | seed, i |

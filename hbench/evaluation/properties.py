@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hbench.core import seeds
-from hbench.core.directions import Directions, Source, magnitudes, mean, time_invariant
+from hbench.core.directions import Directions, Source, global_direction, magnitudes, mean_direction
 from hbench.core.images import soft_clip
 from hbench.core.intervals import Array, jackknife, student
 from hbench.core.sampler import BATCH, Sampler
@@ -339,7 +339,7 @@ def compare(
 
 
 def _sources(run: Run, directions: Directions) -> list[Source]:
-    return [run.own, partial(mean, directions), partial(time_invariant, directions)]
+    return [run.own, partial(mean_direction, directions), partial(global_direction, directions)]
 
 
 class _Measured(NamedTuple):

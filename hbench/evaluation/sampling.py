@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hbench.core import seeds
-from hbench.core.directions import Source, draw_shifts, own
+from hbench.core.directions import Source, draw_shifts, own_direction
 from hbench.core.sampler import BATCH, Sampler
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
@@ -50,7 +50,7 @@ def draw_pairs(
     Shifted by each sample's own direction, or that of another ``source``, in M steps, by default the run's. Both
     samples of a pair are made in the same passes.
     """
-    source = source or partial(own, run.shift_block)
+    source = source or partial(own_direction, run.shift_block)
     settings = run.experiment.discovery
     shifts = []
     for i in range(first, first + count):

@@ -257,7 +257,7 @@ class UNetModel(EncoderHalf):
 
 
 class EncoderUNetModel(EncoderHalf):
-    """ADM's UNet encoder with adaptive average pooling, the only one of guided-diffusion's pools that hbench has.
+    """ADM's UNet encoder with adaptive average pooling, the only one of guided-diffusion's poolings that hbench has.
 
     Raises:
         ValueError: the configuration has classes.
@@ -423,7 +423,7 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [B, C, ...]."""
-        # Float32 parameters with bfloat16 input is a kernel of its own on the CPU, several times faster than casting
+        # Float32 parameters with bfloat16 input have a kernel on the CPU, several times faster than casting
         # the activations up and down; CUDA has none, but there autocast makes the input float32.
         return super().forward(x).to(x.dtype)
 

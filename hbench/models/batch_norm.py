@@ -1,4 +1,4 @@
-"""Batch norm over the batch of all processes; PyTorch's own, SyncBatchNorm, does not run on the CPU."""
+"""Batch norm over the batch of all processes; PyTorch's SyncBatchNorm does not run on the CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 AllReduce = Callable[[Tensor], None]
-"""Replaces a contiguous tensor by its sum over the processes."""
+"""Function that replaces a contiguous tensor by its sum over the processes."""
 
 
 def share_batch_norm(module: nn.Module, all_reduce: AllReduce, world_size: int) -> None:
@@ -30,7 +30,7 @@ def share_batch_norm(module: nn.Module, all_reduce: AllReduce, world_size: int) 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose statistics in training are those of the global batch, of which each process has an equal part.
 
-    In eval mode, and in the names of its state, it is PyTorch's. Cost: one all_reduce of 2 C numbers in each direction.
+    It is PyTorch's in eval mode and in the names of its state. Cost: one all_reduce of 2 C numbers in each direction.
 
     Args:
         local: batch norm whose number of channels, eps and momentum it takes over.

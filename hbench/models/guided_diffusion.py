@@ -22,7 +22,7 @@ def config_from_guided_diffusion(
     Args:
         image_size: height and width of the images in pixels.
         attention_resolutions: downsampling factors that get attention, 2 = at half the size. Factors that no level has
-            are ignored, as there.
+            are ignored, as in guided-diffusion.
         channel_mult: one channel multiplier for each level.
         dims: number of spatial dimensions, 2.
         use_checkpoint: False.

@@ -3,4 +3,4 @@
 from contextvars import ContextVar
 
 COMMAND: ContextVar[str | None] = ContextVar("COMMAND", default=None)
-"""Set by the command line; None for calls from Python, which have no command to record."""
+"""Command that the command line has set; None for calls from Python, which have no command to record."""

@@ -1,4 +1,4 @@
-"""Where the numbers are computed, and in which precision.
+"""Device and precision of the computations.
 
 float32 means float32: TF32 is off in convolutions too, where PyTorch would have it on. Speed comes from bfloat16, under
 autocast; master weights, the nodes of the chain, losses and optimiser states stay float32.
@@ -20,7 +20,7 @@ from hbench.runtime.distributed import launched, world_size
 def pick_device(name: str | torch.device) -> torch.device:
     """Return the device called ``name``; "auto" is CUDA where there is one, else the CPU.
 
-    Each process on one machine has a GPU of its own by "auto" and "cuda": the one of its local rank. A torch device is
+    Each process on one machine has a GPU to itself by "auto" and "cuda": the one of its local rank. A torch device is
     taken as it is, since it was picked before.
 
     Raises:
@@ -53,11 +53,11 @@ def pick_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def wall_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Return the wall time of ``run``, until the device has done all of it."""
+def wall_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the wall time of ``work`` in seconds, until the device has done all of it."""
     _synchronize(device)
     started = time.perf_counter()
-    run()
+    work()
     _synchronize(device)
     return time.perf_counter() - started
 
@@ -68,7 +68,9 @@ def _synchronize(device: torch.device) -> None:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which the networks run; trainable weights, and the nodes of the chain, stay float32.
+    """Return the context manager in which the networks run.
+
+    Trainable weights, and the nodes of the chain, stay float32.
 
     Casts of weights are not cached: with a cache, the gradients of all steps of a graph would be summed in bfloat16.
     """
@@ -76,10 +78,10 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def cast_frozen(network: nn.Module, precision: Precision) -> None:
-    """Stores the weights of a frozen network's convolutions and linear layers as autocast would cast them.
+    """Store the weights of a frozen network's convolutions and linear layers as autocast would cast them.
 
     Autocast keeps no cast of a weight that needs no gradient: it would make one in every call, and every graph would
-    hold its own. The outputs under autocast are the same bits.
+    hold one. The outputs under autocast are the same bits.
     """
     if precision == "bfloat16":
         for module in network.modules():

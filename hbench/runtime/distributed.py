@@ -1,7 +1,7 @@
-"""What the processes of one run say to each other, through accelerate: ``torchrun --nproc_per_node N -m hbench ...``.
+"""Communication between the processes of a command, by accelerate: ``torchrun --nproc_per_node N -m hbench ...``.
 
-No module is wrapped. Every process holds all of them, draws what is random in a step for the whole batch, and works on
-its own slice of it; before each optimiser step the gradients are averaged in one flat reduction. So the batch size
+No module is wrapped. Every process holds all of them, draws a step's random numbers for the whole batch, and works on
+its slice of it; before each optimiser step the gradients are averaged in one flat reduction. So the batch size
 stays the global one, and the result does not depend on the number of processes, up to the rounding of sums.
 
 Process 0 alone prints and writes. A single process makes no process group: everything here then returns at once.
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=1)
-"""How long processes wait for process 0 to write or measure, before they take it for hung."""
+"""Longest time that processes wait for process 0 to write or measure, before they take it for hung."""
 STUCK_SECONDS = 20
-"""After a SIGTERM, for the step and its checkpoint; torchrun kills after 30."""
+"""Seconds for a step and its checkpoint after a SIGTERM; torchrun kills after 30."""
 FIRST_WORD_SECONDS = 3
-"""For process 0 to print an error that all processes meet, and for torchrun to end the others."""
+"""Seconds for process 0 to print an error that all processes meet, and for torchrun to end the others."""
 RELEASE_SECONDS = 0.2
-"""For gloo's threads to drop what they hold, at the end; they need microseconds."""
+"""Seconds for gloo's threads to drop their tensors at the end; they need microseconds."""
 
 
 def launched() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def local_world_size() -> int:
-    """The number of processes on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else 1
 
 
 def rank() -> int:
-    """The number of this process, 0 .. world_size() - 1; process 0 prints and writes."""
+    """Return the number of this process, 0 .. world_size() - 1; process 0, the main process, prints and writes."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
@@ -73,7 +73,7 @@ def check_processes(wanted: int | None, command: str) -> None:
 
 
 def check_batch_size(name: str, batch_size: int) -> None:
-    """Raises HBenchError if the processes cannot share a batch evenly; ``name`` is that of the setting."""
+    """Raise an HBenchError if the processes cannot share a batch evenly; ``name`` is the setting's."""
     if batch_size % world_size():
         raise HBenchError(
             f"{name} = {batch_size} cannot be shared evenly by {world_size()} processes: make it a multiple of that"
@@ -81,9 +81,9 @@ def check_batch_size(name: str, batch_size: int) -> None:
 
 
 def start(device: "torch.device") -> None:
-    """Lets the processes find each other; call it in each, before any other function that sends something.
+    """Join the process group; call it in each process, before any other function that sends something.
 
-    gloo carries the messages on the CPU, NCCL on CUDA. A single process does nothing, nor does a second call.
+    The backend is gloo on the CPU, NCCL on CUDA. A single process does nothing, nor does a second call.
 
     Raises:
         HBenchError: some process does not come, or the network or the GPUs cannot be used.
@@ -107,7 +107,7 @@ def start(device: "torch.device") -> None:
 
 
 def backend() -> str | None:
-    """What carries the messages, "gloo" or "nccl"; None for a single process."""
+    """Return the backend of the process group, "gloo" or "nccl"; None for a single process."""
     if world_size() == 1:
         return None
     import torch.distributed as dist
@@ -119,13 +119,13 @@ def backend() -> str | None:
 
 
 def shard(batch: "Tensor") -> "Tensor":
-    """This process's slice of a whole batch [B, ...]: [B / world_size(), ...]."""
+    """Return this process's slice of a whole batch [B, ...]: [B / world_size(), ...]."""
     each = len(batch) // world_size()
     return batch[rank() * each : (rank() + 1) * each]
 
 
 def average_gradients(parameters: "Iterable[nn.Parameter]") -> None:
-    """Replaces the gradients by their means over the processes, in one flat reduction.
+    """Replace the gradients by their means over the processes, in one flat all_reduce.
 
     With losses that are means over equal slices, they become the gradients of the whole batch. Call it between the
     backward passes, of which there may be many, and the optimiser step.
@@ -137,12 +137,13 @@ def average_gradients(parameters: "Iterable[nn.Parameter]") -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in gradients])
     all_reduce(flat)
-    for gradient, mean_ in zip(gradients, flat.div_(world_size()).split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean_.view_as(gradient))
+    averages = flat.div_(world_size()).split([g.numel() for g in gradients])
+    for gradient, average in zip(gradients, averages, strict=True):
+        gradient.copy_(average.view_as(gradient))
 
 
 def all_reduce_mean(values: Mapping[str, float]) -> dict[str, float]:
-    """The means of these numbers over the processes, the same on each; nan or infinite where any process's are."""
+    """Return the means of numbers over the processes, the same on each; nan or infinite where any process's are."""
     if world_size() == 1:
         return dict(values)
     import torch
@@ -154,14 +155,14 @@ def all_reduce_mean(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def agreed(reason: str | None) -> str | None:
-    """The same reason to stop on every process: that of the first process which has one, or None."""
+    """Return one reason to stop on every process: that of the first process that has a reason, or None."""
     if world_size() == 1 or not all_reduce_mean({"stop": reason is not None})["stop"]:
         return reason
     return next(each for each in all_gather([reason]) if each)
 
 
 def all_reduce(tensor: "Tensor") -> None:
-    """Replaces a contiguous tensor by its sum over the processes, bit by bit the same on each."""
+    """Replace a contiguous tensor by its sum over the processes, bit by bit the same on each."""
     import torch.distributed as dist
 
     with _reporting_lost_processes():
@@ -172,7 +173,7 @@ def all_reduce(tensor: "Tensor") -> None:
 
 
 def turns(tasks: Sequence[T]) -> Sequence[T]:
-    """The tasks of this process: every world_size()-th, so that whoever goes on after a kill shares the rest evenly."""
+    """Return the tasks of this process: every world_size()-th, so that a resumed command shares the rest evenly."""
     return tasks[rank() :: world_size()]
 
 
@@ -189,7 +190,7 @@ def all_gather(results: Sequence[T]) -> list[T]:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """A block that the other processes enter once process 0 has left it."""
+    """Let the other processes enter the block once process 0 has left it."""
     if rank():
         barrier()
     yield
@@ -198,7 +199,7 @@ def main_process_first() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Returns once every process has come here."""
+    """Wait until every process has come here."""
     if world_size() == 1:
         return
     from accelerate import PartialState
@@ -212,7 +213,7 @@ def barrier() -> None:
 
 @contextmanager
 def only_main_process_prints() -> Iterator[None]:
-    """Silences the other processes; but one that ends with an error tells it, unless process 0 ends with it first."""
+    """Silence the other processes; one that ends with an error tells it, unless process 0 ends with it first."""
     if rank() == 0:
         yield
         return
@@ -229,22 +230,22 @@ def only_main_process_prints() -> Iterator[None]:
 
 @contextmanager
 def _reporting_lost_processes() -> Iterator[None]:
-    """Turns the error of a collective that lost a process into an HBenchError."""
+    """Turn the error of a collective that lost a process into an HBenchError."""
     try:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         first = (str(error).splitlines() or ["no more is known"])[0]
-        raise HBenchError(f"another process of this run has ended: its error says why ({first})") from error
+        raise HBenchError(f"another process of this command has ended: its error says why ({first})") from error
 
 
 def _leave() -> None:
-    """Leaves the process group, once its threads are done.
+    """Leave the process group, once its threads are done.
 
-    gloo's own threads drop the tensors of the last collective after it has returned, and need Python's lock for that. A
-    thread that waits for this lock while the interpreter ends is unwound, which C++ answers by aborting the process:
-    sleeping hands them the lock.
+    The threads of gloo drop the tensors of the last collective after it has returned, and need Python's lock for that.
+    A thread that waits for this lock while the interpreter ends is unwound, and C++ then aborts the process: sleeping
+    hands them the lock.
     """
     import torch.distributed as dist
 
@@ -253,9 +254,9 @@ def _leave() -> None:
 
 
 def _end_when_stuck() -> None:
-    """From now on, a process that is asked to stop ends even if it waits for others that will never come.
+    """Make this process end when it is asked to stop, even if it waits for others that will never come.
 
-    Then Python cannot run its signal handlers, but it can still write the signal's number to a socket.
+    While it waits, Python cannot run its signal handlers, but it can still write the signal's number to a socket.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)

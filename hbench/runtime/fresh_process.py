@@ -18,7 +18,7 @@ CHILD = [sys.executable, "-m"]
 
 
 def run_apart(module: str, given: Mapping[str, Any]) -> "subprocess.CompletedProcess[str]":
-    """A finished program: a module of hbench that got ``given`` as JSON on its standard input."""
+    """Run a module of hbench as a program, with ``given`` as JSON on its standard input, and return its process."""
     end_with_parent = None
     if sys.platform == "linux":  # one that outlives it would disturb the next one
         end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -35,7 +35,7 @@ def run_apart(module: str, given: Mapping[str, Any]) -> "subprocess.CompletedPro
 
 
 def reason_of(failed: "subprocess.CompletedProcess[str]") -> str:
-    """Why a program of :func:`run_apart` failed: its last exception's first line; libraries add advice below theirs."""
+    """Return why a program of :func:`run_apart` failed: the first line of its last exception, without advice."""
     lines = failed.stderr.strip().splitlines()
     exceptions = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
     return (exceptions or lines or [f"ended with exit code {failed.returncode}"])[-1]
@@ -47,6 +47,6 @@ def was_killed(done: "subprocess.CompletedProcess[str]") -> bool:
 
 
 def die_first() -> None:
-    """Where the machine's memory ends, the system is to kill this process, not its parent."""
+    """Ask the system to kill this process, not its parent, where the machine's memory ends."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

@@ -1,4 +1,4 @@
-"""Memory: what a training step uses, exactly or as the system sees it, and what the device has free."""
+"""Memory: the bytes that a training step uses, exactly or as the system sees them, and the free ones of a device."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ from hbench.errors import HBenchError
 
 MIB = 2**20
 PROC, CGROUP = Path("/proc/self"), Path("/sys/fs/cgroup")
-"""What Linux tells of this process and of its control groups; other systems have neither."""
+"""Folders in which Linux tells of this process and of its control groups; other systems have neither."""
 
 
 class UnknownMemoryError(HBenchError):
@@ -27,21 +27,21 @@ class UnknownMemoryError(HBenchError):
 def free_mib(device: torch.device) -> float:
     """Return the MiB that this process could still take on a device, the reserve of PyTorch's allocator included.
 
-    On the CPU that is the memory which the system has available, or the limit of the container or the job (cgroup v2)
-    if that is less.
+    The CPU's is the available memory of the system, or the rest of the limit of the container or the job (cgroup v2) if
+    that is less.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / MIB
-    free_here: float = psutil.virtual_memory().available / MIB
+    available: float = psutil.virtual_memory().available / MIB
     for group in _groups():
         with suppress(OSError, ValueError):  # no limit
             limit = int((group / "memory.max").read_text(encoding="ascii"))
             used = int((group / "memory.current").read_text(encoding="ascii"))
             statistics = (group / "memory.stat").read_text(encoding="ascii").split()
             cache = int(statistics[statistics.index("inactive_file") + 1])  # given back when memory is asked for
-            free_here = min(free_here, (limit - used + cache) / MIB)
-    return free_here
+            available = min(available, (limit - used + cache) / MIB)
+    return available
 
 
 def _groups() -> list[Path]:
@@ -58,11 +58,11 @@ def _groups() -> list[Path]:
 def watch_resident() -> Iterator[tuple[float, Callable[[], float], str]]:
     """Yield this process's resident memory now, in MiB; a function for its peak since; and how that peak is known.
 
-    The peak is Linux's high-water mark, reset first: else it would tell of the imports, whose own peak hides a small
+    The peak is Linux's high-water mark, reset first: else it would tell of the imports, whose peak hides a small
     experiment. Where there is none, or where it cannot be reset, resident memory is polled every 2 ms.
     """
     with suppress(AttributeError, TypeError):  # other C libraries have none, and Windows no such library
-        ctypes.CDLL(None).malloc_trim(0)  # else what is freed already would be used again without being seen
+        ctypes.CDLL(None).malloc_trim(0)  # else freed memory would be used again without being seen
     memory = psutil.Process().memory_info
     baseline = memory().rss / MIB
     try:
@@ -93,12 +93,12 @@ def _high_water_mib() -> float:
     return int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) / 1024
 
 
-def saved_tensors_peak(run: Callable[[], object], resident: Iterable[Tensor] = ()) -> int:
-    """Return the largest number of bytes that autograd holds at one time while ``run`` runs, each storage counted once.
+def saved_tensors_peak(work: Callable[[], object], resident: Iterable[Tensor] = ()) -> int:
+    """Return the largest number of bytes that autograd holds at one time during ``work``, each storage counted once.
 
-    It counts what is saved for the backward pass, but for tensors that are ``resident`` anyway, such as weights. It is
-    exact: no allocator or library blurs it. With torch.utils.checkpoint it sees what a block starts from, not what is
-    recomputed inside.
+    The count covers tensors saved for the backward pass, except those that are ``resident`` anyway, such as weights. It
+    is exact: no allocator or library blurs it. With torch.utils.checkpoint it sees the inputs of a block, not the
+    tensors that are recomputed inside.
     """
     not_counted = {tensor.untyped_storage().data_ptr() for tensor in resident}
     held: weakref.WeakValueDictionary[int, _Held] = weakref.WeakValueDictionary()  # by the storage's address
@@ -117,7 +117,7 @@ def saved_tensors_peak(run: Callable[[], object], resident: Iterable[Tensor] = (
         return tensor, mark
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda saved: saved[0]):
-        run()
+        work()
     return max(accumulate(changes))
 
 
@@ -126,7 +126,7 @@ class _Held:
 
 
 def gpu_processes(device: torch.device) -> dict[int, int | None]:
-    """Bytes that each process computing on the GPU holds there by NVML, by PID; None where the driver does not say.
+    """Return the bytes that NVML says each process holds on the GPU, by PID; None where the driver does not say.
 
     Raises:
         HBenchError: NVML does not work here.
@@ -140,17 +140,17 @@ def gpu_processes(device: torch.device) -> dict[int, int | None]:
         return {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
     except pynvml.NVMLError as error:
         raise UnknownMemoryError(
-            f"NVML does not answer ({error}): install NVIDIA's driver with NVML, or use --device cpu"
+            f"NVML does not answer ({error}): install NVIDIA's driver with NVML, or use `device=cpu`"
         ) from error
 
 
 def gpu_memory(device: torch.device, idle: int) -> tuple[float, str]:
-    """MiB that this process holds on the GPU, its CUDA context included, and how it is known.
+    """Return the MiB that this process holds on the GPU, its CUDA context included, and how they are known.
 
-    By its PID; or, where NVML does not list it (PIDs in a container are not the host's) or does not know (Windows), as
-    what the whole device holds over ``idle`` bytes, those before this process came.
+    NVML tells them by PID. Where it does not list this process (PIDs in a container are not the host's) or does not
+    know (Windows), they are the bytes of the whole device over the ``idle`` ones, those before this process came.
     """
-    own = gpu_processes(device).get(os.getpid())
-    if own is not None:
-        return own / MIB, "NVML, this process"
+    used = gpu_processes(device).get(os.getpid())
+    if used is not None:
+        return used / MIB, "NVML, this process"
     return (torch.cuda.device_memory_used(device) - idle) / MIB, "NVML, the device over its idle state"

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line a minute in a log. Off until somebody asks for it."""
+"""Progress of long work: a bar on a terminal, a line a minute in a log. It is off until somebody asks for it."""
 
 import sys
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from hbench.runtime.distributed import rank
 _shown = False
 
 SECONDS = 60
-"""Between two lines of a log; shorter work leaves none."""
+"""Seconds between two lines of a log; shorter work leaves none."""
 
 
 class _Lines:
@@ -34,7 +34,7 @@ def show_progress(shown: bool = True) -> None:
 
 
 def progress_is_shown() -> bool:
-    """Return whether this process shows progress: asked for, and the main process of a run."""
+    """Return whether this process shows progress: it was asked for, and this is the main process."""
     return _shown and rank() == 0
 
 

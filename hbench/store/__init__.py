@@ -1,1 +1,1 @@
-"""What lies on disk: runs, weights, results, data sets and pictures."""
+"""Files on disk: runs, weights, results, data sets and pictures."""

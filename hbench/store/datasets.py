@@ -33,7 +33,7 @@ UNREADABLE = (
     struct.error,
     zlib.error,
 )
-"""What Pillow raises for damaged images."""
+"""Errors that Pillow raises for damaged images."""
 Split = Literal["train", "test"]
 
 
@@ -43,11 +43,11 @@ def load_images(
     """Return the images of an experiment's data set.
 
     Args:
-        data: which set, and the size and channels that the images get.
-        data_root: folder of the set: for "mnist", the one that holds ``MNIST/raw``; for "folder", the pictures,
+        data: data set, and the size and channels that the images get.
+        data_root: folder of the set: for "mnist", the one that holds ``MNIST/raw``; for "folder", that of the pictures,
             searched recursively; unused by "digits". Default: the environment variable HBENCH_DATA, then earlier
             downloads.
-        split: "train" or "test". Only MNIST comes split; of the others every tenth image is "test".
+        split: "train" or "test". Only MNIST comes split; every tenth image of the others is "test".
         download: let torchvision download MNIST if it is missing.
 
     Returns:
@@ -86,7 +86,7 @@ def load_reference(data: Data, data_root: str | Path | None = None, download: bo
 
 
 def at_hand(data: Data, data_root: str | Path | None = None, download: bool = False) -> bool:
-    """Return whether it is known where the images are."""
+    """Return whether the folder of the images is known, or none is needed."""
     return data.dataset == "digits" or _known_root(data, data_root, download) is not None
 
 
@@ -114,7 +114,7 @@ def _split(values: Tensor, split: Split) -> Tensor:
 
 
 def _fit(images: Tensor, data: Data) -> Tensor:
-    """uint8 [N, C, H, W]: short side resized to ``size`` (antialiased), centre crop, channels as asked for."""
+    """Return uint8 [N, C, H, W] of ``size`` and ``channels``: short side resized (antialiased), centre cropped."""
     from torchvision.transforms.v2 import functional as F
 
     channels = images.shape[1]
@@ -156,7 +156,11 @@ def _load_folder(data: Data, root: Path) -> Tensor:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The image itself, or all images below a folder, sorted; HBenchError where there is none."""
+    """Return the image itself, or all images below a folder, sorted.
+
+    Raises:
+        HBenchError: nothing is at the path, or no image in the folder.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -174,7 +178,7 @@ class RealImage(NamedTuple):
     pixels: Tensor
     """Pixels, uint8 [channels, size, size]."""
     done: str
-    """Words that say what was done to it, as in "28x28 RGB -> 16x16 L"."""
+    """Conversion of it in words, as in "28x28 RGB -> 16x16 L"."""
     sha256: str
     """SHA-256 of the file."""
 
@@ -194,12 +198,13 @@ def read_images(paths: Sequence[str | Path], data: Data) -> list[RealImage]:
 
 
 def read_image(path: Path, data: Data) -> tuple[Tensor, str]:
-    """An image file in the form that an experiment's images have, and what was done to it in words.
+    """Read an image file in the form that an experiment's images have.
 
-    Turned upright as its EXIF data says; short side resized, centre crop, transparency dropped, 16 bits scaled to 8.
+    The image is turned upright as its EXIF data says, its short side resized, its centre cropped, transparency dropped,
+    and 16 bits scaled to 8.
 
     Returns:
-        uint8 [channels, size, size], and for example "28x28 RGB -> 16x16 L".
+        Pixels, uint8 [channels, size, size], and the conversion in words, for example "28x28 RGB -> 16x16 L".
 
     Raises:
         HBenchError: not a readable image, fewer than 8x8 pixels, or more than Pillow takes for harmless.
@@ -212,10 +217,10 @@ def read_image(path: Path, data: Data) -> tuple[Tensor, str]:
     mode = "L" if data.channels == 1 else "RGB"
     try:
         with warnings.catch_warnings(), ExitStack() as opened:
-            warnings.simplefilter("ignore", UserWarning)  # of damage beside the pixels
+            warnings.simplefilter("ignore", UserWarning)  # damage beside the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = opened.enter_context(Image.open(path))
-            if picture.mode == "F":  # of no known range
+            if picture.mode == "F":  # its range is unknown
                 raise ValueError("floating-point pixels; save it with 8 or 16 bits")
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to white instead of scaling
@@ -223,7 +228,7 @@ def read_image(path: Path, data: Data) -> tuple[Tensor, str]:
             pixels = F.pil_to_tensor(upright.convert(mode))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise HBenchError(
-            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels, as a file has that is made to fill the memory: "
+            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels, like a file made to fill the memory: "
             "make it smaller or remove it"
         ) from error
     except UNREADABLE as error:

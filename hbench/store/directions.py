@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hbench.config import Experiment
 from hbench.core.diffusion import DeltaH
-from hbench.core.directions import Directions, Source, mean, time_invariant
+from hbench.core.directions import Directions, Source, global_direction, mean_direction
 from hbench.errors import HBenchError
 from hbench.store.files import replacing, sha256
 from hbench.store.run import Run
@@ -20,7 +20,7 @@ from hbench.store.weights import MADE_BY, check_finite, read_metadata
 
 @dataclass(frozen=True)
 class DirectionSource:
-    """A source of delta_h with a name: "own", "mean" or "global". Call it with (k [B], s [B])."""
+    """A source of delta_h with a name: "own", "mean" or "global"; a function of (k [B], s [B])."""
 
     name: str
     source: Source
@@ -33,7 +33,7 @@ class DirectionSource:
 
     @property
     def details(self) -> dict[str, str | None]:
-        """What a provenance says of the source."""
+        """Details of a provenance that name the source."""
         return {"direction_source": self.name, "directions_sha256": self.sha256}
 
 
@@ -41,12 +41,13 @@ def direction_source(run: Run, name: str = "own", directions: str | Path | None 
     """Return the source of directions called ``name``.
 
     Args:
-        run: whose directions.
-        name: "own", the sample's own direction; "mean", its mean over samples; or "global", the time-invariant one.
+        run: run to take the directions of.
+        name: "own" for the sample's own direction, "mean" for its mean over samples, or "global" for the time-invariant
+            one.
         directions: the ``directions.safetensors`` of a properties measurement, for "mean" and "global".
 
     Raises:
-        HBenchError: an unknown name, or the file is missing, given to no purpose, or of another run.
+        HBenchError: the name is unknown, or the file is missing, superfluous, or of another run.
     """
     if name not in ("own", "mean", "global"):
         raise HBenchError(f'no direction source "{name}": choose "own", "mean" or "global"')
@@ -59,18 +60,18 @@ def direction_source(run: Run, name: str = "own", directions: str | Path | None 
             f'the source "{name}" needs `directions`: the directions.safetensors of a properties measurement'
         )
     means = load_directions(Path(directions), run)
-    source = partial(mean if name == "mean" else time_invariant, means)
+    source = partial(mean_direction if name == "mean" else global_direction, means)
     return DirectionSource(name, source, sha256(Path(directions)))
 
 
 def save_directions(path: Path, directions: Directions, experiment: Experiment, shift_block_sha256: str) -> None:
-    """Write directions as safetensors that carry n, seed, and what they are directions of.
+    """Write directions as safetensors that carry their n, seed, experiment and shift block.
 
     Args:
         path: file to write.
         directions: mean directions of a run.
         experiment: experiment of the run.
-        shift_block_sha256: SHA-256 of the run's shift block, by which a reader knows the run.
+        shift_block_sha256: SHA-256 of the run's shift block, which identifies the run.
     """
     metadata = {
         "role": "directions",
@@ -86,7 +87,7 @@ def save_directions(path: Path, directions: Directions, experiment: Experiment, 
 
 
 def load_directions(path: Path, run: Run) -> Directions:
-    """Return the directions of this run in a file of :func:`save_directions`, on the run's device.
+    """Return the directions of a run in a file of :func:`save_directions`, on the run's device.
 
     Raises:
         HBenchError: missing, damaged or foreign file, or directions of another run.

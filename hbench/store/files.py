@@ -1,6 +1,6 @@
 """Files and folders that survive a kill: everything written in one move, into a folder that is locked meanwhile.
 
-Every file is written beside its place and then moved there, so that a killed process leaves the old one or the new one.
+Every file is written under a temporary name and then moved, so that a killed process leaves the old one or the new one.
 A command locks the folder that it writes to; the system gives up the lock of a killed process. A folder may come from
 anyone: no link leads out of it.
 """
@@ -24,7 +24,7 @@ from hbench.errors import HBenchError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends without an error.
+    """Yield a temporary path beside ``path``, and rename it to ``path`` when the block ends without an error.
 
     Raises:
         HBenchError: the disk is full or the folder cannot be written.
@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one move."""
+    """Write a text file in one move."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be any bytes
 
@@ -56,7 +56,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """Return a value as JSON can hold it: null for what is not finite, lists for tuples, bytes of no text escaped."""
+    """Return a value in the form of JSON: null for nan and infinity, lists for tuples, bytes of no text escaped."""
     if isinstance(value, Mapping):
         return {jsonable(key): jsonable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -70,7 +70,7 @@ def read_json(path: Path, remedy: str = "make it again") -> Any:
     """Read a JSON file of hbench.
 
     Raises:
-        HBenchError: it cannot be read or is damaged; ``remedy`` says in words what to do.
+        HBenchError: it cannot be read or is damaged; the message ends with ``remedy``, the advice.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def read_json(path: Path, remedy: str = "make it again") -> Any:
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
+    """Return the file's SHA-256, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -88,23 +88,24 @@ def sha256(path: Path) -> str:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where this process writes a file before it moves it to ``path``."""
+    """Return the path where this process writes a file before it moves it to ``path``."""
     return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp")
 
 
-def _writer(name: str) -> int | None:
-    """The process of this machine that a name of :func:`temporary_name` belongs to."""
+def writer_of(name: str) -> int | None:
+    """Return the PID that a name of :func:`temporary_name` holds; None for other names and other machines."""
     found = re.fullmatch(rf"\..+\.{_machine()}\.([0-9]{{1,9}})\.tmp", name)
     return int(found[1]) if found else None
 
 
 def _machine() -> str:
-    """The name of this machine, since several may write to one folder and number their processes alike."""
+    """Return the name of this machine, since several may write to one folder and number their processes alike."""
     return re.sub("[^0-9A-Za-z-]", "-", platform.node())[:40]
 
 
-def _is_alive(pid: int) -> bool:
-    if sys.platform == "win32":  # where it cannot be asked without a signal
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this machine is running; True where the system cannot tell."""
+    if sys.platform == "win32":  # os.kill ends a process there
         return True
     try:
         os.kill(pid, 0)

@@ -8,28 +8,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hbench.errors import HBenchError
-from hbench.store.files import _is_alive, _writer
+from hbench.store.files import is_alive, writer_of
 
 EXPERIMENT = "experiment.json"
-"""The first file of a training, so that --resume knows its folder."""
+"""Name of the first file of a training, by which a resume knows its folder."""
 
 LOCK = ".hbench.lock"
+"""Name of the file that is locked while a process writes to its folder."""
 
 
 @contextmanager
 def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
-    """An output folder that only this process of hbench writes to while the block runs.
+    """Claim an output folder for this process of hbench while the block runs.
 
-    It is made where it is missing, and removed again where it stays empty. What killed processes have left half
-    written in it is removed too.
+    The folder is made where it is missing, and removed again where it stays empty. Half-written files of killed
+    processes are removed too.
 
     Args:
-        folder: the folder.
-        overwrite: accept one that already holds something.
-        resume: accept one in which a training has begun, and only such a one.
+        folder: folder to claim.
+        overwrite: accept a folder that already holds something.
+        resume: accept only a folder in which a training has begun.
 
     Raises:
-        HBenchError: it holds something else, cannot be made, is in use, or has a link that leads out of it.
+        HBenchError: the folder holds something else, cannot be made, is in use, or has a link that leads out of it.
     """
     _check_claim(folder, overwrite, resume)
     is_new = not folder.exists()
@@ -53,7 +54,7 @@ def _check_claim(folder: Path, overwrite: bool, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise HBenchError(f"{folder}: is a file, not a folder: choose another `out`")
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    held = {name for name in held if name != LOCK and _writer(name) is None}
+    held = {name for name in held if name != LOCK and writer_of(name) is None}
     if resume and (not folder.is_dir() or (held and EXPERIMENT not in held)):
         raise HBenchError(f"{folder}: nothing to resume there: leave `resume=True` out, or give its `out`")
     if held and not overwrite and not resume:
@@ -97,11 +98,11 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def refuse_links(folder: Path) -> None:
-    """HBenchError where a symbolic link below a folder leads out of it, to be read or written through unseen."""
+    """Raise an HBenchError where a link below a folder leads out of it, to be read or written through unseen."""
     root = os.path.realpath(folder)
-    for place, folders, files in os.walk(root):
+    for parent, folders, files in os.walk(root):
         for name in (*folders, *files):
-            path = os.path.join(place, name)  # noqa: PTH118
+            path = os.path.join(parent, name)  # noqa: PTH118
             target = os.path.realpath(path)
             if os.path.islink(path) and os.path.commonpath([root, target]) != root:  # noqa: PTH114
                 shown = folder / os.path.relpath(path, root)
@@ -109,8 +110,8 @@ def refuse_links(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes of this machine were writing below a folder; files of living ones stay."""
+    """Remove the files that killed processes of this machine were writing below a folder; those of living ones stay."""
     for path in folder.rglob(".*.tmp"):
-        pid = _writer(path.name)
-        if pid is not None and not _is_alive(pid):
+        pid = writer_of(path.name)
+        if pid is not None and not is_alive(pid):
             path.unlink(missing_ok=True)

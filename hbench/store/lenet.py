@@ -13,7 +13,7 @@ from hbench.store.weights import load_tensors, read_experiment, read_metadata
 FILE = "lenet.safetensors"
 """Name of the file in a folder of results."""
 ROLE = "lenet"
-"""What such a file says that it holds."""
+"""Role in such a file."""
 SHIPPED_LENET = SHIPPED / "mnist16" / FILE
 """The LeNet that hbench ships, trained on MNIST at 16 pixels."""
 
@@ -35,5 +35,5 @@ def load_lenet(path: Path) -> DigitLeNet:
 
 def fits(path: Path, data: Data) -> bool:
     """Return whether the LeNet in a file was trained on images of this kind: data set, size and channels."""
-    own = read_experiment(path).data
-    return (own.dataset, own.size, own.channels) == (data.dataset, data.size, data.channels)
+    trained_on = read_experiment(path).data
+    return (trained_on.dataset, trained_on.size, trained_on.channels) == (data.dataset, data.size, data.channels)

@@ -12,9 +12,9 @@ from hbench.core.images import GREY, ORANGE, WHITE, tile, to_uint8
 from hbench.store.files import replacing
 
 SMALLEST = 48
-"""Pixels of an image in a grid, at least."""
+"""Smallest width of an image in a grid, in pixels."""
 MARGIN, LINE = 12, 18
-"""Pixels around each direction of a grid, and of a line of text."""
+"""Pixels around each direction of a grid, and height of a line of text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Grid:
 
     @property
     def labels(self) -> list[str]:
-        """The line above each direction: its index, and its name where it has one."""
+        """Line above each direction: its index, and its name where it has one."""
         return [f"{k}: {self.names[k]}" if k in self.names else f"direction {k}" for k in self.directions]
 
     def save(self, path: str | Path) -> None:
@@ -78,8 +78,8 @@ class Grid:
         captions = ["original" if s == 0 else f"{s:+.3g}" for s in self.magnitudes]
         captions[0] = f"s = {self.magnitudes[0]:.3g}"
         for left, caption, s in zip(tiles.lefts, captions, self.magnitudes, strict=True):
-            place = left + width * scale // 2, 2 * LINE - 3
-            draw.text(place, caption, "black" if s else ORANGE, plain, anchor="mb")
+            middle = left + width * scale // 2, 2 * LINE - 3
+            draw.text(middle, caption, "black" if s else ORANGE, plain, anchor="mb")
         return panel
 
 

@@ -1,4 +1,4 @@
-"""Where a result comes from: command, configuration, commit, versions, device, seed and time."""
+"""Provenance of results: command, settings, commit, versions, device, seed and time."""
 
 import platform
 import subprocess
@@ -20,6 +20,7 @@ from hbench.runtime.distributed import backend, world_size
 from hbench.store.records import Aside, Record
 
 FILE = "provenance.json"
+"""Name of the file in a folder of results."""
 PACKAGES = (
     "torch",
     "torchvision",
@@ -39,7 +40,7 @@ class Commit:
 
     commit: str
     dirty: bool
-    """Whether tracked files differed from the commit."""
+    """True if tracked files differed from the commit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(Record):
-    """Where a result comes from. In its file, the details stand beside the other values."""
+    """Provenance of a result. Its file holds the details beside the other values."""
 
     command: str | None
     """Command line; None for a call from Python."""
@@ -66,7 +67,7 @@ class Provenance(Record):
     experiment: dict[str, Any] | None
     """Resolved settings; None for a result of no single experiment."""
     git: Commit | None
-    """None outside of a checkout."""
+    """State of the checkout; None outside of one."""
     versions: dict[str, str | None]
     device: str
     driver: str | None = None
@@ -81,7 +82,7 @@ class Provenance(Record):
     pieces: tuple[Piece, ...] = ()
     """All processes of a resumed training, with this one; empty where one process did it all."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What else determines the result, such as n and the SHA-256 of the weights."""
+    """Further facts that determine the result, such as n and the SHA-256 of the weights."""
     started: Aside = field(default=0.0, compare=False, repr=False)
     """Monotonic clock at the start."""
 
@@ -102,7 +103,7 @@ class Provenance(Record):
 
     @classmethod
     def from_json(cls, values: Any, source: str | Path, remedy: str = "make it again") -> Self:
-        """Return the provenance in a file's values; what has no name of its own becomes a detail."""
+        """Return the provenance in a file's values; values without a field become details."""
         if isinstance(values, dict):
             known = {each.name for each in fields(cls)} - {"details", "started"} | {"hbench", "format"}
             details = {key: value for key, value in values.items() if key not in known}
@@ -115,7 +116,7 @@ class Provenance(Record):
         return replace(self, wall_seconds=seconds, details=self.details | details)
 
     def piece(self) -> Piece:
-        """Return what a training that may be resumed notes of this process: how, where and how long it trained."""
+        """Return the part of this process in a training that may be resumed: how, where and how long it trained."""
         values = {each.name: getattr(self, each.name) for each in fields(Piece)}
         return Piece(**values | {"wall_seconds": round(time.monotonic() - self.started, 1)})
 
@@ -134,13 +135,13 @@ def provenance(
     seed: int | None,
     **details: Any,
 ) -> Provenance:
-    """Return where a result will come from, as known at its start: it notes the time and the commit the code is of.
+    """Return the provenance of a result as known at its start, with the time and the commit of the code.
 
     Args:
-        experiment: the experiment, or None for a result of no single one, whose details then say where it comes from.
-        device: where the numbers are computed.
+        experiment: experiment of the result; None for a result of no single one, whose details then name its sources.
+        device: device of the computations.
         seed: seed of everything random; None where nothing is.
-        details: what else determines the result.
+        details: further facts that determine the result.
     """
     return Provenance(
         command=COMMAND.get(),
@@ -167,7 +168,7 @@ def provenance(
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:  # one that this command did not need
+    except PackageNotFoundError:  # hbench can be installed without it
         return None
 
 

@@ -28,7 +28,7 @@ Aside = Annotated[Any, Field(exclude=True), SkipJsonSchema()]
 class Record:
     """A typed JSON file. Subclasses are frozen keyword-only dataclasses.
 
-    A reader refuses unknown keys, missing keys and wrong types. Raise SCHEMA when a change makes older readers fail,
+    A reader refuses unknown keys, missing keys and wrong types. Increase SCHEMA when a change makes older readers fail,
     and teach :meth:`upgrade` the way from the form before.
     """
 
@@ -64,9 +64,9 @@ class Record:
         """Return the record that the values of a JSON file stand for.
 
         Args:
-            values: what the file holds.
-            source: the file's name, for messages.
-            remedy: what to do about a damaged file, in words.
+            values: content of the file.
+            source: name of the file, for messages.
+            remedy: advice about a damaged file, in words.
 
         Raises:
             HBenchError: not this kind of file, damaged, or written by a newer version of hbench.
@@ -104,7 +104,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path, remedy: str = "make it again") -> Self:
-        """Read the file; see :meth:`from_json` for what is refused."""
+        """Read the file; see :meth:`from_json` for the files that are refused."""
         return cls.from_json(read_json(path, remedy), path, remedy)
 
     @classmethod
@@ -119,6 +119,6 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 def _first_problem(error: Exception) -> str:
     if isinstance(error, ValidationError):
         problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        return f"{where}: {problem['msg'].lower()}" if where else problem["msg"]
+        key = ".".join(str(part) for part in problem["loc"])
+        return f"{key}: {problem['msg'].lower()}" if key else problem["msg"]
     return f"{type(error).__name__}: {error}"

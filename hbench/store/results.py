@@ -1,4 +1,4 @@
-"""Results: what a measurement found, written as JSON, CSV and provenance, and read back strictly."""
+"""Results of measurements, written as JSON, CSV and provenance, and read back strictly."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Record, ABC):
-    """What one measurement found: a frozen, typed record with its provenance.
+    """The result of one measurement: a frozen, typed record with its provenance.
 
-    A folder holds ``NAME.json``, the table as ``NAME.csv``, and ``provenance.json``, which is written last: where it is
-    there, the result is complete.
+    A folder holds ``NAME.json``, the table as ``NAME.csv``, and ``provenance.json``, which is written last: with it, a
+    result is complete.
     """
 
     NAME: ClassVar[str]
     """Name of its files."""
 
     provenance: Aside = field(default=None, compare=False, repr=False)
-    """A :class:`Provenance`: where the result comes from."""
+    """Provenance of the result, a :class:`Provenance`."""
 
     @abstractmethod
     def summary(self) -> str:
@@ -51,8 +51,8 @@ class Result(Record, ABC):
         """Write the result into a folder, which is made where it is missing, and return the folder.
 
         Args:
-            folder: where to.
-            overwrite: replace what is already there.
+            folder: output folder.
+            overwrite: replace files that are already there.
 
         Raises:
             HBenchError: the folder holds something already, another process writes there, or the disk is full.
@@ -71,7 +71,7 @@ class Result(Record, ABC):
 
     @classmethod
     def load(cls, folder: str | Path, remedy: str = "make it again") -> Self:
-        """Read the result in a folder, with its provenance; ``remedy`` says what to do about a damaged one.
+        """Read the result in a folder, with its provenance; ``remedy`` is the advice about a damaged one.
 
         Raises:
             HBenchError: missing, damaged, or not as any version of hbench writes it.

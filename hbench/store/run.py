@@ -13,7 +13,7 @@ from torch import Tensor
 
 import hbench
 from hbench.config import Experiment, Precision
-from hbench.core.directions import Edit, Source, edited, magnitudes, own
+from hbench.core.directions import Edit, Source, edited, magnitudes, own_direction
 from hbench.core.sampler import BATCH, Sampler
 from hbench.errors import HBenchError, check_at_least
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
@@ -28,9 +28,11 @@ from hbench.store.pictures import Grid
 from hbench.store.weights import load_pickled, load_tensors, load_weights, read_experiment
 
 ROLES = ("model", "shift_block", "reconstructor", "discriminator")
+"""Networks of a run; each has a file of its name."""
 WEIGHTS = ".safetensors"
-"""Of a file that carries its settings."""
+"""Suffix of a file that carries its settings."""
 SHIPPED = Path(hbench.__file__).parent / "shipped"
+"""Folder of the runs that hbench ships."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Run:
 
     @cached_property
     def sampler(self) -> Sampler:
-        """The diffusion model with the schedule, timesteps and precision of the discovery."""
+        """Diffusion model with the schedule, timesteps and precision of the discovery."""
         return Sampler.of(self.experiment, self.model, self.device)
 
     def noise(self, count: int, *, seed: int = 0, first: int = 0) -> Tensor:
@@ -116,8 +118,8 @@ class Run:
     def invert(self, images: Tensor, *, steps: int = 100, precision: Precision = "float32") -> Tensor:
         """Return x_T of images [B, C, H, W] in [-1, 1] by DDIM inversion, on the run's device.
 
-        The timesteps are those of a generation in as many steps, and nothing is clipped. With ``precision``
-        "bfloat16" the inversion is a little less exact. Cost: ``steps`` passes of the UNet for each image.
+        The timesteps are those of a generation in as many steps, and nothing is clipped. The inversion is a little less
+        exact with ``precision`` "bfloat16". Cost: ``steps`` passes of the UNet for each image.
 
         Raises:
             ValueError: wrong shape, or steps out of 1..T.
@@ -159,7 +161,7 @@ class Run:
         """Generate images along directions (Fig. 1).
 
         Args:
-            directions: their indices; all by default.
+            directions: indices of the directions; all by default.
             examples: rows of each direction: x_T 0 .. ``examples`` - 1 of the seed, the same for all directions.
             samples: columns, at least 2: s runs evenly from -S to S, so the middle of an odd number is the original.
             seed: seed of x_T.
@@ -191,11 +193,11 @@ class Run:
 
     @property
     def own(self) -> Source:
-        """Each sample's own directions."""
-        return partial(own, self.shift_block)
+        """Source of each sample's own directions."""
+        return partial(own_direction, self.shift_block)
 
     def check_edit(self, edit: Edit) -> None:
-        """Raise a ValueError where an edit has a direction that the run has not, or a magnitude that is not finite."""
+        """Raise a ValueError where an edit names a direction outside 0..K-1, or a magnitude that is not finite."""
         for k, s in edit.items():
             if k not in range(self.K):
                 raise ValueError(f"no direction {k}: the run has 0 to {self.K - 1}")
@@ -246,7 +248,7 @@ def locate(path: str | Path) -> Path:
 
 
 def run_hashes(path: str | Path) -> dict[str, str]:
-    """Return the SHA-256 of each weights file of a run that is there, by role."""
+    """Return the SHA-256 of each weights file that a run has, by role."""
     files = {role: locate(path) / f"{role}.safetensors" for role in ROLES}
     return {role: sha256(file) for role, file in files.items() if file.is_file()}
 
@@ -256,12 +258,12 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
 
     Args:
         path: a folder that a discovery wrote, or the name of a shipped run, such as "mnist16".
-        device: where to put it: "auto" is CUDA where there is one, else the CPU.
+        device: device of the run; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         HBenchError: not a run folder, unfinished, or damaged.
     """
-    folder, place = locate(path), device_of(device)
+    folder, device = locate(path), pick_device(device)
     if not folder.is_dir():
         raise HBenchError(f"{path}: no such run: give the folder of one, or {_shipped()}")
     missing = [role for role in ROLES if not (folder / f"{role}.safetensors").is_file()]
@@ -274,7 +276,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
     model = build_model(experiment)
     run = Run(
         experiment=experiment,
-        device=place,
+        device=device,
         model=model,
         shift_block=build_shift_block(experiment, model),
         reconstructor=build_reconstructor(experiment),
@@ -285,61 +287,54 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
     for role in ROLES:
         module: torch.nn.Module = getattr(run, role)
         load_weights(folder / f"{role}.safetensors", module, role)
-        module.to(place).eval().requires_grad_(False)
+        module.to(device).eval().requires_grad_(False)
     return run
 
 
 def load_model(
     path: str | Path, experiment: Experiment | None = None, *, device: str | torch.device = "auto"
 ) -> UNetModel:
-    """Return a diffusion model: of a folder with model.safetensors, such a file, a shipped run, or a state dict.
+    """Return a diffusion model.
 
     Args:
-        path: where it is; a file that is not called ``.safetensors`` is a state dict, as guided-diffusion saves it.
-        experiment: its model settings; by default those that the file carries. A state dict carries none.
-        device: where to put it: "auto" is CUDA where there is one, else the CPU.
+        path: a file of hbench's, a folder with ``model.safetensors``, the name of a shipped run, or any other file as a
+            state dict, as guided-diffusion saves it.
+        experiment: experiment of the model; by default the one that the file carries. A state dict carries none.
+        device: device of the model; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         HBenchError: missing, damaged, foreign, or of other settings.
     """
-    file, place = _model_file(path), device_of(device)
+    file, device = _model_file(path), pick_device(device)
     if file.suffix != WEIGHTS:
         model = build_model(experiment or model_experiment(path))
         load_tensors(model, load_pickled(file), str(file))
-        return model.to(place).eval()
-    own = read_experiment(file)
+        return model.to(device).eval()
+    trained_with = read_experiment(file)
     if experiment is not None:
-        if (own.data.size, own.data.channels) != (experiment.data.size, experiment.data.channels):
-            shapes = [f"{e.data.size}x{e.data.size} with {e.data.channels} channels" for e in (own, experiment)]
+        if trained_with.data.image_shape != experiment.data.image_shape:
+            both = (trained_with.data, experiment.data)
+            shapes = [f"{data.size}x{data.size} with {data.channels} channels" for data in both]
             raise HBenchError(f"{file}: was trained on images of {shapes[0]}, not {shapes[1]}: use its [data] settings")
         for section in ("model", "diffusion"):
             wanted = getattr(experiment, section).model_dump()
-            for key, value in getattr(own, section).model_dump().items():
+            for key, value in getattr(trained_with, section).model_dump().items():
                 if value != wanted[key]:
                     raise HBenchError(
                         f"{file}: was trained with {section}.{key} = {value!r}, not {wanted[key]!r}: use its settings"
                     )
-    model = build_model(own)
+    model = build_model(trained_with)
     load_weights(file, model, "model")
-    return model.to(place).eval()
-
-
-def device_of(device: str | torch.device) -> torch.device:
-    """Return a device, or the one of that name: "auto" is CUDA where there is one, else the CPU.
-
-    Raises:
-        HBenchError: no such device here.
-    """
-    return pick_device(device) if isinstance(device, str) else device
+    return model.to(device).eval()
 
 
 def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, resume: bool) -> UNetModel:
     """Return the model for a discovery in ``folder``, on the CPU: by default the pretrained one of the experiment.
 
-    A resumed discovery goes on with the model in its folder, where it has come so far.
+    A resumed discovery goes on with the model in its folder, if there is one already.
 
     Raises:
-        HBenchError: it is resumed with another model than it was started with.
+        HBenchError: ``given`` is another model than the discovery was started with.
     """
     if not resume or not (folder / "model.safetensors").is_file():
         return load_model(given or Path("runs") / experiment.name / "pretrain", experiment, device="cpu")
@@ -353,10 +348,10 @@ def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, 
 
 
 def model_experiment(path: str | Path) -> Experiment:
-    """Return the experiment that a model, given as for :func:`load_model`, carries.
+    """Return the experiment that a model carries; ``path`` is that of :func:`load_model`.
 
     Raises:
-        HBenchError: a state dict, which carries none.
+        HBenchError: the file is missing, or a state dict, which carries none.
     """
     file = _model_file(path)
     if file.suffix != WEIGHTS:
@@ -368,7 +363,7 @@ def load_names(path: str | Path) -> dict[int, str]:
     """Return the names of directions in a run's ``names.txt``, lines of ``index: name``; none without that file.
 
     Raises:
-        HBenchError: another line, or no UTF-8.
+        HBenchError: a line has another form, or the file is not UTF-8.
     """
     file = locate(path) / "names.txt"
     names = {}

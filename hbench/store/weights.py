@@ -1,4 +1,4 @@
-"""Weights and experiments on disk: safetensors that carry their configuration; code in a file is never run."""
+"""Weights and experiments on disk: safetensors that carry their settings; code in a file is never run."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ from hbench.store.folders import EXPERIMENT
 from hbench.store.records import Record
 
 FORMAT = 1
-"""Of the files written here; to be raised whenever an older hbench could not read them, a new setting included."""
+"""Format of the files written here; increase it when an older hbench cannot read them, as with a new setting."""
 MADE_BY = {"hbench": __version__, "format": str(FORMAT)}
-"""What every weights file, experiment and checkpoint says of itself."""
+"""Metadata that names the writer of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Record):
-    """The settings of a training, section by section; :class:`Experiment` checks their values."""
+class WrittenExperiment(Record):
+    """The experiment of a training, section by section; :class:`Experiment` checks its values."""
 
     name: str
     data: dict[str, Any]
@@ -42,21 +42,20 @@ class Settings(Record):
 
 
 def save_weights(path: Path, module: nn.Module, experiment: Experiment, role: str, dtype: str = "float32") -> None:
-    """Writes a module as safetensors that name its role ("model", "shift_block", …) and carry the experiment."""
+    """Write a module as safetensors that name its role ("model", "shift_block", …) and carry the experiment."""
     target = getattr(torch, dtype)
     tensors = {
         name: (value.to(target) if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in module.state_dict().items()
     }
     check_finite(tensors, f"{role} as {dtype}", "it is not written; train again with a lower learning rate")
-    settings = experiment.model_dump_json(exclude={"paper"})
-    metadata = {"role": role, "experiment": settings, **MADE_BY}
+    metadata = {"role": role, "experiment": experiment.model_dump_json(exclude={"paper"}), **MADE_BY}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 
 def read_experiment(path: Path) -> Experiment:
-    """The experiment that a weights file carries.
+    """Return the experiment that a weights file carries.
 
     Raises:
         HBenchError: missing, damaged or foreign file.
@@ -70,8 +69,8 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:
-    """Write the settings of a training as ``experiment.json``; to be called before anything else is written."""
-    Settings(**experiment.model_dump(mode="json")).write(folder / EXPERIMENT)
+    """Write the experiment of a training as ``experiment.json``; call it before anything else is written."""
+    WrittenExperiment(**experiment.model_dump(mode="json")).write(folder / EXPERIMENT)
 
 
 def read_written_experiment(path: Path) -> Experiment:
@@ -80,12 +79,12 @@ def read_written_experiment(path: Path) -> Experiment:
     Raises:
         HBenchError: damaged, or written by a newer hbench.
     """
-    values = Settings.read(path, "train again").to_json()
+    values = WrittenExperiment.read(path, "train again").to_json()
     return parse_experiment({key: value for key, value in values.items() if key != "schema"}, str(path))
 
 
 def check_format(values: Mapping[str, Any], path: Path) -> None:
-    """HBenchError where what a file says of itself is that a newer hbench wrote it."""
+    """Raise an HBenchError where the metadata of a file say that a newer hbench wrote it."""
     found = str(values.get("format", FORMAT))  # the first files had none
     if found.isdecimal() and int(found[:9]) > FORMAT:
         raise HBenchError(
@@ -94,7 +93,7 @@ def check_format(values: Mapping[str, Any], path: Path) -> None:
 
 
 def load_weights(path: Path, module: nn.Module, role: str) -> None:
-    """Reads weights of the given role into a module, as float32.
+    """Read weights of the given role into a module, as float32.
 
     Raises:
         HBenchError: missing, damaged or foreign file, or one of another role or shape.
@@ -108,17 +107,17 @@ def load_weights(path: Path, module: nn.Module, role: str) -> None:
 
 
 def tensors_sha256(path: Path) -> str:
-    """SHA-256 of a safetensors file without its header: that of the same weights, under whatever settings."""
+    """Return the SHA-256 of a safetensors file without its header, which depends on the weights alone."""
     with path.open("rb") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copies tensors into a module of exactly these names and shapes.
+    """Copy tensors into a module of exactly these names and shapes.
 
     Raises:
-        HBenchError: others, with the first differences, or values that are not finite.
+        HBenchError: other names or shapes, of which the message lists the first, or values that are not finite.
     """
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
@@ -126,13 +125,13 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
                 f'{source}: "{name}" in it is a {type(value).__name__}, need tensors alone: load it with torch.load '
                 "and save the state dict inside it by itself"
             )
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    other = {name: tuple(value.shape) for name, value in tensors.items()}
-    if own != other:
-        differing = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
-        shown = "; ".join(f"{n}: file {other.get(n)}, model {own.get(n)}" for n in differing[:5])
+    needed = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if needed != found:
+        differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
+        shown = "; ".join(f"{n}: file {found.get(n)}, model {needed.get(n)}" for n in differing[:5])
         hint = "make the [model] settings match"
-        if "label_emb.weight" in other:
+        if "label_emb.weight" in found:
             hint = "it is class-conditional, and hbench takes unconditional models alone"
         elif differing == ["out.2.bias", "out.2.weight"]:
             hint = "set model.learn_sigma = true, or false"
@@ -142,14 +141,14 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str, advice: str) -> None:
-    """HBenchError where a tensor holds NaN or an infinity."""
+    """Raise an HBenchError where a tensor holds NaN or an infinity."""
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise HBenchError(f"{source}: {name} holds NaN or infinity: {advice}")
 
 
 def load_pickled(path: Path) -> dict[str, Any]:
-    """A dict of tensors and plain values from torch.save; code inside the file is never run.
+    """Read a dict of tensors and plain values from torch.save; code inside the file is never run.
 
     Raises:
         HBenchError: missing, damaged, or holding anything but tensors and plain values.
@@ -177,7 +176,11 @@ def load_pickled(path: Path) -> dict[str, Any]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says about itself; HBenchError where it is missing, damaged or of a newer one."""
+    """Return the metadata of a safetensors file.
+
+    Raises:
+        HBenchError: the file is missing, damaged, or written by a newer hbench.
+    """
     if not path.is_file():
         raise HBenchError(f"{path}: no such file")
     try:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from hbench.config import Experiment
 from hbench.core import seeds
-from hbench.core.directions import draw_shifts, own
+from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment
@@ -139,7 +139,7 @@ def measure_parts(batch: Batch, repeats: int) -> Parts:
 
 def measure_pass(batch: Batch, two_steps: Sampler, i: int, repeats: int) -> Pass:
     """Measure step i, 0 or 1, of a chain of two steps; step 0 starts at x_T, which needs no gradient."""
-    delta_h = own(batch.trained.shift_block, batch.k, batch.s)
+    delta_h = own_direction(batch.trained.shift_block, batch.k, batch.s)
     step, pair_step = two_steps.steps(delta_h)[i], two_steps.pair_steps(delta_h)[i]
     x = batch.x
     pair = torch.cat([x, x]) if i else x

@@ -11,7 +11,7 @@ from hbench.config import Discovery, Experiment
 from hbench.core import seeds
 from hbench.core.chain import backpropagate, run_chain
 from hbench.core.diffusion import DeltaH, regular_step, shifted_step
-from hbench.core.directions import draw_shifts, own
+from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.images import soft_clip
 from hbench.core.sampler import Sampler
 from hbench.core.seeds import draw_x_T
@@ -149,7 +149,7 @@ def train_shift(
         The metrics, the raw samples x_0 and the shifted ones x'_0.
     """
     settings, optimizer = experiment.discovery, trained.optimizer
-    delta_h = own(trained.shift_block, k, s)
+    delta_h = own_direction(trained.shift_block, k, s)
 
     # Make raw samples, in the same passes as the nodes that the shifted process will need.
     nodes = None

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hbench.core.chain import backpropagate, run_chain
 from hbench.core.diffusion import alpha_bar_schedule, direction_to_x_t, predict_x_0
-from hbench.core.directions import draw_shifts, own
+from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.sampler import Sampler, visited
 from hbench.evaluation import vram_sweep as sweep
 from hbench.experiments import load_experiment
@@ -104,7 +104,7 @@ def field_step(experiment, model):
     alpha_bar = alpha_bar_schedule()
 
     def generation_step(k, s, t, t_prev):
-        delta_h = own(trained.shift_block, k, s)
+        delta_h = own_direction(trained.shift_block, k, s)
 
         def step(x):
             times = torch.full((len(x),), t, device=x.device)
@@ -298,7 +298,7 @@ def test_choices(benchmark):
     settings = experiment.discovery
     x = torch.randn(settings.batch_size, 1, 16, 16, device=DEVICE)
     k, s = (v.to(DEVICE) for v in draw_shifts(len(x), settings.K, settings.S, settings.min_magnitude))
-    delta_h = own(block, k, s)
+    delta_h = own_direction(block, k, s)
 
     def step(network):
         sampler = replace(Sampler.of(experiment, network, DEVICE, M=2, precision="bfloat16"), t_shift=0)

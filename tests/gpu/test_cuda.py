@@ -6,7 +6,7 @@ import torch
 from command_line import TINY
 
 from hbench.core.chain import backpropagate
-from hbench.core.directions import draw_shifts, own
+from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.sampler import Sampler
 from hbench.evaluation import vram_sweep as sweep
 from hbench.experiments import load_experiment
@@ -45,7 +45,7 @@ def gradient(strategy, **discovery):
     torch.nn.init.normal_(block.out_weight, std=0.05)
     k, s = (v.to(CUDA) for v in draw_shifts(4, settings.K, settings.S, 0.5, torch.Generator().manual_seed(0)))
     x_T = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)).to(CUDA)
-    steps = sampler.steps(own(block, k, s))
+    steps = sampler.steps(own_direction(block, k, s))
     for _ in range(3):  # CUDA graphs are recorded at the second run and replayed at the third
         block.zero_grad()
         with sampler.autocast():
@@ -75,7 +75,7 @@ def test_a_training_step_never_waits_for_the_device_inside_the_chain():
     block = initial(experiment, sampler, 0).shift_block
     k, s = (v.to(CUDA) for v in draw_shifts(4, 3, 5.0, 0.5))
     x_T = torch.randn(4, 1, 16, 16).to(CUDA)
-    steps = sampler.steps(own(block, k, s))
+    steps = sampler.steps(own_direction(block, k, s))
     try:
         torch.cuda.set_sync_debug_mode("error")
         backpropagate(steps, x_T, lambda x: x.square().mean())

@@ -127,7 +127,7 @@ def test_committed_results_are_as_their_schemas_say():
     of_file = {
         **{f"{record.NAME}.json": record for record in generator.records() if hasattr(record, "NAME")},
         "provenance.json": next(each for each in generator.records() if each.__name__ == "Provenance"),
-        "experiment.json": next(each for each in generator.records() if each.__name__ == "Settings"),
+        "experiment.json": next(each for each in generator.records() if each.__name__ == "WrittenExperiment"),
         "not-run.json": next(each for each in generator.records() if each.__name__ == "NotRun"),
         "report.json": next(each for each in generator.records() if each.__name__ == "ReportTable"),
     }

@@ -10,7 +10,7 @@ from torch import nn
 
 import hbench
 from hbench.core import seeds
-from hbench.core.directions import Directions, mean, own, scaled, time_invariant, together
+from hbench.core.directions import Directions, global_direction, mean_direction, own_direction, scaled, together
 from hbench.core.seeds import draw_x_T
 from hbench.errors import HBenchError
 from hbench.evaluation import evaluate
@@ -187,9 +187,9 @@ def test_sources_of_constant_directions_make_the_same_images(constant):
     found = mean_directions(constant, 2)
     x_T, generate = constant.noise(3), constant.sampler.generate
     k, s = vectors([0, 2, 1], [1.0, -2.0, 3.0])
-    expected = generate(x_T, own(constant.shift_block, k, s))
+    expected = generate(x_T, own_direction(constant.shift_block, k, s))
     assert not torch.allclose(expected, generate(x_T))
-    for source in (mean, time_invariant):
+    for source in (mean_direction, global_direction):
         torch.testing.assert_close(generate(x_T, source(found, k, s)), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -198,14 +198,14 @@ def test_mean_takes_the_nearest_timestep_and_global_their_mean():
     found = Directions((900, 500), values, n=1, seed=0)
     k, s = vectors([0], [4.0])
     h = torch.zeros(1, 1, 1, 1)
-    assert [mean(found, k, s)(h, h, t).item() for t in (999, 701, 699, 400)] == [0, 0, 4, 4]
-    assert time_invariant(found, k, s)(h, h, 999).item() == 2
+    assert [mean_direction(found, k, s)(h, h, t).item() for t in (999, 701, 699, 400)] == [0, 0, 4, 4]
+    assert global_direction(found, k, s)(h, h, 999).item() == 2
 
 
 def test_together_is_the_sum_and_scaled_a_multiple(run):
     x_T, t = run.noise(2), torch.full((2,), 999)
     h, _, emb = run.model.encode(x_T, t)
-    first, second = (own(run.shift_block, *vectors([k, k], [s, s])) for k, s in ((0, 1.5), (2, -3.0)))
+    first, second = (own_direction(run.shift_block, *vectors([k, k], [s, s])) for k, s in ((0, 1.5), (2, -3.0)))
     expected = 1.5 * run.shift_block(h, emb, torch.tensor([0, 0])) - 3 * run.shift_block(h, emb, torch.tensor([2, 2]))
     torch.testing.assert_close(together(first, second)(h, emb, 999), expected)
     torch.testing.assert_close(scaled(first, 2)(h, emb, 999), 2 * first(h, emb, 999))
@@ -213,7 +213,7 @@ def test_together_is_the_sum_and_scaled_a_multiple(run):
 
 def test_with_other_steps_the_shift_is_shared_out_among_them(run):
     x_T = run.noise(2)
-    delta_h = own(run.shift_block, *vectors([0, 1], [4.0, -4.0]))
+    delta_h = own_direction(run.shift_block, *vectors([0, 1], [4.0, -4.0]))
     expected = sampler_of(run.model, 6, t_shift=400).generate(
         x_T, scaled(delta_h, 2 / 4)
     )  # 2 shifted steps of 3, 4 of 6
@@ -253,7 +253,7 @@ def test_the_comparison_starts_with_the_original(run):
     x_T, generate = run.noise(3, seed=4), run.sampler.generate
     torch.testing.assert_close(images[1, :, 0], generate(x_T))
     k, s = torch.zeros(3, dtype=torch.long), torch.full((3,), 5.0)
-    torch.testing.assert_close(images[1, :, 6], generate(x_T, time_invariant(found, k, s)))
+    torch.testing.assert_close(images[1, :, 6], generate(x_T, global_direction(found, k, s)))
 
 
 # Edits --------------------------------------------------------------------------------------------------------------
@@ -275,7 +275,8 @@ def test_edits_add_up_and_none_is_the_reconstruction(run):
     torch.testing.assert_close(images[:, 0], run.generate(x_T, steps=6))
     assert torch.equal(images[:, 0], images[:, 1])
     both = together(
-        own(run.shift_block, *vectors([0, 0], [2.0, 2.0])), own(run.shift_block, *vectors([2, 2], [-1.0, -1.0]))
+        own_direction(run.shift_block, *vectors([0, 0], [2.0, 2.0])),
+        own_direction(run.shift_block, *vectors([2, 2], [-1.0, -1.0])),
     )
     torch.testing.assert_close(images[:, 2], run.sampler.with_steps(6).generate(x_T, both))
     torch.testing.assert_close(images[:, 2], run.generate(x_T, {0: 2, 2: -1}, steps=6))

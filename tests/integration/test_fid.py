@@ -10,7 +10,7 @@ import torch_fidelity.fidelity
 from command_line import invoke, refused
 from PIL import Image
 
-from hbench.core.directions import own as own_direction
+from hbench.core.directions import own_direction
 from hbench.core.images import to_uint8
 from hbench.errors import HBenchError
 from hbench.evaluation.features import INCEPTION, LENET, Extractor, choose_extractor, features, lenet_features

@@ -31,7 +31,7 @@ class Tiles(NamedTuple):
     """Images side by side."""
 
     pixels: Tensor
-    """RGB, uint8 [height, width, 3]."""
+    """Pixels in RGB, uint8 [height, width, 3]."""
     lefts: list[int]
     """First pixel of each column of images."""
     tops: list[int]

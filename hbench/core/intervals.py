@@ -1,4 +1,4 @@
-"""95 % intervals of the numbers that hbench reports."""
+"""Intervals of 95 % for the numbers that hbench reports."""
 
 import math
 

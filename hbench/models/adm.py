@@ -59,11 +59,11 @@ class ADMConfig:
     dropout: float = 0.0
     """Dropout probability inside the residual blocks, in [0, 1)."""
     conv_resample: bool = True
-    """Resize by convolutions rather than by plain pooling and repetition."""
+    """Resizing by convolutions rather than by plain pooling and repetition."""
     use_scale_shift_norm: bool = False
-    """Scale and shift the normalised features by the time embedding, instead of adding it before the norm."""
+    """Scale and shift of the normalised features by the time embedding, instead of its addition before the norm."""
     resblock_updown: bool = False
-    """Resize inside residual blocks, in place of ``conv_resample``."""
+    """Resizing inside residual blocks, in place of ``conv_resample``."""
     use_new_attention_order: bool = False
     """Order of the qkv channels; it changes the output but no name or shape, so it must match the checkpoint."""
 

@@ -66,7 +66,7 @@ class LeNet(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """torchvision's ResNet-18 on a pair of images, concatenated on channels, with linear heads on its 512 features.
+    """ResNet-18 of torchvision on a pair of images, concatenated on channels, with linear heads on its 512 features.
 
     Args:
         in_channels: channels of the input, twice the image's.

@@ -1,1 +1,1 @@
-"""The machine: devices, processes, memory and progress; knows nothing of diffusion."""
+"""The machine: devices, processes, memory and progress; it knows nothing of diffusion."""

@@ -1,4 +1,4 @@
-"""The command line that is running, for records of where results come from."""
+"""The command line that is running, for the provenance of results."""
 
 from contextvars import ContextVar
 

@@ -21,7 +21,7 @@ PROC, CGROUP = Path("/proc/self"), Path("/sys/fs/cgroup")
 
 
 class UnknownMemoryError(HBenchError):
-    """NVML does not say how much memory is used."""
+    """Failure of NVML to say how much memory is used."""
 
 
 def free_mib(device: torch.device) -> float:

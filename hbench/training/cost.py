@@ -16,7 +16,7 @@ SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.5}
 
 
 class DoesNotFitError(HBenchError):
-    """Not even one training step fits into the memory budget."""
+    """Memory budget into which not even one training step fits."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ GRID_SAMPLES, GRID_STEPS = 64, 20
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Everything that pretraining changes, and so all that a checkpoint must hold."""
+    """Everything that pretraining changes, and so everything that a checkpoint holds."""
 
     model: UNetModel
     average: AveragedModel

@@ -13,7 +13,7 @@ from hbench.models.adm import ADMConfig, UNetModel, checkpoint_blocks
 from hbench.models.shift import ShiftBlock
 from hbench.runtime.device import autocast, cast_frozen
 from hbench.runtime.memory import saved_tensors_peak
-from hbench.training.freeze import _with_own_outputs, freeze
+from hbench.training.freeze import _cloning, freeze
 
 CPU = torch.device("cpu")
 
@@ -105,7 +105,7 @@ def test_outputs_of_a_replayed_encoder_may_be_kept():
             tensor.copy_(x)
         return memory[0], [memory[1]], memory[2]
 
-    encode = _with_own_outputs(replay)
+    encode = _cloning(replay)
     h, (skip,), emb = encode(torch.ones(2), None)
     encode(torch.full((2,), 7.0), None)
     assert all(torch.equal(tensor, torch.ones(2)) for tensor in (h, skip, emb))
@@ -114,7 +114,7 @@ def test_outputs_of_a_replayed_encoder_may_be_kept():
 def test_a_replayed_encoder_serves_every_kind_of_step():
     model, _, steps, x_T = unet_chain(4)
     expected = run_chain(steps, x_T)
-    model.encode = _with_own_outputs(model.encode)
+    model.encode = _cloning(model.encode)
     assert torch.equal(run_chain(steps, x_T), expected)
 
 

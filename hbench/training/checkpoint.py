@@ -60,7 +60,7 @@ def save_checkpoint(
 ) -> None:
     """Write everything that training needs to go on after ``step`` steps as if it had never stopped.
 
-    No generator state is among it: each step seeds the generators from (seed, step). The file is named by its content
+    No state of a generator is needed: each step seeds them from (seed, step). The file is named by its content
     and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256.
 
     Args:
@@ -82,8 +82,8 @@ def save_checkpoint(
     file = f"checkpoint-{step:06d}-{digest[:8]}.pt"
     with replacing(folder / file) as temporary:
         temporary.write_bytes(content.getbuffer())
-    settings = experiment.model_dump(mode="json")
-    about = Checkpoint(step=step, seed=seed, file=file, sha256=digest, experiment=settings, pieces=tuple(pieces))
+    values = experiment.model_dump(mode="json")
+    about = Checkpoint(step=step, seed=seed, file=file, sha256=digest, experiment=values, pieces=tuple(pieces))
     about.write(folder / CHECKPOINT)
     for other in folder.glob("checkpoint-*.pt"):
         if other.name != file:
@@ -94,8 +94,8 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
     """Return the pointer to the last checkpoint of a training; None where there is none yet.
 
     Raises:
-        HBenchError: it is of another seed, or of other settings of the stage, the data, the model or the diffusion; of
-            a newer hbench, damaged, or gone from a finished training.
+        HBenchError: the checkpoint is of another seed, of other settings of the stage, the data, the model or the
+            diffusion, of a newer hbench, damaged, or gone from a finished training.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -130,7 +130,7 @@ class Saved:
 
 
 def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage, parts: Collection[str]) -> Saved:
-    """Return the checkpoint in the folder of a training, on the CPU; that of a new training where there is none yet.
+    """Return the checkpoint in the folder of a training, on the CPU; an empty one where there is none yet.
 
     Args:
         folder: folder of the training.
@@ -140,7 +140,7 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
         parts: names of the parts that the checkpoint must hold.
 
     Raises:
-        HBenchError: as in :func:`read_checkpoint`, or it is damaged, or of another command.
+        HBenchError: as in :func:`read_checkpoint`, or the checkpoint is damaged, or of another command.
     """
     about = read_checkpoint(folder, experiment, seed, stage)
     if about is None:

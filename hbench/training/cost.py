@@ -30,6 +30,7 @@ class Pass:
     both_ways: float
     """Seconds with a graph, and backward through it."""
     graph_mib: float
+    """MiB of the graph."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,15 @@ class Parts:
     first: Pass
     """First shifted step, from x_T, which needs no gradient and is common to raw and shifted samples."""
     shifted: Pass
+    """Later shifted step."""
     regular: Pass
+    """Later regular step."""
     objective_mib: float
-    """Graph of reconstructor and discriminator in the objective."""
+    """MiB of the graph of reconstructor and discriminator in the objective."""
     discriminator_mib: float
-    """Graph of the discriminator's own step."""
+    """MiB of the graph of the discriminator's optimiser step."""
     node_mib: float
-    """One node of the chain."""
+    """MiB of one node of the chain."""
     other_seconds: float
     """Seconds of a whole step beside the generation steps: reconstructor, discriminator, optimisers."""
 
@@ -55,23 +58,23 @@ class Probe(Parts):
     """A training step, measured: its parts, and the memory of the whole."""
 
     free_mib: Number
-    """Memory of the device that the process could take before its first step."""
+    """MiB of the device that the process could take before its first step."""
     before_mib: float
-    """Memory it had on the GPU then; 0 on the CPU, where only what comes on top is counted."""
+    """MiB that it had on the GPU then; 0 on the CPU, where only the memory on top is counted."""
     other_mib: float
-    """Part of the measured peak on top of that which no graph and no node explains."""
+    """MiB of the peak on top of them that no graph and no node explains."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One line of the plan."""
+    """Predicted memory and speed of one strategy at one M."""
 
     strategy: str
     M: int
     keep: int
     """Number of steps whose graphs are kept."""
     memory_mib: float
-    """Memory as a sweep measures it: over that before the first step on the CPU, of the whole process on CUDA."""
+    """MiB as a sweep measures them: over those before the first step on the CPU, of the whole process on CUDA."""
     images_per_second: float
 
 
@@ -122,11 +125,11 @@ def largest_keep(probe: Probe, experiment: Experiment, M: int, budget_mib: float
 
 
 def budget_of(experiment: Experiment, device: torch.device, probe: Probe) -> float:
-    """Return the MiB that training may use: the experiment's ``memory_budget``, or a share of what is free.
+    """Return the MiB that training may use: the experiment's ``memory_budget``, or a share of the free memory.
 
-    The share comes on top of what the process has on the GPU already.
+    The share comes on top of the memory that the process has on the GPU already.
     """
     if experiment.discovery.memory_budget is not None:
         return experiment.discovery.memory_budget * 1024
-    sharing = local_world_size() if device.type == "cpu" else 1  # each process has a GPU of its own
+    sharing = local_world_size() if device.type == "cpu" else 1  # processes share no GPU
     return probe.before_mib + SHARE_OF_FREE[device.type] * probe.free_mib / sharing

@@ -44,15 +44,15 @@ def train(
 
     Args:
         experiment: settings.
-        model: diffusion model; a frozen copy is trained on.
+        model: diffusion model, of which a frozen copy is used.
         out: output folder, made where it is missing.
         seed: random seed of initial weights, x_T, k and s.
-        device: where to train: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        device: device to train on: "auto", "cpu", "cuda", "cuda:N" or a torch device.
         overwrite: accept a folder that already holds something.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet.
         max_minutes: stop cleanly after this time, but not before a first step.
-        draw: draws the curves of a folder; called before each checkpoint.
-        on_checkpoint: called with the number of steps done and the run as it stands, in eval mode.
+        draw: function that draws the curves of a folder, called before each checkpoint.
+        on_checkpoint: function of the number of steps done and the run so far, in eval mode.
 
     Raises:
         HBenchError: no timestep is shifted, the processes cannot share a batch, a loss is not finite (the last good
@@ -92,7 +92,7 @@ def train(
 
 
 def check_shift_interval(experiment: Experiment) -> None:
-    """Raise HBenchError where no visited timestep reaches ``discovery.t_shift``."""
+    """Raise an HBenchError where no visited timestep reaches ``discovery.t_shift``."""
     t_shift, latest = experiment.discovery.t_shift, visited(experiment)[0]
     if latest < t_shift:
         raise HBenchError(f"discovery.t_shift = {t_shift} shifts no timestep: need at most {latest}, or more M")

@@ -14,6 +14,7 @@ from hbench.models.adm import UNetModel, checkpoint_blocks
 from hbench.runtime.device import cast_frozen
 
 Encode = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, list[Tensor], Tensor]]
+"""Function (x, t, y) -> (h_t, skip connections, embedding) of an encoder."""
 
 
 def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UNetModel:
@@ -23,7 +24,7 @@ def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UN
     says so.
 
     Raises:
-        HBenchError: it is to be compiled, and there is no compiler.
+        HBenchError: the copy is to be compiled, and there is no compiler.
     """
     settings = experiment.discovery
     frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
@@ -36,12 +37,12 @@ def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UN
         if not any(map(shutil.which, (os.environ.get(variable, ""), *names))):
             raise HBenchError(f"discovery.compile = true needs a compiler: install {names[0]}, or leave it out")
         encode = torch.compile(frozen.encode, dynamic=False, mode=mode)
-        frozen.encode = _with_own_outputs(encode) if mode else encode  # type: ignore[method-assign,assignment]
+        frozen.encode = _cloning(encode) if mode else encode  # type: ignore[method-assign,assignment]
         frozen.decode = torch.compile(frozen.decode, dynamic=False, mode=mode)  # type: ignore[method-assign]
     return frozen
 
 
-def _with_own_outputs(encode: Encode) -> Encode:
+def _cloning(encode: Encode) -> Encode:
     """Return an encoder whose outputs may be kept: the next replay of a CUDA graph overwrites the graph's own."""
 
     def encode_and_clone(x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:

@@ -2,7 +2,7 @@
 
 Everything random in a step follows from (seed, step), so a resumed training ends as if it had never stopped, on the CPU
 with the same bits. Metrics and curves are written before the checkpoint that vouches for them, and the provenance last
-of all: where that is there, the training is complete.
+of all: with it, the training is complete.
 """
 
 import logging
@@ -33,7 +33,7 @@ from hbench.store.weights import write_experiment
 from hbench.training.checkpoint import CHECKPOINT, Metrics, Saved, Stage, load_checkpoint, save_checkpoint
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
-"""Networks and optimisers by name: everything that a training changes, and so that a checkpoint must hold."""
+"""Networks and optimisers by name: everything that a training changes, and so everything that a checkpoint holds."""
 NAMES = {"pretrain": "pretrain", "discovery": "train"}
 """Names of the stages beside the progress bar."""
 IN_BAR = ("loss", "accuracy", "D_raw", "D_shifted")
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins, or goes on."""
+    """Start of a training, or of its next part after a checkpoint."""
 
     experiment: Experiment
     stage: Stage
@@ -58,7 +58,7 @@ class Start:
     saved: Saved
     """Last checkpoint, to go on from."""
     is_complete: bool
-    """Whether nothing is left to do, the provenance included."""
+    """True if nothing is left to do, the provenance included."""
     metrics: Metrics | None
     """Rows of the steps; None in all processes but the main one, and for a complete training."""
 
@@ -76,17 +76,17 @@ def started(
     resume: bool,
     **details: Any,
 ) -> Iterator[Start]:
-    """Claim the folder of a training while the block runs, and yield where the training starts.
+    """Claim the folder of a training while the block runs, and yield its start.
 
     The experiment is the first file in a new folder: it tells a later resume that a training began here.
 
     Args:
-        experiment: settings.
+        experiment: settings of the training.
         stage: stage of training.
         out: folder of the training, made where it is missing.
         names: names of the parts that a checkpoint must hold.
         seed: random seed.
-        device: where to train.
+        device: device to train on.
         overwrite: accept a folder that already holds something.
         resume: go on from the folder's checkpoint, or from the start where there is none yet.
         details: details of the provenance.
@@ -132,13 +132,13 @@ def run_steps(
     """Take the steps that are left, with checkpoints on the way. Return False if stopped early, with a last checkpoint.
 
     Args:
-        start: where the training starts.
+        start: start of the training.
         parts: networks and optimisers that the steps change.
-        take_step: takes step i, in every process, and returns its metrics.
-        stop_reason: says why to stop now, or None; of several processes, any may say so.
-        draw: draws the curves of a folder; called before each checkpoint, after the last of which nothing would.
-        after_step: called with the number of steps done, before the checkpoint, by the main process.
-        after_checkpoint: called with the number of steps done after each regular checkpoint, by the main process.
+        take_step: function that takes step i and returns its metrics; every process calls it.
+        stop_reason: function that returns a reason to stop now, or None; a reason of one process stops all.
+        draw: function that draws the curves of a folder, called before each checkpoint.
+        after_step: function of the number of steps done, called by the main process before the checkpoint.
+        after_checkpoint: function of the number of steps done, called by the main process after a regular checkpoint.
 
     Raises:
         HBenchError: a metric is not finite (the last good checkpoint stays), or the folder cannot be written.
@@ -185,7 +185,7 @@ def run_steps(
 
 
 def check_metrics(row: Mapping[str, float], step: int, stage: Stage) -> None:
-    """Raise HBenchError where a metric of a step is not finite."""
+    """Raise an HBenchError where a metric of a step is not finite."""
     for name, value in row.items():
         if not math.isfinite(value):
             raise HBenchError(
@@ -196,7 +196,7 @@ def check_metrics(row: Mapping[str, float], step: int, stage: Stage) -> None:
 
 @contextmanager
 def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None]]:
-    """Yield a function that says why to stop after the current step, or None: SIGTERM, SIGINT, or the time is over.
+    """Yield a function that returns a reason to stop after the current step, or None: SIGTERM, SIGINT, or the time.
 
     A second signal acts as it would without hbench. Under torchrun it changes nothing, since torchrun passes on a
     signal that the terminal or Slurm sent already. Only Python's main thread can listen for signals.

@@ -67,11 +67,11 @@ def pretrain(
         images: training images, uint8 [N, C, H, W].
         out: output folder, made where it is missing.
         seed: random seed of initial weights, batches and noise.
-        device: where to train: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        device: device to train on: "auto", "cpu", "cuda", "cuda:N" or a torch device.
         overwrite: accept a folder that already holds something.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet.
         max_minutes: stop cleanly after this time, but not before a first step.
-        draw: draws the curves of a folder; called before each checkpoint.
+        draw: function that draws the curves of a folder, called before each checkpoint.
 
     Raises:
         HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays), or

@@ -3,10 +3,10 @@
 The probe takes training steps as :func:`hbench.train` does, of a few generation steps with ``strategy = "node"``, and
 measures three things:
 
-- the graphs of a regular and of a shifted generation step: exact bytes, from autograd's own hooks;
+- the graphs of a regular and of a shifted generation step: exact bytes, from autograd's hooks;
 - the peak memory of the whole step, as the system or the driver sees it; the part that no graph explains (work space of
   the kernels, gradients, optimiser states, the allocator's slack) is taken to be the same for all M and strategies;
-- the seconds of each kind of pass, and of all that comes once a step: reconstructor, discriminator, optimisers.
+- the seconds of each kind of pass, and of the parts that come once a step: reconstructor, discriminator, optimisers.
 
 Everything else is arithmetic, in :mod:`hbench.training.cost`: a step with M, whose last r graphs are kept, holds these
 graphs at once.
@@ -43,7 +43,7 @@ STEPS, REPEATS = 2, 5
 
 
 def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = REPEATS, idle: int = 0) -> Probe:
-    """Measure a training step with this sampler, and with networks of its own; see the module.
+    """Measure a training step with this sampler, and with new networks; see the module.
 
     Cost: two short steps and some passes, and ten passes more for every repeat.
 
@@ -69,7 +69,7 @@ def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = 
 
 
 def shortened(experiment: Experiment) -> Experiment:
-    """Return the experiment with the fewest generation steps that still have every kind of its own, and "node"."""
+    """Return the experiment with the fewest generation steps that still have every kind of its steps, and "node"."""
     settings = experiment.discovery
 
     def kinds(M: int) -> set[bool]:
@@ -123,7 +123,7 @@ def draw_batch(experiment: Experiment, sampler: Sampler, trained: Trained) -> Ba
 
 
 def measure_parts(batch: Batch, repeats: int) -> Parts:
-    """Measure the parts of a step, each by itself."""
+    """Measure the parts of a step, one at a time."""
     two_steps = Sampler.of(batch.experiment, batch.sampler.backbone, batch.sampler.device, M=2)
     all_shifted, all_regular = (replace(two_steps, t_shift=t) for t in (0, len(two_steps.alpha_bar)))
     return Parts(
@@ -185,9 +185,9 @@ def take_other(batch: Batch) -> None:
     take_discriminator_step(batch)
 
 
-def held_mib(run: Callable[[], object], batch: Batch) -> float:
-    """Return the MiB that autograd holds at most while ``run`` runs, the weights apart."""
-    return saved_tensors_peak(run, parameters_of(batch)) / MIB
+def held_mib(work: Callable[[], object], batch: Batch) -> float:
+    """Return the MiB that autograd holds at most during ``work``, without the weights."""
+    return saved_tensors_peak(work, parameters_of(batch)) / MIB
 
 
 def parameters_of(batch: Batch) -> Iterable[nn.Parameter]:
@@ -198,23 +198,23 @@ def parameters_of(batch: Batch) -> Iterable[nn.Parameter]:
         yield from network.parameters()
 
 
-def median_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Return the median wall time of ``run``, after a first time that does not count; nan without repeats."""
+def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Return the median wall time of ``work`` in seconds, after a call that does not count; nan without repeats."""
     if not repeats:
         return math.nan
-    run()
-    return float(np.median([wall_seconds(run, device) for _ in range(repeats)]))
+    work()
+    return float(np.median([wall_seconds(work, device) for _ in range(repeats)]))
 
 
 # A fresh process ----------------------------------------------------------------------------------------------------
 
 
 def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int = REPEATS) -> Probe:
-    """Return what :func:`measure` finds in a fresh process, whose memory nothing else has used.
+    """Return the :func:`measure` of a fresh process, whose memory nothing else has used.
 
     Raises:
-        DoesNotFitError: it died of too little memory.
-        HBenchError: it died of something else.
+        DoesNotFitError: the process died of too little memory.
+        HBenchError: the process died of something else.
     """
     given = {"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed, "repeats": repeats}
     done = run_apart("hbench.training.probe", given)
@@ -232,8 +232,8 @@ if __name__ == "__main__":
     die_first()
     given = json.load(sys.stdin)
     wanted = parse_experiment(given["experiment"], "probe")
-    place = pick_device(given["device"])
-    idle = torch.cuda.device_memory_used(place) if place.type == "cuda" else 0  # before the process has a CUDA context
+    device = pick_device(given["device"])
+    idle = torch.cuda.device_memory_used(device) if device.type == "cuda" else 0  # before there is a CUDA context
     torch.manual_seed(seeds.probe(given["seed"]))
-    sampler = Sampler.of(wanted, freeze(wanted, build_model(wanted), place), place)
+    sampler = Sampler.of(wanted, freeze(wanted, build_model(wanted), device), device)
     print(json.dumps(asdict(measure(wanted, sampler, given["seed"], given["repeats"], idle))))

@@ -35,12 +35,12 @@ from hbench.runtime.progress import progress
 
 Reconstructor = LeNet | ResNet18
 DrawRaw = Callable[[], tuple[Tensor, Tensor | None]]
-"""() -> x_T [B, C, H, W] of a batch, and x_0 of the regular process, or None where it is still to be made."""
+"""Function () -> x_T [B, C, H, W] of a batch, and x_0 of the regular process, or None where it is still to be made."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Everything that training changes, and so all that a checkpoint must hold."""
+    """Everything that training changes, and so everything that a checkpoint holds."""
 
     shift_block: ShiftBlock
     reconstructor: Reconstructor
@@ -72,8 +72,8 @@ def initial(experiment: Experiment, sampler: Sampler, seed: int) -> Trained:
 def raw_pairs(experiment: Experiment, sampler: Sampler, seed: int) -> DrawRaw:
     """Return a function that draws a batch of x_T and x_0 of the regular process, from a pool of pairs made now.
 
-    Without a pool x_T is new and x_0 None: it is then made beside x'_0. Each of several processes gets its slice of the
-    batch; they make the pool together. Cost: one chain for each pair of the pool.
+    Without a pool x_T is new and x_0 None, for it is then made in the passes of x'_0. Each of several processes gets
+    its slice of the batch; they make the pool together. Cost: one chain for each pair of the pool.
     """
     settings, device = experiment.discovery, sampler.device
 
@@ -133,8 +133,8 @@ def train_shift(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Train shift block and reconstructor on one batch.
 
-    One optimiser step through the chain, or with ``gradient = "per-step"`` one at every shifted timestep. The metrics
-    of the latter are averaged; its accuracy flatters, since all but the first step know the batch.
+    It takes one optimiser step through the chain, or with ``gradient = "per-step"`` one at every shifted timestep. The
+    metrics of the latter are averaged; its accuracy flatters, since all but the first step know the batch.
 
     Args:
         experiment: settings, with a strategy that is not "auto".
@@ -154,7 +154,7 @@ def train_shift(
     # Make raw samples, in the same passes as the nodes that the shifted process will need.
     nodes = None
     if x_0 is None:
-        x_0, nodes = run_beside(settings, sampler, delta_h, x_T)
+        x_0, nodes = run_pairs(settings, sampler, delta_h, x_T)
 
     # Define the objective, which leaves its metrics behind.
     raw, rows = x_0, []
@@ -182,7 +182,7 @@ def train_shift(
 
 
 @torch.no_grad()
-def run_beside(
+def run_pairs(
     settings: Discovery, sampler: Sampler, delta_h: DeltaH, x_T: Tensor
 ) -> tuple[Tensor, list[Tensor] | None]:
     """Return x_0, and the nodes of the shifted process that ``strategy = "node"`` needs, from passes that serve both.
@@ -205,8 +205,8 @@ def losses(
 ) -> dict[str, Tensor]:
     """Return the loss of shift block and reconstructor, its parts and the accuracy, all scalars.
 
-    CE(k_hat, k) + lambda_reg |s_hat - s|, and by ``fidelity``: lambda_adv BCE(D(x'_0), real) (Sec. 4.1 and 4.3), the
-    weighted l1 loss lambda_l1/|s| mean |x'_0 - x_0| (Sec. 4.3, Fig. 3), or nothing more.
+    The loss is CE(k_hat, k) + lambda_reg |s_hat - s|, and by ``fidelity`` plus lambda_adv BCE(D(x'_0), real) (Sec. 4.1
+    and 4.3), the weighted l1 loss lambda_l1/|s| mean |x'_0 - x_0| (Sec. 4.3, Fig. 3), or nothing.
     """
     seen = soft_clip(x_0_shifted, settings.soft_clip)
     logits, s_hat = trained.reconstructor(soft_clip(x_0, settings.soft_clip), seen)
@@ -230,7 +230,7 @@ def descend_per_step(
 ) -> Tensor:
     """Take an optimiser step at every shifted timestep, on the objective of its P_t, and return x'_0 (Sec. 4.4).
 
-    The "GPU-efficient" training of DiffusionCLIP and Asyrp: no gradient passes from one node to another. Each node is
+    It is the "GPU-efficient" training of DiffusionCLIP and Asyrp: no gradient passes from node to node. Each node is
     made with the weights before its optimiser step. Cost: one pass of the chain, memory of one step.
     """
     x_t = x_T

@@ -60,7 +60,7 @@ def save_checkpoint(
 ) -> None:
     """Write everything that training needs to go on after ``step`` steps as if it had never stopped.
 
-    No generator state is among it: each step seeds the generators from (seed, step). The file is named by its content
+    No state of a generator is needed: each step seeds them from (seed, step). The file is named by its content
     and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256.
 
     Args:

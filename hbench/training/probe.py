@@ -3,10 +3,10 @@
 The probe takes training steps as :func:`hbench.train` does, of a few generation steps with ``strategy = "node"``, and
 measures three things:
 
-- the graphs of a regular and of a shifted generation step: exact bytes, from autograd's own hooks;
+- the graphs of a regular and of a shifted generation step: exact bytes, from autograd's hooks;
 - the peak memory of the whole step, as the system or the driver sees it; the part that no graph explains (work space of
   the kernels, gradients, optimiser states, the allocator's slack) is taken to be the same for all M and strategies;
-- the seconds of each kind of pass, and of all that comes once a step: reconstructor, discriminator, optimisers.
+- the seconds of each kind of pass, and of the parts that come once a step: reconstructor, discriminator, optimisers.
 
 Everything else is arithmetic, in :mod:`hbench.training.cost`: a step with M, whose last r graphs are kept, holds these
 graphs at once.

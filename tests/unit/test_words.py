@@ -78,7 +78,6 @@ def flags():
     return {flag for _, each in commands(main) for option in each.params for flag in option.opts if flag[:2] == "--"}
 
 
-
 def test_the_rules():
     assert is_imperative("Return x.")
     assert is_imperative("Pass gradients on.")

@@ -43,8 +43,8 @@ class Choice(Record):
 def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
     """Return the experiment with "auto" replaced by what fits into its memory budget, for training with this sampler.
 
-    The replacement is "node" with no graph kept where NVML does not say how much memory is used. Cost: with "auto", two short
-    training steps of throw-away networks and some passes; else nothing.
+    The replacement is "node" with no graph kept where NVML does not say how much memory is used. Cost: with "auto", two
+    short training steps of throw-away networks and some passes; else nothing.
 
     Raises:
         DoesNotFitError: not even one step fits, on one of the processes.

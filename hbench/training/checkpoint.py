@@ -60,7 +60,7 @@ def save_checkpoint(
 ) -> None:
     """Write everything that training needs to go on after ``step`` steps as if it had never stopped.
 
-    No generator state is among it: each step seeds the generators from (seed, step). The file is named by its content
+    No state of a generator is needed: each step seeds them from (seed, step). The file is named by its content
     and ``checkpoint.json`` by one move points to it, so that no kill can part a checkpoint from its SHA-256.
 
     Args:
@@ -93,9 +93,10 @@ def save_checkpoint(
 def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage) -> Checkpoint | None:
     """Return the pointer to the last checkpoint of a training; None where there is none yet.
 
+        Raises:
     Raises:
-        HBenchError: the file is of another seed, of other settings of the stage, the data, the model or the diffusion,
-            of a newer hbench, damaged, or gone from a finished training.
+        HBenchError: the checkpoint is of another seed, of other settings of the stage, the data, the model or the
+            diffusion, of a newer hbench, damaged, or gone from a finished training.
     """
     path = folder / CHECKPOINT
     if not path.is_file():

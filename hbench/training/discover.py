@@ -44,7 +44,7 @@ def train(
 
     Args:
         experiment: settings.
-        model: diffusion model; a frozen copy is trained on.
+        model: diffusion model, of which a frozen copy is used.
         out: output folder, made where it is missing.
         seed: random seed of initial weights, x_T, k and s.
         device: device to train on: "auto", "cpu", "cuda", "cuda:N" or a torch device.

@@ -33,7 +33,7 @@ from hbench.store.weights import write_experiment
 from hbench.training.checkpoint import CHECKPOINT, Metrics, Saved, Stage, load_checkpoint, save_checkpoint
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
-"""Networks and optimisers by name: everything that a training changes, and so that a checkpoint must hold."""
+"""Networks and optimisers by name: everything that a training changes, and so everything that a checkpoint holds."""
 NAMES = {"pretrain": "pretrain", "discovery": "train"}
 """Names of the stages beside the progress bar."""
 IN_BAR = ("loss", "accuracy", "D_raw", "D_shifted")
@@ -81,7 +81,7 @@ def started(
     The experiment is the first file in a new folder: it tells a later resume that a training began here.
 
     Args:
-        experiment: settings.
+        experiment: settings of the training.
         stage: stage of training.
         out: folder of the training, made where it is missing.
         names: names of the parts that a checkpoint must hold.
@@ -132,13 +132,13 @@ def run_steps(
     """Take the steps that are left, with checkpoints on the way. Return False if stopped early, with a last checkpoint.
 
     Args:
-        start: where the training starts.
+        start: start of the training.
         parts: networks and optimisers that the steps change.
-        take_step: takes step i, in every process, and returns its metrics.
-        stop_reason: says why to stop now, or None; of several processes, any may say so.
-        draw: draws the curves of a folder; called before each checkpoint, after the last of which nothing would.
-        after_step: called with the number of steps done, before the checkpoint, by the main process.
-        after_checkpoint: called with the number of steps done after each regular checkpoint, by the main process.
+        take_step: function that takes step i and returns its metrics; every process calls it.
+        stop_reason: function that returns a reason to stop now, or None; a reason of one process stops all.
+        draw: function that draws the curves of a folder, called before each checkpoint.
+        after_step: function of the number of steps done, called by the main process before the checkpoint.
+        after_checkpoint: function of the number of steps done, called by the main process after a regular checkpoint.
 
     Raises:
         HBenchError: a metric is not finite (the last good checkpoint stays), or the folder cannot be written.

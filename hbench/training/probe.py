@@ -3,10 +3,10 @@
 The probe takes training steps as :func:`hbench.train` does, of a few generation steps with ``strategy = "node"``, and
 measures three things:
 
-- the graphs of a regular and of a shifted generation step: exact bytes, from autograd's own hooks;
+- the graphs of a regular and of a shifted generation step: exact bytes, from autograd's hooks;
 - the peak memory of the whole step, as the system or the driver sees it; the part that no graph explains (work space of
   the kernels, gradients, optimiser states, the allocator's slack) is taken to be the same for all M and strategies;
-- the seconds of each kind of pass, and of all that comes once a step: reconstructor, discriminator, optimisers.
+- the seconds of each kind of pass, and of the parts that come once a step: reconstructor, discriminator, optimisers.
 
 Everything else is arithmetic, in :mod:`hbench.training.cost`: a step with M, whose last r graphs are kept, holds these
 graphs at once.
@@ -156,7 +156,7 @@ def measure_pass(batch: Batch, two_steps: Sampler, i: int, repeats: int) -> Pass
 
     return Pass(
         forward=median_seconds(lambda: forward(step, x), two_steps.device, repeats),
-        pair=median_seconds(lambda: forward(pair_step, pair), two_steps.device, repeats),
+        beside=median_seconds(lambda: forward(pair_step, pair), two_steps.device, repeats),
         both_ways=median_seconds(lambda: both_ways(1), two_steps.device, repeats),
         graph_mib=held_mib(lambda: both_ways(2), batch) - held_mib(lambda: both_ways(1), batch),
     )

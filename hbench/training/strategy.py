@@ -43,8 +43,8 @@ class Choice(Record):
 def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
     """Return the experiment with "auto" replaced by what fits into its memory budget, for training with this sampler.
 
-    Where NVML does not say how much memory is used, that is "node" with no graph kept. Cost: with "auto", two short
-    training steps of throw-away networks and some passes; else nothing.
+    The replacement is "node" with no graph kept where NVML does not say how much memory is used. Cost: with "auto", two
+    short training steps of throw-away networks and some passes; else nothing.
 
     Raises:
         DoesNotFitError: not even one step fits, on one of the processes.
@@ -80,7 +80,7 @@ def keep_or_refusal(experiment: Experiment, sampler: Sampler, seed: int) -> tupl
 def resolve_once(experiment: Experiment, sampler: Sampler, seed: int, out: Path) -> Experiment:
     """Return the experiment of :func:`resolve`, and note the choice in ``out``: going on there gives the same bits.
 
-    With another budget, number of processes or kind of device it is chosen anew.
+    The choice is made anew for another budget, number of processes or kind of device.
     """
     settings, device = experiment.discovery, sampler.device
     if settings.strategy != "auto":
@@ -128,7 +128,11 @@ def with_keep(experiment: Experiment, keep: int) -> Experiment:
 
 
 def fitting_keep(probe: Probe, experiment: Experiment, budget_mib: float) -> int:
-    """Return how many graphs fit into the budget; DoesNotFitError where not even one step does."""
+    """Return how many graphs fit into the budget.
+
+    Raises:
+        DoesNotFitError: not even one step fits.
+    """
     keep = largest_keep(probe, experiment, experiment.discovery.M, budget_mib)
     if keep is None:
         raise DoesNotFitError(what_would_fit(probe, experiment, budget_mib))

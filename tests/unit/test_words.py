@@ -11,8 +11,15 @@ from hbench.cli.main import main
 
 PACKAGE = Path(hbench.__file__).parent
 SOURCES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
-TO_MEND = ("evaluation/", "reporting/", "cli/")
-"""Rooms whose words are still to be mended: shrink it, never extend it."""
+TO_MEND = (
+    "cli/main.py",
+    "cli/reproduce.py",
+    "evaluation/properties.py",
+    "evaluation/rca.py",
+    "reporting/artifacts.py",
+    "reporting/report.py",
+)
+"""Modules whose words are still to be mended: shrink the list, never extend it."""
 REGISTRY = "reporting/artifacts.py"
 """The one module below the command line that knows commands."""
 
@@ -80,7 +87,7 @@ def flags():
 
 
 def mended():
-    return {file: tree for file, tree in SOURCES.items() if not file.startswith(TO_MEND)}
+    return {file: tree for file, tree in SOURCES.items() if file not in TO_MEND}
 
 
 def test_the_rules():

@@ -59,3 +59,12 @@ def batch_means(series: ArrayLike, batches: int = 10) -> Bounds:
         return math.nan, math.nan
     low, high = student(values[-length * batches :].reshape(batches, length).mean(1))
     return float(low), float(high)
+
+
+def median_interval(values: ArrayLike) -> Bounds:
+    """Return the interval of the median of independent values [n], by order statistics; nan where n is below 6."""
+    from scipy.stats import quantile_test
+
+    found = np.asarray(values, dtype=float)
+    bounds = quantile_test(found, q=float(np.median(found)), p=0.5).confidence_interval()
+    return float(bounds.low), float(bounds.high)

@@ -66,14 +66,18 @@ class EditedImages(Result):
     names: Aside = field(default_factory=dict, compare=False, repr=False)
     """Names of directions, for the labels of the picture."""
 
+    @property
+    def psnrs(self) -> list[float]:
+        """PSNR of each reconstruction, in dB."""
+        return [image.psnr for image in self.images]
+
     def summary(self) -> str:
         """Return the error of each reconstruction, a line an image, and for several images a last line for all."""
         lines = [f"{i.image}  reconstruction MSE {i.mse:.3g}  PSNR {i.psnr:.1f} dB" for i in self.images]
         if len(lines) > 1:
-            psnrs = [image.psnr for image in self.images]
             lines.append(
                 f"n {len(lines)}  MSE mean {mean(image.mse for image in self.images):.3g}  "
-                f"PSNR median {median(psnrs):.1f} dB, {min(psnrs):.1f} to {max(psnrs):.1f}"
+                f"PSNR median {median(self.psnrs):.1f} dB, {min(self.psnrs):.1f} to {max(self.psnrs):.1f}"
             )
         return "\n".join(lines)
 

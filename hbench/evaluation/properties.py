@@ -7,7 +7,6 @@ the reconstructor's answers. The measured samples are never among those of the m
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -18,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hbench.core import seeds
-from hbench.core.directions import Directions, Source, global_direction, magnitudes, mean_direction
+from hbench.core.directions import Directions, magnitudes
 from hbench.core.images import soft_clip
 from hbench.core.intervals import Array, jackknife, student
-from hbench.core.sampler import BATCH, Sampler
+from hbench.core.sampler import BATCH
 from hbench.errors import check_at_least
+from hbench.evaluation.mean_directions import compare, directions_of, grouped_means, regular_with_hidden, sources
 from hbench.experiments import parse_experiment
 from hbench.runtime.progress import progress
 from hbench.store.directions import save_directions
@@ -35,8 +35,6 @@ from hbench.store.run import Run
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-GROUPS = 20
-"""Number of groups of the samples in the mean, for the jackknife."""
 MAGNITUDES = 10
 """Number of magnitudes of the measured samples, evenly from -S to S."""
 RESAMPLES = 1000
@@ -194,64 +192,6 @@ class Properties(Result):
         super().write_into(folder)
 
 
-# The mean direction -------------------------------------------------------------------------------------------------
-
-
-def mean_directions(run: Run, n: int, seed: int = 0, M: int | None = None) -> Directions:
-    """Return the mean over ``n`` samples of f_k(h_t, t), at each timestep of the shift interval.
-
-    The point h_t is that of the sample's regular chain, before any edit, so that no magnitude is needed. A separate
-    random stream gives x_T, so that none of the samples is one that other measurements draw with ``seed``. Cost: one
-    chain a sample, for all K directions together, since the output convolutions of the shift block are affine.
-
-    Args:
-        run: run with the directions.
-        n: number of samples.
-        seed: seed of the samples.
-        M: number of generation steps; the run's by default.
-    """
-    return _mean_and_groups(run, n, seed, M)[0]
-
-
-def _mean_and_groups(run: Run, n: int, seed: int, M: int | None) -> tuple[Directions, Tensor, Tensor]:
-    """Return the mean directions, sums of the hidden features over groups of samples, and the groups' sizes.
-
-    The sums are float64 [groups, timesteps, C, H, W].
-    """
-    stream = seeds.mean_samples(seed, n)
-    sampler = run.sampler.with_steps(M)
-    group = torch.arange(n) % min(GROUPS, n)
-    sums: Tensor | None = None
-    with progress(total=n, desc="mean direction", unit="image") as bar:
-        for first in range(0, n, BATCH):
-            _, hidden = _regular(run, sampler, run.noise(min(BATCH, n - first), seed=stream, first=first))
-            if sums is None:
-                sums = hidden.new_zeros(int(group.max()) + 1, *hidden[0].shape, dtype=torch.float64)
-            sums.index_add_(0, group[first : first + BATCH].to(hidden.device), hidden.double())
-            bar.update(len(hidden))
-    assert sums is not None
-    means = Directions(sampler.shift_interval, _directions(run, sums.sum(0) / n), n, seed)
-    return means, sums, torch.bincount(group).to(sums.device)
-
-
-def _regular(run: Run, sampler: Sampler, x_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x_0 of the regular process, and the shift block's hidden features in it, [B, timesteps, C, H, W]."""
-    seen = []
-
-    def record(h: Tensor, emb: Tensor, t: int) -> Tensor:
-        seen.append(run.shift_block.hidden(h, emb).float())
-        return torch.zeros_like(h)
-
-    x_0 = sampler.generate(x_T, record)
-    return x_0, torch.stack(seen, dim=1)
-
-
-@torch.no_grad()
-def _directions(run: Run, hidden: Tensor) -> Tensor:
-    """Return all directions, float32 [K, timesteps, C, H, W], of mean hidden features [timesteps, C, H, W]."""
-    return torch.stack([run.shift_block.direction(hidden.float(), k) for k in range(run.shift_block.K)])
-
-
 # The measurement ----------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +229,7 @@ def properties(
     run.check_edit(dict.fromkeys(directions, 0.0))
     M = run.experiment.discovery.M if steps is None else steps
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, M=M)
-    means, sums, sizes = _mean_and_groups(run, samples, seed, M)
+    means, sums, sizes = grouped_means(run, samples, seed, M)
     values = magnitudes(run.S, MAGNITUDES)
     measured = _measure(run, means, np.resize(values, pairs), seed, M)
     estimates = _bootstrap(measured, seed)
@@ -314,38 +254,6 @@ def properties(
         ),
         provenance=origin.finished(n=pairs, n_mean=samples),
     )
-
-
-@torch.no_grad()
-def compare(
-    run: Run,
-    directions: Directions,
-    shown: Sequence[int],
-    values: Sequence[float],
-    examples: int,
-    seed: int = 0,
-    M: int | None = None,
-) -> Tensor:
-    """Return the images of Fig. 9: float32 [shown, examples, 1 + 3 * values, C, H, W], on the CPU.
-
-    Each row shows one x_T: the original, then its own, mean and time-invariant edit at each magnitude of ``values``.
-    """
-    sampler = run.sampler.with_steps(M)
-    x_T = run.noise(examples, seed=seed)
-    original = sampler.generate(x_T)
-    panels = []
-    for k in shown:
-        chosen = torch.full((examples,), k, device=run.device)
-        row = [original]
-        for s in values:
-            magnitude = torch.full((examples,), s, device=run.device)
-            row += [sampler.generate(x_T, source(chosen, magnitude)) for source in _sources(run, directions)]
-        panels.append(torch.stack(row, dim=1).cpu())
-    return torch.stack(panels)
-
-
-def _sources(run: Run, directions: Directions) -> list[Source]:
-    return [run.own, partial(mean_direction, directions), partial(global_direction, directions)]
 
 
 class _Measured(NamedTuple):
@@ -377,12 +285,12 @@ def _measure(run: Run, directions: Directions, s: Array, seed: int, M: int | Non
         for first in range(0, n, BATCH):
             rows = slice(first, min(first + BATCH, n))
             x_T = run.noise(rows.stop - first, seed=seed, first=first)
-            x_0, hidden = _regular(run, sampler, x_T)
+            x_0, hidden = regular_with_hidden(run, sampler, x_T)
             for k in range(K):
                 f_k = run.shift_block.direction(hidden, k)
                 cosine[rows, k] = F.cosine_similarity(f_k.flatten(2), directions.mean[k].flatten(1), dim=2).cpu()
                 chosen = torch.full((len(x_T),), k, device=device)
-                edits = [sampler.generate(x_T, source(chosen, magnitude[rows])) for source in _sources(run, directions)]
+                edits = [sampler.generate(x_T, source(chosen, magnitude[rows])) for source in sources(run, directions)]
                 edit[rows, k] = _norm(edits[0] - x_0)
                 for i, image in enumerate(edits):
                     logits, predicted = run.reconstructor(soft_clip(x_0, bound), soft_clip(image, bound))
@@ -498,7 +406,7 @@ def _jackknife(run: Run, sums: Tensor, sizes: Tensor, statistic: Callable[[Tenso
     """Return a statistic [K] of the mean directions with its 95 % interval, by the jackknife over groups of samples."""
 
     def of(total: Tensor, count: Tensor) -> Array:
-        return _with_mean(statistic(_directions(run, total / count)).double().cpu().numpy())
+        return _with_mean(statistic(directions_of(run, total / count)).double().cpu().numpy())
 
     whole = of(sums.sum(0), sizes.sum())
     without = np.stack([of(sums.sum(0) - one, sizes.sum() - size) for one, size in zip(sums, sizes, strict=True)])

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from hbench.config import Paper
+from hbench.core.intervals import median_interval
 from hbench.errors import HBenchError
 from hbench.evaluation.ablations import Ablations
 from hbench.evaluation.curves import TrainingCurves
@@ -211,12 +212,9 @@ def _property_rows(result: Properties, paper: Paper) -> list[Row]:
 
 
 def _edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
-    from scipy.stats import quantile_test
-
-    psnrs = [image.psnr for image in result.images]
-    bounds = quantile_test(psnrs, q=median(psnrs), p=0.5).confidence_interval()  # nan for fewer than 6 images
     name = "real images reconstructed, median PSNR in dB"
-    return [Row(name, "Fig. 8", "", f"{median(psnrs):.1f}", _interval(bounds, 1), f"{len(psnrs)} images")]
+    bounds = _interval(median_interval(result.psnrs), 1)
+    return [Row(name, "Fig. 8", "", f"{median(result.psnrs):.1f}", bounds, f"{len(result.psnrs)} images")]
 
 
 def _ablation_rows(result: Ablations, paper: Paper) -> list[Row]:

@@ -94,8 +94,9 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
     """Return the pointer to the last checkpoint of a training; None where there is none yet.
 
     Raises:
-        HBenchError: the file is of another seed, of other settings of the stage, the data, the model or the diffusion,
-            of a newer hbench, damaged, or gone from a finished training.
+    Raises:
+        HBenchError: the checkpoint is of another seed, of other settings of the stage, the data, the model or the
+            diffusion, of a newer hbench, damaged, or gone from a finished training.
     """
     path = folder / CHECKPOINT
     if not path.is_file():

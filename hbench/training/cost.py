@@ -25,7 +25,7 @@ class Pass:
 
     forward: float
     """Seconds without a graph."""
-    pair: float
+    beside: float
     """Seconds without a graph, for raw and shifted samples at once."""
     both_ways: float
     """Seconds with a graph, and backward through it."""
@@ -106,7 +106,7 @@ def predict(probe: Probe, experiment: Experiment, M: int, keep: int, strategy: s
     if settings.pool:
         seconds += sum(step.forward for step in recomputed)
     else:
-        seconds += sum(step.pair for step in recomputed) + keep * probe.regular.forward
+        seconds += sum(step.beside for step in recomputed) + keep * probe.regular.forward
     return Prediction(strategy, M, keep, memory, settings.batch_size / seconds)
 
 

@@ -156,7 +156,7 @@ def measure_pass(batch: Batch, two_steps: Sampler, i: int, repeats: int) -> Pass
 
     return Pass(
         forward=median_seconds(lambda: forward(step, x), two_steps.device, repeats),
-        pair=median_seconds(lambda: forward(pair_step, pair), two_steps.device, repeats),
+        beside=median_seconds(lambda: forward(pair_step, pair), two_steps.device, repeats),
         both_ways=median_seconds(lambda: both_ways(1), two_steps.device, repeats),
         graph_mib=held_mib(lambda: both_ways(2), batch) - held_mib(lambda: both_ways(1), batch),
     )

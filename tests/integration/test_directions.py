@@ -175,7 +175,7 @@ def test_the_jackknife_of_a_mean_is_students_interval(run, monkeypatch):
 
     from hbench.evaluation import properties as module
 
-    monkeypatch.setattr(module, "_directions", lambda run, hidden: hidden)
+    monkeypatch.setattr(module, "directions_of", lambda run, hidden: hidden)
     values = torch.randn(12, 1, dtype=torch.float64)
     found = _jackknife(run, values, torch.ones(12), lambda mean: mean)
     error = t.ppf(0.975, 11) * float(values.std()) / math.sqrt(12)

@@ -80,9 +80,9 @@ def test_free_memory_ends_at_the_limit_of_the_container_or_the_job(monkeypatch, 
 # The plan -----------------------------------------------------------------------------------------------------------
 
 PROBE = Probe(
-    first=Pass(forward=1.0, pair=1.0, both_ways=3.0, graph_mib=8.0),
-    shifted=Pass(forward=1.0, pair=2.0, both_ways=4.0, graph_mib=10.0),
-    regular=Pass(forward=0.5, pair=1.0, both_ways=2.0, graph_mib=6.0),
+    first=Pass(forward=1.0, beside=1.0, both_ways=3.0, graph_mib=8.0),
+    shifted=Pass(forward=1.0, beside=2.0, both_ways=4.0, graph_mib=10.0),
+    regular=Pass(forward=0.5, beside=1.0, both_ways=2.0, graph_mib=6.0),
     objective_mib=3.0,
     discriminator_mib=5.0,
     node_mib=0.5,

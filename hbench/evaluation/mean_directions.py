@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hbench.core import seeds
-from hbench.core.directions import Directions, Source
+from hbench.core.directions import Directions, Source, global_direction, mean_direction
 from hbench.core.sampler import BATCH, Sampler
 from hbench.runtime.progress import progress
 from hbench.store.run import Run

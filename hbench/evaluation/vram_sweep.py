@@ -406,7 +406,7 @@ def step_taker(
 ) -> Callable[[int], dict[str, float]]:
     """Return a function that takes step i of a training with initial networks and returns the metrics."""
     frozen = freeze(experiment, model, device)
-    sampler = Sampler.of(experiment, frozen, next(frozen.parameters()).device)
+    sampler = Sampler.of(experiment, frozen, device)
     running = resolve(experiment, sampler, seed)
     trained, draw_raw = initial(running, sampler, seed), raw_pairs(running, sampler, seed)
     return partial(train_step, running, sampler, trained, draw_raw, seed)

@@ -18,7 +18,6 @@ from hbench.reporting.charts.sweep import draw_sweep
 from hbench.runtime.memory import gpu_memory
 from hbench.store.provenance import provenance
 from hbench.training import strategy
-from hbench.training.freeze import freeze
 
 CPU = torch.device("cpu")
 COLUMNS = (
@@ -332,7 +331,8 @@ def test_a_cell_on_a_gpu(gpu, monkeypatch, limit, status):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1000 * 2**20)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 1500 * 2**20)
     monkeypatch.setattr(module, "pick_device", lambda _: cuda)
-    monkeypatch.setattr(module, "freeze", lambda experiment, model, _: freeze(experiment, model, CPU))
+    taker = module.step_taker
+    monkeypatch.setattr(module, "step_taker", lambda experiment, model, seed, _: taker(experiment, model, seed, CPU))
     gpu.processes = {os.getpid(): 2100 * 2**20}
     row = measure(tiny_cells(memory_limit_mib=limit, repeats=1)[0])
     assert row.status == status, row.error

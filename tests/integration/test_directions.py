@@ -115,7 +115,7 @@ def test_directions_without_the_sample_are_homogeneous_but_not_consistent(sample
 
 
 def test_properties_of_any_run_lie_in_their_ranges_and_intervals(run):
-    result = properties(run, samples=30, pairs=20, seed=2)
+    result = properties(run, samples=10, pairs=20, seed=2)
     assert len(result.timesteps) == len(result.homogeneity_at) == len(result.consistency_between) == 2
     assert max(result.homogeneity.value) < 1
     table = result.table()
@@ -125,7 +125,7 @@ def test_properties_of_any_run_lie_in_their_ranges_and_intervals(run):
         assert (table[column] <= table[f"{column}_high"] + 1e-9).all(), column
     assert table["homogeneity"][3] == pytest.approx(table["homogeneity"][:3].mean())
     assert len(result.timestep_table()) == 2 * 4
-    assert result == properties(run, samples=30, pairs=20, seed=2)
+    assert result == properties(run, samples=10, pairs=20, seed=2)
 
 
 def test_the_mean_can_be_recorded_on_another_grid(run):

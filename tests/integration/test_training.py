@@ -1,13 +1,11 @@
 import json
-import signal
-import subprocess
-import sys
 import time
 
 import pandas as pd
 import pytest
 import torch
 from command_line import TINY, snapshot, tiny_options
+from processes import start_command
 from safetensors.torch import load_file
 
 from hbench.errors import HBenchError
@@ -20,24 +18,6 @@ from hbench.training.discover import train
 from hbench.training.pretrain import lr_factor, pretrain
 
 CPU = torch.device("cpu")
-KILL = ("pretrain.steps=24", "discovery.steps=24")
-
-
-def command(name, out, model, *extra):
-    source = ["--model", str(model)] if name == "train" and "--resume" not in extra else []
-    return [
-        sys.executable,
-        "-m",
-        "hbench",
-        name,
-        "digits16",
-        *tiny_options(*KILL),
-        *source,
-        "--out",
-        str(out),
-        "--quiet",
-        *extra,
-    ]
 
 
 def test_training_never_sees_the_noise_of_the_evaluation(tiny, tiny_model, monkeypatch):
@@ -65,18 +45,18 @@ def test_training_never_sees_the_noise_of_the_evaluation(tiny, tiny_model, monke
 
 
 def test_sigterm_stops_with_a_checkpoint_and_says_so(tmp_path, tiny_model):
-    out = tmp_path / "run"
-    process = subprocess.Popen(
-        command("train", out, tiny_model, "--set", "discovery.steps=100000"), stderr=subprocess.PIPE, text=True
-    )
+    out, log = tmp_path / "run", tmp_path / "log"
+    options = tiny_options("discovery.steps=100000")
+    process = start_command(["train", "digits16", *options, "--model", tiny_model, "--out", out, "--quiet"], log)
     deadline = time.monotonic() + 60
-    while not (out / "checkpoint.json").exists() and time.monotonic() < deadline and process.poll() is None:
+    while not (out / "checkpoint.json").exists() and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "stopped by SIGTERM after step" in err
-    assert "--resume" in err
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 0
+    said = log.read_text()
+    assert "stopped by SIGTERM after step" in said
+    assert "--resume" in said
     assert not (out / "shift_block.safetensors").exists()
 
 

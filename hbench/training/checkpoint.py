@@ -94,7 +94,6 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
     """Return the pointer to the last checkpoint of a training; None where there is none yet.
 
     Raises:
-    Raises:
         HBenchError: the checkpoint is of another seed, of other settings of the stage, the data, the model or the
             diffusion, of a newer hbench, damaged, or gone from a finished training.
     """

@@ -79,17 +79,17 @@ def pretrain(
     """
     settings = experiment.pretrain
     names = [field.name for field in fields(Pretrained)]
-    details = {"n_images": len(images)}
+    n = len(images)
     with (
         started(
-            experiment, "pretrain", out, names, seed, device, overwrite=overwrite, resume=resume, **details
+            experiment, "pretrain", out, names, seed, device, overwrite=overwrite, resume=resume, n_images=n
         ) as start,
         stop_requests(max_minutes) as stop_reason,
     ):
         if start.is_complete:
             return True
 
-        # Set up.
+        # Set up: the model, its moving average, and the sampler of the average for the grids.
         trained = initial(experiment, seed, start.device)
         restore(start, vars(trained))
         sampler = Sampler.of(

@@ -78,7 +78,6 @@ def flags():
     return {flag for _, each in commands(main) for option in each.params for flag in option.opts if flag[:2] == "--"}
 
 
-
 def test_the_rules():
     assert is_imperative("Return x.")
     assert is_imperative("Pass gradients on.")
@@ -120,6 +119,36 @@ def test_messages_of_the_library_name_no_flag():
         if not file.startswith("cli/") and file != REGISTRY
         for line, text in messages(tree)
         if known & set(re.findall(r"--[a-z][a-z-]*", text))
+    ]
+    assert found == []
+
+
+def test_messages_of_a_command_name_its_options():
+    """The commands of ``reproduce`` and the common files may name those of any command."""
+    offered = {}
+    for _, command in commands(main):
+        file = command.callback.__module__.removeprefix("hbench.").replace(".", "/") + ".py"
+        offered[file] = {flag for each in command.params for flag in each.opts}
+    assert {"cli/rca.py", "cli/mos_score.py"} <= set(offered)
+    offered.pop("cli/reproduce.py")
+    found = [
+        f"{file}:{line} {flag}"
+        for file, tree in SOURCES.items()
+        if file.startswith("cli/")
+        for line, text in [*messages(tree), *documentation(tree)]
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)
+        if flag not in offered.get(file, flags()) | {"--help"}
+    ]
+    assert found == []
+
+
+def test_arguments_that_messages_name_are_options():
+    found = [
+        f"{file}:{line} {name}"
+        for file, tree in SOURCES.items()
+        for line, text in messages(tree)
+        for name in re.findall(r"(?<!`)`([a-z_]+)[=`]", text)
+        if f"--{name.replace('_', '-')}" not in flags()
     ]
     assert found == []
 

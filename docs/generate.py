@@ -1,6 +1,7 @@
-"""Write what follows from the code: docs/api.md from the docstrings, docs/schema/ from the record classes.
+"""Write the documents that follow from the code; ``python docs/generate.py`` writes all, a test compares them.
 
-``python docs/generate.py`` writes both; a test compares them with the code.
+They are docs/api.md from the docstrings, docs/schema/ from the record classes, and the README's table of commands from
+the helps of the commands and the registry of artifacts.
 """
 
 import inspect
@@ -12,11 +13,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
+
 import hbench
+from hbench.cli.main import main as hbench_command
 from hbench.evaluation import evaluate
+from hbench.reporting.artifacts import ARTIFACTS
 from hbench.store.records import Record
 
 DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+COMMANDS = "<!-- Commands: written by docs/generate.py -->\n", "<!-- End of the commands -->\n"
+"""Lines around the README's table."""
 
 
 def main() -> None:
@@ -36,7 +44,7 @@ def generated() -> dict[Path, str]:
         DOCS / "schema" / f"{record.__name__}.json": json.dumps(record.json_schema(), indent=2) + "\n"
         for record in records()
     }
-    return {DOCS / "api.md": api(), **schemas}
+    return {DOCS / "api.md": api(), README: readme(), **schemas}
 
 
 def records() -> list[type[Record]]:
@@ -52,6 +60,40 @@ def _subclasses(cls: type) -> Iterator[type]:
     for each in cls.__subclasses__():
         yield each
         yield from _subclasses(each)
+
+
+def readme() -> str:
+    """Return the README, with a new table of commands."""
+    before, rest = README.read_text(encoding="utf-8").split(COMMANDS[0])
+    _, after = rest.split(COMMANDS[1])
+    return before + COMMANDS[0] + commands() + COMMANDS[1] + after
+
+
+def commands() -> str:
+    """Return a table of all commands: their helps, and the items of the paper that they make."""
+    lines = ["| command | what it does | in the paper |", "|---|---|---|"]
+    for context in _contexts(click.Context(hbench_command, info_name="hbench")):
+        path = context.command_path.removeprefix("hbench ")
+        items = [artifact.item for artifact in ARTIFACTS if f"{artifact.command} ".startswith(f"{path} ")]
+        usage = " ".join([context.command_path, *_arguments(context.command)])
+        shown = ", ".join(item for item in dict.fromkeys(items) if item)
+        lines.append(f"| `{usage}` | {context.command.get_short_help_str(limit=100)} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def _contexts(parent: click.Context) -> Iterator[click.Context]:
+    """Yield the context of every command below a group, in the group's order."""
+    assert isinstance(parent.command, click.Group)
+    for name in parent.command.list_commands(parent):
+        context = click.Context(parent.command.commands[name], info_name=name, parent=parent)
+        if isinstance(context.command, click.Group):
+            yield from _contexts(context)
+        else:
+            yield context
+
+
+def _arguments(command: click.Command) -> list[str]:
+    return [each.human_readable_name for each in command.params if isinstance(each, click.Argument)]
 
 
 def api() -> str:

@@ -1,4 +1,4 @@
-"""hbench: interpretable directions in the h-space of frozen, pretrained diffusion models, and what they are worth.
+"""Interpretable directions in the h-space of frozen, pretrained diffusion models, and measures of their quality.
 
 Names are loaded when they are first used, so that ``import hbench`` imports no PyTorch.
 """
@@ -48,7 +48,7 @@ _HOME = {
     "show_progress": "hbench.runtime.progress",
     "HBenchError": "hbench.errors",
 }
-"""Module of each public name, in the order of docs/api.md."""
+"""Modules of the public names, in the order of docs/api.md."""
 
 __all__ = list(_HOME)
 

@@ -58,7 +58,7 @@ def properties(
 
     Edits along the sample's own direction are compared with those along the mean over samples and along the
     time-invariant direction. The numbers are homogeneity, consistency and linearity (Sec. 5.4 of the paper). The mean
-    directions are written as directions.safetensors: other commands take that file as --directions.
+    directions are written as directions.safetensors, which other commands take as their source of directions.
 
     \b
     Example:

@@ -1,12 +1,16 @@
 """What the readmes show works as it stands there."""
 
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from PIL import Image
 
+from hbench.cli.main import main
+from hbench.cli.options import Renamed
 from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.store.run import load_model
@@ -39,7 +43,66 @@ def test_the_python_of_the_guide_runs(code, tmp_path, monkeypatch):
     Image.new("L", (20, 20), 90).save("digit.png")
     values = {}
     exec(code, values)
-    assert values.get("images", torch.zeros(1, 3, 1, 16, 16)).shape == (1, 3, 1, 16, 16)
+    if "result" in values:  # original, reconstruction and two edits
+        assert values["result"].pictures.shape == (1, 4, 1, 16, 16)
+        assert Path("edits.png").stat().st_size > 1000
+    else:
+        assert values.get("images", torch.zeros(2, 1, 16, 16)).shape == (2, 1, 16, 16)
+
+
+def options(command):
+    """Return the options that a command's help shows."""
+    shown = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
+    return {flag for each in shown for flag in (each.opts[:1] if isinstance(each, Renamed) else each.opts)}
+
+
+def commands(group):
+    for each in group.commands.values():
+        yield from commands(each) if isinstance(each, click.Group) else [each]
+
+
+def snippets(page):
+    """Yield the code spans of a page, and the lines of its shell blocks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield from block.replace("\\\n", " ").splitlines()
+    prose = re.sub(r"^```.*?^```|^\| `--.*?$", "", text, flags=re.DOTALL | re.MULTILINE)  # nor guided-diffusion's flags
+    yield from re.findall(r"`([^`]+)`", prose.replace("\n", " "))
+
+
+def unknown(snippet):
+    """Return the command or the options of a snippet that hbench does not show."""
+    found = set()
+    for line in re.split(r"&&|\|\||;", snippet.partition(" #")[0]):
+        if re.match(r"--[a-z]", line):
+            found |= {line.split()[0]} - set().union(*map(options, commands(main)))
+        if not (call := re.search(r"(?:^|\s)hbench (.*)", line)):
+            continue
+        command, words = main, shlex.split(call[1])
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            command = command.commands.get(words.pop(0))
+        if command is None:
+            found.add(line)
+        elif not isinstance(command, click.Group):
+            found |= {word for word in words if re.match(r"-[-a-z]", word)} - options(command) - {"-h", "--help"}
+    return found
+
+
+def test_unknown_commands_and_options_are_found():
+    assert not unknown("hbench edit RUN IMAGE... --shift K=S --steps 5")
+    assert not unknown("torchrun --nproc_per_node 4 -m hbench train mnist16 --out x --processes 4 || exit")
+    assert unknown("hbench edit RUN --inversion-steps 5") == {"--inversion-steps"}
+    assert unknown("hbench pretrain digits16 && hbench trian x") == {" hbench trian x"}
+    assert unknown("hbench mos export RUN --count 3") == {"--count"}
+    assert unknown("--m 5") == {"--m"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/cluster.md", "experiments/README.md"])
+def test_commands_of_the_pages_exist(page):
+    found = list(snippets(page))
+
+    assert sum("hbench " in each for each in found) > 3
+    assert [(each, unknown(each)) for each in found if unknown(each)] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", *GUIDES, "docs", "experiments", "results"])

@@ -123,6 +123,36 @@ def test_messages_of_the_library_name_no_flag():
     assert found == []
 
 
+def test_messages_of_a_command_name_its_options():
+    """The commands of ``reproduce`` and the common files may name those of any command."""
+    offered = {}
+    for _, command in commands(main):
+        file = command.callback.__module__.removeprefix("hbench.").replace(".", "/") + ".py"
+        offered[file] = {flag for each in command.params for flag in each.opts}
+    assert {"cli/rca.py", "cli/mos_score.py"} <= set(offered)
+    offered.pop("cli/reproduce.py")
+    found = [
+        f"{file}:{line} {flag}"
+        for file, tree in SOURCES.items()
+        if file.startswith("cli/")
+        for line, text in [*messages(tree), *documentation(tree)]
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)
+        if flag not in offered.get(file, flags()) | {"--help"}
+    ]
+    assert found == []
+
+
+def test_arguments_that_messages_name_are_options():
+    found = [
+        f"{file}:{line} {name}"
+        for file, tree in SOURCES.items()
+        for line, text in messages(tree)
+        for name in re.findall(r"(?<!`)`([a-z_]+)[=`]", text)
+        if f"--{name.replace('_', '-')}" not in flags()
+    ]
+    assert found == []
+
+
 def test_helps_of_options_start_with_their_subject():
     found = [
         f"{name} {option.name}: {option.help}"

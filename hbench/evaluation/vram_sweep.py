@@ -1,6 +1,6 @@
 """Memory and throughput of training against M (Fig. 4), each cell of the table measured in a fresh process.
 
-A cell takes training steps as :func:`hbench.train` does without a pool: draw x_T, generate x_0 (M passes of the UNet),
+A cell takes training steps as :func:`hbench.train` does without a pool: draw x_T, generate x_0 (M passes of the model),
 one optimiser step of shift block and reconstructor through the whole chain, one of the discriminator. The networks are
 the experiment's with initial weights: their values, the shift block's zeros included, change neither memory nor speed.
 
@@ -30,11 +30,11 @@ import torch
 
 from hbench.config import Experiment, Precision
 from hbench.core import seeds
+from hbench.core.backbone import DiffusionModel
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment, without_pool
 from hbench.models import build_model
-from hbench.models.adm import UNetModel
 from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
@@ -402,7 +402,7 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
 
 
 def step_taker(
-    experiment: Experiment, model: UNetModel, seed: int, device: torch.device
+    experiment: Experiment, model: DiffusionModel, seed: int, device: torch.device
 ) -> Callable[[int], dict[str, float]]:
     """Return a function that takes step i of a training with initial networks and returns the metrics."""
     frozen = freeze(experiment, model, device)
@@ -412,7 +412,7 @@ def step_taker(
     return partial(train_step, running, sampler, trained, draw_raw, seed)
 
 
-def _initial_model(cell: Cell) -> UNetModel:
+def _initial_model(cell: Cell) -> DiffusionModel:
     torch.manual_seed(seeds.initial_weights(cell.seed))
     return build_model(cell.experiment)
 

@@ -11,7 +11,6 @@ load as they are. :mod:`hbench.models.guided_diffusion` reads its constructor ar
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hbench.config import Experiment
+from hbench.core.backbone import DiffusionModel
 
 GROUPS = 32
 """Groups of every group norm, as in guided-diffusion."""
@@ -126,8 +126,8 @@ def config_of(experiment: Experiment, out_channels: int) -> ADMConfig:
     )
 
 
-def build_model(experiment: Experiment) -> "UNetModel":
-    """Return the experiment's diffusion model with ADM's random initial weights."""
+def build_unet(experiment: Experiment) -> "UNetModel":
+    """Return the UNet of an experiment with ADM's random initial weights."""
     channels = experiment.data.channels
     return UNetModel(config_of(experiment, 2 * channels if experiment.model.learn_sigma else channels))
 
@@ -202,13 +202,13 @@ class EncoderHalf(nn.Module):
         return self.middle_block(h, emb), skips, emb
 
 
-class UNetModel(EncoderHalf):
-    """ADM's UNet, a :class:`hbench.core.backbone.Backbone` that predicts eps.
+class UNetModel(EncoderHalf, DiffusionModel):
+    """ADM's UNet, a diffusion model that predicts eps.
 
     With learned sigma it has 2 ``in_channels`` outputs: eps first, then the variance, which hbench ignores.
     """
 
-    prediction: Literal["eps", "v", "x_0"] = "eps"
+    prediction = "eps"
 
     def __init__(self, config: ADMConfig) -> None:
         super().__init__(config)

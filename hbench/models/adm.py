@@ -5,8 +5,8 @@ openai/guided-diffusion (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on 
 load as they are. :mod:`hbench.models.guided_diffusion` reads its constructor arguments. Two things differ on purpose:
 
 - ``forward`` is ``decode(*encode(x, t, y))``: a shifted generation step runs the encoder once and the decoder twice.
-- No checkpoint call inside, unless :func:`checkpoint_blocks` asks for it: a frozen model can be differentiated, and the
-  strategy "vanilla" keeps the whole graph, as its name says.
+- No checkpoint call inside, unless :mod:`hbench.models.recompute` asks for it: a frozen model can be differentiated,
+  and the strategy "vanilla" keeps the whole graph, as its name says.
 """
 
 import math
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
+from hbench.models.recompute import Recomputable
 
 GROUPS = 32
 """Groups of every group norm, as in guided-diffusion."""
@@ -283,31 +283,15 @@ class EncoderUNetModel(EncoderHalf):
         return out
 
 
-def checkpoint_blocks(network: nn.Module, recomputed: bool = True) -> None:
-    """Make the backward pass keep only the ends of each block of a network and recompute the inside, or not.
-
-    Cost: about one more forward pass.
-    """
-    for module in network.modules():
-        if isinstance(module, TimestepEmbedSequential):
-            module.recomputed = recomputed
-
-
 # Blocks -------------------------------------------------------------------------------------------------------------
 
 
-class TimestepEmbedSequential(nn.Sequential):
+class TimestepEmbedSequential(nn.Sequential, Recomputable):
     """A sequence of layers, of which the residual blocks also receive the time embedding."""
-
-    recomputed = False
-    """True if the backward pass recomputes the inside."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         """Return the output of the last layer."""
-        if self.recomputed and torch.is_grad_enabled():
-            out: Tensor = checkpoint(self._layers, x, emb, use_reentrant=False, preserve_rng_state=self.training)
-            return out
-        return self._layers(x, emb)
+        return self.compute(self._layers, x, emb)
 
     def _layers(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:

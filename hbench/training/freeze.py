@@ -11,7 +11,7 @@ from torch import Tensor
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
 from hbench.errors import HBenchError
-from hbench.models.adm import checkpoint_blocks
+from hbench.models.recompute import checkpoint_blocks
 from hbench.runtime.device import cast_frozen
 
 Encode = Callable[[Tensor, Tensor], tuple[Tensor, list[Tensor], Tensor]]
@@ -25,7 +25,7 @@ def freeze(experiment: Experiment, model: DiffusionModel, device: torch.device) 
     says so.
 
     Raises:
-        HBenchError: the copy is to be compiled, and there is no compiler.
+        HBenchError: the copy is to be compiled, and there is no compiler, or to be checkpointed, and has no blocks.
     """
     settings = experiment.discovery
     frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hbench.core.chain import backpropagate, run_chain
 from hbench.errors import HBenchError
 from hbench.models import build_model
-from hbench.models.adm import ADMConfig, UNetModel, checkpoint_blocks
+from hbench.models.adm import ADMConfig, UNetModel
+from hbench.models.recompute import checkpoint_blocks
 from hbench.models.shift import ShiftBlock
 from hbench.runtime.device import autocast, cast_frozen
 from hbench.runtime.memory import saved_tensors_peak
@@ -318,6 +319,12 @@ def test_checkpointed_blocks_give_the_same_gradients_and_run_twice():
     assert [count for count, _ in found] == [3, 5]  # the first encoder pass needs no gradient
     for plain, checkpointed in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(plain, checkpointed, rtol=0, atol=1e-12)
+
+
+def test_a_network_without_blocks_is_not_checkpointed_in_silence():
+    checkpoint_blocks(Toy(), False)
+    with pytest.raises(HBenchError, match="Toy has no blocks to recompute: leave it out"):
+        checkpoint_blocks(Toy())
 
 
 @each_strategy

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ import torch
 from hbench.config import Experiment, Precision
 from hbench.core import seeds
 from hbench.core.backbone import DiffusionModel
+from hbench.core.chain import Strategy
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment, without_pool
@@ -55,8 +56,8 @@ log = logging.getLogger(__name__)
 Status = Literal["ok", "oom", "failed"]
 WARM_UP = 2
 """Number of discarded steps: the first allocates Adam's state and lets the libraries choose their kernels."""
-STRATEGIES = ("vanilla", "node", "torch-checkpoint")
-"""Default strategies of a sweep."""
+STRATEGIES = tuple(name for name in get_args(Strategy) if name != "offload")
+"""Default strategies of a sweep: all that run on every device."""
 SAME_TO_RESUME = (
     "experiment", "git", "versions", "device", "driver", "threads", "seed", "repeats", "memory_limit_mib"
 )  # fmt: skip
@@ -184,7 +185,7 @@ class VramSweep(Result):
 def vram_sweep(
     experiment: Experiment,
     *,
-    strategies: Sequence[str] = STRATEGIES,
+    strategies: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
     batch_size: int | None = None,
     precision: Precision | None = None,
@@ -204,7 +205,7 @@ def vram_sweep(
 
     Args:
         experiment: settings of the training; the pool is left out.
-        strategies: strategies of back-propagation: "vanilla", "node", "torch-checkpoint", "auto" or "offload".
+        strategies: ways to back-propagate, as in ``discovery.strategy``; all but "auto" and "offload" by default.
         steps: numbers of generation steps M, 1..T; M/2, M, 2M and 4M of the experiment by default.
         batch_size: number of pairs of a training step, at least 2; the experiment's for sweeps by default.
         precision: precision of the networks; the experiment's by default.
@@ -227,7 +228,7 @@ def vram_sweep(
     device = pick_device(device)
     wanted = cells(
         experiment,
-        strategies,
+        strategies or STRATEGIES,
         steps or default_steps(experiment),
         device=str(device),
         seed=seed,

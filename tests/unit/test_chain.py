@@ -1,4 +1,5 @@
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ from samplers import sampler_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hbench.core.chain import backpropagate, run_chain
+from hbench.config import Discovery
+from hbench.core.chain import Strategy, backpropagate, run_chain
 from hbench.errors import HBenchError
 from hbench.models import build_model
 from hbench.models.adm import ADMConfig, UNetModel
@@ -27,6 +29,12 @@ STRATEGIES = {
     "torch-checkpoint": {"strategy": "torch-checkpoint"},
 }
 each_strategy = pytest.mark.parametrize("how", STRATEGIES.values(), ids=STRATEGIES)
+
+
+def test_every_strategy_is_tested_here_and_can_be_chosen():
+    names = set(get_args(Strategy))
+    assert {how["strategy"] for how in STRATEGIES.values()} == names
+    assert set(get_args(Discovery.model_fields["strategy"].annotation)) == names | {"auto"}
 
 
 class Toy(nn.Module):

@@ -33,6 +33,11 @@ class Data(Section):
         """Shape (C, H, W) of an image."""
         return self.channels, self.size, self.size
 
+    @property
+    def is_digits(self) -> bool:
+        """True for the data sets of labelled digits, which a digit LeNet knows and Inception does not."""
+        return self.dataset in ("digits", "mnist")
+
 
 class Model(Section):
     """The ADM UNet (Table 3), in guided-diffusion's terms; the discriminator has the same shape."""

@@ -52,11 +52,6 @@ class Job:
         words = ["--device", self.options.device, "--seed", str(self.options.seed)]
         return words if progress_is_shown() else [*words, "--quiet"]
 
-    @property
-    def labelled(self) -> bool:
-        """True if the images are digits with labels."""
-        return self.experiment.data.dataset in ("mnist", "digits")
-
     def own_lenet(self) -> Path | None:
         """Return the LeNet that was trained here, where the shipped one does not serve."""
         from hbench.store.lenet import FILE
@@ -68,7 +63,7 @@ class Job:
         """Return True if the digits need a LeNet of their own."""
         from hbench.store.lenet import SHIPPED_LENET, fits
 
-        return self.labelled and (self.run is None or not fits(SHIPPED_LENET, self.experiment.data))
+        return self.experiment.data.is_digits and (self.run is None or not fits(SHIPPED_LENET, self.experiment.data))
 
 
 @dataclass(frozen=True)
@@ -173,8 +168,8 @@ TASKS = (
         lambda job: ["traverse", job.measured, "--rca", str(job.folder / "rca" / "rca.json"), *job.common],
         needs=("rca",),
     ),
-    Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.labelled),
-    Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.labelled),
+    Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.experiment.data.is_digits),
+    Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.experiment.data.is_digits),
     Task("train-curves", lambda job: ["train-curves", job.measured]),
     Task("properties", lambda job: ["properties", job.measured, *job.common]),
     Task("edit", _edit, needs=("rca",)),
@@ -220,7 +215,7 @@ def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratc
 
     job = _job(experiment, run, from_scratch, options)
     reasons = {"mos/score": 'it needs people: hand out the sheets of "hbench mos export", then "hbench mos score"'}
-    if job.labelled:
+    if job.experiment.data.is_digits:
         reasons["fid-inception-v3-compat"] = "Inception knows no digits: the FD in LeNet features stands in"
     for number, task in enumerate([task for task in tasks() if task.wanted(job)], start=1):
         if reason := _do(ctx, job, task, number, reasons):

@@ -41,9 +41,8 @@ def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @many_steps_option
 @click.option(
     "--strategies",
-    default="vanilla,node,torch-checkpoint",
-    show_default=True,
-    help="Strategies of back-propagation; others are auto and offload.",
+    callback=lambda ctx, param, value: None if value is None else value.split(","),
+    help="Strategies of back-propagation, with commas between them [default: all but auto and offload].",
 )
 @click.option(
     "--batch-size", type=click.IntRange(min=2), help="Number of pairs a step [default: EXPERIMENT's for sweeps]."
@@ -69,7 +68,7 @@ def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) ->
     click.option("--resume", is_flag=True, help="Measure only the cells that are missing in --out."),
     run_options,
 )
-def vram_sweep(experiment: "Experiment", strategies: str, options: Options, **settings: Any) -> None:
+def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> None:
     """Measure memory and speed of training against M.
 
     Each cell of the table is a strategy of back-propagation at a number of generation steps M. It takes real training
@@ -100,7 +99,6 @@ def vram_sweep(experiment: "Experiment", strategies: str, options: Options, **se
 
     result = measure(
         experiment,
-        strategies=strategies.split(","),
         device=options.torch_device(),
         seed=options.seed,
         resume_from=VramSweep.load(folder) if has_begun else None,

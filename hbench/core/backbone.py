@@ -1,8 +1,8 @@
-"""The interface of the frozen network to the mathematics."""
+"""The interface of the diffusion model: to the mathematics, and to all that trains and stores it."""
 
 from typing import Literal, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -47,3 +47,10 @@ class Backbone(Protocol):
             [B, C, H, W] with C >= in_channels. The first ``in_channels`` are the prediction, the rest is ignored.
         """
         ...
+
+
+class DiffusionModel(nn.Module, Backbone):
+    """A backbone with weights: the type of the networks that are pretrained, stored and searched for directions.
+
+    Only a type checker asks for the base class: any module with the members of :class:`Backbone` serves.
+    """

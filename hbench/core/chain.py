@@ -16,7 +16,7 @@ A step that is run twice must be deterministic: no dropout, no sampling (eta = 0
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ def backpropagate(
     if strategy == "torch-checkpoint":
         checkpointed = [partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False) for step in steps]
         return _node_by_node([], checkpointed, x_T, objective)
-    raise ValueError(f'strategy must be "node", "vanilla", "offload" or "torch-checkpoint", got {strategy!r}')
+    raise ValueError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
 
 
 def _activations_on_cpu(pin_memory: bool) -> saved_tensors_hooks:

@@ -181,6 +181,23 @@ def _x_0(backbone: Backbone, output: Tensor, x_t: Tensor, step: Transition) -> T
     return output
 
 
+def training_target(backbone: Backbone, x_0: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    """Return the value that the network should predict for x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+
+    It is eps (Ho et al. 2020, Eq. 14), x_0, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (Salimans & Ho
+    2022, Sec. 4).
+
+    Args:
+        backbone: network; its ``prediction`` decides.
+        x_0: clean images, [B, C, H, W].
+        eps: noise, [B, C, H, W].
+        alpha_bar_t: schedule at the timestep of each image, [B, 1, 1, 1].
+    """
+    if backbone.prediction == "v":
+        return alpha_bar_t.sqrt() * eps - (1 - alpha_bar_t).sqrt() * x_0
+    return x_0 if backbone.prediction == "x_0" else eps
+
+
 def _next(x_0: Tensor, eps: Tensor, step: Transition) -> Tensor:
     """Return x at ``t_prev`` (DDIM, Song et al. 2021, Eq. 12)."""
     return math.sqrt(step.alpha_bar_prev) * x_0 + direction_to_x_t(eps, step.alpha_bar_prev)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hbench.config import Experiment
+from hbench.core.backbone import DiffusionModel
 from hbench.core.images import to_uint8
 from hbench.core.intervals import student
 from hbench.errors import HBenchError, check_at_least
@@ -22,7 +23,6 @@ from hbench.evaluation.rca import RCA, rca
 from hbench.evaluation.sampling import Pairs
 from hbench.evaluation.traverse import direction_label
 from hbench.experiments import override
-from hbench.models.adm import UNetModel
 from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runtime.device import pick_device
 from hbench.store.files import sha256, write_text
@@ -172,7 +172,7 @@ class Ablations(Result):
 
 def ablations(
     experiment: Experiment,
-    model: UNetModel,
+    model: DiffusionModel,
     out: str | Path,
     *,
     variants: Mapping[str, Sequence[str]] | None = None,
@@ -254,7 +254,7 @@ def choose_lenet(given: str | Path | None, experiment: Experiment, pairs: int) -
 
 def train_variants(
     experiment: Experiment,
-    model: UNetModel,
+    model: DiffusionModel,
     variants: Mapping[str, Sequence[str]],
     seeds: Sequence[int],
     out: Path,

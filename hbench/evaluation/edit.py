@@ -110,7 +110,7 @@ def edit(
 ) -> EditedImages:
     """Invert real images to x_T and generate them again, as they are and with each edit.
 
-    Nothing is random. Cost: for each image ``steps`` passes of the UNet to invert it, as many to reconstruct it, and
+    Nothing is random. Cost: for each image ``steps`` passes of the model to invert it, as many to reconstruct it, and
     almost twice as many for each edit.
 
     Args:

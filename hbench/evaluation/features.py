@@ -115,7 +115,7 @@ def choose_extractor(data: Data, name: str | None = None, weights: str | Path | 
     Raises:
         HBenchError: an unknown extractor, or weights that are missing, unfit or hold code.
     """
-    name = name or (INCEPTION if data.dataset == "folder" else LENET)
+    name = name or (LENET if data.is_digits else INCEPTION)
     if name not in extractors():
         raise HBenchError(f'no feature extractor "{name}": choose one of {", ".join(sorted(extractors()))}')
     if name.startswith(("clip-", "dinov2-")):

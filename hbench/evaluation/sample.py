@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from hbench.config import Experiment
+from hbench.core.backbone import DiffusionModel
 from hbench.core.sampler import Sampler
 from hbench.errors import check_at_least
 from hbench.evaluation.sampling import sample_model
-from hbench.models.adm import UNetModel
 from hbench.runtime.device import pick_device
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside
@@ -44,7 +44,7 @@ class Samples(Result):
 
 
 def sample(
-    model: UNetModel,
+    model: DiffusionModel,
     experiment: Experiment,
     *,
     samples: int = 64,

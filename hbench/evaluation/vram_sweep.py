@@ -1,6 +1,6 @@
 """Memory and throughput of training against M (Fig. 4), each cell of the table measured in a fresh process.
 
-A cell takes training steps as :func:`hbench.train` does without a pool: draw x_T, generate x_0 (M passes of the UNet),
+A cell takes training steps as :func:`hbench.train` does without a pool: draw x_T, generate x_0 (M passes of the model),
 one optimiser step of shift block and reconstructor through the whole chain, one of the discriminator. The networks are
 the experiment's with initial weights: their values, the shift block's zeros included, change neither memory nor speed.
 
@@ -23,18 +23,19 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 
 from hbench.config import Experiment, Precision
 from hbench.core import seeds
+from hbench.core.backbone import DiffusionModel
+from hbench.core.chain import Strategy
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment, without_pool
 from hbench.models import build_model
-from hbench.models.adm import UNetModel
 from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
@@ -55,8 +56,8 @@ log = logging.getLogger(__name__)
 Status = Literal["ok", "oom", "failed"]
 WARM_UP = 2
 """Number of discarded steps: the first allocates Adam's state and lets the libraries choose their kernels."""
-STRATEGIES = ("vanilla", "node", "torch-checkpoint")
-"""Default strategies of a sweep."""
+STRATEGIES = tuple(name for name in get_args(Strategy) if name != "offload")
+"""Default strategies of a sweep: all that run on every device."""
 SAME_TO_RESUME = (
     "experiment", "git", "versions", "device", "driver", "threads", "seed", "repeats", "memory_limit_mib"
 )  # fmt: skip
@@ -184,7 +185,7 @@ class VramSweep(Result):
 def vram_sweep(
     experiment: Experiment,
     *,
-    strategies: Sequence[str] = STRATEGIES,
+    strategies: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
     batch_size: int | None = None,
     precision: Precision | None = None,
@@ -204,7 +205,7 @@ def vram_sweep(
 
     Args:
         experiment: settings of the training; the pool is left out.
-        strategies: strategies of back-propagation: "vanilla", "node", "torch-checkpoint", "auto" or "offload".
+        strategies: ways to back-propagate, as in ``discovery.strategy``; all but "auto" and "offload" by default.
         steps: numbers of generation steps M, 1..T; M/2, M, 2M and 4M of the experiment by default.
         batch_size: number of pairs of a training step, at least 2; the experiment's for sweeps by default.
         precision: precision of the networks; the experiment's by default.
@@ -227,7 +228,7 @@ def vram_sweep(
     device = pick_device(device)
     wanted = cells(
         experiment,
-        strategies,
+        strategies or STRATEGIES,
         steps or default_steps(experiment),
         device=str(device),
         seed=seed,
@@ -402,7 +403,7 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
 
 
 def step_taker(
-    experiment: Experiment, model: UNetModel, seed: int, device: torch.device
+    experiment: Experiment, model: DiffusionModel, seed: int, device: torch.device
 ) -> Callable[[int], dict[str, float]]:
     """Return a function that takes step i of a training with initial networks and returns the metrics."""
     frozen = freeze(experiment, model, device)
@@ -412,7 +413,7 @@ def step_taker(
     return partial(train_step, running, sampler, trained, draw_raw, seed)
 
 
-def _initial_model(cell: Cell) -> UNetModel:
+def _initial_model(cell: Cell) -> DiffusionModel:
     torch.manual_seed(seeds.initial_weights(cell.seed))
     return build_model(cell.experiment)
 

@@ -5,20 +5,20 @@ openai/guided-diffusion (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on 
 load as they are. :mod:`hbench.models.guided_diffusion` reads its constructor arguments. Two things differ on purpose:
 
 - ``forward`` is ``decode(*encode(x, t, y))``: a shifted generation step runs the encoder once and the decoder twice.
-- No checkpoint call inside, unless :func:`checkpoint_blocks` asks for it: a frozen model can be differentiated, and the
-  strategy "vanilla" keeps the whole graph, as its name says.
+- No checkpoint call inside, unless :mod:`hbench.models.recompute` asks for it: a frozen model can be differentiated,
+  and the strategy "vanilla" keeps the whole graph, as its name says.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from hbench.config import Experiment
+from hbench.core.backbone import DiffusionModel
+from hbench.models.recompute import Recomputable
 
 GROUPS = 32
 """Groups of every group norm, as in guided-diffusion."""
@@ -126,8 +126,8 @@ def config_of(experiment: Experiment, out_channels: int) -> ADMConfig:
     )
 
 
-def build_model(experiment: Experiment) -> "UNetModel":
-    """Return the experiment's diffusion model with ADM's random initial weights."""
+def build_unet(experiment: Experiment) -> "UNetModel":
+    """Return the UNet of an experiment with ADM's random initial weights."""
     channels = experiment.data.channels
     return UNetModel(config_of(experiment, 2 * channels if experiment.model.learn_sigma else channels))
 
@@ -202,13 +202,13 @@ class EncoderHalf(nn.Module):
         return self.middle_block(h, emb), skips, emb
 
 
-class UNetModel(EncoderHalf):
-    """ADM's UNet, a :class:`hbench.core.backbone.Backbone` that predicts eps.
+class UNetModel(EncoderHalf, DiffusionModel):
+    """ADM's UNet, a diffusion model that predicts eps.
 
     With learned sigma it has 2 ``in_channels`` outputs: eps first, then the variance, which hbench ignores.
     """
 
-    prediction: Literal["eps", "v", "x_0"] = "eps"
+    prediction = "eps"
 
     def __init__(self, config: ADMConfig) -> None:
         super().__init__(config)
@@ -283,31 +283,15 @@ class EncoderUNetModel(EncoderHalf):
         return out
 
 
-def checkpoint_blocks(network: nn.Module, recomputed: bool = True) -> None:
-    """Make the backward pass keep only the ends of each block of a network and recompute the inside, or not.
-
-    Cost: about one more forward pass.
-    """
-    for module in network.modules():
-        if isinstance(module, TimestepEmbedSequential):
-            module.recomputed = recomputed
-
-
 # Blocks -------------------------------------------------------------------------------------------------------------
 
 
-class TimestepEmbedSequential(nn.Sequential):
+class TimestepEmbedSequential(nn.Sequential, Recomputable):
     """A sequence of layers, of which the residual blocks also receive the time embedding."""
-
-    recomputed = False
-    """True if the backward pass recomputes the inside."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         """Return the output of the last layer."""
-        if self.recomputed and torch.is_grad_enabled():
-            out: Tensor = checkpoint(self._layers, x, emb, use_reentrant=False, preserve_rng_state=self.training)
-            return out
-        return self._layers(x, emb)
+        return self.compute(self._layers, x, emb)
 
     def _layers(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:

@@ -8,7 +8,11 @@ from hbench.models.adm import EncoderUNetModel, config_of
 
 
 def build_discriminator(experiment: Experiment) -> EncoderUNetModel:
-    """Return D: the UNet's encoder of the same configuration, adaptive average pool, one logit (Sec. B.3)."""
+    """Return D: the encoder of ADM's UNet, adaptive average pool, one logit (Sec. B.3).
+
+    Its configuration is the section [model], as the UNet's. D sees images alone, so a backbone of another kind can have
+    the same D; an experiment then keeps [model] for it.
+    """
     return EncoderUNetModel(config_of(experiment, out_channels=1))
 
 

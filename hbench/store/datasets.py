@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 import numpy as np
 import torch
@@ -66,16 +66,15 @@ def load_labelled(
     data: Data, data_root: str | Path | None = None, split: Split = "train", download: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Return the images as :func:`load_images` does, and their class labels [N], or None where the set has none."""
-    if data.dataset == "digits":
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images = torch.from_numpy(digits.images)[:, None] * (255 / 16)
-        return _split(_fit(images.round().to(torch.uint8), data), split), _split(torch.from_numpy(digits.target), split)
-    root = _find_root(data, data_root, download)
-    if data.dataset == "mnist":
-        return _load_mnist(data, root, split, download)
-    return _split(_load_folder(data, root), split), None
+    match data.dataset:
+        case "digits":
+            return _load_digits(data, split)
+        case "mnist":
+            return _load_mnist(data, _find_root(data, data_root, download), split, download)
+        case "folder":
+            return _split(_load_folder(data, _find_root(data, data_root, download)), split), None
+        case unknown:
+            assert_never(unknown)
 
 
 def load_reference(data: Data, data_root: str | Path | None = None, download: bool = False) -> Tensor:
@@ -125,6 +124,14 @@ def _fit(images: Tensor, data: Data) -> Tensor:
     resized = F.resize(images, [data.size], antialias=True)
     cropped: Tensor = F.center_crop(resized, [data.size, data.size])
     return cropped
+
+
+def _load_digits(data: Data, split: Split) -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images)[:, None] * (255 / 16)
+    return _split(_fit(images.round().to(torch.uint8), data), split), _split(torch.from_numpy(digits.target), split)
 
 
 def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 import hbench
 from hbench.config import Experiment, Precision
+from hbench.core.backbone import DiffusionModel
 from hbench.core.directions import Edit, Source, edited, magnitudes, own_direction
 from hbench.core.sampler import BATCH, Sampler
 from hbench.errors import HBenchError, check_at_least
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
-from hbench.models.adm import EncoderUNetModel, UNetModel
+from hbench.models.adm import EncoderUNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock
 from hbench.runtime.device import pick_device
@@ -41,7 +42,7 @@ class Run:
 
     experiment: Experiment
     device: torch.device
-    model: UNetModel
+    model: DiffusionModel
     shift_block: ShiftBlock
     reconstructor: LeNet | ResNet18
     discriminator: EncoderUNetModel
@@ -107,7 +108,7 @@ class Run:
             steps: generation steps, 1..T; the run's M by default. Magnitudes keep their meaning.
 
         Returns:
-            float32 [B, C, H, W] in about [-1, 1], unclamped, on the run's device. Cost: ``steps`` passes of the UNet
+            float32 [B, C, H, W] in about [-1, 1], unclamped, on the run's device. Cost: ``steps`` passes of the model
             for each image, with an edit almost twice as much.
 
         Raises:
@@ -119,7 +120,7 @@ class Run:
         """Return x_T of images [B, C, H, W] in [-1, 1] by DDIM inversion, on the run's device.
 
         The timesteps are those of a generation in as many steps, and nothing is clipped. The inversion is a little less
-        exact with ``precision`` "bfloat16". Cost: ``steps`` passes of the UNet for each image.
+        exact with ``precision`` "bfloat16". Cost: ``steps`` passes of the model for each image.
 
         Raises:
             ValueError: wrong shape, or steps out of 1..T.
@@ -293,7 +294,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
 
 def load_model(
     path: str | Path, experiment: Experiment | None = None, *, device: str | torch.device = "auto"
-) -> UNetModel:
+) -> DiffusionModel:
     """Return a diffusion model.
 
     Args:
@@ -328,7 +329,7 @@ def load_model(
     return model.to(device).eval()
 
 
-def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, resume: bool) -> UNetModel:
+def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, resume: bool) -> DiffusionModel:
     """Return the model for a discovery in ``folder``, on the CPU: by default the pretrained one of the experiment.
 
     A resumed discovery goes on with the model in its folder, if there is one already.

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from hbench.config import Experiment
+from hbench.core.backbone import DiffusionModel
 from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError
-from hbench.models.adm import UNetModel
 from hbench.runtime.distributed import barrier, rank
 from hbench.store.files import sha256
 from hbench.store.provenance import FILE as PROVENANCE
@@ -25,7 +25,7 @@ from hbench.training.strategy import resolve_once
 
 def train(
     experiment: Experiment,
-    model: UNetModel,
+    model: DiffusionModel,
     out: str | Path,
     *,
     seed: int = 0,
@@ -98,7 +98,7 @@ def check_shift_interval(experiment: Experiment) -> None:
         raise HBenchError(f"discovery.t_shift = {t_shift} shifts no timestep: need at most {latest}, or more M")
 
 
-def kept_model(start: Start, model: UNetModel) -> UNetModel:
+def kept_model(start: Start, model: DiffusionModel) -> DiffusionModel:
     """Return a copy of the model as the folder holds it, bit by bit, after keeping it there in a new training."""
     path = start.out / "model.safetensors"
     if rank() == 0 and not start.saved.step:

@@ -9,22 +9,23 @@ import torch
 from torch import Tensor
 
 from hbench.config import Experiment
+from hbench.core.backbone import DiffusionModel
 from hbench.errors import HBenchError
-from hbench.models.adm import UNetModel, checkpoint_blocks
+from hbench.models.recompute import checkpoint_blocks
 from hbench.runtime.device import cast_frozen
 
-Encode = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, list[Tensor], Tensor]]
-"""Function (x, t, y) -> (h_t, skip connections, embedding) of an encoder."""
+Encode = Callable[[Tensor, Tensor], tuple[Tensor, list[Tensor], Tensor]]
+"""Function (x, t) -> (h_t, skip connections, embedding) of an encoder."""
 
 
-def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UNetModel:
+def freeze(experiment: Experiment, model: DiffusionModel, device: torch.device) -> DiffusionModel:
     """Return a frozen copy of the diffusion model, on a device, as a discovery runs it there.
 
     Its weights have the precision of the networks; it is compiled, or its blocks are checkpointed, if the experiment
     says so.
 
     Raises:
-        HBenchError: the copy is to be compiled, and there is no compiler.
+        HBenchError: the copy is to be compiled, and there is no compiler, or to be checkpointed, and has no blocks.
     """
     settings = experiment.discovery
     frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
@@ -45,8 +46,8 @@ def freeze(experiment: Experiment, model: UNetModel, device: torch.device) -> UN
 def _cloning(encode: Encode) -> Encode:
     """Return an encoder whose outputs may be kept: the next replay of a CUDA graph overwrites the graph's own."""
 
-    def encode_and_clone(x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
-        h, skips, emb = encode(x, t, y)
+    def encode_and_clone(x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        h, skips, emb = encode(x, t)
         return h.clone(), [skip.clone() for skip in skips], emb.clone()
 
     return encode_and_clone

@@ -1,9 +1,13 @@
-"""Training of the diffusion model: the eps-MSE of DDPM (Ho et al. 2020, Eq. 14) with an exponential moving average."""
+"""Training of the diffusion model: the mean squared error of what it predicts, and an exponential moving average.
+
+For a model that predicts eps, the loss is the simple one of DDPM (Ho et al. 2020, Eq. 14).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hbench.config import Experiment, Pretrain
 from hbench.core import seeds
+from hbench.core.backbone import DiffusionModel
+from hbench.core.diffusion import training_target
 from hbench.core.images import to_float
 from hbench.core.sampler import Sampler
 from hbench.models import build_model
-from hbench.models.adm import UNetModel
 from hbench.runtime.device import autocast
 from hbench.runtime.distributed import all_reduce_mean, average_gradients, rank, shard, world_size
 from hbench.store.files import sha256
@@ -31,17 +36,15 @@ GRID_SAMPLES, GRID_STEPS = 64, 20
 class Pretrained:
     """Everything that pretraining changes, and so everything that a checkpoint holds."""
 
-    model: UNetModel
+    model: DiffusionModel
     average: AveragedModel
     """Exponential moving average of the model's weights."""
     optimizer: torch.optim.Optimizer
 
     @property
-    def averaged_model(self) -> UNetModel:
+    def averaged_model(self) -> DiffusionModel:
         """Model with the average weights."""
-        averaged = self.average.module
-        assert isinstance(averaged, UNetModel)
-        return averaged
+        return cast(DiffusionModel, self.average.module)
 
 
 def pretrain(
@@ -149,7 +152,7 @@ def train_step(
     # Accumulate gradients.
     if world_size() > 1:
         torch.manual_seed(seeds.dropout(seed, step, rank()))  # other masks on each process
-    loss = eps_mse(model, alpha_bar, x_0.to(device), t, eps.to(device), settings)
+    loss = prediction_mse(model, alpha_bar, x_0.to(device), t, eps.to(device), settings)
     optimizer.zero_grad()
     loss.backward()
     average_gradients(model.parameters())
@@ -174,16 +177,16 @@ def draw_noise(x_0: Tensor, T: int) -> tuple[Tensor, Tensor]:
     return t, torch.randn(x_0.shape)
 
 
-def eps_mse(model: UNetModel, alpha_bar: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, settings: Pretrain) -> Tensor:
-    """Return the mean squared error of the predicted eps at the timesteps t [B], which are on the CPU; scalar.
-
-    The simple loss of DDPM (Ho et al. 2020, Eq. 14).
-    """
+def prediction_mse(
+    model: DiffusionModel, alpha_bar: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, settings: Pretrain
+) -> Tensor:
+    """Return the mean squared error of the prediction at the timesteps t [B], which are on the CPU; scalar."""
     alpha_bar_t = alpha_bar[t].float().to(x_0.device)[:, None, None, None]
     x_t = alpha_bar_t.sqrt() * x_0 + (1 - alpha_bar_t).sqrt() * eps
     with autocast(x_0.device, settings.precision):
-        output = model(x_t, t.to(x_0.device))
-    return nn.functional.mse_loss(output[:, : x_0.shape[1]].float(), eps)
+        output = model.decode(*model.encode(x_t, t.to(x_0.device)))
+    target = training_target(model, x_0, eps, alpha_bar_t)
+    return nn.functional.mse_loss(output[:, : x_0.shape[1]].float(), target)
 
 
 def lr_factor(settings: Pretrain, step: int) -> float:

@@ -16,9 +16,10 @@ from hbench.core.images import soft_clip
 from hbench.core.sampler import Sampler
 from hbench.core.seeds import draw_x_T
 from hbench.models import build_discriminator, build_reconstructor, build_shift_block
-from hbench.models.adm import EncoderUNetModel, checkpoint_blocks
+from hbench.models.adm import EncoderUNetModel
 from hbench.models.batch_norm import share_batch_norm
 from hbench.models.discriminator import judge
+from hbench.models.recompute import checkpoint_blocks
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock
 from hbench.runtime.device import autocast

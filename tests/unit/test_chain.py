@@ -1,4 +1,5 @@
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -6,10 +7,12 @@ from samplers import sampler_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hbench.core.chain import backpropagate, run_chain
+from hbench.config import Discovery
+from hbench.core.chain import Strategy, backpropagate, run_chain
 from hbench.errors import HBenchError
 from hbench.models import build_model
-from hbench.models.adm import ADMConfig, UNetModel, checkpoint_blocks
+from hbench.models.adm import ADMConfig, UNetModel
+from hbench.models.recompute import checkpoint_blocks
 from hbench.models.shift import ShiftBlock
 from hbench.runtime.device import autocast, cast_frozen
 from hbench.runtime.memory import saved_tensors_peak
@@ -26,6 +29,12 @@ STRATEGIES = {
     "torch-checkpoint": {"strategy": "torch-checkpoint"},
 }
 each_strategy = pytest.mark.parametrize("how", STRATEGIES.values(), ids=STRATEGIES)
+
+
+def test_every_strategy_is_tested_here_and_can_be_chosen():
+    names = set(get_args(Strategy))
+    assert {how["strategy"] for how in STRATEGIES.values()} == names
+    assert set(get_args(Discovery.model_fields["strategy"].annotation)) == names | {"auto"}
 
 
 class Toy(nn.Module):
@@ -100,7 +109,7 @@ def test_equals_finite_differences(how):
 def test_outputs_of_a_replayed_encoder_may_be_kept():
     memory = [torch.zeros(2) for _ in range(3)]  # as a CUDA graph's, written again by each replay
 
-    def replay(x, t, y):
+    def replay(x, t):
         for tensor in memory:
             tensor.copy_(x)
         return memory[0], [memory[1]], memory[2]
@@ -318,6 +327,12 @@ def test_checkpointed_blocks_give_the_same_gradients_and_run_twice():
     assert [count for count, _ in found] == [3, 5]  # the first encoder pass needs no gradient
     for plain, checkpointed in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(plain, checkpointed, rtol=0, atol=1e-12)
+
+
+def test_a_network_without_blocks_is_not_checkpointed_in_silence():
+    checkpoint_blocks(Toy(), False)
+    with pytest.raises(HBenchError, match="Toy has no blocks to recompute: leave it out"):
+        checkpoint_blocks(Toy())
 
 
 @each_strategy

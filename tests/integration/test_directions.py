@@ -24,15 +24,8 @@ from hbench.evaluation.edit import (
     singly_and_together,
     sweep,
 )
-from hbench.evaluation.properties import (
-    _jackknife,
-    _Measured,
-    _Numbers,
-    _summarise,
-    compare,
-    mean_directions,
-    properties,
-)
+from hbench.evaluation.mean_directions import compare, mean_directions
+from hbench.evaluation.properties import _jackknife, _Measured, _Numbers, _summarise, properties
 from hbench.evaluation.rca import rca
 from hbench.experiments import parse_experiment
 from hbench.reporting.grids import _edit_labels, draw_edits

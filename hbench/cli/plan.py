@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     run_options,
 )
 def plan(experiment: "Experiment", steps: list[int] | None, options: Options) -> None:
-    """Predict memory and speed of training against M.
+    """Predict memory and speed of training over generation steps.
 
     The table has a line for each strategy of back-propagation and each M, and tells the steps that "auto" keeps. One
     short training step is measured for node, vanilla and auto, in the memory of node, and a few short steps for each

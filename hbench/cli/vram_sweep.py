@@ -69,7 +69,7 @@ def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) ->
     run_options,
 )
 def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> None:
-    """Measure memory and speed of training against M.
+    """Measure memory and speed of training over generation steps.
 
     Each cell of the table is a strategy of back-propagation at a number of generation steps M. It takes real training
     steps in a fresh process, new raw pairs included. The column memory_source names the source of the memory reading,

@@ -56,8 +56,8 @@ def ablations(
     The variants are the full method, l1 or no loss in place of the discriminator (Fig. 3), and gradients per step
     (Sec. 4.4). With --over they are EXPERIMENT as it is, and with each given value in turn.
 
-    --resume skips finished trainings, goes on with the others, and measures all of them again. --seed is the seed of
-    the pairs that are measured. Images without a digit LeNet get no FD.
+    With --resume finished trainings are skipped, the others go on, and all of them are measured again. The option
+    --seed is the seed of the measured pairs. Images without a digit LeNet get no FD.
 
     \b
     Example:

@@ -28,9 +28,8 @@ def report(
 ) -> None:
     """Write one page of all results, beside the paper's.
 
-    RUN is a run folder, a shipped run with results, or any folder of results. report.html needs no other file;
-    report.md, report.csv and report.json lie beside it. An earlier report is replaced: everything in it comes from
-    the results.
+    RUN is a run folder, a shipped run with results, or any folder of results. The page report.html needs no other file;
+    report.md, report.csv and report.json hold the same. An earlier report is replaced.
 
     \b
     Example:

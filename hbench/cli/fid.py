@@ -29,7 +29,9 @@ from hbench.cli.options import (
     help="Feature extractor: one of torch-fidelity's with plain weights, or lenet-digits [default: lenet-digits for "
     "digits, else inception-v3-compat].",
 )
-@click.option("--weights", type=a_path, help="Weights of the extractor [default: its own].")
+@click.option(
+    "--weights", type=a_path, help="Weights of the extractor [default: torch-fidelity's, or the shipped LeNet]."
+)
 @click.option(
     "--cache", type=a_path, default=Path("runs/cache"), show_default=True, help="Folder of images and features."
 )

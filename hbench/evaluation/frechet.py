@@ -55,7 +55,7 @@ class Distance:
     interval: Interval
     """95 % interval of ``fd`` for other samples of the same generator, by the jackknife."""
     replicates: list[float]
-    """``fd`` without each of the jackknife's groups of samples."""
+    """Values of ``fd`` without each of the jackknife's groups of samples."""
     kid: float | None
     """Kernel inception distance, mean over torch-fidelity's 100 subsets; None without features of the reference."""
     kid_std: float | None

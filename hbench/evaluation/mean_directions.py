@@ -44,7 +44,7 @@ def mean_directions(run: Run, n: int, seed: int = 0, M: int | None = None) -> Di
 
 
 def grouped_means(run: Run, n: int, seed: int, M: int | None) -> GroupedMeans:
-    """Return the mean directions of n samples, with what the jackknife needs; see :func:`mean_directions`."""
+    """Return the mean directions of n samples, and the groups for the jackknife; see :func:`mean_directions`."""
     stream = seeds.mean_samples(seed, n)
     sampler = run.sampler.with_steps(M)
     group = torch.arange(n) % min(GROUPS, n)

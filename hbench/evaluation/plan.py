@@ -1,7 +1,7 @@
 """Plan of a training: memory and throughput of each strategy over generation steps, predicted from one short step.
 
-The lines of "node", "vanilla" and "auto" follow from a probe by arithmetic. The strategies "offload" and
-"torch-checkpoint" keep tensors that autograd's hooks do not show: their lines go through two short cells of a sweep.
+The lines of "node", "vanilla" and "auto" follow from a probe by arithmetic. The others, "offload" and
+"torch-checkpoint", keep tensors that autograd's hooks do not show: their lines go through two short cells of a sweep.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,9 @@ from hbench.training.strategy import what_would_fit
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+BY_ARITHMETIC = ("node", "vanilla")
+"""Strategies whose lines follow from a probe; "auto" is made of both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,9 @@ def plan(
     origin = provenance(experiment, device, seed)
     Ms = sorted(set(steps or vram_sweep.default_steps(experiment)))
     vram_sweep.cells(experiment, ["node"], Ms, device=str(device))  # refuses an M that the schedule does not have
-    others = ["torch-checkpoint", *(["offload"] if device.type == "cuda" else [])]
+    others = [name for name in vram_sweep.STRATEGIES if name not in BY_ARITHMETIC]
+    if device.type == "cuda":
+        others.append("offload")
     with progress(total=1 + len(others), desc="probes") as bar:
         probe = measure_apart(experiment, str(device), seed)
         bar.update()

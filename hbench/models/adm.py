@@ -10,7 +10,7 @@ load as they are. :mod:`hbench.models.guided_diffusion` reads its constructor ar
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ def config_of(experiment: Experiment, out_channels: int) -> ADMConfig:
         image_size=experiment.data.size,
         in_channels=experiment.data.channels,
         out_channels=out_channels,
-        **experiment.model.model_dump(exclude={"learn_sigma"}),
+        **experiment.model.model_dump(include={each.name for each in fields(ADMConfig)}),
     )
 
 

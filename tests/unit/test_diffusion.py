@@ -16,6 +16,7 @@ from hbench.core.diffusion import (
     inverse_transitions,
     predict_x_0,
     timesteps,
+    training_target,
     transitions,
 )
 from hbench.core.seeds import draw_x_T
@@ -221,6 +222,19 @@ def test_what_a_model_predicts_does_not_change_its_chains(prediction, descending
     torch.testing.assert_close(found.invert(x), expected.invert(x), **close)
     for one, other in zip(found.generate_pairs(x, shift), expected.generate_pairs(x, shift), strict=True):
         torch.testing.assert_close(one, other, **close)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_a_network_that_meets_its_target_finds_the_image_in_one_step(prediction):
+    torch.manual_seed(0)
+    x_0, eps = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
+    a = A[[600]].expand(3)[:, None, None, None]
+    model = ConstantEps(eps)
+    model.prediction = prediction
+    model.eps = training_target(model, x_0, eps, a)
+    found = sampler_of(model, [600]).generate(a.sqrt() * x_0 + (1 - a).sqrt() * eps)
+    torch.testing.assert_close(found, x_0, rtol=0, atol=1e-12)
+    assert prediction != "eps" or model.eps is eps
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])

@@ -72,7 +72,7 @@ def readme() -> str:
 def commands() -> str:
     """Return a table of all commands: their helps, and the items of the paper that they make."""
     lines = ["| command | what it does | in the paper |", "|---|---|---|"]
-    for context in _contexts(click.Context(hbench_command, info_name="hbench")):
+    for context in _contexts(click.Context(hbench_command, info_name="hbench", **hbench_command.context_settings)):
         path = context.command_path.removeprefix("hbench ")
         items = [artifact.item for artifact in ARTIFACTS if f"{artifact.command} ".startswith(f"{path} ")]
         usage = " ".join([context.command_path, *_arguments(context.command)])

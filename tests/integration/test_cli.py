@@ -102,7 +102,7 @@ def test_wrong_input_is_one_line_that_names_the_fix(tmp_path, tiny_run, tiny_mod
     assert "greater than or equal to 2" in refused("train", "mnist16", "--set", "discovery.K=0")
     assert "greater than 0" in refused("train", "mnist16", "--set", "discovery.S=0")
     assert "no such folder" in refused("pretrain", "anime64", "--data-root", tmp_path / "absent")
-    assert "hbench pretrain" in refused("train", "digits16", "--model", tmp_path / "absent")
+    assert "pretrain it, or give another one" in refused("train", "digits16", "--model", tmp_path / "absent")
     assert "or the shipped mnist16" in refused("rca", tmp_path / "absent")
     assert "no finished discovery there" in refused("rca", tiny_model)
     assert "is not in the range" in refused("rca", tiny_run, "--pairs", 0)

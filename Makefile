@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/hbench demo --overwrite
 
+# a file to a process, in the order of the folders: the longest are in distributed and faults
 test: .venv/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff format --check .

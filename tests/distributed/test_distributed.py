@@ -126,6 +126,7 @@ def metrics(folder):
         return [[float(value) for value in row.values()] for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pretrain", *RUNS])
 def test_two_processes_train_as_one_does(name, trained):
     one, two = (folder / name for folder in trained)
@@ -137,6 +138,7 @@ def test_two_processes_train_as_one_does(name, trained):
     torch.testing.assert_close(torch.tensor(metrics(two)), torch.tensor(metrics(one)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_provenance_tells_how_many_took_part(trained):
     records = [json.loads((folder / "chain" / "provenance.json").read_text()) for folder in trained]
     assert [(r["processes"], r["backend"]) for r in records] == [(1, None), (2, "gloo")]
@@ -179,6 +181,7 @@ def compare_with_the_whole_batch(overrides):
         assert len(set(distributed.all_gather([digest]))) == 1
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_whole_batch_and_weights_the_same_everywhere(tmp_path):
     """In float32: gradients within 1e-5, after the first step; weights bit by bit, after the third."""
     logs = [tmp_path / "log0", tmp_path / "log1"]
@@ -186,6 +189,7 @@ def test_gradients_are_those_of_the_whole_batch_and_weights_the_same_everywhere(
     printed(start_ranks(2, compare_with_the_whole_batch, overrides, logs=logs), logs)
 
 
+@pytest.mark.slow
 def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, tiny_run, tiny_model, lenet):
     distance = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--samples", 70]
 
@@ -209,6 +213,7 @@ def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, t
     assert all(one[path] == two[path] for path in made)
 
 
+@pytest.mark.slow
 def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, tiny_model):
     """SIGTERM reaches one process only; the checkpoint is resumed by another number of processes."""
     arguments = ["train", "digits16", *tiny_options("discovery.steps=100000"), "--model", tiny_model]
@@ -239,6 +244,7 @@ def test_all_stop_after_the_same_step_and_one_goes_on(tmp_path, tiny_model):
     assert f"stopped by --max-minutes 1e-06 after step {done + 1} of" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others(victim, tmp_path, tiny_model):
     arguments = ["train", "digits16", *tiny_options("discovery.steps=100000"), "--model", tiny_model, "--quiet"]
@@ -255,6 +261,7 @@ def test_a_killed_process_ends_the_others(victim, tmp_path, tiny_model):
     assert "Traceback" not in err.partition("ChildFailedError")[0].rpartition("Traceback")[0]  # only torchrun's own
 
 
+@pytest.mark.slow
 def test_the_error_of_one_process_is_told(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -280,6 +287,7 @@ def test_the_error_of_one_process_is_told(tmp_path):
     assert err.count("Error: no space left on this node") == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
     """The Python handler of the signal cannot run while it waits."""
     script = tmp_path / "script.py"
@@ -305,6 +313,7 @@ def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
     assert process.returncode
 
 
+@pytest.mark.slow
 def test_commands_that_cannot_share_their_work_refuse_torchrun():
     process = torchrun("-m", "hbench", "vram-sweep", "digits16")
     out, err = finish(process)
@@ -353,6 +362,7 @@ def test_each_process_needs_a_gpu_of_its_own(second_of_two, monkeypatch):
         pick_device("auto")
 
 
+@pytest.mark.slow
 def test_one_process_imports_no_accelerate_and_makes_no_process_group(tiny_run, tmp_path):
     code = (
         "import sys, torch\n"

@@ -145,6 +145,7 @@ def differences(expected, found):
     return [key for key in sorted(expected.keys() | found.keys()) if expected.get(key) != found.get(key)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_campaign(name, tmp_path, tiny_model, tiny_run, lenet, pytestconfig, record_property):
     n = pytestconfig.getoption("--faults")
@@ -347,6 +348,7 @@ def test_files_of_a_newer_version_are_named(tmp_path, tiny_run):
     assert "was written by a newer hbench (schema 12, this one reads up to 1)" in line
 
 
+@pytest.mark.slow
 def test_resume_starts_where_a_kill_left_no_checkpoint(half, tmp_path, tiny_run, tiny_model):
     for file in (half / CHECKPOINT, half / pointer(half)["file"]):
         file.unlink()
@@ -364,6 +366,7 @@ def test_resume_starts_where_a_kill_left_no_checkpoint(half, tmp_path, tiny_run,
     assert same_as_whole(bare, tiny_run)
 
 
+@pytest.mark.slow
 def test_resume_keeps_off_what_it_did_not_begin(tmp_path, half, tiny_model):
     assert "nothing to resume there" in refused(*resume(tmp_path / "absent"), "--model", tiny_model)
     (tmp_path / "mine").mkdir()
@@ -384,6 +387,7 @@ def test_missing_rows_are_not_passed_over(half):
         assert "metrics.jsonl: rows are missing" in refused(*resume(half))
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_folder(tmp_path, tiny_model):
     out = tmp_path / "run"
     words, again = command("train", out, tiny_model, None, None)
@@ -449,6 +453,7 @@ def fill(disk, kib_left=0):
     (disk / "ballast").write_bytes(bytes(max(0, space.f_bavail * space.f_frsize - 1024 * kib_left)))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_costs_nothing(small_disk, half, tiny_run):
     """At every place where training writes: whatever the space that is left, one line, and then the same bits."""
     disk = small_disk(20_000)
@@ -553,6 +558,7 @@ def test_weights_too_large_for_float16_are_not_written(tmp_path, tiny, tiny_mode
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -591,6 +597,7 @@ def test_out_of_memory_in_the_middle_of_training(half, tiny_run, monkeypatch, er
     assert load_file(half / "shift_block.safetensors").keys() == load_file(tiny_run / "shift_block.safetensors").keys()
 
 
+@pytest.mark.slow
 def test_out_of_memory_and_resumed_as_it_was_ends_with_the_same_bits(half, tiny_run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -611,6 +618,7 @@ def test_out_of_memory_elsewhere_names_the_device(tmp_path, tiny_run, monkeypatc
 # Leftovers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_the_cell_of_a_killed_sweep_ends_with_it(tmp_path):
     words, _ = command("sweep", tmp_path / "out", None, None, None)
@@ -651,6 +659,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == kept
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_named(tmp_path, tiny_run, lenet):
     extractor = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--cache", tmp_path / "cache"]
     words = ["fid", tiny_run, "--samples", 64, *extractor, "--quiet", "--out"]

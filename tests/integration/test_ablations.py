@@ -154,6 +154,7 @@ def test_per_step_equals_a_loop_written_out(tiny_model):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_per_step_resumes_with_the_same_bits(precision, tmp_path, tiny_model):
     experiment = load_experiment("digits16", [*TINY, "discovery.gradient=per-step", f"discovery.precision={precision}"])

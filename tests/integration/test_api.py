@@ -39,11 +39,13 @@ def test_importing_hbench_imports_nothing_heavy(tmp_path):
     python(f"import hbench, sys; dir(hbench); assert not {heavy} & set(sys.modules)", tmp_path)
 
 
+@pytest.mark.slow
 def test_back_propagation_needs_neither_pandas_nor_matplotlib(tmp_path):
     unwanted = "{'pandas', 'matplotlib', 'sklearn', 'scipy', 'torchvision', 'torch_fidelity'}"
     python(f"import hbench, sys; hbench.backpropagate; assert not {unwanted} & set(sys.modules)", tmp_path)
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_and_documented():
     for module in (hbench, hbench.evaluate):
         assert module.__all__

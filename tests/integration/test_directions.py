@@ -83,6 +83,7 @@ def test_the_mean_direction_is_the_mean_over_samples_of_f_k(run):
         torch.testing.assert_close(found.mean[:, i], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_constant_directions_are_homogeneous_and_consistent_and_all_edits_agree(constant):
     result = properties(constant, samples=6, pairs=20)
     found = result.directions
@@ -99,6 +100,7 @@ def test_constant_directions_are_homogeneous_and_consistent_and_all_edits_agree(
     assert result.accuracy_own == result.accuracy_mean == result.accuracy_global
 
 
+@pytest.mark.slow
 def test_directions_without_the_sample_are_homogeneous_but_not_consistent(sampleless):
     result = properties(sampleless, samples=4, pairs=20)
     assert result.homogeneity.value == pytest.approx([1] * 4, abs=1e-5)
@@ -107,6 +109,7 @@ def test_directions_without_the_sample_are_homogeneous_but_not_consistent(sample
     assert result.distance_global.value[-1] > 10 * result.distance_mean.value[-1]
 
 
+@pytest.mark.slow
 def test_properties_of_any_run_lie_in_their_ranges_and_intervals(run):
     result = properties(run, samples=10, pairs=20, seed=2)
     assert len(result.timesteps) == len(result.homogeneity_at) == len(result.consistency_between) == 2
@@ -252,6 +255,7 @@ def test_the_comparison_starts_with_the_original(run):
 # Edits --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_inversion_and_generation_reconstruct_better_with_more_steps(run):
     x_0 = 0.5 * draw_x_T(0, 0, 3, (1, 16, 16)).clamp(-1, 1)
     errors = []

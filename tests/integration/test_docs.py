@@ -37,6 +37,7 @@ def test_the_experiment_file_of_the_guide_takes_a_checkpoint_of_its_shape(tmp_pa
     assert load_model(tmp_path / "ema.pt", small).state_dict()["out.2.bias"].shape == (6,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("python"))
 def test_the_python_of_the_guide_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -39,6 +39,7 @@ def with_reconstructor(run, reconstructor):
     return dataclasses.replace(run, reconstructor=reconstructor)
 
 
+@pytest.mark.slow
 def test_an_oracle_is_always_right(run):
     result = rca(with_reconstructor(run, Oracle(run, 100, 3)), pairs=100, seed=3)
     assert result.accuracy == 1
@@ -48,6 +49,7 @@ def test_an_oracle_is_always_right(run):
     assert sum(map(sum, result.confusion)) == 100
 
 
+@pytest.mark.slow
 def test_a_constant_answer_is_at_chance(run):
     class Constant(nn.Module):
         def forward(self, x_0, x_0_shifted):

@@ -112,6 +112,7 @@ def test_any_change_of_a_setting(overrides):
         assert "inf" not in result.stdout.lower()
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=40)
 @given(
     st.fixed_dictionaries(
@@ -283,6 +284,7 @@ def command_lines(draw):
     return arguments
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=300)
 @given(command_lines())
 @example(["reproduce", "digits16", "--run", "empty"])

@@ -132,6 +132,7 @@ def test_the_short_chain_has_every_kind_of_step():
     assert shortened(experiment("discovery.t_shift=950")).discovery.M == 2
 
 
+@pytest.mark.slow
 def test_probe_predicts_what_autograd_holds():
     settings = experiment("discovery.batch_size=4")
     torch.manual_seed(0)
@@ -156,6 +157,7 @@ def test_probe_predicts_what_autograd_holds():
         assert held / memory.MIB == pytest.approx(graphs, rel=0.02)
 
 
+@pytest.mark.slow
 def test_training_with_auto_ends_as_with_what_auto_took(tmp_path, tiny, tiny_model):
     weights = {}
     for name, settings in {"auto": {"strategy": "auto"}, "node": {"strategy": "node", "keep": 3}}.items():

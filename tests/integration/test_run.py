@@ -45,6 +45,7 @@ def test_generation_depends_on_the_seed_and_the_edit_only(run):
     torch.testing.assert_close(run.generate(x_T, {3: 0.0}), raw, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 def test_inversion_and_edits_of_images(run):
     images = run.generate(run.noise(2)).clamp(-1, 1)
     x_T = run.invert(images, steps=50)
@@ -55,6 +56,7 @@ def test_inversion_and_edits_of_images(run):
     assert bold.mean() > again.mean() + 0.05  # thin to bold
 
 
+@pytest.mark.slow
 def test_a_traversal_is_a_picture(run, tmp_path):
     grid = run.traverse([3, 7], examples=2, samples=3, seed=4)
     assert grid.images.shape == (2, 2, 3, 1, 16, 16)

@@ -164,6 +164,7 @@ def test_default_steps():
     assert default_steps(load_experiment("mnist16", ["discovery.M=400"])) == [200, 400, 800, 1000]
 
 
+@pytest.mark.slow
 def test_the_table_goes_on_after_oom_and_says_what_failed(tmp_path, monkeypatch):
     def various(cell):
         changes = {
@@ -213,6 +214,7 @@ def test_picture_of_any_table(tmp_path, limit, statuses):
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, measured):
     quick = module.measure_apart
 

@@ -44,6 +44,7 @@ def test_training_never_sees_the_noise_of_the_evaluation(tiny, tiny_model, monke
     assert not (used[:, None] == evaluated[None]).all(-1).any()
 
 
+@pytest.mark.slow
 def test_sigterm_stops_with_a_checkpoint_and_says_so(tmp_path, tiny_model):
     out, log = tmp_path / "run", tmp_path / "log"
     options = tiny_options("discovery.steps=100000")
@@ -70,6 +71,7 @@ def test_max_minutes_then_resume(tmp_path, tiny):
     assert pd.read_csv(out / "metrics.csv")["step"].tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pretrain", "train"])
 def test_the_provenance_has_every_piece_of_a_training(name, tmp_path, tiny, tiny_model):
     def run_(**options):
@@ -103,6 +105,7 @@ def test_resume_refuses_other_settings_and_other_seeds(tmp_path, tiny):
         pretrain(tiny, images, out, device=CPU, resume=True, seed=1)
 
 
+@pytest.mark.slow
 def test_resume_takes_settings_that_do_not_matter(tmp_path, tiny, tiny_model):
     """Those of another stage, and how often something is written: a pretraining goes on beside changes for later."""
     images = load_images(tiny.data)

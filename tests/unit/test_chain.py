@@ -274,6 +274,7 @@ def unet_chain(M, dtype=torch.float32):
     return model, block, steps, torch.randn(2, 1, 16, 16).to(dtype)
 
 
+@pytest.mark.slow
 def test_strategies_agree_on_the_diffusion_chain():
     found = []
     for how in STRATEGIES.values():
@@ -358,6 +359,7 @@ def test_compiling_without_a_compiler_is_refused(tiny, monkeypatch, tmp_path):
         freeze(wanted, build_model(tiny), CPU)
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_timesteps(tiny, monkeypatch):
     from torch._dynamo.testing import CompileCounter
 
@@ -386,12 +388,14 @@ def saved_bytes_peak(M, **how):
     return saved_tensors_peak(lambda: backpropagate(steps, x_T, lambda x: x.square().mean(), **how))
 
 
+@pytest.mark.slow
 def test_saved_bytes_are_flat_for_node_and_grow_for_vanilla():
     node = {M: saved_bytes_peak(M, strategy="node") for M in (10, 20, 40)}
     assert node[40] <= 1.05 * node[10]
     assert saved_bytes_peak(20, strategy="vanilla") >= 5 * node[20]
 
 
+@pytest.mark.slow
 def test_saved_bytes_grow_evenly_with_the_kept_steps():
     held = [saved_bytes_peak(10, keep=keep) for keep in (0, 1, 6, 10)]
     assert held[0] <= held[1] < held[2] < held[3]

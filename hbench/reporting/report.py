@@ -19,7 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hbench.config import Experiment
 from hbench.errors import HBenchError
 from hbench.experiments import paper_of, parse_experiment
-from hbench.reporting.artifacts import ARTIFACTS, Artifact, Comparison, Named, Row, Values
+from hbench.reporting.artifacts import ARTIFACTS, Artifact
+from hbench.reporting.rows import Comparison, Named, Row
 from hbench.store.files import write_text
 from hbench.store.folders import refuse_links
 from hbench.store.provenance import FILE as PROVENANCE
@@ -191,7 +192,7 @@ def _markdown_page(template: str, folder: Path, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-_TEMPLATES: Values = {
+_TEMPLATES: dict[str, Any] = {
     "loader": PackageLoader("hbench.reporting"),
     "undefined": StrictUndefined,
     "trim_blocks": True,

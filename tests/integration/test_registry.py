@@ -18,7 +18,8 @@ from hbench.cli.reproduce import tasks
 from hbench.errors import HBenchError
 from hbench.evaluation.rca import RCA
 from hbench.reporting import artifacts, report
-from hbench.reporting.artifacts import ARTIFACTS, Artifact, Row
+from hbench.reporting.artifacts import ARTIFACTS, Artifact
+from hbench.reporting.rows import Row
 from hbench.store.provenance import provenance
 from hbench.store.results import Result
 

@@ -1,0 +1,262 @@
+"""Rows of the table, ours beside the paper's: what a report says of each result."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from hbench.config import Paper
+from hbench.core.intervals import median_interval
+from hbench.evaluation.ablations import Ablations
+from hbench.evaluation.curves import TrainingCurves
+from hbench.evaluation.edit import EditedImages
+from hbench.evaluation.fid import Fidelity
+from hbench.evaluation.mos.score import MosScore
+from hbench.evaluation.properties import Properties
+from hbench.evaluation.rca import RCA
+from hbench.evaluation.traverse import Traversal
+from hbench.evaluation.vram_sweep import VramSweep
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, in words; fields that do not apply are empty."""
+
+    artifact: str
+    item: str
+    """Item of the paper: "Table 1", "Fig. 4"."""
+    paper: str
+    """Number of the paper."""
+    ours: str
+    """Our number."""
+    interval: str = ""
+    n: str = ""
+    ran: bool = True
+    """True if there is a result."""
+    provenance: Path | None = None
+    """File with the provenance of the result."""
+    experiment: str = ""
+    """Title of the measured experiment, in the paper's notation; ablations may have another than the report."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A direction that someone named by eye."""
+
+    direction: int
+    name: str
+    accuracy: str
+    """Accuracy in words."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Variants of a training side by side, in words."""
+
+    caption: str
+    columns: list[str]
+    lines: list[list[str]]
+
+
+def rca_rows(result: RCA, paper: Paper) -> list[Row]:
+    """Return the rows of an RCA, with the numbers to read beside it."""
+    n = f"{result.n:,} pairs"
+    chance = f"RCA (chance {result.chance:.3f})"
+    shown = (
+        (chance, "Table 1", published_number(paper.rca), result.accuracy, result.interval),
+        *(
+            (name, item, theirs, getattr(result, key), getattr(result, f"{key}_interval"))
+            for name, item, theirs, key in (
+                ("magnitude error |s_hat - s|", "", "", "magnitude_error"),
+                ("D on raw samples", "Fig. 10", "0.5", "D_raw"),
+                ("D on shifted samples", "Fig. 10", "0.5", "D_shifted"),
+                ("share of shifted samples outside the domain", "", "", "outside"),
+            )
+        ),
+    )
+    return [
+        Row(name, item, theirs, _number(value), _interval(bounds), n) for name, item, theirs, value, bounds in shown
+    ]
+
+
+def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
+    """Return the rows of Frechet and kernel distances."""
+    rows = []
+    for kind, found, published in (
+        ("raw", result.raw, paper.fid_raw),
+        ("shifted", result.shifted, paper.fid_shifted),
+    ):
+        n = f"{found.n:,} against {result.n_real:,} real"
+        theirs = published_number(published) if result.metric == "FID" else ""
+        name = f"{result.metric}, {kind} samples"
+        rows.append(Row(name, "Table 2", theirs, _number(found.fd), _interval(found.interval), n))
+        if found.kid is not None:
+            spread = "" if found.kid_std is None else f" (std {found.kid_std:.5f} over subsets)"
+            rows.append(Row(f"KID, {kind} samples", "", "", f"{found.kid:.5f}{spread}", n=n))
+    for name, value, bounds, count in (
+        ("shifted / raw", result.ratio, result.ratio_interval, result.shifted.n),
+        ("between two halves of the real images", result.halves, result.halves_interval, result.n_real // 2),
+    ):
+        label = f"{result.metric}, {name}"
+        rows.append(Row(label, "Table 2", "", _number(value), _interval(bounds), f"{count:,} each"))
+    return rows
+
+
+def sweep_rows(result: VramSweep, paper: Paper) -> list[Row]:
+    """Return the rows of a sweep: memory over M, and throughput against node."""
+    cells = {cell.key: cell for cell in result.cells if cell.status in ("ok", "oom")}
+    rows = []
+    n = f"{min((len(cell.step_seconds) for cell in cells.values() if cell.step_seconds), default=0)} steps a cell"
+    published = {"node": "flat", "vanilla": "grows, past 24 GB"}
+    for strategy in dict.fromkeys(strategy for strategy, _ in cells):
+        Ms = sorted(M for name, M in cells if name == strategy)
+        found = [cells[strategy, M] for M in Ms]
+        memory = [f"{cell.memory_mib:,.0f}" if cell.status == "ok" else "out of memory" for cell in found]
+        name = f"training memory of {strategy} in MiB, M = {', '.join(map(str, Ms))}"
+        rows.append(Row(name, "Fig. 4", published.get(strategy, ""), "; ".join(memory), n=n))
+    for strategy in ("vanilla", "torch-checkpoint"):
+        for M in sorted(M for name, M in cells if name == strategy and ("node", M) in cells):
+            pair = [cells[name, M] for name in (strategy, "node")]
+            if all(cell.status == "ok" for cell in pair):
+                theirs = "comparable" if strategy == "vanilla" else ""
+                seconds = [median(cell.step_seconds) for cell in pair]
+                ratio = f"{seconds[0] / seconds[1]:.2f}"  # no interval: one process each, and steps in it are alike
+                rows.append(Row(f"throughput, node / {strategy}, M = {M}", "Fig. 4", theirs, ratio, n=n))
+    return rows
+
+
+def curve_rows(result: TrainingCurves, paper: Paper) -> list[Row]:
+    """Return the rows of the discriminator in training."""
+    (run, *_) = result.runs
+    return [
+        Row(
+            f"D on {kind} in training, last third",
+            "Fig. 10",
+            "0.5",
+            _number(value),
+            _interval(bounds),
+            f"{run.n:,} steps",
+        )
+        for kind, value, bounds in (
+            ("raw", run.D_raw, (run.D_raw_low, run.D_raw_high)),
+            ("shifted", run.D_shifted, (run.D_shifted_low, run.D_shifted_high)),
+        )
+    ]
+
+
+def property_rows(result: Properties, paper: Paper) -> list[Row]:
+    """Return the rows of the three sources of directions compared."""
+    n, n_mean = f"{result.n:,} samples", f"{result.n_mean:,} samples"
+    shown = (
+        ("cosine of own and mean direction (homogeneity)", result.homogeneity, "", n),
+        ("cosine between timesteps (consistency)", result.consistency, "", n_mean),
+        ("cosine between two directions, the floor", result.others, "", n_mean),
+        ("mean edit, distance from the own / its size", result.distance_mean, "almost the same", n),
+        ("time-invariant edit, distance from the own / its size", result.distance_global, "almost the same", n),
+        ("k recognised in own edits", result.accuracy_own, "", n),
+        ("k recognised in mean edits", result.accuracy_mean, "", n),
+        ("k recognised in time-invariant edits", result.accuracy_global, "", n),
+        ("correlation of s_hat and s (linearity)", result.correlation, "", n),
+    )
+    return [
+        Row(name, "Fig. 9", theirs, _number(found.value[-1]), _interval([found.low[-1], found.high[-1]]), of)
+        for name, found, theirs, of in shown
+    ]
+
+
+def edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
+    """Return the row of reconstructed images."""
+    name = "real images reconstructed, median PSNR in dB"
+    bounds = _interval(median_interval(result.psnrs), 1)
+    return [Row(name, "Fig. 8", "", f"{median(result.psnrs):.1f}", bounds, f"{len(result.psnrs)} images")]
+
+
+def ablation_rows(result: Ablations, paper: Paper) -> list[Row]:
+    """Return the rows of the variants of a training."""
+    names = {"rca": "RCA", "fd_shifted": "FD (LeNet digits), shifted"}
+    items = {"full": "Fig. 3", "l1": "Fig. 3", "per-step": "Sec. 4.4"}
+    return [
+        Row(
+            f"{line.variant}: {names[line.metric]}",
+            items.get(line.variant, ""),
+            "destructive" if (line.variant, line.metric) == ("l1", "fd_shifted") else "",
+            _number(line.mean),
+            _interval([line.low, line.high]),
+            f"{line.seeds} training{'s' * (line.seeds > 1)}",
+        )
+        for line in result.means
+        if line.metric in names
+    ]
+
+
+def variants(result: Ablations) -> Comparison:
+    """Return a table of the variants side by side."""
+    names = {
+        "rca": "RCA",
+        "fd_shifted": "FD (LeNet digits) shifted",
+        "fd_raw": "FD raw",
+        "outside": "outside the domain",
+        "magnitude_error": "|s_hat - s|",
+        "D_raw": "D on raw",
+        "D_shifted": "D on shifted",
+    }
+    chances = {run.variant: _number(run.chance) for run in result.runs}
+    cells = {}
+    for line in result.means:
+        # no training changes the raw samples
+        bounds = "" if line.metric == "fd_raw" else _interval([line.low, line.high])
+        cells[line.variant, line.metric] = f"{_number(line.mean)} {bounds}".rstrip()
+    metrics = [metric for metric in names if any(of == metric for _, of in cells)]
+    seeds = max(line.seeds for line in result.means)
+    if seeds > 1:
+        mean = f"Mean over {seeds} trainings and its 95 % t-interval, wide for so few and not cut at 0 or 1"
+    else:
+        mean = "One training each, so no interval"
+    return Comparison(
+        caption=f"{mean}; {result.runs[0].n:,} pairs each, from the same x_T. D is of the training's last third.",
+        columns=["variant", "chance", *(names[metric] for metric in metrics)],
+        lines=[
+            [variant, chance, *(cells.get((variant, metric), "") for metric in metrics)]
+            for variant, chance in chances.items()
+        ],
+    )
+
+
+def mos_rows(result: MosScore, paper: Paper) -> list[Row]:
+    """Return the rows of the opinion scores."""
+    rows = []
+    for run in result.runs:
+        of = "" if len(result.runs) == 1 else f" of {run.run} ({run.title})"
+        published = "" if of else published_number(paper.mos)
+        for name, found, theirs in (("MOS", run.mos, published), ("MOS of untrained directions", run.floor, "")):
+            if found.mean is not None:
+                bounds = _interval(found.interval)
+                rows.append(Row(f"{name}{of}", "Table 1", theirs, f"{found.mean:.3f}", bounds, f"{found.n} directions"))
+    return rows
+
+
+def named_directions(result: Traversal) -> list[Named]:
+    """Return the directions that have a name."""
+    return [Named(each.direction, each.name, _number(each.accuracy)) for each in result.directions if each.name]
+
+
+def no_rows(result: Any, paper: Paper) -> list[Row]:
+    """Return no row."""
+    return []
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def published_number(value: float | None) -> str:
+    """Return a number of the paper in words; nothing where it has none."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
+    """Return bounds in words; empty if there are none."""
+    known = [bound for bound in bounds or () if bound is not None and math.isfinite(bound)]
+    return f"[{known[0]:.{digits}f}, {known[1]:.{digits}f}]" if len(known) == 2 else ""

@@ -52,7 +52,7 @@ def command(name, out, tiny_model, tiny_run, lenet):
     if name == "train":
         return ["train", "digits16", *OPTIONS, "--model", tiny_model, "--out", out, "--quiet"], ["--resume"]
     if name == "fid":
-        options = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--samples", 512, "--quiet"]
+        options = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--samples", 256, "--quiet"]
         return ["fid", tiny_run, *options, "--cache", out / "cache", "--out", out / "fid"], ["--overwrite"]
     options = ["--m", "2,3", "--strategies", "node", "--repeats", 1, "--device", "cpu", "--quiet"]
     return ["vram-sweep", "digits16", *OPTIONS, *options, "--out", out], ["--resume"]

@@ -31,7 +31,8 @@ from hbench.training.checkpoint import CHECKPOINT
 
 CPU = torch.device("cpu")
 OPTIONS = tiny_options()
-SOURCES = sorted(Path(hbench.__file__).parent.rglob("*.py"))
+PACKAGE = Path(hbench.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 # Pickles ------------------------------------------------------------------------------------------------------------
@@ -55,7 +56,7 @@ def calls(tree):
             yield ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_no_module_can_run_what_it_reads(path):
     tree = ast.parse(path.read_text())
     for name, options in calls(tree):
@@ -130,13 +131,17 @@ def test_no_code_in_files_called_safetensors(bad, tmp_path, tiny_run):
 # Links --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(tmp_path, tiny_run):
-    """A run from a stranger, with one result."""
-    folder = tmp_path / "run"
-    shutil.copytree(tiny_run, folder)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, tiny_run):
+    folder = shutil.copytree(tiny_run, tmp_path_factory.mktemp("measured") / "run")
     assert invoke("rca", folder, "--pairs", 8, "--quiet").exit_code == 0
     return folder
+
+
+@pytest.fixture
+def run(tmp_path, measured):
+    """A run from a stranger, with one result."""
+    return shutil.copytree(measured, tmp_path / "run")
 
 
 @pytest.fixture

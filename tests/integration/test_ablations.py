@@ -171,6 +171,7 @@ def test_per_step_resumes_with_the_same_bits(precision, tmp_path, tiny_model):
     assert (whole / "metrics.csv").read_text() == (broken / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_checkpoints_of_earlier_versions_resume_as_what_they_were(tmp_path, tiny, tiny_model):
     model = load_model(tiny_model, tiny)
     train(tiny, model, tmp_path, device=CPU, max_minutes=1e-6)

@@ -125,6 +125,7 @@ def test_generated_documents_are_up_to_date():
     assert {path for path in pages if path.suffix == ".json"} == set((ROOT / "docs" / "schema").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_committed_results_are_as_their_schemas_say():
     generator = load_generator()
     of_file = {

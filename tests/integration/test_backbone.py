@@ -43,6 +43,7 @@ def toys(monkeypatch):
     monkeypatch.setattr("hbench.models.build_unet", lambda experiment: ToyUNet(experiment.data.size))
 
 
+@pytest.mark.slow
 def test_another_backbone_goes_from_pretraining_to_a_picture(tiny, tmp_path):
     assert isinstance(build_model(tiny), Backbone)
     images = hbench.load_images(tiny.data)

@@ -91,6 +91,7 @@ def test_the_fidelity_command_gives_the_same_numbers(extractor, tiny, tmp_path, 
     assert ours.kid_std == pytest.approx(theirs["kernel_inception_distance_std"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_stored_statistics_stand_for_the_images(lenet, extractor, tiny, tmp_path):
     paths = pngs(image_folder(load_labelled(tiny.data)[0], tmp_path))
     made = real_reference(features(paths, extractor, tmp_path, CPU))

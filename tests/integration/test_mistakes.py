@@ -175,6 +175,7 @@ def pictures(draw):
     return bytes(content[: draw(st.integers(0, len(content)) | st.just(len(content)))])
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=250)
 @given(pictures() | st.binary(max_size=40), st.sampled_from([1, 3]), st.sampled_from([".png", ".TIFF", ".jpg"]))
 def test_any_picture(content, channels, suffix):

@@ -70,6 +70,7 @@ def test_a_cell_in_a_fresh_process():
     assert row.max_memory_allocated_mib is None
 
 
+@pytest.mark.slow
 def test_the_step_is_the_trainers(tmp_path, tiny):
     from hbench.training.discover import train
 
@@ -407,6 +408,7 @@ def test_a_sweep_from_python(measured, tiny, tmp_path):
         vram_sweep(tiny, **sizes, repeats=0)
 
 
+@pytest.mark.slow
 def test_resume_mends_a_table_that_a_kill_left_behind(measured, tmp_path):
     arguments = ["--steps", "2,3", "--strategies", "node", "--out", str(tmp_path / "x")]
     assert sweep(*arguments).exit_code == 0

@@ -128,6 +128,7 @@ def test_resume_takes_settings_that_do_not_matter(tmp_path, tiny, tiny_model):
         train(other, model, discovery, device=CPU, resume=True)
 
 
+@pytest.mark.slow
 def test_from_python_nothing_is_overwritten_unasked(tmp_path, tiny):
     images, out = load_images(tiny.data), str(tmp_path / "run")
     assert pretrain(tiny, images, out)
@@ -177,6 +178,7 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert not (out / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_training_moves_only_what_it_should(tmp_path, tiny, tiny_model):
     model = load_model(tiny_model, tiny)
     before = {name: value.clone() for name, value in model.state_dict().items()}

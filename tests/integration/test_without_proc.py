@@ -45,6 +45,7 @@ def test_memory_without_proc(no_proc):
     assert "polled" in source
 
 
+@pytest.mark.slow
 def test_auto_keeps_graphs_without_proc(no_proc, tiny, capsys):
     auto = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update={"strategy": "auto"})})
     sampler = Sampler.of(auto, build_model(auto), CPU)

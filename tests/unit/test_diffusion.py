@@ -132,6 +132,7 @@ SMALL = ADMConfig(
 )
 
 
+@pytest.mark.slow
 def test_pairs_are_what_the_two_processes_make_apart():
     torch.manual_seed(0)
     model = UNetModel(SMALL).double().eval()

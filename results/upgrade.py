@@ -7,15 +7,16 @@ else in it changes. A report is made again by ``hbench report``.
 import sys
 from pathlib import Path
 
+from hbench.errors import HBenchError
 from hbench.reporting.artifacts import ARTIFACTS
 from hbench.reporting.report import REASONS, NotRun
 from hbench.store.folders import EXPERIMENT
 from hbench.store.provenance import FILE, Provenance
 from hbench.store.records import Record
-from hbench.store.weights import Settings
+from hbench.store.weights import WrittenExperiment
 
 CLASSES: dict[str, type[Record]] = {
-    EXPERIMENT: Settings,
+    EXPERIMENT: WrittenExperiment,
     FILE: Provenance,
     REASONS: NotRun,
     **{f"{artifact.result.NAME}.json": artifact.result for artifact in ARTIFACTS},
@@ -37,5 +38,8 @@ def upgrade(folder: Path) -> list[Path]:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        for changed in upgrade(Path(name)):
-            print(changed)
+        try:
+            for changed in upgrade(Path(name)):
+                print(changed)
+        except HBenchError as error:
+            sys.exit(f"Error: {error}")

@@ -54,7 +54,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """Return a value in the form of JSON: null for nan and infinity, lists for tuples, bytes of no text escaped."""
+    """Return a value in the form of JSON: null for nan and infinity, lists for tuples, bytes of no text escaped.
+
+    Scalars of NumPy and PyTorch become those of Python.
+    """
+    if hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, Mapping):
         return {jsonable(key): jsonable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

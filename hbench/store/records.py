@@ -56,7 +56,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as they stand in the file, schema number first."""
-        values: dict[str, Any] = jsonable(_adapter(type(self)).dump_python(self, by_alias=True))
+        values: dict[str, Any] = jsonable(_adapter(type(self)).dump_python(self, by_alias=True, warnings=False))
         return values | {"schema": self.SCHEMA}
 
     @classmethod
@@ -74,7 +74,7 @@ class Record:
         if not isinstance(values, dict):
             raise HBenchError(f"{source}: holds no {cls._kind()}: {remedy}")
         schema = values.get("schema", 0)
-        if not isinstance(schema, int):
+        if not isinstance(schema, int) or isinstance(schema, bool) or schema < 0:
             raise HBenchError(f"{source}: schema {schema!r} is no whole number: {remedy}")
         if schema > cls.SCHEMA:
             raise HBenchError(

@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +51,8 @@ def test_a_record_comes_back_as_it_was(tmp_path):
         ({"values": [True]}, "values"),
         ({"schema": 2}, "newer hbench (schema 2"),
         ({"schema": "x"}, "is no whole number"),
+        ({"schema": True}, "is no whole number"),
+        ({"schema": -1}, "is no whole number"),
         ({"span": [1]}, "span"),
     ],
 )
@@ -98,3 +102,26 @@ def test_nothing_is_overwritten_silently(tmp_path):
     with pytest.raises(HBenchError, match="already holds results"):
         result.save(tmp_path / "rca")
     result.save(tmp_path / "rca", overwrite=True)
+
+
+def upgrade(*folders):
+    """Run the script that upgrades results."""
+    command = [sys.executable, RESULTS.parent / "upgrade.py", *folders]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_an_upgrade_changes_a_result_once_and_no_file_that_it_does_not_know(tmp_path):
+    values = json.loads((RESULTS / "rca" / "rca.json").read_text())
+    del values["schema"]
+    (tmp_path / "rca.json").write_text(json.dumps(values))
+    (tmp_path / "foreign.json").write_text("{}")
+    assert upgrade(tmp_path).stdout.strip() == str(tmp_path / "rca.json")
+    assert json.loads((tmp_path / "rca.json").read_text()) == values | {"schema": 1}
+    assert upgrade(tmp_path).stdout == ""
+    assert (tmp_path / "foreign.json").read_text() == "{}"
+    (tmp_path / "plan.json").write_text('{"schema": 7}')
+    refused = upgrade(tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"Error: {tmp_path / 'plan.json'}: was written by a newer hbench")
+    assert (tmp_path / "plan.json").read_text() == '{"schema": 7}'

@@ -10,8 +10,15 @@ class HBenchError(Exception):
 
 
 def check_at_least(least: int, **values: int) -> None:
-    """Raise a ValueError that names the first of the values below ``least``."""
+    """Raise an error that names the first of the values that is below ``least``, or no whole number.
+
+    Raises:
+        ValueError: a value below ``least``.
+        TypeError: not a whole number.
+    """
     for name, value in values.items():
+        if not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 

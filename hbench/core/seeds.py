@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hbench import errors
+
 
 def draw_x_T(seed: int, first: int, count: int, shape: Sequence[int]) -> Tensor:
     """Draw the starting noise of images ``first`` .. ``first + count - 1``: float32 [count, *shape], on the CPU.
@@ -111,5 +113,6 @@ def real_halves() -> int:
 
 
 def _mixed(*entropy: int) -> int:
-    """Return 63 well-mixed bits of the given non-negative numbers; zeros at the end do not count."""
+    """Return 63 well-mixed bits of the given non-negative numbers, seed first; zeros at the end do not count."""
+    errors.check_at_least(0, seed=entropy[0])
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

@@ -140,6 +140,7 @@ def lenet(
     )
 
 
+@torch.random.fork_rng(devices=[])
 def train_lenet(
     experiment: Experiment, images: Tensor, labels: Tensor, *, epochs: int = 5, seed: int = 0
 ) -> DigitLeNet:

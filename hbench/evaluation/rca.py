@@ -11,7 +11,7 @@ import torch
 from hbench.core.images import soft_clip
 from hbench.core.intervals import student, wilson
 from hbench.core.sampler import BATCH
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, check_at_least
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
@@ -122,8 +122,7 @@ def rca(
     Raises:
         ValueError: no pair.
     """
-    if pairs < 1:
-        raise ValueError(f"pairs must be at least 1, got {pairs}")
+    check_at_least(1, pairs=pairs)
     source = source or direction_source(run)
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
     batches = []

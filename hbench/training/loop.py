@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from hbench.config import Discovery, Experiment, Pretrain
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, check_at_least
 from hbench.runtime import distributed
 from hbench.runtime.device import pick_device
 from hbench.runtime.distributed import agreed, check_batch_size, launched, rank
@@ -92,9 +92,11 @@ def started(
         details: details of the provenance.
 
     Raises:
+        ValueError: a negative seed.
         HBenchError: the processes cannot share a batch, the folder holds something else or is in use, or its checkpoint
             is damaged or of another training.
     """
+    check_at_least(0, seed=seed)
     settings: Pretrain | Discovery = experiment.pretrain if stage == "pretrain" else experiment.discovery
     check_batch_size(f"{stage}.batch_size", settings.batch_size)
     out, device = Path(out), pick_device(device)

@@ -77,9 +77,14 @@ def pretrain(
         draw: function that draws the curves of a folder, called before each checkpoint.
 
     Raises:
+        ValueError: images of another form.
         HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays), or
             ``out`` holds something else or cannot be written.
     """
+    shape = experiment.data.image_shape
+    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != shape:
+        needed, got = ", ".join(map(str, shape)), f"{images.dtype} {list(images.shape)}"
+        raise ValueError(f"images must be uint8 [N, {needed}] with N of at least 1, got {got}")
     settings = experiment.pretrain
     names = [field.name for field in fields(Pretrained)]
     n = len(images)

@@ -211,3 +211,12 @@ def test_learning_rate_warms_up_and_decays():
     assert lr_factor(settings, 0) == pytest.approx(1 / 100)
     assert lr_factor(settings, 100) == 1
     assert lr_factor(settings, settings.steps - 1) < 1e-3
+
+
+@pytest.mark.parametrize("images", [torch.zeros(4, 1, 16, 16), torch.zeros(4, 3, 16, 16, dtype=torch.uint8)])
+def test_images_and_seeds_that_cannot_be_are_refused_before_the_folder_is_made(tiny, tmp_path, images):
+    with pytest.raises(ValueError, match="images must be uint8"):
+        pretrain(tiny, images, tmp_path / "out", device=CPU)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        pretrain(tiny, load_images(tiny.data), tmp_path / "out", device=CPU, seed=-1)
+    assert not (tmp_path / "out").exists()

@@ -144,7 +144,7 @@ def edit(
     errors = mean_square_error(reconstructed[:, 0], x_0).tolist()
     edits_of_each = edit_each(run, x_T, edits, source, steps, precision)
     return EditedImages(
-        edits=[list(each.items()) for each in edits],
+        edits=[[(int(k), float(s)) for k, s in each.items()] for each in edits],
         images=[
             Reconstruction(image=str(image.file), mse=mse, psnr=psnr(mse), files=f"{i:02d}-{image.file.stem}")
             for i, (image, mse) in enumerate(zip(images, errors, strict=True))

@@ -21,13 +21,25 @@ def pick_device(name: str | torch.device) -> torch.device:
     """Return the device called ``name``; "auto" is CUDA where there is one, else the CPU.
 
     Each process on one machine has a GPU to itself by "auto" and "cuda": the one of its local rank. A torch device is
-    taken as it is, since it was picked before.
+    that of the caller's choice.
 
     Raises:
         HBenchError: no such device here, or more processes than GPUs.
     """
-    if isinstance(name, torch.device):
-        return name
+    device = name if isinstance(name, torch.device) else _named(str(name))
+    if device.type not in ("cpu", "cuda"):
+        raise HBenchError(f'`device={name}`: no such device: use "auto", "cpu", "cuda" or "cuda:N"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise HBenchError(f"`device={name}`: found {torch.cuda.device_count()} CUDA devices: use `device=cpu`")
+    with warnings.catch_warnings():  # torch 2.9 announces other names for this, which its own torch.compile cannot take
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32", UserWarning)
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")  # PyTorch's default, which an environment variable can change
+    return device
+
+
+def _named(name: str) -> torch.device:
+    """Return the device called ``name``, or "meta", which hbench refuses, where there is none of that name."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and launched():
@@ -39,18 +51,9 @@ def pick_device(name: str | torch.device) -> torch.device:
         if name == "cuda":
             name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        device = torch.device(name)
+        return torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise HBenchError(f'`device={name}`: no such device: use "auto", "cpu", "cuda" or "cuda:N"')
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise HBenchError(f"`device={name}`: found {torch.cuda.device_count()} CUDA devices: use `device=cpu`")
-    with warnings.catch_warnings():  # torch 2.9 announces other names for this, which its own torch.compile cannot take
-        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32", UserWarning)
-        torch.backends.cudnn.allow_tf32 = False
-        torch.set_float32_matmul_precision("highest")  # PyTorch's default, which an environment variable can change
-    return device
+        return torch.device("meta")
 
 
 def wall_seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple, assert_never
+from typing import Literal, NamedTuple, assert_never, get_args
 
 import numpy as np
 import torch
@@ -54,8 +54,11 @@ def load_images(
         uint8 [N, channels, size, size].
 
     Raises:
+        ValueError: no such split.
         HBenchError: no data there, unreadable pictures, or too few.
     """
+    if split not in get_args(Split):
+        raise ValueError(f"split must be {' or '.join(get_args(Split))}, got {split!r}")
     images, _ = load_labelled(data, data_root, split, download)
     if len(images) < 2:
         raise HBenchError(f"{data_root or data.dataset}: found {len(images)} {split} images, need at least 2: add some")

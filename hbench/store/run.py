@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from textwrap import shorten
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ SHIPPED = Path(hbench.__file__).parent / "shipped"
 """Folder of the runs that hbench ships."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A finished discovery, ready for use: all networks frozen, in eval mode, on one device."""
 
@@ -112,7 +113,8 @@ class Run:
             for each image, with an edit almost twice as much.
 
         Raises:
-            ValueError: wrong shape, no such direction, a magnitude that is not finite, or steps out of range.
+            ValueError: wrong shape or type of number, no such direction, a magnitude that is not finite, or steps out
+                of range.
         """
         return self._generate(self._sampler(steps), x_T, edit, source)
 
@@ -123,7 +125,7 @@ class Run:
         exact with ``precision`` "bfloat16". Cost: ``steps`` passes of the model for each image.
 
         Raises:
-            ValueError: wrong shape, or steps out of 1..T.
+            ValueError: wrong shape or type of number, no such precision, or steps out of 1..T.
         """
         self._check_images("images", images)
         sampler = self._sampler(steps, precision)
@@ -175,8 +177,9 @@ class Run:
         Raises:
             ValueError: no such direction, or a number out of range.
         """
-        chosen = range(self.K) if directions is None else directions
+        chosen = list(range(self.K) if directions is None else directions)
         self.check_edit(dict.fromkeys(chosen, 0.0))
+        chosen = [int(k) for k in chosen]
         check_at_least(1, examples=examples, directions=len(chosen))
         check_at_least(2, samples=samples)
         source = self._checked(source)
@@ -198,9 +201,16 @@ class Run:
         return partial(own_direction, self.shift_block)
 
     def check_edit(self, edit: Edit) -> None:
-        """Raise a ValueError where an edit names a direction outside 0..K-1, or a magnitude that is not finite."""
+        """Check an edit.
+
+        Raises:
+            ValueError: a direction outside 0..K-1, or a magnitude that is not finite.
+            TypeError: not a mapping.
+        """
+        if not isinstance(edit, Mapping):
+            raise TypeError(f"an edit is a dict of directions and magnitudes, as in {{3: 2.5}}, got {edit!r}")
         for k, s in edit.items():
-            if k not in range(self.K):
+            if isinstance(k, bool) or not hasattr(k, "__index__") or k not in range(self.K):
                 raise ValueError(f"no direction {k}: the run has 0 to {self.K - 1}")
             if not math.isfinite(s):
                 raise ValueError(f"the magnitude of direction {k} must be finite, got {s}")
@@ -219,6 +229,8 @@ class Run:
         T = self.experiment.diffusion.T
         if steps is not None and not 1 <= steps <= T:
             raise ValueError(f"steps must be in 1..{T}, got {steps}")
+        if precision is not None and precision not in get_args(Precision):
+            raise ValueError(f"precision must be {' or '.join(get_args(Precision))}, got {precision!r}")
         sampler = self.sampler.with_steps(steps)
         return replace(sampler, precision=precision) if precision else sampler
 
@@ -228,9 +240,16 @@ class Run:
         return source or self.own
 
     def _check_images(self, name: str, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(images).__name__}")
+        if images.dtype != torch.float32:
+            hint = "; pixels of 0 to 255 become images by pixels.float() / 127.5 - 1" if name == "images" else ""
+            raise ValueError(f"{name} must be float32, got {images.dtype}{hint}")
         if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != self.image_shape:
             shape = ", ".join(map(str, self.image_shape))
             raise ValueError(f"{name} must be [B, {shape}] with B of at least 1, got {list(images.shape)}")
+        if name == "images" and not (largest := images.abs().max()) <= 10:  # a sample's excess is small
+            raise ValueError(f"images must be finite and in about [-1, 1], got values of up to {largest:g} in size")
 
 
 def locate(path: str | Path) -> Path:
@@ -254,6 +273,7 @@ def run_hashes(path: str | Path) -> dict[str, str]:
     return {role: sha256(file) for role, file in files.items() if file.is_file()}
 
 
+@torch.random.fork_rng(devices=[])
 def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
     """Return the run in a folder, or the shipped one of that name.
 
@@ -292,6 +312,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
     return run
 
 
+@torch.random.fork_rng(devices=[])
 def load_model(
     path: str | Path, experiment: Experiment | None = None, *, device: str | torch.device = "auto"
 ) -> DiffusionModel:

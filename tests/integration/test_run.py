@@ -1,10 +1,15 @@
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from hbench.config import Data
 from hbench.errors import HBenchError
+from hbench.evaluation.edit import EditedImages, edit
+from hbench.evaluation.rca import RCA, rca
+from hbench.store.datasets import load_images, read_images
 from hbench.store.pictures import Grid
 from hbench.store.run import load_model, load_run
 
@@ -107,3 +112,63 @@ def test_the_picture_of_a_grid_has_room_for_its_labels(tmp_path):
 def test_wrong_values_are_refused_with_the_range(run, ask, said):
     with pytest.raises(ValueError, match=said):
         ask(run)
+
+
+def test_loading_leaves_the_random_state_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert load_run("mnist16", device="cpu") != load_model("mnist16", device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta"), None, 0])
+def test_a_device_that_hbench_cannot_use_is_refused_in_every_form(device):
+    with pytest.raises(HBenchError, match="no such device"):
+        load_run("mnist16", device=device)
+
+
+def test_a_run_is_itself_alone(run):
+    assert {run: 1}[run] == 1
+    assert run != load_run("mnist16", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "said"),
+    [
+        (np.zeros((1, 1, 16, 16), np.float32), TypeError, "must be a tensor, got ndarray"),
+        (torch.zeros(1, 1, 16, 16, dtype=torch.uint8), ValueError, "must be float32, got torch.uint8; pixels of 0 to"),
+        (torch.zeros(1, 1, 16, 16, dtype=torch.float64), ValueError, "must be float32"),
+        (torch.full((1, 1, 16, 16), 255.0), ValueError, r"in about \[-1, 1\], got values of up to 255"),
+        (torch.full((1, 1, 16, 16), torch.nan), ValueError, "must be finite"),
+    ],
+)
+def test_images_of_another_form_are_refused(run, images, error, said):
+    with pytest.raises(error, match=said):
+        run.invert(images, steps=2)
+
+
+def test_edits_and_numbers_of_another_type_are_refused(run):
+    x_T = run.noise(1)
+    for wrong in (True, 3.0, "3"):
+        with pytest.raises(ValueError, match="no direction"):
+            run.generate(x_T, {wrong: 1.0}, steps=1)
+    with pytest.raises(TypeError, match="an edit is a dict"):
+        run.generate(x_T, [(3, 1.0)], steps=1)
+    with pytest.raises(ValueError, match="precision must be float32 or bfloat16, got 'float16'"):
+        run.invert(x_T, steps=1, precision="float16")
+    with pytest.raises(TypeError, match=r"count must be a whole number of at least 1, got 2\.5"):
+        run.noise(2.5)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        rca(run, pairs=2, seed=-1)
+    with pytest.raises(ValueError, match="split must be train or test, got 'val'"):
+        load_images(Data(dataset="digits", label="Digits", size=16, channels=1), split="val")
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(run, tmp_path):
+    result = rca(run, pairs=np.int64(2))
+    assert RCA.load(result.save(tmp_path / "rca")).n == 2
+    Image.new("L", (16, 16)).save(tmp_path / "black.png")
+    images = read_images([tmp_path / "black.png"], run.experiment.data)
+    edited = edit(run, images, [{np.int64(3): np.float32(1), torch.tensor(7): torch.tensor(2.0)}], steps=2)
+    assert EditedImages.load(edited.save(tmp_path / "edit")).edits == [[(3, 1.0), (7, 2.0)]]
+    assert run.traverse(torch.tensor([3]), examples=1, samples=2).labels == ["3: thin to bold"]

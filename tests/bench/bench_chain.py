@@ -63,7 +63,7 @@ def interleaved(benchmark, contenders, ratios, **details):
         each = table[slow] / table[fast]
         low, high = bootstrap((each,), np.median, method="percentile", rng=0).confidence_interval
         found[name] = {"ratio": float(np.median(each)), "interval": [float(low), float(high)]}
-    origin = provenance(None, DEVICE, 0) | {"command": shlex.join(["pytest", *sys.argv[1:]])}
+    origin = replace(provenance(None, DEVICE, 0), command=shlex.join(["pytest", *sys.argv[1:]])).to_json()
     medians = {name: float(np.median(values)) for name, values in table.items()}
     benchmark.extra_info.update(n=ROUNDS, medians=medians, ratios=found, provenance=origin, **details)
     width = max(map(len, [*medians, *found]))

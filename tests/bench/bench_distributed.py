@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +23,7 @@ from hbench.models import build_discriminator, build_model, build_reconstructor,
 from hbench.models.batch_norm import GlobalBatchNorm
 from hbench.runtime import distributed
 from hbench.store.files import write_json
-from hbench.store.provenance import provenance, write_provenance
+from hbench.store.provenance import FILE, provenance
 from hbench.store.run import load_model
 from hbench.training.step import initial, raw_pairs, train_step
 
@@ -141,7 +142,7 @@ def on_paper(name):
 
 def test_throughput_of_two_processes(benchmark, tmp_path):
     origin = provenance(load_experiment("mnist16", SETTINGS), torch.device("cpu"), 0)
-    origin["command"] = shlex.join(["pytest", *sys.argv[1:]])
+    origin = replace(origin, command=shlex.join(["pytest", *sys.argv[1:]]))
     results = benchmark.pedantic(measure, args=(tmp_path,), rounds=1)
     seconds = {name: [turn["seconds"] for turn in turns] for name, turns in results.items()}
     one, two = seconds.values()
@@ -159,7 +160,7 @@ def test_throughput_of_two_processes(benchmark, tmp_path):
     print(json.dumps({key: value for key, value in record.items() if not isinstance(value, dict | list)}))
     folder = Path(__file__).parents[2] / "results" / "bench" / "distributed"
     write_json(folder / "distributed.json", record)
-    write_provenance(folder, origin, turns=TURNS, steps_a_turn=STEPS)
+    origin.finished(turns=TURNS, steps_a_turn=STEPS).write(folder / FILE)
     paper = record["on_paper"]["mnist16"]
     rest = record["bytes_per_step"] - paper["gradient_bytes"] - paper["batch_norm_bytes"]
     assert 0 < rest < 200  # the metrics

@@ -202,7 +202,7 @@ def test_campaign(name, tmp_path, tiny_model, tiny_run, lenet, pytestconfig, rec
 
 def record(file, n, name, counts):
     """Keep the counts of one command; those of the others stay, so that a campaign may be made in pieces."""
-    origin = provenance(None, torch.device("cpu"), 0)
+    origin = provenance(None, torch.device("cpu"), 0).to_json()
     known = json.loads(file.read_text())["commands"] if file.is_file() else {}
     known[name] = counts | {key: origin[key] for key in ("started_utc", "git")}
     values = {

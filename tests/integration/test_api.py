@@ -63,13 +63,13 @@ def test_the_example_of_the_readme_runs_in_an_empty_folder(tmp_path):
         for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
         if "import hbench" in block
     )
-    said = python(example.replace("pairs=200", "pairs=20"), tmp_path)
+    said = python(example, tmp_path)
     assert said.stdout.startswith("RCA 0.")
     assert said.stderr == ""  # no progress unless it is asked for
     assert (tmp_path / "grid.png").stat().st_size > 1000
     origin = json.loads((tmp_path / "rca" / "provenance.json").read_text())
     assert origin["command"] is None
-    assert origin["n"] == 20
+    assert origin["n"] == 200
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +147,6 @@ def test_committed_results_are_as_their_schemas_say():
 @pytest.mark.slow
 def test_the_notebook_runs_from_load_to_an_edited_picture(tmp_path):
     notebook = nbformat.read(ROOT / "docs" / "first-steps.ipynb", as_version=4)
-    for cell in notebook.cells:  # all of it, with fewer steps and pairs
-        cell.source = cell.source.replace("steps=100", "steps=10").replace("pairs=256", "pairs=32")
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

@@ -17,24 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from command_line import tiny_options
 from PIL import Image
 from safetensors.numpy import load_file
 
-TINY = [
-    "model.channel_mult=[1,2]",
-    "pretrain.steps=4",
-    "pretrain.batch_size=4",
-    "pretrain.checkpoint_every=2",
-    "pretrain.sample_every=4",
-    "discovery.K=3",
-    "discovery.M=3",
-    "discovery.steps=4",
-    "discovery.batch_size=4",
-    "discovery.pool=8",
-    "discovery.strategy=node",
-    "discovery.checkpoint_every=2",
-]
-SET = [part for each in TINY for part in ("--set", each)]
+SET = tiny_options()
 
 
 def make(checkout: Path, out: Path) -> None:

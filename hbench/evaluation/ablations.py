@@ -204,14 +204,16 @@ def ablations(
         draw: function that draws the curves of a training's folder.
 
     Raises:
-        ValueError: no variant, no seed, a negative one, or no pair.
+        ValueError: no variant, or one that is no name of a folder; no seed, a negative one, or no pair.
         HBenchError: an unknown setting or a value out of range, a LeNet of other images, too few pairs for the FD, or
             ``out`` holds something else or trainings of other settings.
     """
     variants = PAPER if variants is None else variants
     check_at_least(1, variants=len(variants), seeds=len(seeds), pairs=pairs)
     check_at_least(0, seed=min(seed, *seeds))
-    for overrides in variants.values():
+    for name, overrides in variants.items():
+        if not name or Path(name).name != name:
+            raise ValueError(f"variant {name!r} names a folder of its trainings: leave out slashes")
         override(experiment, overrides)  # a wrong one is refused before any is trained
     weights, out, device = choose_lenet(lenet, experiment, pairs), Path(out), pick_device(device)
     if not weights:

@@ -379,3 +379,12 @@ def test_ablations_from_python_check_what_they_are_asked(tiny, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(HBenchError, match="already holds results"):
         ablations(tiny, model, tmp_path, pairs=130)
+
+
+@pytest.mark.parametrize("name", ["", "../outside", "a/b", "/outside"])
+def test_a_variant_writes_into_no_other_folder(name, tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="names a folder of its trainings"):
+        ablations(tiny, build_model(tiny), tmp_path / "out", variants={"full": [], name: []}, pairs=130)
+    assert not list((tmp_path / "out").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

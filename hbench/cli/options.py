@@ -275,5 +275,7 @@ def publish(result: "Result", folder: Path) -> None:
     pictures = draw(result, folder)
     result.write_into(folder)
     click.echo(result.summary())
+    for caution in result.cautions():
+        click.echo(f"caution: {caution}", err=True)
     if pictures:
         click.echo(f"see {' and '.join(map(str, pictures))}", err=True)

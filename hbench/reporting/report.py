@@ -43,6 +43,8 @@ class Section:
     pictures: list[Path]
     named: list[Named]
     comparison: Comparison | None
+    cautions: list[str]
+    """What a reader must know before trusting the numbers."""
     provenance: Path
     """File of the provenance."""
     origin: Provenance
@@ -138,7 +140,8 @@ def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Expe
     ]
     named, comparison = artifact.named(result), artifact.comparison(result)
     pictures = sorted(folder.glob("*.png"))
-    return rows, Section(artifact.title, artifact.item, pictures, named, comparison, file, origin)
+    cautions = result.cautions()
+    return rows, Section(artifact.title, artifact.item, pictures, named, comparison, cautions, file, origin)
 
 
 def not_run(experiment: Experiment, reason: str) -> Report:

@@ -38,6 +38,13 @@ class Result(Record, ABC):
     def table(self) -> "DataFrame":
         """Return the result as a table, a row for each line of the CSV file."""
 
+    def cautions(self) -> list[str]:
+        """Return what a reader must know before trusting the numbers, a sentence each, as in "n = 150 is too few".
+
+        The command line prints them, and the page shows them beside the result.
+        """
+        return []
+
     @property
     def title(self) -> str:
         """Title of the experiment, in the paper's notation."""

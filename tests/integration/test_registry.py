@@ -39,6 +39,9 @@ class Brightness(Result):
     def table(self):
         return pd.DataFrame({"n": [self.n], "mean": [self.mean]})
 
+    def cautions(self):
+        return [f"n = {self.n} is too few"]
+
 
 def draw_brightness(result, path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +71,9 @@ def test_a_new_metric_is_one_class_and_one_registration(registered, tiny_run, tm
     origin = provenance(run.experiment, torch.device("cpu"), 0, weights_sha256=run.hashes)
     result = Brightness(n=4, mean=0.25, provenance=origin.finished(n=4))
     publish(result, tmp_path / "brightness")
-    assert capsys.readouterr().out == "brightness 0.250  n 4\n"
+    printed = capsys.readouterr()
+    assert printed.out == "brightness 0.250  n 4\n"
+    assert "caution: n = 4 is too few\n" in printed.err
     assert Brightness.load(tmp_path / "brightness") == result
     assert json.loads((tmp_path / "brightness" / "brightness.json").read_text()) == {"schema": 1, "n": 4, "mean": 0.25}
 
@@ -79,7 +84,9 @@ def test_a_new_metric_is_one_class_and_one_registration(registered, tiny_run, tm
     page = (tmp_path / "report.html").read_text()
     assert "Brightness of samples" in page
     assert page.count("data:image/png;base64,") == 1
+    assert "n = 4 is too few" in page
     assert "Brightness of samples" in (tmp_path / "report.md").read_text()
+    assert "Caution: n = 4 is too few" in (tmp_path / "report.md").read_text()
 
     assert hbench.plot(result, tmp_path / "own.png").is_file()
 

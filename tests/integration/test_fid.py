@@ -22,7 +22,7 @@ from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
 from hbench.evaluation.sampling import draw_pairs
 from hbench.experiments import load_experiment
 from hbench.reporting.artifacts import plot
-from hbench.store.datasets import load_labelled
+from hbench.store.datasets import load_images, load_set
 from hbench.store.files import sha256
 from hbench.store.lenet import ROLE, SHIPPED_LENET, load_lenet
 from hbench.store.run import load_run
@@ -39,7 +39,8 @@ def run(tiny_run):
 @pytest.fixture(scope="module")
 def lenet(tmp_path_factory, tiny):
     path = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
-    images, labels = load_labelled(tiny.data)
+    data = load_set(tiny.data)
+    images, labels = data.images, data.labels
     network = train_lenet(tiny, images, labels, epochs=3)
     assert float((classify(network, images) == labels).float().mean()) > 0.9
     keep_reference(network, real_reference(lenet_features(network, images)))
@@ -67,7 +68,7 @@ def test_digits_get_the_lenet_and_other_images_inception(lenet, tiny):
 
 
 def test_lenet_features_do_not_depend_on_neighbours(extractor, tiny, tmp_path):
-    images = load_labelled(tiny.data)[0][:300]
+    images = load_images(tiny.data)[:300]
     paths = pngs(image_folder(images, tmp_path))
     whole = features(paths, extractor, tmp_path, CPU)
     assert whole.shape == (300, 120)
@@ -76,7 +77,7 @@ def test_lenet_features_do_not_depend_on_neighbours(extractor, tiny, tmp_path):
 
 
 def test_the_fidelity_command_gives_the_same_numbers(extractor, tiny, tmp_path, monkeypatch, capsys):
-    images = load_labelled(tiny.data)[0]
+    images = load_images(tiny.data)
     folders = [image_folder(half, tmp_path) for half in (images[:200], images[200:450])]
     found, real = (features(pngs(f), extractor, tmp_path / "cache", CPU) for f in folders)
     ours = distance(found, real_reference(real))
@@ -93,7 +94,7 @@ def test_the_fidelity_command_gives_the_same_numbers(extractor, tiny, tmp_path, 
 
 @pytest.mark.slow
 def test_stored_statistics_stand_for_the_images(lenet, extractor, tiny, tmp_path):
-    paths = pngs(image_folder(load_labelled(tiny.data)[0], tmp_path))
+    paths = pngs(image_folder(load_images(tiny.data), tmp_path))
     made = real_reference(features(paths, extractor, tmp_path, CPU))
     stored = lenet_reference(lenet)
     assert stored.n == made.n == 1618

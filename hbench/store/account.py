@@ -84,11 +84,10 @@ class Account:
         done = [f"{_size(self.smallest, self.largest)} pixels -> {width}x{height} {'L' if channels == 1 else 'RGB'}"]
         done += [f"{self.cropped:,} cropped to the middle"] * bool(self.cropped)
         done += [f"{self.enlarged:,} enlarged"] * bool(self.enlarged)
-        done += [f"{self.transparent:,} transparent ones on {self.background}"] * bool(self.transparent)
+        done += [f"{self.transparent:,} transparent, put on {self.background}"] * bool(self.transparent)
         done += [f"{self.more_frames:,} by their first frame alone"] * bool(self.more_frames)
-        modes = [f"{mode} {count:,}" for mode, count in self.modes.items()]
-        if self.stored:
-            modes[-1] += f" (the deep ones with values {self.stored[0]}..{self.stored[1]})"
+        stored = " (values {}..{})".format(*self.stored) if self.stored else ""
+        modes = [f"{mode} {count:,}{stored * mode.startswith('I')}" for mode, count in self.modes.items()]
         values = f"values {self.values[0]}..{self.values[1]} of 0..255"
         return [
             "; left out: ".join([counts, ", ".join(left_out)] if left_out else [counts]),

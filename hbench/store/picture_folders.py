@@ -118,6 +118,8 @@ class _Search:
                     f"{path}: cannot be opened ({error.strerror}): make it readable or remove it"
                 )
         self.found.files.sort()
+        for names in self.found.left_out.values():
+            names.sort()
         return self.found
 
     def _scan(self, folder: Path, real: str) -> None:
@@ -145,7 +147,7 @@ class _Search:
     def _follow(self, link: Path) -> None:
         """Go on with what a link leads to."""
         if not link.exists():
-            self._leave_out("links to nothing", link)
+            self._leave_out("linked to nothing", link)
         elif link.is_dir():
             self._enter(link, os.path.realpath(link))
         else:
@@ -169,7 +171,7 @@ class _Search:
         elif real in self.met:
             self._leave_out("reached twice", file)
         elif not is_file:
-            self._leave_out("no regular files", file)
+            self._leave_out("neither file nor folder", file)
         else:
             self.met.add(real)
             self.found.files.append(file)

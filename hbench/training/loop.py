@@ -97,14 +97,16 @@ def started(
 
     Raises:
         ValueError: a negative seed.
-        HBenchError: the processes cannot share a batch, the folder holds something else or is in use, or its checkpoint
-            is damaged, of another training or of other images.
+        HBenchError: the processes cannot share a batch or read different images, the folder holds something else or is
+            in use, or its checkpoint is damaged, of another training or of other images.
     """
     check_at_least(0, seed=seed)
     settings: Pretrain | Discovery = experiment.pretrain if stage == "pretrain" else experiment.discovery
     check_batch_size(f"{stage}.batch_size", settings.batch_size)
     out, device = Path(out), pick_device(device)
     distributed.start(device)
+    if images and len(set(distributed.all_gather([images.sha256]))) > 1:
+        raise HBenchError("the processes read different images: give all of them the same folder as `data_root`")
     with claimed_folder(out, overwrite=overwrite, resume=resume) if rank() == 0 else nullcontext():
         origin = provenance(experiment, device, seed, **details)
         saved = load_checkpoint(out, experiment, seed, stage, names, images) if resume else Saved()

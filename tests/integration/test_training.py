@@ -125,6 +125,14 @@ def test_resume_refuses_other_images(tmp_path, tiny):
     assert not pretrain(tiny, images.clone(), out, device=CPU, resume=True, max_minutes=1e-6)
 
 
+def test_processes_that_read_different_images_are_refused(tmp_path, tiny, monkeypatch):
+    images = load_images(tiny.data)
+    monkeypatch.setattr("hbench.runtime.distributed.all_gather", lambda results: [*results, "of another process"])
+    with pytest.raises(HBenchError, match="the processes read different images: give all of them the same folder"):
+        pretrain(tiny, images, tmp_path / "run", device=CPU, max_minutes=1e-6)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_older_checkpoint_has_no_hash_and_resumes_with_a_notice(tmp_path, tiny, caplog):
     images = load_images(tiny.data)
     assert not pretrain(tiny, images, tmp_path, device=CPU, max_minutes=1e-6)

@@ -123,8 +123,8 @@ def test_links_are_followed_and_each_file_is_used_once(folder, tmp_path):
     found = read(folder)
     assert found.used == found.distinct == 12 + 5 + 1
     assert found.left_out == {
-        "reached twice": ["class-again/", "copy.png", "round/", "up/", "class/back/"],
-        "links to nothing": ["gone.png", "lost"],
+        "reached twice": ["class-again/", "class/back/", "copy.png", "round/", "up/"],
+        "linked to nothing": ["gone.png", "lost"],
     }
     whole = tmp_path / "whole"
     whole.symlink_to(folder)
@@ -141,7 +141,7 @@ def test_other_formats_and_no_regular_files_are_named(folder):
     (folder / "phone.HEIC").touch()
     os.mkfifo(folder / "pipe.png")
     found = read(folder)
-    assert found.left_out == {"in other formats": ["moving.gif", "phone.HEIC"], "no regular files": ["pipe.png"]}
+    assert found.left_out == {"in other formats": ["moving.gif", "phone.HEIC"], "neither file nor folder": ["pipe.png"]}
     (folder.parent / "gifs").mkdir()
     save_as_gif(folder.parent / "gifs" / "a.gif")
     with pytest.raises(HBenchError, match=r"no images there \(looked for .*; in other formats: 1\)"):
@@ -218,7 +218,7 @@ def test_a_background_that_hides_the_drawing_is_warned_of(tmp_path):
     for i in range(3):
         drawing("RGBA", tmp_path / f"{i}.png")
     assert not any("colour" in line for line in read(tmp_path).warnings())
-    assert "3 transparent ones on white" in read(tmp_path).lines()[1]
+    assert "3 transparent, put on white" in read(tmp_path).lines()[1]
     hidden = read(tmp_path, RGB.model_copy(update={"background": "black"}))
     assert hidden.warnings()[0] == (
         "3 of 3 images are of a single colour: if they are drawn on transparent ground, set another data.background"
@@ -237,6 +237,7 @@ def test_twelve_bits_in_sixteen_are_warned_of(tmp_path):
     found = read(tmp_path, DATA)
     assert found.stored == (0, 4080)
     assert found.values == (0, 16)
+    assert found.lines()[1].startswith("I;16 3 (values 0..4080); 16x16 pixels -> 16x16 L; ")
     assert found.warnings()[0] == (
         "the pictures of 16 bits hold values of at most 4080, as 12 bits do, and are nearly black: multiply their "
         "values by 16 and save them again"

@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,6 +10,36 @@ from pydantic import BaseModel, ValidationError
 
 from hbench.config import Experiment, Paper, Precision
 from hbench.errors import HBenchError
+
+FLAGS = {
+    "image_size": "data.size",
+    "in_channels": "data.channels",
+    "num_channels": "model.model_channels",
+    "diffusion_steps": "diffusion.T",
+    "timesteps": "diffusion.T",
+    "lr_anneal_steps": "pretrain.steps",
+    "ema_rate": "pretrain.ema",
+}
+"""Flags of guided-diffusion that have another name here."""
+UNSUPPORTED = {
+    "num_heads_upsample": "the decoder has as many heads as the encoder, as without that flag",
+    "class_cond": "models are unconditional",
+    "num_classes": "models are unconditional",
+    "noise_schedule": "the schedule is linear",
+    "schedule": "the schedule is linear",
+    "beta_schedule": "the schedule is linear",
+    "predict_xstart": "models of guided-diffusion predict eps, as without that flag",
+    "prediction_type": "models of guided-diffusion predict eps",
+    "rescale_timesteps": "timesteps are 0..T-1, as without that flag",
+    "use_fp16": "weights of 16 bits are read as they are",
+    "use_checkpoint": "the setting is discovery.checkpoint_blocks",
+    "timestep_respacing": "the setting is discovery.M",
+    "use_ddim": "sampling is DDIM's",
+    "use_kl": "it only matters in training",
+    "rescale_learned_sigmas": "it only matters in training",
+    "weight_decay": "Adam has none",
+}
+"""Flags of guided-diffusion and others that have no setting here, and why."""
 
 
 def experiments_folder() -> Path:
@@ -83,6 +113,27 @@ def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     return parse_experiment(values, source=", ".join(overrides))
 
 
+def filled_in(experiment: Experiment, values: Mapping[str, Mapping[str, Any]]) -> Experiment:
+    """Return the experiment with other values for the settings that were left out; they go on to count as left out.
+
+    Args:
+        experiment: experiment to change.
+        values: values by section and setting.
+
+    Raises:
+        HBenchError: settings that do not go together.
+    """
+    sections = {}
+    for name, wanted in values.items():
+        section = getattr(experiment, name)
+        left_out = {key: value for key, value in wanted.items() if key not in section.model_fields_set}
+        filled = {**dict(section), **left_out}
+        sections[name] = type(section).model_construct(set(section.model_fields_set), **filled)
+    filled_in = experiment.model_copy(update=sections)
+    parse_experiment(filled_in.model_dump(), source=experiment.name)
+    return filled_in
+
+
 def without_pool(
     experiment: Experiment, batch_size: int | None = None, precision: Precision | None = None
 ) -> Experiment:
@@ -151,6 +202,11 @@ def _first_problem(error: ValidationError) -> str:
             section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
         valid = list(section.model_fields)
         lower = {each.lower(): each for each in valid}
+        name = str(problem["loc"][-1])
+        if name in FLAGS:
+            return f'unknown key "{key}": it is called {FLAGS[name]} here'
+        if name in UNSUPPORTED:
+            return f'unknown key "{key}": {UNSUPPORTED[name]}; leave it out'
         near = difflib.get_close_matches(str(problem["loc"][-1]).lower(), lower, n=1, cutoff=0.5)
         hint = f'did you mean "{lower[near[0]]}"?' if near else f"valid keys: {', '.join(valid)}"
         return f'unknown key "{key}": {hint}'

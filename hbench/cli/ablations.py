@@ -67,12 +67,13 @@ def ablations(
     from hbench.evaluation.ablations import ablations as measure
     from hbench.experiments import one_at_a_time
     from hbench.reporting.charts.training import draw_curves
-    from hbench.store.run import model_to_train_on
+    from hbench.store.model import model_to_train_on
 
     folder = options.out or Path("runs") / experiment.name / ("settings" if over else "ablations")
+    experiment, network = model_to_train_on(model, folder, experiment, options.resume)
     result = measure(
         experiment,
-        model_to_train_on(model, folder, experiment, options.resume),
+        network,
         folder,
         variants=one_at_a_time(over) if over else None,
         seeds=seeds,

@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 def train(experiment: "Experiment", model: Path | None, options: Options) -> None:
     """Discover directions of a frozen diffusion model.
 
-    The option --model takes a folder or file of hbench, the name of a shipped run, or a state dict (.pt) of
-    guided-diffusion.
+    The option --model takes a folder or file of hbench, the name of a shipped run, or a state dict (.pt, .safetensors)
+    of guided-diffusion.
 
     \b
     Example:
         hbench train mnist16 --model mnist16 --set discovery.K=8
     """
     from hbench.reporting.charts.training import draw_curves
-    from hbench.store.run import model_to_train_on
+    from hbench.store.model import model_to_train_on
     from hbench.training.discover import train as discover
 
     device = options.torch_device()
     folder = options.out or Path("runs") / experiment.name / "train"
-    network = model_to_train_on(model, folder, experiment, options.resume)
+    experiment, network = model_to_train_on(model, folder, experiment, options.resume)
     if discover(experiment, network, folder, device=device, draw=draw_curves, **options.training):
         click.echo(folder)

@@ -1,4 +1,4 @@
-"""Runs and models read back from disk; a name such as "mnist16" stands for the run shipped with hbench."""
+"""Runs read back from disk; a name such as "mnist16" stands for the run shipped with hbench."""
 
 import math
 import re
@@ -26,8 +26,9 @@ from hbench.runtime.device import pick_device
 from hbench.runtime.progress import progress
 from hbench.store.files import sha256
 from hbench.store.folders import refuse_links
+from hbench.store.foreign import refuse_elsewhere
 from hbench.store.pictures import Grid
-from hbench.store.weights import load_pickled, load_tensors, load_weights, read_experiment
+from hbench.store.weights import load_weights, read_experiment
 
 ROLES = ("model", "shift_block", "reconstructor", "discriminator")
 """Networks of a run; each has a file of its name."""
@@ -285,8 +286,10 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
         HBenchError: not a run folder, unfinished, or damaged.
     """
     folder, device = locate(path), pick_device(device)
+    if not (folder / f"shift_block{WEIGHTS}").is_file():
+        refuse_elsewhere(folder)
     if not folder.is_dir():
-        raise HBenchError(f"{path}: no such run: give the folder of one, or {_shipped()}")
+        raise HBenchError(f"{path}: no such run: give the folder of one, or {shipped()}")
     missing = [role for role in ROLES if not (folder / f"{role}.safetensors").is_file()]
     if missing:
         raise HBenchError(
@@ -312,75 +315,6 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
     return run
 
 
-@torch.random.fork_rng(devices=[])
-def load_model(
-    path: str | Path, experiment: Experiment | None = None, *, device: str | torch.device = "auto"
-) -> DiffusionModel:
-    """Return a diffusion model.
-
-    Args:
-        path: a file of hbench's, a folder with ``model.safetensors``, the name of a shipped run, or any other file as a
-            state dict, as guided-diffusion saves it.
-        experiment: experiment of the model; by default the one that the file carries. A state dict carries none.
-        device: device of the model; "auto" is CUDA where there is one, else the CPU.
-
-    Raises:
-        HBenchError: missing, damaged, foreign, or of other settings.
-    """
-    file, device = _model_file(path), pick_device(device)
-    if file.suffix != WEIGHTS:
-        model = build_model(experiment or model_experiment(path))
-        load_tensors(model, load_pickled(file), str(file))
-        return model.to(device).eval()
-    trained_with = read_experiment(file)
-    if experiment is not None:
-        if trained_with.data.image_shape != experiment.data.image_shape:
-            both = (trained_with.data, experiment.data)
-            shapes = [f"{data.size}x{data.size} with {data.channels} channels" for data in both]
-            raise HBenchError(f"{file}: was trained on images of {shapes[0]}, not {shapes[1]}: use its [data] settings")
-        for section in ("model", "diffusion"):
-            wanted = getattr(experiment, section).model_dump()
-            for key, value in getattr(trained_with, section).model_dump().items():
-                if value != wanted[key]:
-                    raise HBenchError(
-                        f"{file}: was trained with {section}.{key} = {value!r}, not {wanted[key]!r}: use its settings"
-                    )
-    model = build_model(trained_with)
-    load_weights(file, model, "model")
-    return model.to(device).eval()
-
-
-def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, resume: bool) -> DiffusionModel:
-    """Return the model for a discovery in ``folder``, on the CPU: by default the pretrained one of the experiment.
-
-    A resumed discovery goes on with the model in its folder, if there is one already.
-
-    Raises:
-        HBenchError: ``given`` is another model than the discovery was started with.
-    """
-    if not resume or not (folder / "model.safetensors").is_file():
-        return load_model(given or Path("runs") / experiment.name / "pretrain", experiment, device="cpu")
-    model = load_model(folder, experiment, device="cpu")
-    if given:
-        stored_as = getattr(torch, experiment.pretrain.weights)
-        other = load_model(given, experiment, device="cpu").state_dict()
-        if not all(torch.equal(value, other[name].to(stored_as).float()) for name, value in model.state_dict().items()):
-            raise HBenchError(f"{folder}: was started with another model than {given}: leave `model` out")
-    return model
-
-
-def model_experiment(path: str | Path) -> Experiment:
-    """Return the experiment that a model carries; ``path`` is that of :func:`load_model`.
-
-    Raises:
-        HBenchError: the file is missing, or a state dict, which carries none.
-    """
-    file = _model_file(path)
-    if file.suffix != WEIGHTS:
-        raise HBenchError(f"{file}: a state dict does not know its settings: name its `experiment`")
-    return read_experiment(file)
-
-
 def load_names(path: str | Path) -> dict[int, str]:
     """Return the names of directions in a run's ``names.txt``, lines of ``index: name``; none without that file.
 
@@ -403,14 +337,6 @@ def load_names(path: str | Path) -> dict[int, str]:
     return names
 
 
-def _shipped() -> str:
+def shipped() -> str:
+    """Return the names of the shipped runs, for advice."""
     return "the shipped " + ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
-
-
-def _model_file(path: str | Path) -> Path:
-    file = locate(path)
-    if file.is_dir() or not (file.suffix or file.is_file()):
-        file = file / f"model{WEIGHTS}"
-    if not file.is_file():
-        raise HBenchError(f"{file}: no such model: pretrain it, or give another one, such as {_shipped()}")
-    return file

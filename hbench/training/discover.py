@@ -12,6 +12,7 @@ from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
 from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError
+from hbench.models.adm import UNetModel, unet_config
 from hbench.runtime.distributed import barrier, rank
 from hbench.store.files import sha256
 from hbench.store.provenance import FILE as PROVENANCE
@@ -55,10 +56,11 @@ def train(
         on_checkpoint: function of the number of steps done and the run so far, in eval mode.
 
     Raises:
-        HBenchError: no timestep is shifted, the processes cannot share a batch, a loss is not finite (the last good
-            checkpoint stays), or ``out`` holds something else or cannot be written.
+        HBenchError: the model has other settings, no timestep is shifted, the processes cannot share a batch, a loss is
+            not finite (the last good checkpoint stays), or ``out`` holds something else or cannot be written.
     """
     check_shift_interval(experiment)
+    check_settings(experiment, model)
     names = [field.name for field in fields(Trained)]
     with (
         started(experiment, "discovery", out, names, seed, device, overwrite=overwrite, resume=resume) as start,
@@ -89,6 +91,16 @@ def train(
         if rank() == 0:
             write_run(start, trained, strategy=running.discovery.strategy, keep=running.discovery.keep)
     return True
+
+
+def check_settings(experiment: Experiment, model: DiffusionModel) -> None:
+    """Raise an HBenchError where a UNet was built with other settings than those that its run would keep."""
+    if isinstance(model, UNetModel):
+        wanted = unet_config(experiment)
+        for each in fields(wanted):
+            found, value = (getattr(config, each.name) for config in (model.config, wanted))
+            if found != value:
+                raise HBenchError(f"the model has {each.name} = {found}, the experiment {value}: give both the same")
 
 
 def check_shift_interval(experiment: Experiment) -> None:

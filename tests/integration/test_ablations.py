@@ -23,7 +23,8 @@ from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.reporting.artifacts import plot
 from hbench.store.lenet import SHIPPED_LENET, load_lenet
-from hbench.store.run import SHIPPED, load_model, load_run
+from hbench.store.model import load_model
+from hbench.store.run import SHIPPED, load_run
 from hbench.store.weights import read_written_experiment
 from hbench.training.checkpoint import CHECKPOINT
 from hbench.training.discover import train

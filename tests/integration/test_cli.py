@@ -146,12 +146,12 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
     assert "not a checkpoint of plain tensors" in train_on(bad)
     assert not (tmp_path / "owned").exists()
     (tmp_path / "page.pt").write_text("<html>404</html>")
-    assert "not a checkpoint of plain tensors" in train_on(tmp_path / "page.pt")
+    assert "is a web page" in train_on(tmp_path / "page.pt")
     torch.save({"time_embed.0.weight": torch.zeros(3)}, tmp_path / "other.pt")
     assert "parameters do not fit the model" in train_on(tmp_path / "other.pt")
     weights = load_file(tiny_model / "model.safetensors")
-    torch.save({"state_dict": weights, "step": 3}, tmp_path / "wrapped.pt")
-    assert '"state_dict" in it is a dict, need tensors alone' in train_on(tmp_path / "wrapped.pt")
+    torch.save({"model": weights, "teacher": weights}, tmp_path / "two.pt")
+    assert 'holds 2 models, "model", "teacher"' in train_on(tmp_path / "two.pt")
     torch.save({**weights, "label_emb.weight": torch.zeros(10, 128)}, tmp_path / "classes.pth")
     assert "class-conditional" in train_on(tmp_path / "classes.pth")
     twice = {name: torch.cat([weights[name]] * 2) for name in ("out.2.weight", "out.2.bias")}
@@ -163,7 +163,9 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    assert "not made by hbench" in train_on(tmp_path / "foreign.safetensors")
+    assert "holds no model known here (x)" in train_on(tmp_path / "foreign.safetensors")
+    assert "is an address" in train_on("https://example.org/ema.pt")
+    assert "an id of the Hugging Face Hub is not read" in train_on("google/ddpm-celebahq-256")
     assert not (tmp_path / "out").exists()
 
 

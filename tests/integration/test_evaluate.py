@@ -7,7 +7,8 @@ from torch import nn
 
 from hbench.evaluation.rca import rca
 from hbench.evaluation.sampling import draw_pairs
-from hbench.store.run import load_model, load_run
+from hbench.store.model import load_model
+from hbench.store.run import load_run
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from hbench.errors import HBenchError
 from hbench.experiments import experiments_folder, load_experiment
 from hbench.store.datasets import load_images
+from hbench.store.model import load_model
 from hbench.store.provenance import provenance
-from hbench.store.run import load_model
 from hbench.store.weights import read_metadata
 from hbench.training.checkpoint import read_checkpoint
 from hbench.training.discover import train

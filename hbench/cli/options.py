@@ -171,7 +171,11 @@ many_steps_option = click.option(
 run_options = combined(device_option, seed_option, quiet_option)
 result_options = combined(out_option, overwrite_option)
 training_options = combined(
-    click.option("--resume", is_flag=True, help="Go on in --out, where a training was stopped or killed."),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on in --out, where a training was stopped or killed, or is to get more steps.",
+    ),
     click.option(
         "--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Minutes after which to stop cleanly."
     ),

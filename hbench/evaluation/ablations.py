@@ -279,7 +279,8 @@ def train_variants(
         for variant, overrides in variants.items():
             changed = override(experiment, overrides)
             folder = training_folder(out, variant, seed)
-            if not ((folder / PROVENANCE).is_file() and read_checkpoint(folder, changed, seed, "discovery")):
+            about = read_checkpoint(folder, changed, seed, "discovery") if (folder / PROVENANCE).is_file() else None
+            if about is None or about.step != changed.discovery.steps:
                 missing.append((changed, folder, seed))
     for i, (changed, folder, seed) in enumerate(missing):
         left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60

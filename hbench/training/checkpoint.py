@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hbench.config import Experiment
+from hbench.config import Discovery, Experiment, Pretrain
 from hbench.errors import HBenchError
 from hbench.experiments import parse_experiment
 from hbench.store.files import replacing, sha256, write_text
@@ -63,6 +63,8 @@ class Checkpoint(Record):
     """Processes that have trained so far."""
     images: TrainedOn | None = None
     """Images of the training; None for a discovery, which sees none, and in a checkpoint of an older hbench."""
+    steps_before: tuple[int, ...] = ()
+    """Numbers of steps that the training was to have before it was given another one."""
 
 
 def save_checkpoint(
@@ -73,6 +75,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     pieces: Sequence[Piece] = (),
     images: TrainedOn | None = None,
+    steps_before: Sequence[int] = (),
 ) -> None:
     """Write everything that training needs to go on after ``step`` steps as if it had never stopped.
 
@@ -87,6 +90,7 @@ def save_checkpoint(
         state: state of each part, by name.
         pieces: processes that have trained so far.
         images: images of the training, where it sees any.
+        steps_before: numbers of steps that the training was to have before.
 
     Raises:
         HBenchError: a tensor is not finite, or the disk is full; the checkpoint before stays.
@@ -101,7 +105,14 @@ def save_checkpoint(
         temporary.write_bytes(content.getbuffer())
     values = experiment.model_dump(mode="json")
     about = Checkpoint(
-        step=step, seed=seed, file=file, sha256=digest, experiment=values, pieces=tuple(pieces), images=images
+        step=step,
+        seed=seed,
+        file=file,
+        sha256=digest,
+        experiment=values,
+        pieces=tuple(pieces),
+        steps_before=tuple(steps_before),
+        images=images,
     )
     about.write(folder / CHECKPOINT)
     for other in folder.glob("checkpoint-*.pt"):
@@ -114,9 +125,12 @@ def read_checkpoint(
 ) -> Checkpoint | None:
     """Return the pointer to the last checkpoint of a training; None where there is none yet.
 
+    The number of steps may be another one, if the training has not passed it.
+
     Raises:
         HBenchError: the checkpoint is of another seed, of other settings of the stage, the data, the model or the
-            diffusion, of other images, of a newer hbench, damaged, or gone from a finished training.
+            diffusion, of other images, of a newer hbench, damaged, gone from a finished training, or past the wanted
+            steps.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -130,7 +144,14 @@ def read_checkpoint(
     saved, wanted = parse_experiment(about.experiment, str(path)).model_dump(), experiment.model_dump()
     for section in ("data", "model", "diffusion", stage):
         for key, new in wanted[section].items():
-            if (old := saved[section][key]) != new and key not in WITHOUT_EFFECT:
+            if (old := saved[section][key]) == new or key in WITHOUT_EFFECT:
+                continue
+            if key == "steps" and new < about.step:
+                raise HBenchError(
+                    f"{folder}: has taken {about.step} of {old} steps, and {section}.steps = {new} asks for fewer: "
+                    f"make it {about.step} or more, or use another `out`"
+                )
+            if key != "steps":
                 raise HBenchError(
                     f"{folder}: was started with {section}.{key} = {old!r}: resume with the same settings, "
                     "or use another `out`"
@@ -162,6 +183,10 @@ class Saved:
     """Processes that did them."""
     state: dict[str, Any] = field(default_factory=dict)
     """State of each part after these steps."""
+    settings: Pretrain | Discovery | None = None
+    """Settings of the stage that the steps had; None for a new training."""
+    steps_before: tuple[int, ...] = ()
+    """Numbers of steps that the training was to have before the wanted one."""
 
 
 def load_checkpoint(
@@ -196,7 +221,15 @@ def load_checkpoint(
     state = load_pickled(file)
     if state.keys() != set(parts):
         raise HBenchError(f"{folder}: was started by another command of hbench: choose another `out`")
-    return Saved(about.step, about.pieces, state)
+    settings = _settings(parse_experiment(about.experiment, str(folder / CHECKPOINT)), stage)
+    before = about.steps_before
+    if settings.steps != _settings(experiment, stage).steps:
+        before = (*before, settings.steps)
+    return Saved(about.step, about.pieces, state, settings, before)
+
+
+def _settings(experiment: Experiment, stage: Stage) -> Pretrain | Discovery:
+    return experiment.pretrain if stage == "pretrain" else experiment.discovery
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -20,7 +20,7 @@ from hbench.store.run import Run
 from hbench.store.weights import load_weights, save_weights, tensors_sha256
 from hbench.training.freeze import freeze
 from hbench.training.loop import Start, restore, run_steps, started, stop_requests
-from hbench.training.step import Trained, initial, raw_pairs, train_step
+from hbench.training.step import Trained, initial, lr_factor, raw_pairs, train_step
 from hbench.training.strategy import resolve_once
 
 
@@ -41,7 +41,8 @@ def train(
 
     The folder gets the frozen model, shift block, reconstructor and discriminator as safetensors, metrics, checkpoint
     and provenance, and needs nothing but itself. A resumed training ends as if it had never stopped, on the CPU with
-    the same bits. Several processes call this alike and share each batch; the main one writes.
+    the same bits, even with more ``discovery.steps`` than before, unless they had begun to decay. Several processes
+    call this alike and share each batch; the main one writes.
 
     Args:
         experiment: settings.
@@ -63,7 +64,17 @@ def train(
     check_settings(experiment, model)
     names = [field.name for field in fields(Trained)]
     with (
-        started(experiment, "discovery", out, names, seed, device, overwrite=overwrite, resume=resume) as start,
+        started(
+            experiment,
+            "discovery",
+            out,
+            names,
+            seed,
+            device,
+            lr_factor=lr_factor,
+            overwrite=overwrite,
+            resume=resume,
+        ) as start,
         stop_requests(max_minutes) as stop_reason,
     ):
         if start.is_complete:
@@ -129,5 +140,5 @@ def write_run(start: Start, trained: Trained, **strategy: str | int) -> None:
         save_weights(path, getattr(trained, role), start.experiment, role, start.experiment.discovery.weights)
         hashes[role] = sha256(path)
     trained_on = tensors_sha256(start.out / "model.safetensors")
-    found = start.origin.finished(weights_sha256=hashes, model_tensors_sha256=trained_on, **strategy)
+    found = start.finished(weights_sha256=hashes, model_tensors_sha256=trained_on, **strategy)
     found.after(start.saved.pieces).write(start.out / PROVENANCE)

@@ -64,6 +64,11 @@ class Start:
     images: TrainedOn | None = None
     """Images of the training; None for a discovery, which sees none."""
 
+    def finished(self, **details: Any) -> Provenance:
+        """Return the provenance of the complete training."""
+        before = {"steps_before": list(self.saved.steps_before)} if self.saved.steps_before else {}
+        return self.origin.finished(**before, **details)
+
 
 @contextmanager
 def started(
@@ -74,6 +79,7 @@ def started(
     seed: int,
     device: str | torch.device,
     *,
+    lr_factor: Callable[[Any, int], float],
     overwrite: bool,
     resume: bool,
     images: TrainedOn | None = None,
@@ -81,7 +87,8 @@ def started(
 ) -> Iterator[Start]:
     """Claim the folder of a training while the block runs, and yield its start.
 
-    The experiment is the first file in a new folder: it tells a later resume that a training began here.
+    The experiment is the first file in a new folder: it tells a later resume that a training began here. A complete
+    training that gets more steps loses its provenance first, and keeps its weights until the new ones are there.
 
     Args:
         experiment: settings of the training.
@@ -90,6 +97,7 @@ def started(
         names: names of the parts that a checkpoint must hold.
         seed: random seed.
         device: device to train on.
+        lr_factor: function of the stage's settings and a step that returns the share of the learning rate.
         overwrite: accept a folder that already holds something.
         resume: go on from the folder's checkpoint, or from the start where there is none yet.
         images: images of the training, where it sees any.
@@ -111,14 +119,32 @@ def started(
         origin = provenance(experiment, device, seed, **details)
         saved = load_checkpoint(out, experiment, seed, stage, names, images) if resume else Saved()
         is_complete = saved.step == settings.steps and (out / PROVENANCE).is_file()
+        check_schedule(saved, settings, lr_factor)
         metrics = None
         if rank() == 0 and not is_complete:
             if not saved.step:  # a later resume would take an overwritten training for this one
                 (out / CHECKPOINT).unlink(missing_ok=True)
-                (out / PROVENANCE).unlink(missing_ok=True)
+            (out / PROVENANCE).unlink(missing_ok=True)
             write_experiment(out, experiment)
             metrics = Metrics(out, saved.step)
         yield Start(experiment, stage, settings, seed, device, out, origin, saved, is_complete, metrics, images)
+
+
+def check_schedule(saved: Saved, settings: Pretrain | Discovery, lr_factor: Callable[[Any, int], float]) -> None:
+    """Log a notice where a training gets another number of steps, and whether it ends as if it had had them at once."""
+    old = saved.settings
+    if old is None or old.steps == settings.steps:
+        return
+    schedules = [settings.model_copy(update={"steps": steps}) for steps in (*saved.steps_before, settings.steps)]
+    if len({tuple(lr_factor(each, step) for step in range(saved.step)) for each in schedules}) == 1:
+        result = "it ends as if it had had them from the start"
+    else:
+        last, following = lr_factor(old, saved.step - 1), lr_factor(settings, min(saved.step, settings.steps - 1))
+        result = (
+            f"its learning rate, {last:.1%} by the schedule of {old.steps}, is {following:.1%} in the next step, so it "
+            f"differs from one training of {settings.steps}; without decay it would not"
+        )
+    log.warning("goes on after step %d to %d steps instead of %d: %s", saved.step, settings.steps, old.steps, result)
 
 
 def restore(start: Start, parts: Parts) -> None:
@@ -161,7 +187,8 @@ def run_steps(
             draw(start.out)
         states = {name: part.state_dict() for name, part in parts.items()}
         pieces = [*start.saved.pieces, start.origin.piece()]
-        save_checkpoint(start.out, start.experiment, start.seed, done, states, pieces, start.images)
+        before = start.saved.steps_before
+        save_checkpoint(start.out, start.experiment, start.seed, done, states, pieces, start.images, before)
 
     with progress(total=steps, initial=start.saved.step, desc=NAMES[start.stage], unit="step") as bar:
         for step in range(start.saved.step, steps):

@@ -65,7 +65,8 @@ def pretrain(
     """Train a diffusion model and write it to ``out``. Return False if stopped early, with a checkpoint to resume from.
 
     The folder gets the average as ``model.safetensors``, sample grids, metrics, checkpoint and provenance. A resumed
-    training ends as if it had never stopped, on the CPU with the same bits. Several processes call this alike and share
+    training ends as if it had never stopped, on the CPU with the same bits, even with more ``pretrain.steps``
+    than before, unless their learning rate had begun to decay. Several processes call this alike and share
     each batch, and the main one writes; only dropout depends on their number.
 
     Args:
@@ -103,6 +104,7 @@ def pretrain(
             names,
             seed,
             device,
+            lr_factor=lr_factor,
             images=trained_on,
             n_images=trained_on.n,
             data=read,
@@ -140,7 +142,7 @@ def pretrain(
             weights = start.out / "model.safetensors"
             save_weights(weights, trained.averaged_model, experiment, "model", settings.weights)
             hashes = {"weights_sha256": sha256(weights), "model_tensors_sha256": tensors_sha256(weights)}
-            start.origin.finished(**hashes).after(start.saved.pieces).write(start.out / PROVENANCE)
+            start.finished(**hashes).after(start.saved.pieces).write(start.out / PROVENANCE)
     return True
 
 

@@ -285,6 +285,16 @@ def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, c
     assert "stopped by `max_minutes` before full-seed1: go on with `resume=True`" in caplog.text
 
 
+def test_a_finished_training_goes_on_where_it_is_to_get_more_steps(tmp_path, tiny, tiny_run, monkeypatch):
+    begun = []
+    monkeypatch.setattr("hbench.evaluation.ablations.train", lambda wanted, *_, **__: begun.append(wanted) or True)
+    shutil.copytree(tiny_run, tmp_path / "full-seed0")
+    for steps, expected in ((4, 0), (5, 1)):
+        longer = load_experiment("digits16", [*TINY, f"discovery.steps={steps}"])
+        assert train_variants(longer, build_model(tiny), {"full": []}, (0,), tmp_path, device=CPU)
+        assert len(begun) == expected
+
+
 @pytest.mark.slow
 def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monkeypatch):
     out = tmp_path / "settings"

@@ -144,7 +144,7 @@ class FilledPath(click.Path):
 a_path = FilledPath(path_type=Path)
 run_argument = click.argument("run", type=a_path)
 device_option = click.option(
-    "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda" or "cuda:N".'
+    "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda", "cuda:N" or "mps".'
 )
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 quiet_option = click.option(

@@ -198,7 +198,7 @@ def ablations(
         pairs: fresh pairs that each training is measured on, at least 1. Cost: two chains each.
         lenet: file of the LeNet for the FD; by default the shipped one where it fits the images, else no FD.
         seed: seed of the pairs.
-        device: device of trainings and measurements: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        device: device of trainings and measurements: "auto", "cpu", "cuda", "cuda:N", "mps" or a torch device.
         resume: leave finished trainings in ``out`` alone, go on with the others, and measure all of them again.
         max_minutes: stop cleanly after this time.
         draw: function that draws the curves of a training's folder.

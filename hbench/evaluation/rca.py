@@ -166,9 +166,9 @@ def _look(run: Run, pairs: Pairs) -> _Seen:
     values = (
         pairs.k,
         logits.argmax(1),
-        (s_hat - pairs.s).abs().double(),
-        judge(run.discriminator, raw).sigmoid().double(),
-        judge(run.discriminator, shifted).sigmoid().double(),
+        (s_hat - pairs.s).abs().cpu().double(),  # some devices have no float64
+        judge(run.discriminator, raw).sigmoid().cpu().double(),
+        judge(run.discriminator, shifted).sigmoid().cpu().double(),
         pairs.x_0_shifted.abs().amax((1, 2, 3)) > 1.5,
     )
     return _Seen(*(value.cpu().numpy() for value in values))

@@ -31,7 +31,7 @@ def load_model(
         experiment: experiment of the model; by default the one that the file carries. A state dict carries none, and
             what no shape betrays, such as ``model.num_heads``, has guided-diffusion's default unless the experiment's
             file gives it. A notice names these settings.
-        device: device of the model; "auto" is CUDA where there is one, else the CPU.
+        device: device of the model; "auto" is a GPU where there is one, else the CPU.
 
     Raises:
         HBenchError: missing, damaged, foreign, or of other settings.

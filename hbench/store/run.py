@@ -280,7 +280,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
 
     Args:
         path: a folder that a discovery wrote, or the name of a shipped run, such as "mnist16".
-        device: device of the run; "auto" is CUDA where there is one, else the CPU.
+        device: device of the run; "auto" is a GPU where there is one, else the CPU.
 
     Raises:
         HBenchError: not a run folder, unfinished, or damaged.

@@ -49,7 +49,7 @@ def train(
         model: diffusion model, of which a frozen copy is used.
         out: output folder, made where it is missing.
         seed: random seed of initial weights, x_T, k and s.
-        device: device to train on: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        device: device to train on: "auto", "cpu", "cuda", "cuda:N", "mps" or a torch device.
         overwrite: accept a folder that already holds something.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet.
         max_minutes: stop cleanly after this time, but not before a first step.

@@ -74,7 +74,7 @@ def pretrain(
         images: training images, uint8 [N, C, H, W].
         out: output folder, made where it is missing.
         seed: random seed of initial weights, batches and noise.
-        device: device to train on: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        device: device to train on: "auto", "cpu", "cuda", "cuda:N", "mps" or a torch device.
         overwrite: accept a folder that already holds something.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet; the images must be the
             same.

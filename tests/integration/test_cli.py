@@ -115,8 +115,10 @@ def test_wrong_input_is_one_line_that_names_the_fix(tmp_path, tiny_run, tiny_mod
     assert "or the shipped mnist16" in refused("rca", tmp_path / "absent")
     assert "no finished discovery there" in refused("rca", tiny_model)
     assert "is not in the range" in refused("rca", tiny_run, "--pairs", 0)
-    for name in ("abacus", "mps"):
+    for name in ("abacus", "meta", "mps:1"):
         assert "no such device" in refused("rca", tiny_run, "--device", name)
+    if not torch.backends.mps.is_available():
+        assert "no GPU of a Mac can be used here" in refused("rca", tiny_run, "--device", "mps")
     assert "at most 1000" in refused("sample", tiny_model, "--steps", 1001)
     if not torch.cuda.is_available():
         assert "found 0 CUDA devices" in refused("rca", tiny_run, "--device", "cuda")

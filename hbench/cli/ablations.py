@@ -9,11 +9,12 @@ import click
 from hbench.cli.options import (
     Options,
     a_path,
-    experiment_options,
+    adjusted_experiment_options,
     model_option,
     publish,
     run_options,
     shared,
+    trained_on_model,
     training_options,
 )
 
@@ -30,7 +31,7 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
 
 
 @click.command()
-@experiment_options
+@adjusted_experiment_options(trained_on_model)
 @model_option
 @click.option(
     "--over", multiple=True, metavar="KEY=VALUE,...", help="Values of a setting to compare instead; repeatable."

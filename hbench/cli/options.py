@@ -219,6 +219,15 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     return adjusted_experiment_options(lambda experiment, values: experiment)(command)
 
 
+def trained_on_model(experiment: "Experiment", values: dict[str, Any]) -> "Experiment":
+    """Return the experiment as a training on --model has it, where that option is given."""
+    if values["model"] is None:
+        return experiment
+    from hbench.store.model import model_experiment
+
+    return model_experiment(values["model"], experiment)
+
+
 def adjusted_experiment_options(
     adjust: "Callable[[Experiment, dict[str, Any]], Experiment]",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -7,12 +7,13 @@ import click
 
 from hbench.cli.options import (
     Options,
-    experiment_options,
+    adjusted_experiment_options,
     model_option,
     out_of,
     processes_option,
     run_options,
     shared,
+    trained_on_model,
     training_options,
 )
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@experiment_options
+@adjusted_experiment_options(trained_on_model)
 @model_option
 @shared(out_of("runs/EXPERIMENT/train"), training_options, processes_option, run_options)
 def train(experiment: "Experiment", model: Path | None, options: Options) -> None:

@@ -98,8 +98,8 @@ SUFFIXES = {
 
 def refuse_elsewhere(path: Path) -> None:
     """Raise an HBenchError where a path is an address, an id of the Hugging Face Hub, or a folder of other programs."""
-    text = path.as_posix()
-    if re.match(r"(https?|ftp|hf|s3|gs|file|git):/|(www\.)?huggingface\.co/", text):
+    text = re.sub(r"^(\w+):/(?!/)", r"\1://", path.as_posix())  # a path has no two slashes in a row
+    if re.match(r"(https?|ftp|hf|s3|gs|file|git)://|(www\.)?huggingface\.co/", text):
         raise HBenchError(f"{text}: is an address: hbench downloads no models: fetch the file, and give its path")
     if path.is_dir():
         _refuse_folder(path)

@@ -288,6 +288,8 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
     folder, device = locate(path), pick_device(device)
     if not (folder / f"shift_block{WEIGHTS}").is_file():
         refuse_elsewhere(folder)
+    if folder.is_file():
+        raise HBenchError(f"{path}: is a file, and a run is a folder that a discovery wrote: give one, or {shipped()}")
     if not folder.is_dir():
         raise HBenchError(f"{path}: no such run: give the folder of one, or {shipped()}")
     missing = [role for role in ROLES if not (folder / f"{role}.safetensors").is_file()]

@@ -17,6 +17,7 @@ from hbench.experiments import filled_in, load_experiment, override
 from hbench.models import build_model
 from hbench.models.guided_diffusion import SILENT, silent_settings, with_its_defaults
 from hbench.store.model import load_model, model_experiment, model_to_train_on
+from hbench.store.run import load_run
 from hbench.store.weights import read_written_experiment, write_experiment
 
 TINY = [
@@ -368,8 +369,18 @@ def test_folders_of_other_programs_are_named(name, tmp_path):
 
 @pytest.mark.parametrize("address", ["https://x.org/ema.pt", "hf://google/ddpm", "huggingface.co/google/ddpm"])
 def test_addresses_are_named(address):
-    with pytest.raises(HBenchError, match="is an address: hbench downloads no models"):
+    with pytest.raises(HBenchError, match=rf"^{address}: is an address: hbench downloads no models"):
         load_model(address, experiment())
+    with pytest.raises(HBenchError, match="is an address"):
+        load_run(address, device="cpu")
+
+
+def test_runs_are_no_models(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(HBenchError, match="a model of diffusers"):
+        load_run(tmp_path, device="cpu")
+    with pytest.raises(HBenchError, match="is a file, and a run is a folder"):
+        load_run(tmp_path / "model_index.json", device="cpu")
 
 
 def test_ids_of_the_hub_are_named_unless_they_may_be_paths(tmp_path, monkeypatch):

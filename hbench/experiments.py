@@ -95,7 +95,7 @@ def warn_of_schedule(experiment: Experiment) -> None:
 @cache
 def _warn_once(diffusion: Diffusion) -> None:
     if diffusion.advice:
-        log.warning(diffusion.advice)
+        log.warning("%s", diffusion.advice)
 
 
 def without_pool(

@@ -8,7 +8,7 @@ import base64
 import html
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,9 @@ def collect(folder: Path) -> Report:
     if any(weights != next(iter(measured.values())) for weights in measured.values()):
         raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
     if trained := _weights_at_hand(folder):
-        check_measured(trained, origins)
+        check_measured(
+            trained, [(each.folder, each, origins[each.folder]) for each in ARTIFACTS if each.folder in origins]
+        )
     reasons = NotRun.read(folder / REASONS).reasons if (folder / REASONS).is_file() else {}
     rows, sections = [], []
     for artifact in [each for each in ARTIFACTS if each.on_page]:
@@ -149,12 +151,12 @@ def _weights_at_hand(folder: Path) -> Path | None:
     return next((each for each in (folder, folder / "train") if any((each / name).is_file() for name in own)), None)
 
 
-def check_measured(run: Path, origins: Mapping[str, Provenance]) -> None:
+def check_measured(run: Path, results: Iterable[tuple[str, Artifact, Provenance]]) -> None:
     """Raise an HBenchError where results are of other weights, or of another log, than those in the run's folder.
 
     Args:
         run: folder of the run.
-        origins: provenance of each result, by the folder of its artifact.
+        results: name, artifact and provenance of each result.
 
     Raises:
         HBenchError: the message names the results, or the files of the run that do not belong together.
@@ -164,25 +166,23 @@ def check_measured(run: Path, origins: Mapping[str, Provenance]) -> None:
         return
     hashes = run_hashes(run)
     log = sha256(run / METRICS) if (run / METRICS).is_file() else None
-    stale = []
-    for artifact in ARTIFACTS:
-        origin = origins.get(artifact.folder)
-        if origin is None:
-            continue
-        details = origin.details
-        wrong = artifact.of_run and details.get("weights_sha256") != hashes
-        if artifact.result is TrainingCurves:
-            wrong = log not in [None, *(each.get("metrics_sha256") for each in details.get("runs", ()))]
-        if artifact.result is MosScore and details.get("runs"):
-            wrong = hashes not in [each.get("weights_sha256") for each in details["runs"].values()]
-        if wrong:
-            stale.append(artifact)
+    stale = [(name, artifact) for name, artifact, origin in results if not _is_of(artifact, origin, hashes, log)]
     if stale:
-        advice = " and ".join(f'"hbench {each.command}"' for each in stale)
+        advice = " and ".join(f'"hbench {artifact.command}"' for _, artifact in stale)
         raise HBenchError(
-            f"{', '.join(each.folder for each in stale)}: of other weights than those in {run}: make it again by "
+            f"{', '.join(name for name, _ in stale)}: of other weights than those in {run}: make it again by "
             f"{advice}, or remove it"
         )
+
+
+def _is_of(artifact: Artifact, origin: Provenance, hashes: Mapping[str, str], log: str | None) -> bool:
+    """Return whether a result is of these weights and this log, as far as its provenance tells."""
+    runs = origin.details.get("runs")
+    if artifact.result is TrainingCurves:
+        return not log or log in [each.get("metrics_sha256") for each in runs or ()]
+    if artifact.result is MosScore:
+        return not runs or hashes in [each.get("weights_sha256") for each in runs.values()]
+    return not artifact.of_run or origin.weights == hashes
 
 
 def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Experiment) -> tuple[list[Row], Section]:

@@ -36,6 +36,11 @@ def load_lenet(path: Path) -> DigitLeNet:
 
 
 def fits(path: Path, data: Data) -> bool:
-    """Return whether the LeNet in a file was trained on images of this kind: data set, size and channels."""
+    """Return whether the LeNet in a file was trained on images of this kind: data set, size and channels.
+
+    Raises:
+        HBenchError: missing or damaged file, or not the one of the provenance beside it.
+    """
     trained_on = read_experiment(path).data
+    checked_sha256(path)  # before hours of work that end with it
     return (trained_on.dataset, trained_on.size, trained_on.channels) == (data.dataset, data.size, data.channels)

@@ -27,6 +27,7 @@ from hbench.reporting.artifacts import plot
 from hbench.store.datasets import load_images, load_set
 from hbench.store.files import sha256
 from hbench.store.lenet import ROLE, SHIPPED_LENET, load_lenet
+from hbench.store.picture_folders import find_pictures
 from hbench.store.provenance import provenance
 from hbench.store.run import load_run
 from hbench.store.weights import save_weights
@@ -194,6 +195,13 @@ def test_digits_that_the_lenet_knows_are_not_warned_of(run, extractor, tmp_path)
     assert (read["confidence"] < 0.9, read["as_learned"]) == (True, True)  # it learned little, but these very images
     result = fidelity(*torch.randn(2, 40, 120), reference, extractor.metric)
     assert replace(result, provenance=provenance(None, CPU, 0, **read)).cautions() == []
+
+
+def test_a_cache_is_no_data(tmp_path):
+    image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path / "cache")
+    Image.new("L", (16, 16)).save(tmp_path / "own.png")
+    found = find_pictures(tmp_path)
+    assert (found.files, found.left_out) == ([tmp_path / "own.png"], {"of hbench": ["cache/"]})
 
 
 def test_features_are_found_by_content(extractor, tmp_path):

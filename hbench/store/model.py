@@ -7,12 +7,13 @@ import torch
 
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
-from hbench.errors import HBenchError
-from hbench.experiments import filled_in, override
+from hbench.errors import HBenchError, check_type
+from hbench.experiments import filled_in
 from hbench.models import build_model
 from hbench.models.guided_diffusion import SILENT, silent_settings, with_its_defaults
 from hbench.runtime.device import pick_device
 from hbench.store.foreign import read_state_dict, refuse_elsewhere, refuse_other_files, weights_beside
+from hbench.store.provenance import checked_sha256
 from hbench.store.run import WEIGHTS, locate, shipped
 from hbench.store.weights import carries_experiment, load_tensors, load_weights, read_experiment
 
@@ -34,12 +35,15 @@ def load_model(
         device: device of the model; "auto" is a GPU where there is one, else the CPU.
 
     Raises:
-        HBenchError: missing, damaged, foreign, or of other settings.
+        HBenchError: missing, damaged, foreign, of other settings, or not the file of the provenance beside it.
     """
+    if experiment is not None:
+        check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     file, device = _model_file(path), pick_device(device)
     settings = model_experiment(path, experiment)
     model = build_model(settings)
     if carries_experiment(file):
+        checked_sha256(file)
         load_weights(file, model, "model")
     else:
         load_tensors(model, read_state_dict(file, settings), str(file))
@@ -58,22 +62,13 @@ def model_to_train_on(
     """Return the model for a discovery in ``folder``, on the CPU: by default the pretrained one of the experiment.
 
     The experiment comes back as the model has it; see :func:`model_experiment`. A resumed discovery goes on with the
-    model in its folder, if there is one already.
-
-    Raises:
-        HBenchError: ``given`` is another model than the discovery was started with.
+    model in its folder, if there is one already and none is given.
     """
-    if not resume or not (folder / "model.safetensors").is_file():
-        path = given or Path("runs") / experiment.name / "pretrain"
-        return model_experiment(path, experiment), load_model(path, experiment, device="cpu")
-    experiment = override(model_experiment(folder, experiment), [])  # as if all of it were given
-    model = load_model(folder, experiment, device="cpu")
-    if given:
-        stored_as = getattr(torch, experiment.pretrain.weights)
-        other = load_model(given, experiment, device="cpu").state_dict()
-        if not all(torch.equal(value, other[name].to(stored_as).float()) for name, value in model.state_dict().items()):
-            raise HBenchError(f"{folder}: was started with another model than {given}: leave `model` out")
-    return experiment, model
+    if given is None and resume and (folder / f"model{WEIGHTS}").is_file():
+        given = folder
+    path = given or Path("runs") / experiment.name / "pretrain"
+    experiment = model_experiment(path, experiment)
+    return experiment, load_model(path, experiment, device="cpu")
 
 
 def model_experiment(path: str | Path, experiment: Experiment | None = None) -> Experiment:

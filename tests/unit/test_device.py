@@ -9,6 +9,7 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hbench.core.domain import look
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.evaluation.mean_directions import directions_of, grouped_means
@@ -56,7 +57,7 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def on_meta(monkeypatch):
-    """Let "meta" have the limits of "mps"; values that are read from it are zeros."""
+    """Let "meta" have the limits of "mps"; values that are read from it are zeros, and checks of them true."""
     monkeypatch.setattr(module, "WITHOUT_BFLOAT16", {"meta"})
     monkeypatch.setattr(module, "WITHOUT_FLOAT64", {"meta"})
     adam = torch.optim.Adam
@@ -74,6 +75,9 @@ def on_meta(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "to", read)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor, **_: cpu(zeros(tensor)))
+    item = torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: item(zeros(tensor)))
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: tensor.is_meta or bool(item(tensor)))
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: tolist(zeros(tensor)))
 
 
@@ -154,6 +158,7 @@ def test_measurements_need_no_float64(tiny, on_meta):
     with NoFloat64():
         assert rca(run, pairs=4).n == 4
         assert run.traverse(examples=1, samples=2).images.shape[:3] == (3, 1, 2)
+        assert look(run.generate(run.noise(2))).outside == 0
         means = grouped_means(run, 4, 0, None)
         assert run.generate(run.noise(2), {1: 2.0}).shape == (2, *tiny.data.image_shape)
     assert means.sums.dtype == torch.float64

@@ -399,10 +399,8 @@ def _interval(metric: str, values: "Series[float]", n: int) -> tuple[float, floa
         return student_of_shares(values, n)
     if metric in POSITIVE:
         return student_of_logarithms(values)
-    low, high = student(values)
-    if metric == "outside":
-        return max(0.0, float(low)), min(1.0, float(high))
-    return float(low), float(high)
+    low, high = (float(bound) for bound in student(values))
+    return (max(0.0, low), min(1.0, high)) if metric == "outside" else (low, high)
 
 
 def training_folder(out: Path, variant: str, seed: int) -> Path:

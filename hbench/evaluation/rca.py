@@ -17,6 +17,7 @@ from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.directions import DirectionSource, direction_source
+from hbench.store.folders import refuse_links
 from hbench.store.provenance import provenance
 from hbench.store.records import Interval, Number
 from hbench.store.results import Result
@@ -57,17 +58,25 @@ class RCA(Result):
     """Share of shifted samples with a pixel beyond +-1.5; a high accuracy is worthless if many leave the domain."""
     outside_interval: Interval
 
+    @property
+    def brief(self) -> str:
+        """Accuracy with its interval and n, as in "0.680 [0.671, 0.689] at n = 10,000"."""
+        low, high = self.interval
+        return f"{self.accuracy:.3f} [{low:.3f}, {high:.3f}] at n = {self.n:,}"
+
     def ranking(self) -> list[int]:
         """Return the directions, most accurate first."""
         return [int(k) for k in np.argsort(-np.nan_to_num(np.array(self.per_direction)), kind="stable")]
 
     def summary(self) -> str:
-        """Return accuracy, magnitude error, D and the share outside, in three lines."""
+        """Return accuracy, magnitude error, D and the share outside, and the larger measurement beside the run."""
         low, high = self.interval
+        larger = self.detail("larger_measurement", "")
         return (
             f"RCA {self.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {self.n}  chance {self.chance:.4f}\n"
             f"magnitude error {self.magnitude_error:.3f}  D raw {self.D_raw:.3f}  D shifted {self.D_shifted:.3f}\n"
             f"shifted samples outside the domain {self.outside:.2%}"
+            + (larger and f"\nlarger measurement of this run: RCA {larger}")
         )
 
     def table(self) -> "DataFrame":
@@ -131,6 +140,8 @@ def rca(
         if on_pairs:
             on_pairs(drawn)
         batches.append(_look(run, drawn))
+    known = known_rca(run, source)
+    larger = {"larger_measurement": known.brief} if known and known.n > pairs else {}
     seen = _Seen(*(np.concatenate(column) for column in zip(*all_gather(batches), strict=True)))
     K = run.experiment.discovery.K
     confusion = np.zeros((K, K), dtype=int)
@@ -155,7 +166,7 @@ def rca(
         D_shifted_interval=bounds[2],
         outside=outside,
         outside_interval=wilson(int(seen.outside.sum()), pairs),
-        provenance=origin.finished(n=pairs),
+        provenance=origin.finished(n=pairs, **larger),
     )
 
 
@@ -174,6 +185,29 @@ def _look(run: Run, pairs: Pairs) -> _Seen:
     return _Seen(*(value.cpu().numpy() for value in values))
 
 
+def known_rca(run: Run, source: DirectionSource | None = None) -> RCA | None:
+    """Return the largest measurement of this run and source in the folder ``rca`` of the run or beside it, if any.
+
+    Those of other weights or directions do not count.
+
+    Raises:
+        HBenchError: a file is damaged, or a link.
+    """
+    source = source or direction_source(run)
+    around = [run.folder, run.folder.resolve().parent] if run.folder else []
+    folders = [folder / RCA.NAME for folder in around if (folder / RCA.NAME / f"{RCA.NAME}.json").is_file()]
+    for folder in folders:
+        refuse_links(folder)
+    found = [result for result in map(RCA.load, folders) if _is_of(result, run, source)]
+    return max(found, key=lambda result: result.n, default=None)
+
+
+def _is_of(result: RCA, run: Run, source: DirectionSource) -> bool:
+    measured = {"direction_source": "own", "directions_sha256": None}
+    measured |= result.provenance.details if result.provenance else {}
+    return {"weights_sha256": run.hashes, **source.details}.items() <= measured.items()
+
+
 def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:
     """Read an earlier measurement of this run and source from its ``rca.json``.
 
@@ -181,6 +215,6 @@ def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:
         HBenchError: the file is damaged, or of other weights or directions.
     """
     result = RCA.load(path.parent) if path.name == "rca.json" else RCA.read(path, "give its rca.json")
-    if result.detail("weights_sha256") != run.hashes or result.detail("direction_source", "own") != source.name:
+    if not _is_of(result, run, source):
         raise HBenchError(f"{path}: was measured on other weights or directions: give that of this run")
     return result

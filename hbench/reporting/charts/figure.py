@@ -21,7 +21,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG in one move. Characters that the font lacks become boxes."""
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
-        figure.savefig(temporary, format="png", dpi=120)
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")  # no white border around it
 
 
 def show_pixels(axis: "Axes", pixels: "Tensor", grey: bool) -> None:

@@ -131,7 +131,17 @@ def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None
         raise click.BadParameter(f'"{value}": write whole numbers with commas, for example 5,10,20') from error
 
 
-a_path = click.Path(path_type=Path)
+class FilledPath(click.Path):
+    """A path that is not empty: an empty one, as of an unset variable, would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("an empty path: is a variable of the shell unset?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+a_path = FilledPath(path_type=Path)
 run_argument = click.argument("run", type=a_path)
 device_option = click.option(
     "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda" or "cuda:N".'
@@ -222,6 +232,8 @@ def adjusted_experiment_options(
             settings = adjust(load_experiment(experiment, overrides), values)
             if dry_run:
                 click.echo(settings.title, err=True)
+                if settings.data.root:
+                    click.echo(f"data.root = {settings.data.root}", err=True)
                 click.echo(settings.model_dump_json(indent=2))
             else:
                 command(experiment=settings, **values)

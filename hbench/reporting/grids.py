@@ -81,7 +81,7 @@ def draw_directions(
             axis.xaxis.tick_top()
         axis.set_title(label, fontsize=9)
     figure.suptitle(title, fontsize=11)
-    save_figure(figure, path)
+    save_figure(figure, path, crop=True)
 
 
 def draw_variants(result: "Ablations", path: Path) -> None:
@@ -138,7 +138,7 @@ def draw_sources(result: "Properties", path: Path) -> None:
         f"{rows_caption(result)}".rstrip(),
         fontsize=10,
     )
-    save_figure(figure, path)
+    save_figure(figure, path, crop=True)
 
 
 def draw_edits(result: "EditedImages", path: Path) -> None:
@@ -173,7 +173,7 @@ def draw_edits(result: "EditedImages", path: Path) -> None:
     source = result.detail("direction_source", "own")
     title = f"{result.title}, {source} directions, {result.detail('M')} steps{labels.heading}{left_out}"
     figure.suptitle(plain(title), fontsize=10)
-    save_figure(figure, path)
+    save_figure(figure, path, crop=True)
 
 
 class _EditLabels(NamedTuple):

@@ -1,12 +1,12 @@
 """``hbench edit``."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hbench.cli.options import (
+    Count,
     Options,
     Renamed,
     a_path,
@@ -20,6 +20,7 @@ from hbench.cli.options import (
     shared,
     source_options,
 )
+from hbench.errors import MOST_COLUMNS
 
 if TYPE_CHECKING:
     from hbench.config import Precision
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--samples",
-    type=click.IntRange(min=2),
+    type=Count(2, MOST_COLUMNS),
     default=5,
     show_default=True,
     help="Number of magnitudes of a sweep, or of each direction of a grid.",
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     "--inversion-steps",
     "steps",
     cls=Renamed,
-    type=click.IntRange(min=1),
+    type=Count(),
     default=100,
     show_default=True,
     help="Number of generation steps M, and of inversion steps.",
@@ -106,14 +107,15 @@ def _requested(
 ) -> "list[Edit]":
     """Return the edits that the options ask for."""
     from hbench.evaluation.edit import grid, singly_and_together, sweep
+    from hbench.store.run import LARGEST
 
     if bool(shifts) + (swept is not None) + bool(crossed) != 1:
         raise click.UsageError("give exactly one of --shift K=S (repeatable), --sweep K and --grid K,K")
     if largest and shifts:
         raise click.UsageError("--largest goes with --sweep or --grid: a --shift says its magnitude")
     S = largest or run.S
-    if not math.isfinite(S):
-        raise click.BadParameter("the magnitude must be finite", param_hint="--largest")
+    if not S <= LARGEST:
+        raise click.BadParameter("the magnitude must be finite in float32", param_hint="--largest")
     if S > run.S:
         click.echo(f"--largest {S:g}: beyond S = {run.S:g}, the largest magnitude of the training", err=True)
     if swept is not None:
@@ -144,13 +146,15 @@ def _crossed(run: "Run", text: str) -> tuple[int, int]:
 
 def _shift(run: "Run", text: str) -> tuple[int, float]:
     """Return direction and magnitude of "3=2.5"; note a magnitude beyond S."""
+    from hbench.store.run import LARGEST
+
     first, _, second = text.partition("=")
     try:
         k, s = int(first), float(second)
     except ValueError:
         raise click.BadParameter(f'"{text}": write direction=magnitude, as in 3=2.5', param_hint="--shift") from None
-    if not math.isfinite(s):
-        raise click.BadParameter(f'"{text}": the magnitude must be finite', param_hint="--shift")
+    if not abs(s) <= LARGEST:
+        raise click.BadParameter(f'"{text}": the magnitude must be finite in float32', param_hint="--shift")
     if abs(s) > run.S:
         click.echo(f"--shift {text}: beyond S = {run.S:g}, the largest magnitude of the training", err=True)
     check_directions(run, [k], "--shift")

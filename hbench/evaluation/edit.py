@@ -4,6 +4,7 @@ A good reconstruction does not show that the inversion found the noise of the im
 and react to edits in another way.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from torch import Tensor
 
 from hbench.config import Precision
@@ -22,16 +23,16 @@ from hbench.core.directions import Edit, Source, edited, magnitudes
 from hbench.core.images import to_float
 from hbench.core.intervals import student
 from hbench.core.sampler import BATCH
-from hbench.errors import check_at_least
+from hbench.errors import as_list, check_at_least, check_type
 from hbench.runtime.progress import progress
 from hbench.store.account import content_sha256
 from hbench.store.datasets import RealImage
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.pictures import save_image
 from hbench.store.provenance import provenance
-from hbench.store.records import Aside, Interval, Number
+from hbench.store.records import Aside, Count, Interval, Number
 from hbench.store.results import Result
-from hbench.store.run import Run
+from hbench.store.run import Run, refuse_overflow
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -46,6 +47,10 @@ GOOD_CORRELATION = 0.9
 STD_TOLERANCE = 0.15
 """Difference from 1 that the standard deviation of an inverted x_T may have: more than three standard errors, 0.13, of
 that of the smallest images' noise, 256 values. Larger images differ less."""
+FAR = 10
+"""Multiple of S beyond which a magnitude leaves the domain for sure."""
+
+log = logging.getLogger(__name__)
 
 Decibels = Annotated[
     float,
@@ -61,7 +66,7 @@ class Reconstruction:
 
     image: str
     """Path of the image's file, as it was given."""
-    mse: float
+    mse: Annotated[float, Field(ge=0)]
     """Mean square error of the reconstruction, between images in [-1, 1]."""
     psnr: Decibels
     """Peak signal-to-noise ratio of the reconstruction."""
@@ -103,9 +108,9 @@ class EditedImages(Result):
     NAME: ClassVar[str] = "edit"
     SCHEMA: ClassVar[int] = 2
 
-    edits: list[list[tuple[int, float]]]
+    edits: list[list[tuple[Count, float]]]
     """Directions and magnitudes of each edit."""
-    images: list[Reconstruction]
+    images: Annotated[list[Reconstruction], Field(min_length=1)]
     recovery: Recovery | None
     """Inversion of generated images; None in older results."""
     pictures: Aside = field(default=None, compare=False, repr=False)
@@ -199,7 +204,7 @@ class EditedImages(Result):
 def edit(
     run: Run,
     images: Sequence[RealImage],
-    edits: Sequence[Edit],
+    edits: Edit | Sequence[Edit],
     *,
     steps: int = 100,
     precision: Precision = "float32",
@@ -220,11 +225,17 @@ def edit(
         source: kind of direction; each sample's own by default.
 
     Raises:
+        TypeError: not a run, or not such images.
         ValueError: nothing to edit, no such direction, a magnitude that is not finite, or steps out of range.
+        HBenchError: an edited image is not finite.
     """
+    check_type(Run, "as load_run returns it", run=run)
+    images, edits = as_list(images), [edits] if isinstance(edits, Mapping) else as_list(edits)
     check_at_least(1, images=len(images), edits=len(edits))
     for each in edits:
         run.check_edit(each)
+    check_type(RealImage, "as read_images returns it", **{f"images[{i}]": image for i, image in enumerate(images)})
+    warn_of_magnitudes(edits, run.S)
     source = source or direction_source(run)
     pixels = torch.stack([image.pixels for image in images])
     origin = provenance(
@@ -304,7 +315,22 @@ def edit_each(
     for first in progress(range(0, len(pairs), BATCH), desc="edits", unit="batch"):
         chosen, shown = zip(*pairs[first : first + BATCH], strict=True)
         images.append(sampler.generate(x_T[list(chosen)], edited(source, shown, run.device)).cpu())
+    refuse_overflow(torch.cat(images), edits)
     return torch.cat(images).reshape(len(x_T), len(edits), *x_T.shape[1:])
+
+
+def warn_of_magnitudes(edits: Sequence[Edit], S: float) -> None:
+    """Log a warning of each direction whose magnitude is more than FAR times S."""
+    for k, s in dict.fromkeys((k, s) for each in edits for k, s in each.items()):
+        if abs(s) > FAR * S:
+            log.warning(
+                "direction %d at s = %.3g is beyond %d times S = %g, the largest magnitude of the training: expect no "
+                "image of the domain",
+                k,
+                s,
+                FAR,
+                S,
+            )
 
 
 def singly_and_together(edit: Edit) -> list[Edit]:

@@ -19,7 +19,7 @@ from hbench.core.directions import Directions, magnitudes
 from hbench.core.images import soft_clip
 from hbench.core.intervals import Array
 from hbench.core.sampler import BATCH
-from hbench.errors import check_at_least
+from hbench.errors import check_at_least, check_seed, check_type
 from hbench.evaluation.estimates import (
     Estimate,
     Measured,
@@ -39,7 +39,7 @@ from hbench.runtime.progress import progress
 from hbench.store.directions import save_directions
 from hbench.store.files import write_text
 from hbench.store.provenance import provenance
-from hbench.store.records import Aside
+from hbench.store.records import Aside, Count, Positive
 from hbench.store.results import Result
 from hbench.store.run import Run
 
@@ -78,13 +78,13 @@ class Properties(Result):
     NAME: ClassVar[str] = "properties"
     SCHEMA: ClassVar[int] = 2
 
-    n: int
+    n: Positive
     """Number of measured samples."""
-    n_mean: int
+    n_mean: Positive
     """Number of samples in the mean direction."""
-    seed: int
+    seed: Count
     """Seed of both kinds of samples."""
-    timesteps: list[int]
+    timesteps: list[Count]
     """Timesteps of the shift interval, descending."""
     homogeneity: Estimate
     """Cosine of f_k(h_t, t) with the mean direction, on the regular chain of samples outside the mean."""
@@ -130,6 +130,15 @@ class Properties(Result):
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
         """Return the values with the untrained blocks that older results lack."""
         return {"random_outputs": None, "untrained": None, **values}
+
+    def __post_init__(self) -> None:
+        """Check that all numbers are of the same directions and timesteps."""
+        of_directions = [each for one in fields(self) if isinstance(each := getattr(self, one.name), Estimate)]
+        of_directions += [*self.homogeneity_at, *self.s_hat]
+        if len({len(each) for one in of_directions for each in (one.value, one.low, one.high)}) != 1:
+            raise ValueError("the numbers are of different numbers of directions")
+        if {len(self.homogeneity_at), len(self.consistency_between)} != {len(self.timesteps)}:
+            raise ValueError("the numbers are of different numbers of timesteps")
 
     @property
     def K(self) -> int:
@@ -235,12 +244,15 @@ def properties(
         seed: seed of all samples; other measurements draw the same ``pairs``.
 
     Raises:
+        TypeError: not a run.
         ValueError: a number out of range, or no such direction.
         HBenchError: the steps are so few that no timestep lies in the shift interval.
     """
+    check_type(Run, "as load_run returns it", run=run)
     check_at_least(2, samples=samples)
     check_at_least(2 * MAGNITUDES, pairs=pairs)
     check_at_least(1, examples=examples)
+    check_seed(seed)
     run.check_edit(dict.fromkeys(directions, 0.0))
     M = run.experiment.discovery.M if steps is None else steps
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, M=M)

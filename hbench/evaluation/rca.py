@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
+from hbench.core.domain import Look, neighbours, outside
 from hbench.core.images import soft_clip
 from hbench.core.intervals import student, wilson
 from hbench.core.sampler import BATCH
-from hbench.errors import HBenchError, check_at_least
+from hbench.errors import HBenchError, check_at_least, check_seed, check_type
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
@@ -19,7 +20,7 @@ from hbench.runtime.progress import progress
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.folders import refuse_links
 from hbench.store.provenance import provenance
-from hbench.store.records import Interval, Number
+from hbench.store.records import Confusion, Interval, Nonnegative, Positive, Share, ShareOrNone
 from hbench.store.results import Result
 from hbench.store.run import Run
 
@@ -27,36 +28,78 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+MANY_OUTSIDE = 0.5
+"""Share of shifted samples outside the domain from which on directions rather destroy than edit."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RCA(Result):
     """Reconstructor classification accuracy on fresh pairs, and the numbers to read beside it."""
 
     NAME: ClassVar[str] = "rca"
+    SCHEMA: ClassVar[int] = 2
 
-    n: int
+    n: Positive
     """Number of pairs."""
-    accuracy: float
+    accuracy: Share
     interval: Interval
     """95 % Wilson interval of the accuracy."""
-    chance: float
+    chance: Share
     """Accuracy of guessing, 1/K."""
-    magnitude_error: Number
+    magnitude_error: Nonnegative
     """Mean absolute error of the predicted magnitude, in units of s."""
     magnitude_error_interval: Interval
-    per_direction: list[Number]
+    per_direction: list[ShareOrNone]
     """Accuracy of each direction; nan if none of its pairs was drawn."""
     per_direction_interval: list[Interval]
     """95 % Wilson intervals of the accuracies."""
-    confusion: list[list[int]]
+    confusion: Confusion
     """Counts: true direction by predicted direction."""
-    D_raw: Number
+    D_raw: ShareOrNone
     """Mean output of the discriminator on raw samples; ideally 0.5."""
     D_raw_interval: Interval
-    D_shifted: Number
+    D_shifted: ShareOrNone
     D_shifted_interval: Interval
-    outside: float
+    outside: Share
     """Share of shifted samples with a pixel beyond +-1.5; a high accuracy is worthless if many leave the domain."""
     outside_interval: Interval
+    outside_raw: Share | None
+    """Share of raw samples with such a pixel; none of a good diffusion model. None in files of older versions."""
+    outside_raw_interval: Interval | None
+    neighbours_raw: float | None
+    """Mean correlation of neighbouring pixels in raw samples, 0 for noise; None in files of older versions."""
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
+        """Return the values of an older form in today's; the first ones say nothing about raw samples."""
+        return {"outside_raw": None, "outside_raw_interval": None, "neighbours_raw": None} | values
+
+    def cautions(self) -> list[str]:
+        """Return what makes the accuracy worthless: a poor diffusion model, shifts that destroy, or mere guessing."""
+        found = []
+        if self.outside_raw is not None and self.neighbours_raw is not None:
+            found += Look(self.outside_raw, self.neighbours_raw).doubts()
+        if self.outside >= MANY_OUTSIDE:
+            found.append(
+                f"{self.outside:.0%} of the shifted samples leave the image domain: the directions destroy images, "
+                "which makes them easy to tell apart"
+            )
+        if self.interval[0] <= self.chance:
+            low, high = self.interval
+            found.append(
+                f"the interval of RCA, [{low:.3f}, {high:.3f}] of {self.n:,} pairs, does not lie above chance, "
+                f"{self.chance:.3f}: this may be guessing; train longer, or measure more pairs"
+            )
+        return found
+
+    def __post_init__(self) -> None:
+        """Check that the counts, the accuracies and n agree."""
+        if len({len(self.confusion), len(self.per_direction), len(self.per_direction_interval)}) > 1:
+            raise ValueError("per_direction and confusion are of different numbers of directions")
+        if (counted := sum(map(sum, self.confusion))) != self.n:
+            raise ValueError(f"confusion counts {counted} pairs, n is {self.n}")
+        if abs(sum(row[k] for k, row in enumerate(self.confusion)) / self.n - self.accuracy) > 1e-9:
+            raise ValueError("accuracy is not that of the confusion")
 
     @property
     def brief(self) -> str:
@@ -69,13 +112,14 @@ class RCA(Result):
         return [int(k) for k in np.argsort(-np.nan_to_num(np.array(self.per_direction)), kind="stable")]
 
     def summary(self) -> str:
-        """Return accuracy, magnitude error, D and the share outside, and the larger measurement beside the run."""
+        """Return accuracy, magnitude error, D and the shares outside, and the larger measurement beside the run."""
         low, high = self.interval
+        raw = "not measured" if self.outside_raw is None else f"{self.outside_raw:.2%}"
         larger = self.detail("larger_measurement", "")
         return (
             f"RCA {self.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {self.n}  chance {self.chance:.4f}\n"
             f"magnitude error {self.magnitude_error:.3f}  D raw {self.D_raw:.3f}  D shifted {self.D_shifted:.3f}\n"
-            f"shifted samples outside the domain {self.outside:.2%}"
+            f"samples outside the domain: raw {raw}, shifted {self.outside:.2%}"
             + (larger and f"\nlarger measurement of this run: RCA {larger}")
         )
 
@@ -106,6 +150,9 @@ class _Seen(NamedTuple):
     D_shifted: np.ndarray
     outside: np.ndarray
     """True if the shifted sample has left the domain."""
+    outside_raw: np.ndarray
+    neighbours_raw: np.ndarray
+    """Correlation of neighbouring pixels in the raw sample."""
 
 
 @torch.no_grad()
@@ -129,9 +176,12 @@ def rca(
         on_pairs: function that is called with each batch of pairs, for their images.
 
     Raises:
-        ValueError: no pair.
+        TypeError: not a run.
+        ValueError: no pair, or a number out of range.
     """
+    check_type(Run, "as load_run returns it", run=run)
     check_at_least(1, pairs=pairs)
+    check_seed(seed)
     source = source or direction_source(run)
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
     batches = []
@@ -148,8 +198,9 @@ def rca(
     np.add.at(confusion, (seen.k, seen.k_hat), 1)
     right, n_of = confusion.diagonal(), confusion.sum(1)
     values = np.stack([seen.magnitude_error, seen.D_raw, seen.D_shifted, seen.outside], axis=1, dtype=float)
-    magnitude_error, D_raw, D_shifted, outside = values.mean(0).tolist()
-    bounds = [(float(low), float(high)) for low, high in zip(*student(values), strict=True)]
+    magnitude_error, D_raw, D_shifted, left = values.mean(0).tolist()
+    ends = np.stack(student(values)).clip(0, [np.inf, 1, 1, 1])  # of few pairs they may leave the range
+    bounds = [(float(low), float(high)) for low, high in ends.T]
     return RCA(
         n=pairs,
         accuracy=float(right.sum() / pairs),
@@ -164,8 +215,11 @@ def rca(
         D_raw_interval=bounds[1],
         D_shifted=D_shifted,
         D_shifted_interval=bounds[2],
-        outside=outside,
+        outside=left,
         outside_interval=wilson(int(seen.outside.sum()), pairs),
+        outside_raw=float(seen.outside_raw.mean()),
+        outside_raw_interval=wilson(int(seen.outside_raw.sum()), pairs),
+        neighbours_raw=float(seen.neighbours_raw.mean()),
         provenance=origin.finished(n=pairs, **larger),
     )
 
@@ -180,7 +234,9 @@ def _look(run: Run, pairs: Pairs) -> _Seen:
         (s_hat - pairs.s).abs().double(),
         judge(run.discriminator, raw).sigmoid().double(),
         judge(run.discriminator, shifted).sigmoid().double(),
-        pairs.x_0_shifted.abs().amax((1, 2, 3)) > 1.5,
+        outside(pairs.x_0_shifted),
+        outside(pairs.x_0),
+        neighbours(pairs.x_0),
     )
     return _Seen(*(value.cpu().numpy() for value in values))
 
@@ -198,14 +254,8 @@ def known_rca(run: Run, source: DirectionSource | None = None) -> RCA | None:
     folders = [folder / RCA.NAME for folder in around if (folder / RCA.NAME / f"{RCA.NAME}.json").is_file()]
     for folder in folders:
         refuse_links(folder)
-    found = [result for result in map(RCA.load, folders) if _is_of(result, run, source)]
+    found = [result for result in map(RCA.load, folders) if is_of(result, run, source)]
     return max(found, key=lambda result: result.n, default=None)
-
-
-def _is_of(result: RCA, run: Run, source: DirectionSource) -> bool:
-    measured = {"direction_source": "own", "directions_sha256": None}
-    measured |= result.provenance.details if result.provenance else {}
-    return {"weights_sha256": run.hashes, **source.details}.items() <= measured.items()
 
 
 def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:
@@ -215,6 +265,13 @@ def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:
         HBenchError: the file is damaged, or of other weights or directions.
     """
     result = RCA.load(path.parent) if path.name == "rca.json" else RCA.read(path, "give its rca.json")
-    if not _is_of(result, run, source):
+    if not is_of(result, run, source):
         raise HBenchError(f"{path}: was measured on other weights or directions: give that of this run")
     return result
+
+
+def is_of(result: RCA, run: Run, source: DirectionSource) -> bool:
+    """Return whether a measurement is of this run's weights and of this kind of direction."""
+    measured = {key: result.detail(key) for key in source.details} | {"weights_sha256": result.detail("weights_sha256")}
+    known = {"direction_source": measured["direction_source"] or "own"}  # the first results named none
+    return measured | known == source.details | {"weights_sha256": run.hashes}

@@ -1,14 +1,15 @@
 """Grids of images along every direction of a run, most recognisable first (Figs. 1 and 5 to 7)."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from hbench.errors import check_at_least
-from hbench.evaluation.rca import RCA, known_rca, rca
+from hbench.errors import MOST_COLUMNS, check_at_least, check_seed, check_type
+from hbench.evaluation.rca import RCA, is_of, known_rca, rca
 from hbench.evaluation.sampling import choose_x_T
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.provenance import provenance
-from hbench.store.records import Aside, Number
+from hbench.store.records import Aside, Count, Positive, ShareOrNone
 from hbench.store.results import Result
 from hbench.store.run import Run
 
@@ -18,15 +19,17 @@ if TYPE_CHECKING:
 PAIRS = 1000
 """Number of fresh pairs to rank by, where no earlier measurement lies beside the run."""
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankedDirection:
     """A direction of the ranking."""
 
-    direction: int
+    direction: Count
     name: str
     """Name that someone gave it by eye; empty if nobody did."""
-    accuracy: Number
+    accuracy: ShareOrNone
     """Share of its pairs in which it is recognised; nan if none was drawn."""
 
     @property
@@ -41,11 +44,11 @@ class Traversal(Result):
 
     NAME: ClassVar[str] = "traverse"
 
-    examples: int
+    examples: Positive
     """Number of rows of each grid: one x_T each."""
-    samples: int
+    samples: Positive
     """Number of columns: magnitudes evenly from -S to S."""
-    pairs: int
+    pairs: Positive
     """Number of pairs that the accuracies were measured on."""
     directions: list[RankedDirection]
     """Directions, most recognisable first."""
@@ -92,15 +95,22 @@ def traverse(
         ranking: earlier measurement of this run and source to rank by, instead of fresh ``pairs``.
 
     Raises:
-        ValueError: a number out of range.
+        TypeError: not a run.
+        ValueError: a number out of range, or a ranking of another run or source.
     """
+    check_type(Run, "as load_run returns it", run=run)
     check_at_least(1, examples=examples, pairs=PAIRS if pairs is None else pairs)
-    check_at_least(2, samples=samples)
+    check_at_least(2, most=MOST_COLUMNS, samples=samples)
+    check_seed(seed)
     source = source or direction_source(run)
+    if ranking is not None and not is_of(ranking, run, source):
+        raise ValueError("ranking was measured on other weights or directions: give that of this run and source")
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
     if ranking is None and pairs is None:
         ranking = known_rca(run, source)
     ranking = ranking or rca(run, pairs=pairs or PAIRS, seed=seed, source=source)
+    for caution in ranking.cautions():
+        log.warning("caution: %s", caution)
     chosen = choose_x_T(run, examples, seed)
     order = ranking.ranking()
     return Traversal(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hbench.config import Data
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, as_list, check_type
 from hbench.store.account import Account, account
 from hbench.store.files import sha256
 from hbench.store.picture_files import Seen, fit, read_all
@@ -74,6 +74,7 @@ def load_set(
 
     The split "reference" is for comparisons with samples: the test images of MNIST and the digits, all of a folder.
     """
+    check_type(Data, "the data of an experiment", data=data)
     if split not in (*get_args(Split), "reference"):
         raise ValueError(f"split must be {' or '.join(get_args(Split))}, got {split!r}")
     part: Split = "test" if split == "reference" else split
@@ -162,10 +163,8 @@ def _load_folder(data: Data, root: Path, split: Split | Literal["reference"]) ->
         raise HBenchError(f"{root}: no such folder: give the folder of your images with `data_root`")
     found = find_pictures(root)
     images, seen = read_all(found.files, data, found.problems)
-    if split == "reference":
-        return DataSet(images, None, account(f"pictures in {root}", images, seen, data, "all", found.left_out))
-    images = _split(images, split)
-    return DataSet(images, None, account(f"pictures in {root}", images, seen, data, split, found.left_out))
+    used = images if split == "reference" else _split(images, split)
+    return DataSet(used, None, account(f"pictures in {root}", used, seen, data, split, found.left_out))
 
 
 class RealImage(NamedTuple):
@@ -180,24 +179,25 @@ class RealImage(NamedTuple):
     """SHA-256 of the file."""
 
 
-def read_images(paths: Sequence[str | Path], data: Data) -> list[RealImage]:
+def read_images(paths: str | Path | Sequence[str | Path], data: Data) -> list[RealImage]:
     """Read image files of any size, and log the account of them.
 
     Args:
-        paths: image files, and folders that are searched for them.
+        paths: image files, and folders that are searched for them; one or several.
         data: size and channels that the images get.
 
     Raises:
         HBenchError: nothing at a path, a folder without images, or files that cannot be read.
     """
-    found = [find_pictures(Path(path)) for path in paths]
+    check_type(Data, "the data of an experiment", data=data)
+    found = [find_pictures(Path(path)) for path in as_list(paths)]
     files = [file for each in found for file in each.files]
     images, seen = read_all(files, data, [problem for each in found for problem in each.problems])
     left_out: dict[str, list[str]] = {}
     for each in found:
         for reason, names in each.left_out.items():
             left_out.setdefault(reason, []).extend(names)
-    account("pictures", images, seen, data, "all", left_out).say()
+    account("pictures", images, seen, data, "reference", left_out).say()
     return [
         RealImage(file, pixels, facts.done(data), sha256(file))
         for file, pixels, facts in zip(files, images, seen, strict=True)

@@ -17,18 +17,21 @@ from hbench.config import Experiment, Pretrain
 from hbench.core import seeds
 from hbench.core.backbone import DiffusionModel
 from hbench.core.diffusion import training_target
+from hbench.core.domain import log_look
 from hbench.core.images import to_float
 from hbench.core.sampler import Sampler
+from hbench.errors import check_type
 from hbench.models import build_model
 from hbench.runtime.device import autocast
 from hbench.runtime.distributed import all_reduce_mean, average_gradients, rank, shard, world_size
 from hbench.store.account import Account, content_sha256
 from hbench.store.files import sha256
+from hbench.store.metrics import FILE as METRICS
 from hbench.store.pictures import save_grid
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.weights import save_weights, tensors_sha256
 from hbench.training.checkpoint import TrainedOn
-from hbench.training.loop import restore, run_steps, started, stop_requests
+from hbench.training.loop import begin, restore, run_steps, started, stop_requests
 
 GRID_SAMPLES, GRID_STEPS = 64, 20
 """Images of a sample grid, and the generation steps of each."""
@@ -65,8 +68,9 @@ def pretrain(
     """Train a diffusion model and write it to ``out``. Return False if stopped early, with a checkpoint to resume from.
 
     The folder gets the average as ``model.safetensors``, sample grids, metrics, checkpoint and provenance. A resumed
-    training ends as if it had never stopped, on the CPU with the same bits. Several processes call this alike and share
-    each batch, and the main one writes; only dropout depends on their number.
+    training ends as if it had never stopped, on the CPU with the same bits. A line at the end says what the
+    samples look like, with a warning where they are noise. Several processes call this alike and share each batch, and
+    the main one writes; only dropout depends on their number.
 
     Args:
         experiment: settings.
@@ -82,10 +86,13 @@ def pretrain(
         account: how the images were read, for the provenance.
 
     Raises:
-        ValueError: images of another form.
+        TypeError: not an experiment, or no tensor of images.
+        ValueError: images of another form, or a seed or a time out of range.
         HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays),
             ``out`` holds something else or cannot be written, or was started with other images.
     """
+    check_type(Experiment, "as load_experiment returns it", experiment=experiment)
+    check_type(Tensor, "as load_images returns it", images=images)
     shape = experiment.data.image_shape
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != shape:
         needed, got = ", ".join(map(str, shape)), f"{images.dtype} {list(images.shape)}"
@@ -116,6 +123,7 @@ def pretrain(
         # Set up: the model, its moving average, and the sampler of the average for the grids.
         trained = initial(experiment, seed, start.device)
         restore(start, vars(trained))
+        start = begin(start)
         sampler = Sampler.of(
             experiment,
             trained.averaged_model.eval(),
@@ -130,7 +138,9 @@ def pretrain(
 
         def after_step(done: int) -> None:
             if done % settings.sample_every == 0 or done == settings.steps:
-                draw_samples(sampler, start.out / "samples" / f"{done:06d}.png")
+                samples = draw_samples(sampler, start.out / "samples" / f"{done:06d}.png")
+                if done == settings.steps:
+                    log_look(samples)
 
         if not run_steps(start, vars(trained), take_step, stop_reason, draw=draw, after_step=after_step):
             return False
@@ -139,7 +149,11 @@ def pretrain(
         if rank() == 0:
             weights = start.out / "model.safetensors"
             save_weights(weights, trained.averaged_model, experiment, "model", settings.weights)
-            hashes = {"weights_sha256": sha256(weights), "model_tensors_sha256": tensors_sha256(weights)}
+            hashes = {
+                "weights_sha256": sha256(weights),
+                "model_tensors_sha256": tensors_sha256(weights),
+                "metrics_sha256": sha256(start.out / METRICS),
+            }
             start.origin.finished(**hashes).after(start.saved.pieces).write(start.out / PROVENANCE)
     return True
 
@@ -235,7 +249,8 @@ def lr_factor(settings: Pretrain, step: int) -> float:
     return (settings.steps - step) / max(1, settings.steps - settings.warmup_steps)
 
 
-def draw_samples(sampler: Sampler, path: Path) -> None:
-    """Write a grid of samples, always from the same x_T."""
-    images = sampler.generate(sampler.noise(GRID_SAMPLES, seed=0))
-    save_grid(images.float(), path, columns=8, scale=max(1, 64 // sampler.image_shape[-1]))
+def draw_samples(sampler: Sampler, path: Path) -> Tensor:
+    """Write a grid of samples, always from the same x_T, and return them: [64, C, H, W]."""
+    images = sampler.generate(sampler.noise(GRID_SAMPLES, seed=0)).float()
+    save_grid(images, path, columns=8, scale=max(1, 64 // sampler.image_shape[-1]))
+    return images

@@ -278,7 +278,9 @@ def test_a_package_that_no_command_needed_may_be_missing(monkeypatch):
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-    experiment = load_experiment("digits16", [*TINY, "pretrain.lr=1e30", "pretrain.warmup_steps=0"])
+    experiment = load_experiment("digits16", [*TINY, "pretrain.warmup_steps=0"])
+    diverging = experiment.pretrain.model_copy(update={"lr": 1e30})  # no file may ask for it
+    experiment = experiment.model_copy(update={"pretrain": diverging})
     out = tmp_path / "run"
     out.mkdir()
     with pytest.raises(HBenchError, match=r"step \d+: the loss is (nan|inf)"):
@@ -328,3 +330,16 @@ def test_images_and_seeds_that_cannot_be_are_refused_before_the_folder_is_made(t
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         pretrain(tiny, load_images(tiny.data), tmp_path / "out", device=CPU, seed=-1)
     assert not (tmp_path / "out").exists()
+
+
+def test_trainings_say_that_the_samples_are_noise(tmp_path, tiny, tiny_model, caplog):
+    """The end of a pretraining that was too short, and the start of a discovery on its model."""
+    noise = "100% of the raw samples leave the image domain"
+    pretrain(tiny, load_images(tiny.data), tmp_path / "pretrain", device=CPU)
+    assert caplog.text.count(noise) == 1
+    caplog.clear()
+    assert not train(tiny, load_model(tiny_model, tiny), tmp_path / "train", device=CPU, max_minutes=1e-6)
+    assert caplog.text.count(noise) == 1
+    caplog.clear()
+    assert train(tiny, load_model(tiny_model, tiny), tmp_path / "train", device=CPU, resume=True)
+    assert noise not in caplog.text  # said before

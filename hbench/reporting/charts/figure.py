@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def save_figure(figure: "Figure", path: Path, *, crop: bool = False) -> None:
-    """Write a figure as PNG in one move, cropped to what is drawn if asked. Characters that the font lacks become boxes."""
+    """Write a figure as PNG in one move, cropped if asked. Characters that the font lacks become boxes."""
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight" if crop else None)

@@ -29,10 +29,11 @@ RUN_CURVES = {
 
 def draw_curves(folder: Path) -> None:
     """Draw ``metrics.csv`` of a run as ``curves.png``: losses, train accuracy, D on raw and shifted samples."""
-    import pandas as pd
     from matplotlib.figure import Figure
 
-    rows = pd.read_csv(folder / "metrics.csv")
+    from hbench.store.metrics import FILE, read_metrics
+
+    rows = read_metrics(folder / FILE)
     panels = [(title, [n for n in names if n in rows]) for title, names in CURVES.items()]
     panels = [(title, names) for title, names in panels if names]
     window = max(1, len(rows) // 50)
@@ -107,15 +108,17 @@ def draw_ablations(result: "Ablations", path: Path) -> None:
 
     panels = {
         "RCA (dotted: chance)": (["rca"], "chance"),
+        "KID (LeNet digits) of shifted (dotted: raw)": (["kid_shifted"], "kid_raw"),
+        f"FD (LeNet digits) of shifted (dotted: raw), n = {result.runs[0].n}": (["fd_shifted"], "fd_raw"),
         "share outside the domain": (["outside"], None),
         "D on raw (blue), shifted (orange), last third": (["D_raw", "D_shifted"], "D_ideal"),
-        "FD (LeNet digits) of shifted (dotted: raw)": (["fd_shifted"], "fd_raw"),
     }
     table, variants = result.table(), result.variants
     means = table.assign(D_ideal=0.5).groupby("variant", sort=False).mean(numeric_only=True)
     shown = {name: panel for name, panel in panels.items() if table[panel[0]].notna().any(axis=None)}
-    figure = Figure(figsize=(11, 2 * (1 + 0.3 * len(variants)) + 0.4), layout="constrained")
-    axes = figure.subplots(2, 2, sharey=True).ravel()
+    columns = -(-len(shown) // 2)
+    figure = Figure(figsize=(5.5 * columns, 2 * (1 + 0.3 * len(variants)) + 0.4), layout="constrained")
+    axes = figure.subplots(2, columns, sharey=True).ravel()
     for axis, (name, (metrics, reference)) in zip(axes, shown.items(), strict=False):
         height = 0.8 / len(metrics)
         for i, variant in enumerate(variants):

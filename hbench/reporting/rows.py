@@ -19,6 +19,10 @@ from hbench.evaluation.rca import RCA
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
 
+HOMOGENEITY = "cosine of own and mean direction (homogeneity)"
+CONSISTENCY = "cosine between timesteps (consistency)"
+"""Rows that untrained shift blocks have too."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -162,9 +166,9 @@ def property_rows(result: Properties, paper: Paper) -> list[Row]:
     """Return the rows of the three sources of directions compared."""
     n, n_mean = f"{result.n:,} samples", f"{result.n_mean:,} samples"
     shown = (
-        ("cosine of own and mean direction (homogeneity)", result.homogeneity, "", n),
-        ("cosine between timesteps (consistency)", result.consistency, "", n_mean),
-        ("cosine between two directions, the floor", result.others, "", n_mean),
+        (HOMOGENEITY, result.homogeneity, "", n),
+        (CONSISTENCY, result.consistency, "", n_mean),
+        ("cosine between two directions: do they differ?", result.others, "", n_mean),
         ("mean edit, distance from the own / its size", result.distance_mean, "almost the same", n),
         ("time-invariant edit, distance from the own / its size", result.distance_global, "almost the same", n),
         ("k recognised in own edits", result.accuracy_own, "", n),
@@ -172,17 +176,52 @@ def property_rows(result: Properties, paper: Paper) -> list[Row]:
         ("k recognised in time-invariant edits", result.accuracy_global, "", n),
         ("correlation of s_hat and s (linearity)", result.correlation, "", n),
     )
+    rows = []
+    for name, found, theirs, of in shown:
+        bounds = _interval([found.low[-1], found.high[-1]])
+        rows.append(Row(name, "Fig. 9", theirs, _number(found.value[-1]), bounds, of))
+        rows += _floors(name, result)
+    return rows
+
+
+def _floors(name: str, result: Properties) -> list[Row]:
+    """Return what shift blocks with random weights have in place of a number: how much of it needs no training."""
+    if name not in (HOMOGENEITY, CONSISTENCY):
+        return []
+    kinds = (
+        ("with random outputs on the same features", result.random_outputs),
+        ("of wholly untrained blocks", result.untrained),
+    )
     return [
-        Row(name, "Fig. 9", theirs, _number(found.value[-1]), _interval([found.low[-1], found.high[-1]]), of)
-        for name, found, theirs, of in shown
+        Row(
+            f"{name}, {kind}",
+            "Fig. 9",
+            "",
+            _number(found.homogeneity if name == HOMOGENEITY else found.consistency),
+            _interval(found.homogeneity_interval if name == HOMOGENEITY else found.consistency_interval),
+            f"{found.blocks} blocks",
+        )
+        for kind, found in kinds
+        if found
     ]
 
 
 def edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
-    """Return the row of reconstructed images."""
+    """Return the rows of reconstructed images and of their x_T."""
     name = "real images reconstructed, median PSNR in dB"
     bounds = _interval(median_interval(result.psnrs), 1)
-    return [Row(name, "Fig. 8", "", f"{median(result.psnrs):.1f}", bounds, f"{len(result.psnrs)} images")]
+    n = f"{len(result.psnrs)} image{'s' * (len(result.psnrs) > 1)}"
+    rows = [Row(name, "Fig. 8", "", f"{median(result.psnrs):.1f}", bounds, n)]
+    if found := result.recovery:
+        stds = result.x_T_stds
+        name = "std of the inverted x_T of real images, median (noise has 1)"
+        rows.append(Row(name, "Fig. 8", "", _number(median(stds)), _interval(median_interval(stds)), n))
+        for name, value, ends in (
+            ("inverted and true x_T of generated images, correlation", found.correlation, found.interval),
+            ("std of the inverted x_T of generated images (noise has 1)", found.x_T_std, found.x_T_std_interval),
+        ):
+            rows.append(Row(name, "Fig. 8", "", _number(value), _interval(ends), f"{found.n} images"))
+    return rows
 
 
 def ablation_rows(result: Ablations, paper: Paper) -> list[Row]:

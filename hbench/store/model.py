@@ -8,7 +8,7 @@ import torch
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
 from hbench.errors import HBenchError, check_type
-from hbench.experiments import filled_in
+from hbench.experiments import filled_in, override
 from hbench.models import build_model
 from hbench.models.guided_diffusion import SILENT, silent_settings, with_its_defaults
 from hbench.runtime.device import pick_device
@@ -64,9 +64,10 @@ def model_to_train_on(
     The experiment comes back as the model has it; see :func:`model_experiment`. A resumed discovery goes on with the
     model in its folder, if there is one already and none is given.
     """
-    if given is None and resume and (folder / f"model{WEIGHTS}").is_file():
-        given = folder
     path = given or Path("runs") / experiment.name / "pretrain"
+    if resume and (folder / f"model{WEIGHTS}").is_file():
+        experiment = override(model_experiment(folder, experiment), [])  # as if all of it were given
+        path = given or folder
     experiment = model_experiment(path, experiment)
     return experiment, load_model(path, experiment, device="cpu")
 

@@ -9,9 +9,10 @@ from hbench.reporting.charts.figure import at_hand, save_figure, show_pixels, ti
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from hbench.evaluation.estimates import Estimate
     from hbench.evaluation.fid import Fidelity
     from hbench.evaluation.lenet import TrainedLeNet
-    from hbench.evaluation.properties import Estimate, Properties
+    from hbench.evaluation.properties import Properties
     from hbench.evaluation.rca import RCA
 
 
@@ -127,12 +128,21 @@ def draw_properties(result: "Properties", path: Path) -> None:
     overall = {"color": "black", "linewidth": 2, "capsize": 3, "marker": "o", "markersize": 4}
 
     _draw_estimates(homogeneity, result.timesteps, result.homogeneity_at, overall)
-    homogeneity.axhline(result.others.value[-1], color="grey", linestyle=":", label="cosine of two directions")
-    homogeneity.invert_xaxis()
-    homogeneity.set(
-        title="homogeneity: cosine of own and mean direction", xlabel="t, as generation goes", ylim=(None, 1.02)
+    floors = (
+        (result.random_outputs, "random outputs on the same features", "--"),
+        (result.untrained, "untrained blocks", ":"),
     )
-    homogeneity.legend(fontsize=8)
+    for floor, name, style in floors:
+        if floor:
+            homogeneity.plot(result.timesteps, floor.homogeneity_at, color="tab:red", linestyle=style, label=name)
+    homogeneity.invert_xaxis()
+    lowest = homogeneity.get_ylim()[0]
+    homogeneity.set(
+        title="homogeneity: cosine of own and mean direction",
+        xlabel="t, as generation goes",
+        ylim=(lowest - 0.3 * (1 - lowest), 1.02),  # room for the legend
+    )
+    homogeneity.legend(fontsize=8, loc="lower left", ncols=2)
 
     between = np.array(result.consistency_between)
     picture = consistency.imshow(between, cmap="viridis", vmin=min(0.0, float(between.min())), vmax=1)
@@ -144,7 +154,12 @@ def draw_properties(result: "Properties", path: Path) -> None:
         for row, column in np.ndindex(between.shape):
             shade = "white" if between[row, column] < 0.6 else "black"
             consistency.text(column, row, f"{between[row, column]:.2f}", ha="center", va="center", color=shade)
-    consistency.set(title="consistency: cosine of mean directions\nbetween timesteps", xlabel="t", ylabel="t")
+    beside = f" (untrained {result.untrained.consistency:.2f})" if result.untrained else ""
+    consistency.set(
+        title=f"consistency: cosine of mean directions\nbetween timesteps, {result.consistency.value[-1]:.2f}{beside}",
+        xlabel="t",
+        ylabel="t",
+    )
     figure.colorbar(picture, ax=consistency)
 
     K = len(result.slope.value) - 1

@@ -8,8 +8,10 @@ import base64
 import html
 import json
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,9 +20,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbench.config import Experiment
 from hbench.errors import HBenchError
+from hbench.evaluation.curves import differences
 from hbench.experiments import paper_of, parse_experiment
 from hbench.reporting.artifacts import ARTIFACTS, Artifact
+from hbench.reporting.highlights import Highlight
 from hbench.reporting.rows import Comparison, Named, Row
+from hbench.runtime.words import counted
 from hbench.store.files import write_text
 from hbench.store.folders import refuse_links
 from hbench.store.provenance import FILE as PROVENANCE
@@ -29,6 +34,8 @@ from hbench.store.records import Record
 
 GENERATED = "not to be edited"
 """Words in every summary, by which it is known before it is replaced."""
+TELLING = 5
+"""Number of telling numbers of each run in the head of the page."""
 REASONS = "not-run.json"
 """Name of the file with the reasons why artifacts are missing; a reproduction writes it."""
 
@@ -37,9 +44,9 @@ REASONS = "not-run.json"
 class Section:
     """One result on the page."""
 
-    title: str
-    item: str
-    """Item of the paper; empty if it has none."""
+    artifact: Artifact
+    highlights: list[Highlight]
+    rows: list[Row]
     pictures: list[Path]
     named: list[Named]
     comparison: Comparison | None
@@ -138,10 +145,18 @@ def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Expe
         replace(row, provenance=file, experiment=origin.title or experiment.title)
         for row in artifact.rows(result, paper_of(experiment))
     ]
-    named, comparison = artifact.named(result), artifact.comparison(result)
-    pictures = sorted(folder.glob("*.png"))
-    cautions = result.cautions()
-    return rows, Section(artifact.title, artifact.item, pictures, named, comparison, cautions, file, origin)
+    section = Section(
+        artifact,
+        artifact.highlights(result, paper_of(experiment)),
+        rows,
+        pictures=sorted(folder.glob("*.png"), key=lambda path: (path.name not in artifact.charts, path.name)),
+        named=artifact.named(result),
+        comparison=artifact.comparison(result),
+        cautions=result.cautions(),
+        provenance=file,
+        origin=origin,
+    )
+    return rows, section
 
 
 def not_run(experiment: Experiment, reason: str) -> Report:
@@ -161,8 +176,15 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
 
     environment = Environment(autoescape=True, **_TEMPLATES)
     environment.filters |= {"picture": _inline, "facts": _facts}
-    write_text(out / "report.html", environment.get_template("report.html").render(reports=reports))
-    write_text(out / "report.md", _markdown_page("report.md", out, reports=reports))
+    page = {
+        "reports": reports,
+        "names": distinct_names(reports),
+        "numbers": head(reports),
+        "differences": differences([report.experiment for report in reports]),
+        "origin": origins(reports),
+    }
+    write_text(out / "report.html", environment.get_template("report.html").render(page))
+    write_text(out / "report.md", _markdown_page("report.md", out, **page))
     table = [
         {"experiment": row.experiment}
         | asdict(row)
@@ -172,6 +194,47 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
     ]
     ReportTable(rows=table).write(out / "report.json")
     write_text(out / "report.csv", pd.DataFrame(table).to_csv(index=False))
+
+
+def distinct_names(reports: Sequence[Report]) -> list[str]:
+    """Return a heading for each report: its experiment's title, and the end of its folder's path where titles agree."""
+    titles = [report.experiment.title for report in reports]
+    paths = [(report.folder or Path()).resolve().parts for report in reports]
+    names = []
+    for title, path in zip(titles, paths, strict=True):
+        others = [paths[i] for i, other in enumerate(titles) if other == title and paths[i] != path]
+        words = 1
+        while any(other[-words:] == path[-words:] for other in others):
+            words += 1
+        names.append(f"{title} ({'/'.join(path[-words:])})" if titles.count(title) > 1 else title)
+    return names
+
+
+def head(reports: Sequence[Report]) -> dict[str, list[Highlight | None]]:
+    """Return the most telling numbers by their names, one of each report; None where a report lacks it."""
+    found = [
+        {each.name: each for each in list(chain.from_iterable(section.highlights for section in r.sections))[:TELLING]}
+        for r in reports
+    ]
+    names = dict.fromkeys(chain.from_iterable(found))
+    return {name: [numbers.get(name) for numbers in found] for name in names}
+
+
+def origins(reports: Sequence[Report]) -> dict[str, list[str]]:
+    """Return dates, machines, commits and versions of all results, each value once."""
+    found = [section.origin for report in reports for section in report.sections]
+    dates = sorted(origin.started_utc[:10] for origin in found)
+    commits = [
+        f"{origin.git.commit[:8]}{' with uncommitted changes' * origin.git.dirty}" if origin.git else "not a checkout"
+        for origin in found
+    ]
+    values = {
+        "measured": [" to ".join(dict.fromkeys([dates[0], dates[-1]]))] if dates else [],
+        "machine": [f"{origin.device}, {counted(origin.threads, 'thread')}" for origin in found],
+        "hbench": [str(origin.versions.get("hbench")) for origin in found],
+        "commit": commits,
+    }
+    return {name: list(dict.fromkeys(of)) for name, of in values.items()}
 
 
 def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
@@ -206,15 +269,25 @@ _TEMPLATES: dict[str, Any] = {
 # Text of the pages ---------------------------------------------------------------------------------------------------
 
 
-def _inline(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def _inline(path: Path) -> dict[str, Any]:
+    """Return a PNG file's data in base64, with its width and height in pixels.
+
+    Raises:
+        HBenchError: the file is no PNG.
+    """
+    data = path.read_bytes()
+    if len(data) < 24 or not data.startswith(b"\x89PNG"):
+        raise HBenchError(f"{path}: no picture in PNG: remove it, or make the result again")
+    width, height = struct.unpack(">II", data[16:24])  # of the header, which is the first chunk
+    return {"data": base64.b64encode(data).decode(), "width": width, "height": height}
 
 
 def _facts(origin: Provenance) -> list[tuple[str, str]]:
     git = origin.git
     facts = {
         "started": f"{origin.started_utc} UTC, took {origin.wall_seconds:,.0f} s",
-        "device": f"{origin.device}, {origin.threads} threads" + (f", driver {d}" if (d := origin.driver) else ""),
+        "device": f"{origin.device}, {counted(origin.threads, 'thread')}"
+        + (f", driver {d}" if (d := origin.driver) else ""),
         "seed": "none: nothing is random" if origin.seed is None else str(origin.seed),
         "commit": f"{git.commit}{' with uncommitted changes' if git.dirty else ''}" if git else "not a checkout",
         "versions": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),

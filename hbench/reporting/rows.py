@@ -9,7 +9,7 @@ from typing import Any
 
 from hbench.config import Paper
 from hbench.core.intervals import median_interval
-from hbench.evaluation.ablations import Ablations
+from hbench.evaluation.ablations import Ablations, VariantMean
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
@@ -18,6 +18,14 @@ from hbench.evaluation.properties import Properties
 from hbench.evaluation.rca import RCA
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
+from hbench.runtime.words import counted
+
+SHARE, DISTANCE, EVERYTHING = (0.0, 1.0), (0.0, math.inf), (-math.inf, math.inf)
+"""Smallest and largest possible values of a share, a distance, and any number."""
+POSSIBLE = {name: SHARE for name in ("rca", "outside", "D_raw", "D_shifted")} | {
+    name: DISTANCE for name in ("fd_shifted", "fd_raw", "magnitude_error")
+}
+"""Possible values of each metric of an ablation; a t-interval of few trainings may reach beyond them."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Comparison:
 
 def rca_rows(result: RCA, paper: Paper) -> list[Row]:
     """Return the rows of an RCA, with the numbers to read beside it."""
-    n = f"{result.n:,} pairs"
+    n = counted(result.n, "pair")
     chance = f"RCA (chance {result.chance:.3f})"
     shown = (
         (chance, "Table 1", published_number(paper.rca), result.accuracy, result.interval),
@@ -76,14 +84,13 @@ def rca_rows(result: RCA, paper: Paper) -> list[Row]:
             )
         ),
     )
-    return [
-        Row(name, item, theirs, _number(value), _interval(bounds), n) for name, item, theirs, value, bounds in shown
-    ]
+    return [Row(name, item, theirs, number(value), interval(bounds), n) for name, item, theirs, value, bounds in shown]
 
 
 def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
     """Return the rows of Frechet and kernel distances."""
     rows = []
+    kid = "KID" + (result.metric.removeprefix("FD") if result.metric != "FID" else " (Inception)")
     for kind, found, published in (
         ("raw", result.raw, paper.fid_raw),
         ("shifted", result.shifted, paper.fid_shifted),
@@ -91,16 +98,16 @@ def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
         n = f"{found.n:,} against {result.n_real:,} real"
         theirs = published_number(published) if result.metric == "FID" else ""
         name = f"{result.metric}, {kind} samples"
-        rows.append(Row(name, "Table 2", theirs, _number(found.fd), _interval(found.interval), n))
+        rows.append(Row(name, "Table 2", theirs, number(found.fd), interval(found.interval), n))
         if found.kid is not None:
             spread = "" if found.kid_std is None else f" (std {found.kid_std:.5f} over subsets)"
-            rows.append(Row(f"KID, {kind} samples", "", "", f"{found.kid:.5f}{spread}", n=n))
+            rows.append(Row(f"{kid}, {kind} samples", "", "", f"{found.kid:.5f}{spread}", n=n))
     for name, value, bounds, count in (
         ("shifted / raw", result.ratio, result.ratio_interval, result.shifted.n),
         ("between two halves of the real images", result.halves, result.halves_interval, result.n_real // 2),
     ):
         label = f"{result.metric}, {name}"
-        rows.append(Row(label, "Table 2", "", _number(value), _interval(bounds), f"{count:,} each"))
+        rows.append(Row(label, "Table 2", "", number(value), interval(bounds), f"{count:,} each"))
     return rows
 
 
@@ -108,7 +115,8 @@ def sweep_rows(result: VramSweep, paper: Paper) -> list[Row]:
     """Return the rows of a sweep: memory over M, and throughput against node."""
     cells = {cell.key: cell for cell in result.cells if cell.status in ("ok", "oom")}
     rows = []
-    n = f"{min((len(cell.step_seconds) for cell in cells.values() if cell.step_seconds), default=0)} steps a cell"
+    steps = min((len(cell.step_seconds) for cell in cells.values() if cell.step_seconds), default=0)
+    n = f"{counted(steps, 'step')} a cell"
     published = {"node": "flat", "vanilla": "grows, past 24 GB"}
     for strategy in dict.fromkeys(strategy for strategy, _ in cells):
         Ms = sorted(M for name, M in cells if name == strategy)
@@ -135,9 +143,9 @@ def curve_rows(result: TrainingCurves, paper: Paper) -> list[Row]:
             f"D on {kind} in training, last third",
             "Fig. 10",
             "0.5",
-            _number(value),
-            _interval(bounds),
-            f"{run.n:,} steps",
+            number(value),
+            interval(bounds),
+            counted(run.n, "step"),
         )
         for kind, value, bounds in (
             ("raw", run.D_raw, (run.D_raw_low, run.D_raw_high)),
@@ -148,7 +156,7 @@ def curve_rows(result: TrainingCurves, paper: Paper) -> list[Row]:
 
 def property_rows(result: Properties, paper: Paper) -> list[Row]:
     """Return the rows of the three sources of directions compared."""
-    n, n_mean = f"{result.n:,} samples", f"{result.n_mean:,} samples"
+    n, n_mean = counted(result.n, "sample"), counted(result.n_mean, "sample")
     shown = (
         ("cosine of own and mean direction (homogeneity)", result.homogeneity, "", n),
         ("cosine between timesteps (consistency)", result.consistency, "", n_mean),
@@ -161,7 +169,7 @@ def property_rows(result: Properties, paper: Paper) -> list[Row]:
         ("correlation of s_hat and s (linearity)", result.correlation, "", n),
     )
     return [
-        Row(name, "Fig. 9", theirs, _number(found.value[-1]), _interval([found.low[-1], found.high[-1]]), of)
+        Row(name, "Fig. 9", theirs, number(found.value[-1]), interval([found.low[-1], found.high[-1]]), of)
         for name, found, theirs, of in shown
     ]
 
@@ -169,8 +177,8 @@ def property_rows(result: Properties, paper: Paper) -> list[Row]:
 def edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
     """Return the row of reconstructed images."""
     name = "real images reconstructed, median PSNR in dB"
-    bounds = _interval(median_interval(result.psnrs), 1)
-    return [Row(name, "Fig. 8", "", f"{median(result.psnrs):.1f}", bounds, f"{len(result.psnrs)} images")]
+    bounds = interval(median_interval(result.psnrs), 1)
+    return [Row(name, "Fig. 8", "", f"{median(result.psnrs):.1f}", bounds, counted(len(result.psnrs), "image"))]
 
 
 def ablation_rows(result: Ablations, paper: Paper) -> list[Row]:
@@ -182,13 +190,17 @@ def ablation_rows(result: Ablations, paper: Paper) -> list[Row]:
             f"{line.variant}: {names[line.metric]}",
             items.get(line.variant, ""),
             "destructive" if (line.variant, line.metric) == ("l1", "fd_shifted") else "",
-            _number(line.mean),
-            _interval([line.low, line.high]),
-            f"{line.seeds} training{'s' * (line.seeds > 1)}",
+            number(line.mean),
+            _mean_interval(line),
+            counted(line.seeds, "training"),
         )
         for line in result.means
         if line.metric in names
     ]
+
+
+def _mean_interval(line: VariantMean) -> str:
+    return interval([line.low, line.high], within=POSSIBLE.get(line.metric, EVERYTHING))
 
 
 def variants(result: Ablations) -> Comparison:
@@ -202,20 +214,21 @@ def variants(result: Ablations) -> Comparison:
         "D_raw": "D on raw",
         "D_shifted": "D on shifted",
     }
-    chances = {run.variant: _number(run.chance) for run in result.runs}
+    chances = {run.variant: number(run.chance) for run in result.runs}
     cells = {}
     for line in result.means:
         # no training changes the raw samples
-        bounds = "" if line.metric == "fd_raw" else _interval([line.low, line.high])
-        cells[line.variant, line.metric] = f"{_number(line.mean)} {bounds}".rstrip()
+        bounds = "" if line.metric == "fd_raw" else _mean_interval(line)
+        cells[line.variant, line.metric] = f"{number(line.mean)} {bounds}".rstrip()
     metrics = [metric for metric in names if any(of == metric for _, of in cells)]
     seeds = max(line.seeds for line in result.means)
     if seeds > 1:
-        mean = f"Mean over {seeds} trainings and its 95 % t-interval, wide for so few and not cut at 0 or 1"
+        mean = f"Mean over {seeds} trainings and its 95 % t-interval, wide for so few"
     else:
         mean = "One training each, so no interval"
+    n = counted(result.runs[0].n, "pair")
     return Comparison(
-        caption=f"{mean}; {result.runs[0].n:,} pairs each, from the same x_T. D is of the training's last third.",
+        caption=f"{mean}; {n} each, from the same x_T. D is of the training's last third.",
         columns=["variant", "chance", *(names[metric] for metric in metrics)],
         lines=[
             [variant, chance, *(cells.get((variant, metric), "") for metric in metrics)]
@@ -232,14 +245,16 @@ def mos_rows(result: MosScore, paper: Paper) -> list[Row]:
         published = "" if of else published_number(paper.mos)
         for name, found, theirs in (("MOS", run.mos, published), ("MOS of untrained directions", run.floor, "")):
             if found.mean is not None:
-                bounds = _interval(found.interval)
-                rows.append(Row(f"{name}{of}", "Table 1", theirs, f"{found.mean:.3f}", bounds, f"{found.n} directions"))
+                bounds = interval(found.interval)
+                rows.append(
+                    Row(f"{name}{of}", "Table 1", theirs, f"{found.mean:.3f}", bounds, counted(found.n, "direction"))
+                )
     return rows
 
 
 def named_directions(result: Traversal) -> list[Named]:
     """Return the directions that have a name."""
-    return [Named(each.direction, each.name, _number(each.accuracy)) for each in result.directions if each.name]
+    return [Named(each.direction, each.name, number(each.accuracy)) for each in result.directions if each.name]
 
 
 def no_rows(result: Any, paper: Paper) -> list[Row]:
@@ -247,7 +262,8 @@ def no_rows(result: Any, paper: Paper) -> list[Row]:
     return []
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a number in words."""
     return "not defined" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
@@ -256,7 +272,9 @@ def published_number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
-    """Return bounds in words; empty if there are none."""
-    known = [bound for bound in bounds or () if bound is not None and math.isfinite(bound)]
+def interval(bounds: Sequence[float | None] | None, digits: int = 3, within: tuple[float, float] = EVERYTHING) -> str:
+    """Return bounds in words, cut to the values that are possible; empty if there are none."""
+    known = [
+        min(max(bound, within[0]), within[1]) for bound in bounds or () if bound is not None and math.isfinite(bound)
+    ]
     return f"[{known[0]:.{digits}f}, {known[1]:.{digits}f}]" if len(known) == 2 else ""

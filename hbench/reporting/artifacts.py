@@ -172,7 +172,7 @@ ARTIFACTS = (
     Artifact(
         "fid-inception-v3-compat",
         Fidelity,
-        "Frechet inception distance",
+        "Fréchet inception distance",
         "Table 2",
         "fid",
         fidelity_rows,
@@ -190,7 +190,7 @@ ARTIFACTS = (
     Artifact(
         "fid-lenet-digits",
         Fidelity,
-        "Frechet distance in LeNet features",
+        "Fréchet distance in LeNet features",
         "Table 2",
         "fid --feature-extractor lenet-digits",
         fidelity_rows,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hbench.reporting.charts.figure import at_hand, plain, save_figure, show_pixels, title_of
+from hbench.reporting.charts.figure import at_hand, plain, save_figure, show_pixels, styled, title_of
 from hbench.reporting.charts.training import title_of_training
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ LONGEST = 24
 """Number of characters of the name beside a row, at most."""
 
 
+@styled
 def draw_traversal(result: "Traversal", path: Path) -> None:
     """Draw the grid of each direction, most recognisable first."""
     grid = at_hand(result, result.grid)
@@ -31,6 +32,7 @@ def draw_traversal(result: "Traversal", path: Path) -> None:
     draw_directions(grid.images, labels, grid.magnitudes[-1], title_of(result), path)
 
 
+@styled
 def draw_directions(
     images: "Tensor", labels: list[str], S: float | None, title: str, path: Path, columns: int = 4
 ) -> None:
@@ -68,6 +70,7 @@ def draw_directions(
     save_figure(figure, path)
 
 
+@styled
 def draw_variants(result: "Ablations", path: Path) -> None:
     """Draw the most accurate directions of each variant's first training, the same number of each."""
     import torch
@@ -91,6 +94,7 @@ def draw_samples(result: "Samples", path: Path) -> None:
     save_grid(images, path, columns=columns, scale=scale)
 
 
+@styled
 def draw_sources(result: "Properties", path: Path) -> None:
     """Draw the same edits with the three sources of delta_h (Fig. 9), one labelled panel a direction."""
     from matplotlib.figure import Figure
@@ -122,6 +126,7 @@ def draw_sources(result: "Properties", path: Path) -> None:
     save_figure(figure, path)
 
 
+@styled
 def draw_edits(result: "EditedImages", path: Path) -> None:
     """Draw edited images in labelled rows and columns (Fig. 8), a row an image.
 

@@ -100,7 +100,7 @@ def sweep_highlights(result: VramSweep, paper: Paper) -> list[Highlight]:
             "Training memory",
             f"{values['node']} MiB",
             f"M = {Ms['node']}{plain}{device}",
-            "memory of back-propagation by `node` through M generation steps",
+            "memory of back-propagation through M generation steps with the strategy node",
         )
     ]
 

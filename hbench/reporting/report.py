@@ -145,11 +145,13 @@ def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Expe
         replace(row, provenance=file, experiment=origin.title or experiment.title)
         for row in artifact.rows(result, paper_of(experiment))
     ]
+    pictures = sorted(folder.glob("*.png"))
+    known = [folder / name for name in artifact.charts if folder / name in pictures]
     section = Section(
         artifact,
         artifact.highlights(result, paper_of(experiment)),
         rows,
-        pictures=sorted(folder.glob("*.png"), key=lambda path: (path.name not in artifact.charts, path.name)),
+        pictures=[*known, *(path for path in pictures if path not in known)],
         named=artifact.named(result),
         comparison=artifact.comparison(result),
         cautions=result.cautions(),

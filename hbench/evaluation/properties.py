@@ -21,7 +21,7 @@ from hbench.core.directions import Directions, magnitudes
 from hbench.core.images import soft_clip
 from hbench.core.intervals import Array, jackknife, student
 from hbench.core.sampler import BATCH
-from hbench.errors import check_at_least
+from hbench.errors import check_at_least, counted
 from hbench.evaluation.mean_directions import compare, directions_of, grouped_means, regular_with_hidden, sources
 from hbench.experiments import parse_experiment
 from hbench.runtime.progress import progress
@@ -154,7 +154,8 @@ class Properties(Result):
             "slope of s_hat against s": self.slope,
             "correlation of s_hat and s": self.correlation,
         }
-        first = f"mean of {self.K} directions, 95 % intervals, n {self.n} samples, means over {self.n_mean} others"
+        of = f"mean of {counted(self.K, 'direction')}, 95 % intervals"
+        first = f"{of}, n {counted(self.n, 'sample')}, means over {self.n_mean} more"
         return "\n".join([first, *(f"{text:48}{estimate}" for text, estimate in shown.items())])
 
     def table(self) -> "DataFrame":

@@ -8,7 +8,7 @@ import torch
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
 from hbench.core.sampler import Sampler
-from hbench.errors import check_at_least
+from hbench.errors import check_at_least, counted
 from hbench.evaluation.sampling import sample_model
 from hbench.runtime.device import pick_device
 from hbench.store.provenance import provenance
@@ -34,7 +34,7 @@ class Samples(Result):
 
     def summary(self) -> str:
         """Return number of samples and steps, in one line."""
-        return f"{self.n} samples in {self.M} steps"
+        return f"{counted(self.n, 'sample')} in {counted(self.M, 'step')}"
 
     def table(self) -> "DataFrame":
         """Return number of samples and steps, in one row."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from hbench.errors import check_at_least
+from hbench.errors import check_at_least, counted
 from hbench.evaluation.rca import RCA, rca
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.provenance import provenance
@@ -50,7 +50,7 @@ class Traversal(Result):
 
     def summary(self) -> str:
         """Return the directions with names and accuracies, a line a direction, most recognisable first."""
-        first = f"{len(self.directions)} directions, with their accuracy on {self.pairs} pairs"
+        first = f"{counted(len(self.directions), 'direction')}, with the accuracy on {counted(self.pairs, 'pair')}"
         return "\n".join([first, *(each.label for each in self.directions)])
 
     def table(self) -> "DataFrame":

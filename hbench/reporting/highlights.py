@@ -6,6 +6,7 @@ from statistics import median
 
 from hbench.config import Paper
 from hbench.core.intervals import median_interval
+from hbench.errors import counted
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
 from hbench.evaluation.mos.score import MosScore
@@ -13,7 +14,6 @@ from hbench.evaluation.properties import Properties
 from hbench.evaluation.rca import RCA
 from hbench.evaluation.vram_sweep import VramSweep
 from hbench.reporting.rows import interval, number, published_number
-from hbench.runtime.words import counted
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,13 +20,13 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbench.config import Experiment
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, counted
 from hbench.evaluation.curves import differences
 from hbench.experiments import paper_of, parse_experiment
 from hbench.reporting.artifacts import ARTIFACTS, Artifact
+from hbench.reporting.charts.figure import NothingToDrawError
 from hbench.reporting.highlights import Highlight
 from hbench.reporting.rows import Comparison, Named, Row
-from hbench.runtime.words import counted
 from hbench.store.files import write_text
 from hbench.store.folders import refuse_links
 from hbench.store.provenance import FILE as PROVENANCE
@@ -135,6 +136,25 @@ def collect(folder: Path) -> Report:
             default = f'no {artifact.folder}/ in {folder}: "hbench {artifact.command}" makes it'
             rows.append(_missing(artifact, experiment, reasons.get(artifact.folder, default)))
     return Report(folder, experiment, rows, sections)
+
+
+def redraw(folder: Path) -> list[Path]:
+    """Draw the charts of all results in a folder anew and return their paths; pictures of images stay as they are.
+
+    Nothing is computed again: a chart shows the numbers of its result's JSON.
+
+    Raises:
+        HBenchError: a damaged result.
+    """
+    drawn = []
+    for artifact in ARTIFACTS:
+        if (folder / artifact.folder / PROVENANCE).is_file() and artifact.charts:
+            result = artifact.result.load(folder / artifact.folder)
+            for name, chart in artifact.charts.items():
+                with suppress(NothingToDrawError):
+                    chart(result, folder / artifact.folder / name)
+                    drawn.append(folder / artifact.folder / name)
+    return drawn
 
 
 def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Experiment) -> tuple[list[Row], Section]:

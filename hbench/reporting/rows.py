@@ -9,6 +9,7 @@ from typing import Any
 
 from hbench.config import Paper
 from hbench.core.intervals import median_interval
+from hbench.errors import counted
 from hbench.evaluation.ablations import Ablations, VariantMean
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
@@ -18,7 +19,6 @@ from hbench.evaluation.properties import Properties
 from hbench.evaluation.rca import RCA
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
-from hbench.runtime.words import counted
 
 SHARE, DISTANCE, EVERYTHING = (0.0, 1.0), (0.0, math.inf), (-math.inf, math.inf)
 """Smallest and largest possible values of a share, a distance, and any number."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hbench.config import Data
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, counted
 from hbench.runtime.progress import progress
 from hbench.store.files import sha256
 
@@ -61,7 +61,9 @@ def load_images(
         raise ValueError(f"split must be {' or '.join(get_args(Split))}, got {split!r}")
     images, _ = load_labelled(data, data_root, split, download)
     if len(images) < 2:
-        raise HBenchError(f"{data_root or data.dataset}: found {len(images)} {split} images, need at least 2: add some")
+        raise HBenchError(
+            f"{data_root or data.dataset}: found {counted(len(images), f'{split} image')}, need at least 2: add some"
+        )
     return images
 
 

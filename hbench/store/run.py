@@ -17,7 +17,7 @@ from hbench.config import Experiment, Precision
 from hbench.core.backbone import DiffusionModel
 from hbench.core.directions import Edit, Source, edited, magnitudes, own_direction
 from hbench.core.sampler import BATCH, Sampler
-from hbench.errors import HBenchError, check_at_least
+from hbench.errors import HBenchError, check_at_least, counted
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
@@ -57,7 +57,8 @@ class Run:
         lines = [
             f"Run {self.experiment.title} on {self.device}",
             f"  images   {data.label}, {data.size}x{data.size}, {'grey' if data.channels == 1 else 'RGB'}",
-            f"  K, S, M  {self.K} directions, s in [{-self.S:g}, {self.S:g}], {settings.M} generation steps",
+            f"  K, S, M  {counted(self.K, 'direction')}, s in [{-self.S:g}, {self.S:g}], "
+            f"{counted(settings.M, 'generation step')}",
         ]
         if self.names:
             shown = "; ".join(f"{k} {name}" for k, name in sorted(self.names.items()))
@@ -336,7 +337,7 @@ def load_model(
     if experiment is not None:
         if trained_with.data.image_shape != experiment.data.image_shape:
             both = (trained_with.data, experiment.data)
-            shapes = [f"{data.size}x{data.size} with {data.channels} channels" for data in both]
+            shapes = [f"{data.size}x{data.size} with {counted(data.channels, 'channel')}" for data in both]
             raise HBenchError(f"{file}: was trained on images of {shapes[0]}, not {shapes[1]}: use its [data] settings")
         for section in ("model", "diffusion"):
             wanted = getattr(experiment, section).model_dump()

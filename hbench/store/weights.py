@@ -135,7 +135,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             hint = "it is class-conditional, and hbench takes unconditional models alone"
         elif differing == ["out.2.bias", "out.2.weight"]:
             hint = "set model.learn_sigma = true, or false"
-        raise HBenchError(f"{source}: {len(differing)} parameters do not fit the model ({shown}): {hint}")
+        raise HBenchError(f"{source}: {len(differing)} of its parameters do not fit the model ({shown}): {hint}")
     check_finite(tensors, source, "it is damaged, or its training diverged; give another file")
     module.load_state_dict(dict(tensors))
 

@@ -37,6 +37,10 @@ STYLE: dict[str, Any] = {
 """Settings of matplotlib for all charts: dark ink on white, words that stay legible on a page of half the width."""
 
 
+class NothingToDrawError(HBenchError):
+    """A picture of images, which only a result that was just measured has."""
+
+
 def styled(chart: Callable[P, T]) -> Callable[P, T]:
     """Return a function that draws with hbench's style, whatever the caller's settings of matplotlib are."""
 
@@ -86,8 +90,10 @@ def at_hand(result: "Result", images: T | None) -> T:
     """Return the images that a picture is drawn of.
 
     Raises:
-        HBenchError: there are none, since the result was read from its folder.
+        NothingToDrawError: there are none, since the result was read from its folder.
     """
     if images is None:
-        raise HBenchError(f"a {result.NAME} result that was read from its folder has nothing to draw: measure it again")
+        raise NothingToDrawError(
+            f"a {result.NAME} result that was read from its folder has nothing to draw: measure it again"
+        )
     return images

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from hbench.errors import counted
 from hbench.reporting.charts.figure import at_hand, legend_below, save_figure, show_pixels, styled, title_of
-from hbench.runtime.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +117,8 @@ def draw_fidelity(result: "Fidelity", path: Path) -> None:
 def draw_properties(result: "Properties", path: Path) -> None:
     """Draw homogeneity over time, consistency between timesteps, the edits' distance and the linearity.
 
-    The lines of directions whose s_hat has a correlation with s below 0.5 end with the direction's number.
+    Numbers beside the last panel name the directions whose s_hat has a correlation with s below 0.5, the highest line
+    first.
     """
     import numpy as np
     from matplotlib.figure import Figure
@@ -163,10 +165,11 @@ def draw_properties(result: "Properties", path: Path) -> None:
     legend_below(distance)
 
     _draw_estimates(linearity, result.magnitudes, result.s_hat, overall)
-    for k in range(K):
-        if result.correlation.value[k] < 0.5:
-            end = (result.magnitudes[-1], result.s_hat[-1].value[k])
-            linearity.annotate(str(k), end, xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
+    ends = sorted((result.s_hat[-1].value[k], k) for k in range(K) if result.correlation.value[k] < 0.5)
+    if ends:  # one label for all of them, since they end close together
+        words = fill(", ".join(str(k) for _, k in reversed(ends)), 10)
+        end = (result.magnitudes[-1], sum(value for value, _ in ends) / len(ends))
+        linearity.annotate(words, end, xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
     linearity.axline((0, 0), slope=1, color="grey", linestyle=":", label="s")
     slope = result.slope
     linearity.set(

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hbench.errors import counted
 from hbench.reporting.charts.figure import save_figure, styled
-from hbench.runtime.words import counted
 
 if TYPE_CHECKING:
     from hbench.evaluation.mos.score import MosScore

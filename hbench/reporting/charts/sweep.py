@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hbench.errors import counted
 from hbench.reporting.charts.figure import COLORS, save_figure, styled
-from hbench.runtime.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def draw_sweep(result: "VramSweep", path: Path) -> None:
         figure.legend(loc="outside lower center", ncols=6)
     settings = f"batch {rows[0].batch_size}, {rows[0].precision}"
     device = result.provenance.device if result.provenance else rows[0].device
-    figure.suptitle(f"{result.title}, M varied: {settings}, {device}")
+    figure.suptitle(f"{result.title}{_varied(Ms)}: {settings}, {device}")
     save_figure(figure, path)
 
 
@@ -94,8 +94,12 @@ def draw_plan(result: "Plan", path: Path) -> None:
         _scale(axis, Ms, names)
     figure.legend(loc="outside lower center", ncols=6)
     device = result.provenance.device if result.provenance else ""
-    figure.suptitle(f"{result.title}, M varied, {device}")
+    figure.suptitle(f"{result.title}{_varied(Ms)}, {device}")
     save_figure(figure, path)
+
+
+def _varied(Ms: Collection[int]) -> str:
+    return ", M varied" if len(Ms) > 1 else ""
 
 
 def _draw(axis: "Axes", x: Sequence[float], values: Sequence[float], *, bars: bool, **style: Any) -> None:

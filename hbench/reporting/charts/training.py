@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hbench.errors import counted
 from hbench.reporting.charts.figure import COLORS, at_hand, legend_below, plain, save_figure, styled
-from hbench.runtime.words import counted
 
 if TYPE_CHECKING:
     from hbench.evaluation.ablations import Ablations

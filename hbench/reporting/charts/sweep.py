@@ -102,11 +102,15 @@ def _varied(Ms: Collection[int]) -> str:
     return ", M varied" if len(Ms) > 1 else ""
 
 
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _draw(axis: "Axes", x: Sequence[float], values: Sequence[float], *, bars: bool, **style: Any) -> None:
     """Draw the values of one strategy as a line over M, or as a bar with its number at the strategy's place."""
     if bars:
         style = {key: value for key, value in style.items() if key != "linestyle"} | {"label": None}
-        axis.bar_label(axis.bar(x, values, 0.6, capsize=4, **style), fmt="{:,.4g}", padding=3)
+        axis.bar_label(axis.bar(x, values, 0.6, capsize=4, **style), fmt=_rounded, padding=3)
     else:
         axis.errorbar(x, values, marker="o", capsize=3, **style)
 

@@ -139,7 +139,7 @@ def collect(folder: Path) -> Report:
 
 
 def redraw(folder: Path) -> list[Path]:
-    """Draw the charts of all results in a folder anew and return their paths; pictures of images stay as they are.
+    """Draw the charts on a folder's page anew and return their paths; pictures of images stay as they are.
 
     Nothing is computed again: a chart shows the numbers of its result's JSON.
 
@@ -148,7 +148,7 @@ def redraw(folder: Path) -> list[Path]:
     """
     drawn = []
     for artifact in ARTIFACTS:
-        if (folder / artifact.folder / PROVENANCE).is_file() and artifact.charts:
+        if artifact.on_page and (folder / artifact.folder / PROVENANCE).is_file():
             result = artifact.result.load(folder / artifact.folder)
             for name, chart in artifact.charts.items():
                 with suppress(NothingToDrawError):
@@ -221,14 +221,14 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
 def distinct_names(reports: Sequence[Report]) -> list[str]:
     """Return a heading for each report: its experiment's title, and the end of its folder's path where titles agree."""
     titles = [report.experiment.title for report in reports]
-    paths = [(report.folder or Path()).resolve().parts for report in reports]
+    paths = [report.folder.resolve().parts if report.folder else () for report in reports]
     names = []
     for title, path in zip(titles, paths, strict=True):
         others = [paths[i] for i, other in enumerate(titles) if other == title and paths[i] != path]
         words = 1
         while any(other[-words:] == path[-words:] for other in others):
             words += 1
-        names.append(f"{title} ({'/'.join(path[-words:])})" if titles.count(title) > 1 else title)
+        names.append(f"{title} ({'/'.join(path[-words:])})" if path and titles.count(title) > 1 else title)
     return names
 
 
@@ -269,7 +269,9 @@ def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
     """
     if file.exists() and GENERATED not in file.read_text(encoding="utf-8", errors="replace"):
         raise HBenchError(f"{file}: holds something else than such a table: choose another `summary`")
-    write_text(file, _markdown_page("summary.md", file.parent, reports=reports, command=command))
+    write_text(
+        file, _markdown_page("summary.md", file.parent, reports=reports, names=distinct_names(reports), command=command)
+    )
 
 
 def _markdown_page(template: str, folder: Path, **values: Any) -> str:

@@ -33,7 +33,8 @@ def draw_confusion(result: "RCA", path: Path) -> None:
     step = max(1, len(order) // 32)
     ticks = range(0, len(order), step)
     labels = {"labels": [order[i] for i in ticks], "fontsize": 8}
-    left.set_xticks(ticks, rotation=90, **labels)
+    turned = 90 * (len(order) > 16)
+    left.set_xticks(ticks, rotation=turned, **labels)
     left.set_yticks(ticks, **labels)
     figure.colorbar(picture, ax=left, label="share of the true direction's pairs")
     accuracy = np.array([result.per_direction[k] for k in order])
@@ -50,7 +51,7 @@ def draw_confusion(result: "RCA", path: Path) -> None:
         va="center",
         fontsize=9,
     )
-    right.set_xticks(ticks, rotation=90, **labels)
+    right.set_xticks(ticks, rotation=turned, **labels)
     right.set(xlabel="direction", ylabel="accuracy, 95 % interval", ylim=(0, 1), xlim=(-0.7, len(order) - 0.3))
     low, high = result.interval
     n = counted(result.n, "pair")

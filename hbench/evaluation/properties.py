@@ -155,7 +155,7 @@ class Properties(Result):
             "correlation of s_hat and s": self.correlation,
         }
         of = f"mean of {counted(self.K, 'direction')}, 95 % intervals"
-        first = f"{of}, n {counted(self.n, 'sample')}, means over {self.n_mean} more"
+        first = f"{of}, n {counted(self.n, 'sample')}, means over {counted(self.n_mean, 'other')}"
         return "\n".join([first, *(f"{text:48}{estimate}" for text, estimate in shown.items())])
 
     def table(self) -> "DataFrame":

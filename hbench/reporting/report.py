@@ -46,6 +46,8 @@ class Section:
     """One result on the page."""
 
     artifact: Artifact
+    paper: str
+    """Number or statement of the paper; empty if it has none."""
     highlights: list[Highlight]
     rows: list[Row]
     pictures: list[Path]
@@ -169,6 +171,7 @@ def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Expe
     known = [folder / name for name in artifact.charts if folder / name in pictures]
     section = Section(
         artifact,
+        artifact.published(paper_of(experiment)),
         artifact.highlights(result, paper_of(experiment)),
         rows,
         pictures=[*known, *(path for path in pictures if path not in known)],

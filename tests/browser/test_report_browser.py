@@ -1,6 +1,7 @@
 import html
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -22,14 +23,16 @@ def browser(chromium):
 
 @pytest.fixture(scope="module")
 def reports(results, tmp_path_factory):
-    """One report, and the same run twice, with a name, an ugly reason and a number below its possible values."""
+    """One report with cautions, and the same run twice, the second with a name."""
     other = tmp_path_factory.mktemp("other") / "again"
     shutil.copytree(results, other)
     file = other / "traverse" / "traverse.json"
     values = json.loads(file.read_text())
     values["directions"][0]["name"] = "thin to bold <i>"
     file.write_text(json.dumps(values))
-    return {"one": [collect(results)], "two": [collect(results), collect(other)]}
+    report = collect(results)
+    sections = [replace(section, cautions=["n = 8 is <too> small."]) for section in report.sections]
+    return {"one": [replace(report, sections=sections)], "two": [report, collect(other)]}
 
 
 @pytest.fixture(scope="module", params=["one", "two"])
@@ -60,6 +63,8 @@ def test_the_page_opens_in_a_browser(browser, reports, tmp_path):
     assert report.experiment.title in dom
     assert dom.count("<img") == sum(len(section.pictures) for section in report.sections)
     assert all(html.escape(row.artifact) in dom for row in report.rows)
+    assert dom.count("<strong>Caution:</strong> n = 8 is &lt;too&gt; small.") == len(report.sections)
+    assert "<strong>Read with caution</strong>" in dom
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
 
 

@@ -290,6 +290,8 @@ def test_at_most_five_numbers_of_a_run_are_in_the_head():
 def test_the_sweep_is_summed_up_by_its_ends():
     result = VramSweep.load(Path(__file__).parents[2] / "results" / "mnist32" / "vram-sweep")
     (found,) = sweep_highlights(result, Paper())
+    (section,) = collect(Path(__file__).parents[2] / "results" / "mnist32").sections
+    assert section.paper == "node flat, vanilla past 24 GB"
     assert found.value == "1,932 → 1,934 MiB"
     assert "M = 5 → 20, plain back-propagation 4,314 → 14,052 MiB" in found.detail
     assert sweep_highlights(replace(result, cells=[c for c in result.cells if c.strategy != "node"]), Paper()) == []
@@ -332,6 +334,7 @@ def test_no_cell_of_the_paper_is_empty_and_what_was_not_run_is_a_list(results, t
     numbers = page[page.index('id="numbers"') :]
     assert "<td></td>" not in numbers
     assert "not run" not in numbers
+    assert "The paper: <b>" not in page  # it has no digits of scikit-learn
     absent = page[page.index('id="not-run-1"') : page.index('id="numbers"')]
     assert "<b>Fréchet inception distance</b> (Table 2)" in absent
     text = (tmp_path / "report.md").read_text()

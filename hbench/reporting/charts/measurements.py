@@ -180,7 +180,7 @@ def draw_properties(result: "Properties", path: Path) -> None:
     )
     legend_below(linearity)
     samples = counted(result.n, "sample")
-    figure.suptitle(f"{title_of(result)}: {samples}, means over {result.n_mean:,} others, 95 % intervals")
+    figure.suptitle(f"{title_of(result)}: {samples}, means over {counted(result.n_mean, 'other')}, 95 % intervals")
     save_figure(figure, path)
 
 

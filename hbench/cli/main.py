@@ -102,6 +102,7 @@ class Notices(logging.Handler):
 
 
 logging.getLogger("hbench").addHandler(Notices())
+logging.getLogger("hbench").setLevel(logging.INFO)
 
 
 def _options_of(group: click.Group, name: str | None) -> set[str]:

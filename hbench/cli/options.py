@@ -1,5 +1,6 @@
 """Options that several commands share, handed to a command as one object, and the publishing of results."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hbench.errors import MOST, MOST_SEED, shown
 from hbench.runtime.distributed import check_processes, rank
 from hbench.runtime.progress import show_progress
 
@@ -102,6 +104,10 @@ def shared(*options: Decorator[Any]) -> Callable[[Callable[..., None]], Callable
 class Renamed(click.Option):
     """A renamed option: its older spellings, listed after the first, still work but are not in the help."""
 
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Return the option's name for an error, its first spelling alone."""
+        return f"'{self.opts[0]}'"
+
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the option's help, with its first spelling alone."""
         spellings, self.opts = self.opts, self.opts[:1]
@@ -109,6 +115,32 @@ class Renamed(click.Option):
             return super().get_help_record(ctx)
         finally:
             self.opts = spellings
+
+
+class Count(click.IntRange):
+    """A whole number of at least ``min``. The help leaves out the upper bound, which only refuses the absurd."""
+
+    def __init__(self, min: int = 1, most: int = MOST) -> None:
+        super().__init__(min)
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number, or refuse it."""
+        number: int = super().convert(value, param, ctx)
+        if number > self.most:
+            self.fail(f"{shown(number)} is beyond {self.most}.", param, ctx)
+        return number
+
+
+class Finite(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or refuse it."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not finite.", param, ctx)
+        return number
 
 
 def combined(*options: Decorator[Any]) -> Decorator[Any]:
@@ -125,18 +157,27 @@ def combined(*options: Decorator[Any]) -> Decorator[Any]:
 def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
     if value is None:
         return None
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError as error:
-        raise click.BadParameter(f'"{value}": write whole numbers with commas, for example 5,10,20') from error
+    if not all(part.strip().isdecimal() for part in value.split(",")):
+        raise click.BadParameter(f'"{value}": write whole numbers with commas, for example 5,10,20')
+    return [Count().convert(part, param, ctx) for part in value.split(",")]
 
 
-a_path = click.Path(path_type=Path)
+class FilledPath(click.Path):
+    """A path that is not empty: an empty one, as of an unset variable, would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("an empty path: is a variable of the shell unset?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+a_path = FilledPath(path_type=Path)
 run_argument = click.argument("run", type=a_path)
 device_option = click.option(
     "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda" or "cuda:N".'
 )
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+seed_option = click.option("--seed", type=Count(0, MOST_SEED), default=0, show_default=True, help="Random seed.")
 quiet_option = click.option(
     "--quiet",
     is_flag=True,
@@ -146,9 +187,7 @@ quiet_option = click.option(
 )
 out_option = click.option("--out", type=a_path, help="Output folder [default: inside the run's].")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
-steps_option = click.option(
-    "--steps", type=click.IntRange(min=1), help="Number of generation steps M [default: the run's]."
-)
+steps_option = click.option("--steps", type=Count(), help="Number of generation steps M [default: the run's].")
 many_steps_option = click.option(
     "--steps",
     "--m",
@@ -162,9 +201,7 @@ run_options = combined(device_option, seed_option, quiet_option)
 result_options = combined(out_option, overwrite_option)
 training_options = combined(
     click.option("--resume", is_flag=True, help="Go on in --out, where a training was stopped or killed."),
-    click.option(
-        "--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Minutes after which to stop cleanly."
-    ),
+    click.option("--max-minutes", type=Finite(min=0, min_open=True), help="Minutes after which to stop cleanly."),
 )
 model_option = click.option(
     "--model", type=a_path, help="Weights of the diffusion model [default: runs/EXPERIMENT/pretrain]."
@@ -187,7 +224,7 @@ source_options = combined(
 )
 processes_option = click.option(
     "--processes",
-    type=click.IntRange(min=1),
+    type=Count(),
     expose_value=False,
     callback=lambda ctx, param, value: check_processes(value, ctx.obj),
     help="Number of processes that torchrun must have started.",
@@ -222,6 +259,8 @@ def adjusted_experiment_options(
             settings = adjust(load_experiment(experiment, overrides), values)
             if dry_run:
                 click.echo(settings.title, err=True)
+                if settings.data.root:
+                    click.echo(f"data.root = {settings.data.root}", err=True)
                 click.echo(settings.model_dump_json(indent=2))
             else:
                 command(experiment=settings, **values)

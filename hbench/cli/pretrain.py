@@ -32,12 +32,13 @@ def pretrain(experiment: "Experiment", options: Options) -> None:
     """
     from hbench.reporting.charts.training import draw_curves
     from hbench.runtime.distributed import main_process_first
-    from hbench.store.datasets import load_images
+    from hbench.store.datasets import load_set
     from hbench.training.pretrain import pretrain as train_model
 
     device = options.torch_device()
     with main_process_first():  # since it may download them
-        images = load_images(experiment.data, options.data_root, download=options.download)
+        data = load_set(experiment.data, options.data_root, download=options.download)
     folder = options.out or Path("runs") / experiment.name / "pretrain"
-    if train_model(experiment, images, folder, device=device, draw=draw_curves, **options.training):
+    settings = {"device": device, "draw": draw_curves, "account": data.account, **options.training}
+    if train_model(experiment, data.images, folder, **settings):
         click.echo(folder / "model.safetensors")

@@ -8,6 +8,7 @@
 | ``discovery_step`` | x_T, k and s of a training step of a discovery | seed, step, 2 |
 | ``pretraining_step`` | images, timesteps and noise of a training step of the diffusion model | seed, step |
 | ``dropout`` | dropout in that step, where several processes share it | seed, step, 3, rank |
+| ``flips`` | choice of the images that such a step mirrors | seed, step, 4 |
 | ``pool`` | seed of the ``starting_noise`` of a discovery's pool | seed |
 | ``mean_samples`` | seed of the ``starting_noise`` of the n samples in a mean direction | seed, n |
 | ``controls`` | weights of count untrained directions in a user study | seed, count |
@@ -72,6 +73,11 @@ def dropout(seed: int, step: int, rank: int) -> int:
     return _mixed(seed, step, 3, rank)
 
 
+def flips(seed: int, step: int) -> int:
+    """Return the seed of the choice of images that a training step of the diffusion model mirrors."""
+    return _mixed(seed, step, 4)
+
+
 def pool(seed: int) -> int:
     """Return the seed of the starting noise of a discovery's pool."""
     return _mixed(seed)
@@ -94,16 +100,19 @@ def properties_bootstrap(seed: int, n: int) -> int:
 
 def probe(seed: int) -> int:
     """Return the seed of the steps that predict memory and time."""
+    errors.check_seed(seed)
     return seed
 
 
 def study_design(seed: int) -> int:
     """Return the seed of a user study's shuffles."""
+    errors.check_seed(seed)
     return seed
 
 
 def study_bootstrap(seed: int) -> int:
     """Return the seed of the bootstrap over a user study's directions."""
+    errors.check_seed(seed)
     return seed
 
 
@@ -114,5 +123,5 @@ def real_halves() -> int:
 
 def _mixed(*entropy: int) -> int:
     """Return 63 well-mixed bits of the given non-negative numbers, seed first; zeros at the end do not count."""
-    errors.check_at_least(0, seed=entropy[0])
+    errors.check_seed(entropy[0])
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

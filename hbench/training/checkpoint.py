@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import logging
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,12 +19,11 @@ from hbench.config import Experiment
 from hbench.errors import HBenchError
 from hbench.experiments import parse_experiment
 from hbench.store.files import replacing, sha256, write_text
+from hbench.store.folders import CHECKPOINT
 from hbench.store.provenance import Piece
-from hbench.store.records import Record
+from hbench.store.records import Count, Record
 from hbench.store.weights import check_finite, load_pickled
 
-CHECKPOINT = "checkpoint.json"
-"""Name of the file that points to the last checkpoint."""
 WITHOUT_EFFECT = {
     "strategy", "keep", "memory_budget", "checkpoint_blocks", "compile", "checkpoint_every", "sample_every"
 }  # fmt: skip
@@ -32,22 +33,38 @@ _LOST = "damaged: bring it back from a copy, or train again in another `out`"
 Stage = Literal["pretrain", "discovery"]
 """Stage of training, by the section of its settings."""
 
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """Images of a training."""
+
+    n: int
+    """Number of images."""
+    sha256: str
+    """SHA-256 of their pixels, see :func:`hbench.store.account.content_sha256`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):
     """Pointer to the last checkpoint of a training, with its SHA-256 and the settings that it is of."""
 
-    step: int
+    step: Count
     """Number of steps done."""
-    seed: int
+    seed: Count
     file: str
     """Name of the file beside this one."""
     sha256: str
     """SHA-256 of that file."""
     experiment: dict[str, Any]
     """Settings of the training."""
+    model_sha256: str | None = None
+    """SHA-256 of the frozen model beside it; None for a pretraining, and in the files of hbench 0.2."""
     pieces: tuple[Piece, ...] = ()
     """Processes that have trained so far."""
+    images: TrainedOn | None = None
+    """Images of the training; None for a discovery, which sees none, and in a checkpoint of an older hbench."""
 
 
 def save_checkpoint(
@@ -57,6 +74,8 @@ def save_checkpoint(
     step: int,
     state: Mapping[str, Any],
     pieces: Sequence[Piece] = (),
+    images: TrainedOn | None = None,
+    model_sha256: str | None = None,
 ) -> None:
     """Write everything that training needs to go on after ``step`` steps as if it had never stopped.
 
@@ -70,6 +89,8 @@ def save_checkpoint(
         step: number of steps done.
         state: state of each part, by name.
         pieces: processes that have trained so far.
+        images: images of the training, where it sees any.
+        model_sha256: SHA-256 of the file of the frozen model; None for a pretraining.
 
     Raises:
         HBenchError: a tensor is not finite, or the disk is full; the checkpoint before stays.
@@ -83,19 +104,30 @@ def save_checkpoint(
     with replacing(folder / file) as temporary:
         temporary.write_bytes(content.getbuffer())
     values = experiment.model_dump(mode="json")
-    about = Checkpoint(step=step, seed=seed, file=file, sha256=digest, experiment=values, pieces=tuple(pieces))
+    about = Checkpoint(
+        step=step,
+        seed=seed,
+        file=file,
+        sha256=digest,
+        experiment=values,
+        model_sha256=model_sha256,
+        pieces=tuple(pieces),
+        images=images,
+    )
     about.write(folder / CHECKPOINT)
     for other in folder.glob("checkpoint-*.pt"):
         if other.name != file:
             other.unlink(missing_ok=True)
 
 
-def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage) -> Checkpoint | None:
+def read_checkpoint(
+    folder: Path, experiment: Experiment, seed: int, stage: Stage, images: TrainedOn | None = None
+) -> Checkpoint | None:
     """Return the pointer to the last checkpoint of a training; None where there is none yet.
 
     Raises:
         HBenchError: the checkpoint is of another seed, of other settings of the stage, the data, the model or the
-            diffusion, of a newer hbench, damaged, or gone from a finished training.
+            diffusion, of other images, of a newer hbench, damaged, or gone from a finished training.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -114,7 +146,21 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
                     f"{folder}: was started with {section}.{key} = {old!r}: resume with the same settings, "
                     "or use another `out`"
                 )
+    _check_images(folder, about.images, images)
     return about
+
+
+def _check_images(folder: Path, before: TrainedOn | None, now: TrainedOn | None) -> None:
+    """Raise an HBenchError where a training would go on with other images than it was started with."""
+    if now is None or now == before:
+        return
+    if before is None:
+        log.warning("%s: an older hbench kept no hash of its images: nobody can tell if these are the same", folder)
+    else:
+        raise HBenchError(
+            f"{folder}: was started on {before.n:,} images with the SHA-256 {before.sha256[:12]}, and these are "
+            f"{now.n:,} with {now.sha256[:12]}: bring the same images back, or use another `out`"
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +175,14 @@ class Saved:
     """State of each part after these steps."""
 
 
-def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage, parts: Collection[str]) -> Saved:
+def load_checkpoint(
+    folder: Path,
+    experiment: Experiment,
+    seed: int,
+    stage: Stage,
+    parts: Collection[str],
+    images: TrainedOn | None = None,
+) -> Saved:
     """Return the checkpoint in the folder of a training, on the CPU; an empty one where there is none yet.
 
     Args:
@@ -138,11 +191,13 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
         seed: random seed to go on with.
         stage: stage of training.
         parts: names of the parts that the checkpoint must hold.
+        images: images to go on with, where the training sees any.
 
     Raises:
-        HBenchError: as in :func:`read_checkpoint`, or the checkpoint is damaged, or of another command.
+        HBenchError: as in :func:`read_checkpoint`, or the checkpoint is damaged, or of another command, or the model
+            beside it is not the one that the training was started with.
     """
-    about = read_checkpoint(folder, experiment, seed, stage)
+    about = read_checkpoint(folder, experiment, seed, stage, images)
     if about is None:
         return Saved()
     if not re.fullmatch(r"checkpoint-[0-9]+-[0-9a-f]{8}\.pt", about.file):
@@ -150,6 +205,12 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
     file = folder / about.file
     if not file.is_file() or sha256(file) != about.sha256:
         raise HBenchError(f"{file}: {_LOST}")
+    model = folder / "model.safetensors"
+    if about.model_sha256 and not (model.is_file() and sha256(model) == about.model_sha256):
+        raise HBenchError(
+            f"{model}: is not the model that the training was started with: bring it back from a copy, or train again "
+            "in another `out`"
+        )
     state = load_pickled(file)
     if state.keys() != set(parts):
         raise HBenchError(f"{folder}: was started by another command of hbench: choose another `out`")
@@ -183,8 +244,11 @@ class Metrics:
         if step:
             try:
                 lines = self._path.read_text(encoding="utf-8").splitlines()[:step]  # the rest came after the checkpoint
-                whole = [json.loads(line)["step"] for line in lines] == list(range(step))
-            except (OSError, ValueError, TypeError, KeyError):
+                rows = [json.loads(line) for line in lines]
+                whole = [row["step"] for row in rows] == list(range(step)) and all(
+                    row.keys() == rows[0].keys() and all(map(math.isfinite, row.values())) for row in rows
+                )
+            except (OSError, ValueError, TypeError, KeyError, AttributeError):
                 whole = False
             if not whole:
                 raise HBenchError(f"{self._path}: rows are missing: bring it back, or train again in another `out`")

@@ -19,14 +19,18 @@ from hbench.core.backbone import DiffusionModel
 from hbench.core.diffusion import training_target
 from hbench.core.images import to_float
 from hbench.core.sampler import Sampler
+from hbench.errors import check_type
 from hbench.models import build_model
 from hbench.runtime.device import autocast
 from hbench.runtime.distributed import all_reduce_mean, average_gradients, rank, shard, world_size
+from hbench.store.account import Account, content_sha256
 from hbench.store.files import sha256
+from hbench.store.metrics import FILE as METRICS
 from hbench.store.pictures import save_grid
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.weights import save_weights, tensors_sha256
-from hbench.training.loop import restore, run_steps, started, stop_requests
+from hbench.training.checkpoint import TrainedOn
+from hbench.training.loop import begin, restore, run_steps, started, stop_requests
 
 GRID_SAMPLES, GRID_STEPS = 64, 20
 """Images of a sample grid, and the generation steps of each."""
@@ -58,6 +62,7 @@ def pretrain(
     resume: bool = False,
     max_minutes: float | None = None,
     draw: Callable[[Path], None] | None = None,
+    account: Account | None = None,
 ) -> bool:
     """Train a diffusion model and write it to ``out``. Return False if stopped early, with a checkpoint to resume from.
 
@@ -72,25 +77,41 @@ def pretrain(
         seed: random seed of initial weights, batches and noise.
         device: device to train on: "auto", "cpu", "cuda", "cuda:N" or a torch device.
         overwrite: accept a folder that already holds something.
-        resume: go on from the checkpoint in ``out``, from the start where there is none yet.
+        resume: go on from the checkpoint in ``out``, from the start where there is none yet; the images must be the
+            same.
         max_minutes: stop cleanly after this time, but not before a first step.
         draw: function that draws the curves of a folder, called before each checkpoint.
+        account: how the images were read, for the provenance.
 
     Raises:
-        ValueError: images of another form.
-        HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays), or
-            ``out`` holds something else or cannot be written.
+        TypeError: not an experiment, or no tensor of images.
+        ValueError: images of another form, or a seed or a time out of range.
+        HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays),
+            ``out`` holds something else or cannot be written, or was started with other images.
     """
+    check_type(Experiment, "as load_experiment returns it", experiment=experiment)
+    check_type(Tensor, "as load_images returns it", images=images)
     shape = experiment.data.image_shape
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != shape:
         needed, got = ", ".join(map(str, shape)), f"{images.dtype} {list(images.shape)}"
         raise ValueError(f"images must be uint8 [N, {needed}] with N of at least 1, got {got}")
     settings = experiment.pretrain
     names = [field.name for field in fields(Pretrained)]
-    n = len(images)
+    trained_on = TrainedOn(n=len(images), sha256=content_sha256(images))
+    read = account.to_json() if account else {"used": trained_on.n, "sha256": trained_on.sha256}
+    options = {"overwrite": overwrite, "resume": resume}
     with (
         started(
-            experiment, "pretrain", out, names, seed, device, overwrite=overwrite, resume=resume, n_images=n
+            experiment,
+            "pretrain",
+            out,
+            names,
+            seed,
+            device,
+            images=trained_on,
+            n_images=trained_on.n,
+            data=read,
+            **options,
         ) as start,
         stop_requests(max_minutes) as stop_reason,
     ):
@@ -100,6 +121,7 @@ def pretrain(
         # Set up: the model, its moving average, and the sampler of the average for the grids.
         trained = initial(experiment, seed, start.device)
         restore(start, vars(trained))
+        start = begin(start)
         sampler = Sampler.of(
             experiment,
             trained.averaged_model.eval(),
@@ -110,7 +132,7 @@ def pretrain(
         )
 
         # Train.
-        take_step = partial(train_step, settings, trained, sampler, images, seed)
+        take_step = partial(train_step, settings, trained, sampler, images, seed, flip=experiment.data.flip)
 
         def after_step(done: int) -> None:
             if done % settings.sample_every == 0 or done == settings.steps:
@@ -123,7 +145,11 @@ def pretrain(
         if rank() == 0:
             weights = start.out / "model.safetensors"
             save_weights(weights, trained.averaged_model, experiment, "model", settings.weights)
-            hashes = {"weights_sha256": sha256(weights), "model_tensors_sha256": tensors_sha256(weights)}
+            hashes = {
+                "weights_sha256": sha256(weights),
+                "model_tensors_sha256": tensors_sha256(weights),
+                "metrics_sha256": sha256(start.out / METRICS),
+            }
             start.origin.finished(**hashes).after(start.saved.pieces).write(start.out / PROVENANCE)
     return True
 
@@ -138,7 +164,14 @@ def initial(experiment: Experiment, seed: int, device: torch.device) -> Pretrain
 
 
 def train_step(
-    settings: Pretrain, trained: Pretrained, sampler: Sampler, images: Tensor, seed: int, step: int
+    settings: Pretrain,
+    trained: Pretrained,
+    sampler: Sampler,
+    images: Tensor,
+    seed: int,
+    step: int,
+    *,
+    flip: bool = False,
 ) -> dict[str, float]:
     """Take step ``step`` of pretraining and return its loss; everything random in it follows from (seed, step).
 
@@ -152,6 +185,8 @@ def train_step(
     # Draw the whole batch, and take this process's slice of it.
     torch.manual_seed(seeds.pretraining_step(seed, step))
     x_0 = to_float(images[torch.randint(len(images), (settings.batch_size,))])
+    if flip:
+        x_0 = flipped(x_0, seed, step)
     x_0, t, eps = (shard(v) for v in (x_0, *draw_noise(x_0, len(alpha_bar))))
 
     # Accumulate gradients.
@@ -170,6 +205,13 @@ def train_step(
     trained.average.update_parameters(model)
 
     return all_reduce_mean({"loss": loss.item()})  # the step's only reading from the device
+
+
+def flipped(x_0: Tensor, seed: int, step: int) -> Tensor:
+    """Return a whole batch x_0 [B, C, H, W] with about half of its images mirrored, left to right."""
+    generator = torch.Generator().manual_seed(seeds.flips(seed, step))
+    chosen = torch.rand(len(x_0), generator=generator) < 0.5
+    return torch.where(chosen[:, None, None, None], x_0.flip(-1), x_0)
 
 
 def draw_noise(x_0: Tensor, T: int) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,13 @@ def test_all_reproduced_artifacts_are_on_the_page(job):
     assert [task.folder for task in from_scratch[:4]] == ["pretrain", "train", "lenet", "rca"]
 
 
+def test_the_root_of_an_experiment_reaches_commands_that_see_only_the_run(job):
+    data = job.experiment.data.model_copy(update={"root": "pictures"})
+    rooted = replace(job, experiment=job.experiment.model_copy(update={"data": data}))
+    assert job.data == []
+    assert rooted.data == ["--data-root", "pictures"]
+
+
 @pytest.fixture
 def few_tasks(monkeypatch):
     def no_data(job):
@@ -91,7 +98,7 @@ def test_reproduce_mixes_no_runs_and_no_settings(few_tasks, results, tmp_path):
     assert "with other settings: choose another --out" in invoke(*arguments).output
     experiment.write_text(text)
     (run / "shift_block.safetensors").unlink()
-    assert "made of another run" in invoke(*arguments, "--overwrite").output
+    assert "no finished discovery there" in invoke(*arguments, "--overwrite").output
 
 
 def test_a_failed_lenet_leaves_all_but_the_fd(job):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import invoke, refused, tiny_options
+from command_line import invoke, refused, tiny_options, written_again
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -27,6 +27,7 @@ from hbench.store.datasets import load_images
 from hbench.store.files import sha256
 from hbench.store.folders import claimed_folder
 from hbench.store.run import load_run
+from hbench.store.weights import read_experiment
 from hbench.training.checkpoint import CHECKPOINT
 
 CPU = torch.device("cpu")
@@ -241,6 +242,14 @@ def test_a_text_that_unpacks_without_end_is_refused(tmp_path):
         load_images(Data(dataset="folder", label="x", size=16), tmp_path)
 
 
+def test_a_weights_file_chooses_no_folder_to_read(tmp_path, tiny, tiny_model):
+    values = tiny.model_dump(mode="json")
+    values["data"]["root"] = "//stranger/share"
+    tensors = load_file(tiny_model / "model.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors", {"role": "model", "experiment": json.dumps(values)})
+    assert read_experiment(tmp_path / "model.safetensors").data.root is None
+
+
 # Pages --------------------------------------------------------------------------------------------------------------
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>]]>{{ 7*7 }}`|"
@@ -302,6 +311,8 @@ def test_names_become_no_part_of_a_sheet(tiny_run, tmp_path):
             experiment = json.loads(metadata["experiment"])
             experiment["name"] = text
             save_file(load_file(file), file, metadata | {"experiment": json.dumps(experiment)})
+        written_again(folder)
+        (folder / "experiment.json").unlink()
         out = tmp_path / f"mos-{name}"
         options = ["--assessors", 1, "--examples", 1, "--label-studio", "--out", out, "--quiet"]
         result = invoke("mos", "export", folder, *options)

@@ -1,11 +1,11 @@
 import html
-import json
 import shutil
 from dataclasses import replace
 
 import pytest
 
 from hbench.reporting.report import collect, write_pages
+from hbench.reporting.rows import Named
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -26,13 +26,10 @@ def reports(results, tmp_path_factory):
     """One report with cautions, and the same run twice, the second with a name."""
     other = tmp_path_factory.mktemp("other") / "again"
     shutil.copytree(results, other)
-    file = other / "traverse" / "traverse.json"
-    values = json.loads(file.read_text())
-    values["directions"][0]["name"] = "thin to bold <i>"
-    file.write_text(json.dumps(values))
-    report = collect(results)
+    report, again = collect(results), collect(other)
+    named = [replace(section, named=[Named(2, "thin to bold <i>", "0.5")]) for section in again.sections]
     sections = [replace(section, cautions=["n = 8 is <too> small."]) for section in report.sections]
-    return {"one": [replace(report, sections=sections)], "two": [report, collect(other)]}
+    return {"one": [replace(report, sections=sections)], "two": [report, replace(again, sections=named)]}
 
 
 @pytest.fixture(scope="module", params=["one", "two"])

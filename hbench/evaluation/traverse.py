@@ -1,5 +1,6 @@
 """Grids of images along every direction of a run, most recognisable first (Figs. 1 and 5 to 7)."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +14,8 @@ from hbench.store.run import Run
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,8 @@ def traverse(
         raise ValueError("ranking was measured on other weights or directions: give that of this run and source")
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
     ranking = ranking or rca(run, pairs=pairs, seed=seed, source=source)
+    for caution in ranking.cautions():
+        log.warning("caution: %s", caution)
     order = ranking.ranking()
     return Traversal(
         examples=examples,

@@ -54,11 +54,13 @@ def fidelity_highlights(result: Fidelity, paper: Paper) -> list[Highlight]:
     both = result.metric == "FID" and paper.fid_raw is not None and paper.fid_shifted is not None
     theirs = f", paper {paper.fid_raw} → {paper.fid_shifted}" if both else ""
     bounds = interval(result.ratio_interval, 2)
+    at_infinity = [number(each.infinity) for each in (result.raw, result.shifted) if each.infinity is not None]
+    infinite = f", at infinite n {' → '.join(at_infinity)}" if len(at_infinity) == 2 else ""
     return [
         Highlight(
             f"{result.metric}, raw → shifted samples",
             f"{number(result.raw.fd)} → {number(result.shifted.fd)}",
-            f"shifted / raw {result.ratio:.2f} {bounds}, n = {result.shifted.n:,} of each kind{theirs}",
+            f"shifted / raw {result.ratio:.2f} {bounds}, n = {result.shifted.n:,} of each kind{infinite}{theirs}",
             "distance to real images in the features of a classifier; it is 0 for images of the same distribution",
         )
     ]

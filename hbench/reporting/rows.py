@@ -20,13 +20,6 @@ from hbench.evaluation.rca import RCA
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
 
-SHARE, DISTANCE, EVERYTHING = (0.0, 1.0), (0.0, math.inf), (-math.inf, math.inf)
-"""Smallest and largest possible values of a share, a distance, and any number."""
-POSSIBLE = {name: SHARE for name in ("rca", "outside", "D_raw", "D_shifted")} | {
-    name: DISTANCE for name in ("fd_shifted", "fd_raw", "magnitude_error")
-}
-"""Possible values of each metric of an ablation; a t-interval of few trainings may reach beyond them."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -81,16 +74,21 @@ def rca_rows(result: RCA, paper: Paper) -> list[Row]:
                 ("D on raw samples", "Fig. 10", "0.5", "D_raw"),
                 ("D on shifted samples", "Fig. 10", "0.5", "D_shifted"),
                 ("share of shifted samples outside the domain", "", "", "outside"),
+                ("share of raw samples outside the domain", "", "", "outside_raw"),
             )
         ),
     )
-    return [Row(name, item, theirs, number(value), interval(bounds), n) for name, item, theirs, value, bounds in shown]
+    return [
+        Row(name, item, theirs, number(value), interval(bounds), n)
+        for name, item, theirs, value, bounds in shown
+        if value is not None
+    ]
 
 
 def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
     """Return the rows of Frechet and kernel distances."""
     rows = []
-    kid = "KID" + (result.metric.removeprefix("FD") if result.metric != "FID" else " (Inception)")
+    kid = "KID (Inception)" if result.kid_metric == "KID" else result.kid_metric
     for kind, found, published in (
         ("raw", result.raw, paper.fid_raw),
         ("shifted", result.shifted, paper.fid_shifted),
@@ -99,15 +97,24 @@ def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
         theirs = published_number(published) if result.metric == "FID" else ""
         name = f"{result.metric}, {kind} samples"
         rows.append(Row(name, "Table 2", theirs, number(found.fd), interval(found.interval), n))
+        infinity = number(found.infinity), interval(found.infinity_interval), f"extrapolated from {n}"
+        rows.append(Row(f"{name}, at infinite n", "", "", *infinity))
         if found.kid is not None:
             spread = "" if found.kid_std is None else f" (std {found.kid_std:.5f} over subsets)"
             rows.append(Row(f"{kid}, {kind} samples", "", "", f"{found.kid:.5f}{spread}", n=n))
-    for name, value, bounds, count in (
-        ("shifted / raw", result.ratio, result.ratio_interval, result.shifted.n),
-        ("between two halves of the real images", result.halves, result.halves_interval, result.n_real // 2),
+    n, half = f"{result.shifted.n:,} each", f"{result.n_real // 2:,} each"
+    for name, item, value, bounds, of in (
+        ("shifted / raw", "Table 2", result.ratio, result.ratio_interval, n),
+        (
+            "shifted / raw, at infinite n",
+            "",
+            result.ratio_infinity,
+            result.ratio_infinity_interval,
+            f"extrapolated from {n}",
+        ),
+        ("between two halves of the real images", "Table 2", result.halves, result.halves_interval, half),
     ):
-        label = f"{result.metric}, {name}"
-        rows.append(Row(label, "Table 2", "", number(value), interval(bounds), f"{count:,} each"))
+        rows.append(Row(f"{result.metric}, {name}", item, "", number(value), interval(bounds), of))
     return rows
 
 
@@ -183,31 +190,29 @@ def edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
 
 def ablation_rows(result: Ablations, paper: Paper) -> list[Row]:
     """Return the rows of the variants of a training."""
-    names = {"rca": "RCA", "fd_shifted": "FD (LeNet digits), shifted"}
+    names = {"rca": "RCA", "kid_shifted": "KID (LeNet digits), shifted", "fd_shifted": "FD (LeNet digits), shifted"}
     items = {"full": "Fig. 3", "l1": "Fig. 3", "per-step": "Sec. 4.4"}
     return [
         Row(
             f"{line.variant}: {names[line.metric]}",
             items.get(line.variant, ""),
-            "destructive" if (line.variant, line.metric) == ("l1", "fd_shifted") else "",
-            number(line.mean),
-            _mean_interval(line),
-            counted(line.seeds, "training"),
+            "destructive" if (line.variant, line.metric) in (("l1", "kid_shifted"), ("l1", "fd_shifted")) else "",
+            _mean(line),
+            interval([line.low, line.high], _digits(line)),
+            f"{counted(line.seeds, 'training')}, {counted(result.runs[0].n, 'pair')} each",
         )
         for line in result.means
         if line.metric in names
     ]
 
 
-def _mean_interval(line: VariantMean) -> str:
-    return interval([line.low, line.high], within=POSSIBLE.get(line.metric, EVERYTHING))
-
-
 def variants(result: Ablations) -> Comparison:
     """Return a table of the variants side by side."""
     names = {
         "rca": "RCA",
-        "fd_shifted": "FD (LeNet digits) shifted",
+        "kid_shifted": "KID (LeNet digits) shifted",
+        "kid_raw": "KID raw",
+        "fd_shifted": f"FD (LeNet digits) shifted, n = {result.runs[0].n:,}",
         "fd_raw": "FD raw",
         "outside": "outside the domain",
         "magnitude_error": "|s_hat - s|",
@@ -218,12 +223,13 @@ def variants(result: Ablations) -> Comparison:
     cells = {}
     for line in result.means:
         # no training changes the raw samples
-        bounds = "" if line.metric == "fd_raw" else _mean_interval(line)
-        cells[line.variant, line.metric] = f"{number(line.mean)} {bounds}".rstrip()
+        bounds = "" if line.metric in ("kid_raw", "fd_raw") else interval([line.low, line.high], _digits(line))
+        cells[line.variant, line.metric] = f"{_mean(line)} {bounds}".rstrip()
     metrics = [metric for metric in names if any(of == metric for _, of in cells)]
     seeds = max(line.seeds for line in result.means)
     if seeds > 1:
-        mean = f"Mean over {seeds} trainings and its 95 % t-interval, wide for so few"
+        scales = "on logits of shares, and logarithms of FD and |s_hat - s|"
+        mean = f"Mean over {seeds} trainings and 95 % t-interval, {scales}"
     else:
         mean = "One training each, so no interval"
     n = counted(result.runs[0].n, "pair")
@@ -235,6 +241,15 @@ def variants(result: Ablations) -> Comparison:
             for variant, chance in chances.items()
         ],
     )
+
+
+def _mean(line: VariantMean) -> str:
+    return f"{line.mean:.{_digits(line)}f}"
+
+
+def _digits(line: VariantMean) -> int:
+    """Return the digits to show of a metric; KIDs are a hundred times smaller than the others."""
+    return 5 if line.metric.startswith("kid") else 3
 
 
 def mos_rows(result: MosScore, paper: Paper) -> list[Row]:
@@ -272,9 +287,7 @@ def published_number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def interval(bounds: Sequence[float | None] | None, digits: int = 3, within: tuple[float, float] = EVERYTHING) -> str:
-    """Return bounds in words, cut to the values that are possible; empty if there are none."""
-    known = [
-        min(max(bound, within[0]), within[1]) for bound in bounds or () if bound is not None and math.isfinite(bound)
-    ]
+def interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
+    """Return bounds in words; empty if there are none."""
+    known = [bound for bound in bounds or () if bound is not None and math.isfinite(bound)]
     return f"[{known[0]:.{digits}f}, {known[1]:.{digits}f}]" if len(known) == 2 else ""

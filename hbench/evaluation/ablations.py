@@ -20,7 +20,7 @@ from hbench.evaluation.curves import late_means, read_curves
 from hbench.evaluation.digits import choose_lenet, digit_distances, real_digits
 from hbench.evaluation.frechet import Distance, Reference
 from hbench.evaluation.rca import RCA, rca
-from hbench.evaluation.sampling import Pairs
+from hbench.evaluation.sampling import ChosenNoise, Pairs, choose_x_T
 from hbench.evaluation.traverse import direction_label
 from hbench.experiments import override
 from hbench.runtime.device import pick_device
@@ -121,6 +121,8 @@ class Shown(NamedTuple):
     accuracies: list[float]
     images: Tensor
     """Images along the directions, in [-1, 1]: [directions, examples, samples, C, H, W]."""
+    chosen: ChosenNoise
+    """The x_T of the examples, the same for all variants."""
 
     @property
     def labels(self) -> list[str]:
@@ -177,9 +179,9 @@ class Ablations(Result):
         return list(dict.fromkeys(run.seed for run in self.runs))
 
     def summary(self) -> str:
-        """Return the means over the seeds as a table."""
+        """Return the number of pairs, and the means over the seeds as a table."""
         text: str = self.means_table().round(4).to_string(index=False)
-        return text
+        return f"n = {self.runs[0].n:,} pairs a training\n{text}"
 
     def table(self) -> "DataFrame":
         """Return the numbers of each training, a row a training."""
@@ -276,6 +278,7 @@ def ablations(
         n=pairs,
         weights_sha256={path.stem: sha256(path) for path in (shared, weights) if path},
         model_tensors_sha256=tensors_sha256(shared),
+        **shown[0].chosen.details,
     )
     return Ablations(runs=measured, means=summarise(measured), shown=shown, provenance=found)
 
@@ -351,6 +354,7 @@ def measure_variants(
         device: device that generates the pairs.
     """
     rows, shown = [], []
+    chosen: ChosenNoise | None = None
     for variant in variants:
         for training_seed in seeds:
             folder = training_folder(out, variant, training_seed)
@@ -360,7 +364,8 @@ def measure_variants(
             distances = digit_distances(drawn, lenet, reference) if lenet and reference else None
             rows.append(_measured(folder, variant, training_seed, found, distances))
             if training_seed == seeds[0]:
-                shown.append(_shown(run, variant, found, seed))
+                chosen = chosen or choose_x_T(run, EXAMPLES, seed)
+                shown.append(_shown(run, variant, found, chosen))
     return rows, shown
 
 
@@ -399,10 +404,8 @@ def _interval(metric: str, values: "Series[float]", n: int) -> tuple[float, floa
         return student_of_shares(values, n)
     if metric in POSITIVE:
         return student_of_logarithms(values)
-    low, high = student(values)
-    if metric == "outside":
-        return max(0.0, float(low)), min(1.0, float(high))
-    return float(low), float(high)
+    low, high = (float(bound) for bound in student(values))
+    return (max(0.0, low), min(1.0, high)) if metric == "outside" else (low, high)
 
 
 def training_folder(out: Path, variant: str, seed: int) -> Path:
@@ -441,12 +444,13 @@ def _measured(
     )
 
 
-def _shown(run: Run, variant: str, found: RCA, seed: int) -> Shown:
+def _shown(run: Run, variant: str, found: RCA, chosen: ChosenNoise) -> Shown:
     best = found.ranking()[:DIRECTIONS]
     return Shown(
         variant=variant,
         S=run.S,
         directions=best,
         accuracies=[found.per_direction[k] for k in best],
-        images=run.traverse(best, examples=EXAMPLES, samples=SAMPLES, seed=seed).images,
+        images=run.traverse(best, examples=chosen.indices, samples=SAMPLES, seed=chosen.seed).images,
+        chosen=chosen,
     )

@@ -18,6 +18,7 @@ from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.directions import DirectionSource, direction_source
+from hbench.store.folders import refuse_links
 from hbench.store.provenance import provenance
 from hbench.store.records import Confusion, Interval, Nonnegative, Positive, Share, ShareOrNone
 from hbench.store.results import Result
@@ -100,18 +101,26 @@ class RCA(Result):
         if abs(sum(row[k] for k, row in enumerate(self.confusion)) / self.n - self.accuracy) > 1e-9:
             raise ValueError("accuracy is not that of the confusion")
 
+    @property
+    def brief(self) -> str:
+        """Accuracy with its interval and n, as in "0.680 [0.671, 0.689] at n = 10,000"."""
+        low, high = self.interval
+        return f"{self.accuracy:.3f} [{low:.3f}, {high:.3f}] at n = {self.n:,}"
+
     def ranking(self) -> list[int]:
         """Return the directions, most accurate first."""
         return [int(k) for k in np.argsort(-np.nan_to_num(np.array(self.per_direction)), kind="stable")]
 
     def summary(self) -> str:
-        """Return accuracy, magnitude error, D and the shares outside, in three lines."""
+        """Return accuracy, magnitude error, D and the shares outside, and the larger measurement beside the run."""
         low, high = self.interval
         raw = "not measured" if self.outside_raw is None else f"{self.outside_raw:.2%}"
+        larger = self.detail("larger_measurement", "")
         return (
             f"RCA {self.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {self.n}  chance {self.chance:.4f}\n"
             f"magnitude error {self.magnitude_error:.3f}  D raw {self.D_raw:.3f}  D shifted {self.D_shifted:.3f}\n"
             f"samples outside the domain: raw {raw}, shifted {self.outside:.2%}"
+            + (larger and f"\nlarger measurement of this run: RCA {larger}")
         )
 
     def table(self) -> "DataFrame":
@@ -181,6 +190,8 @@ def rca(
         if on_pairs:
             on_pairs(drawn)
         batches.append(_look(run, drawn))
+    known = known_rca(run, source)
+    larger = {"larger_measurement": known.brief} if known and known.n > pairs else {}
     seen = _Seen(*(np.concatenate(column) for column in zip(*all_gather(batches), strict=True)))
     K = run.experiment.discovery.K
     confusion = np.zeros((K, K), dtype=int)
@@ -209,7 +220,7 @@ def rca(
         outside_raw=float(seen.outside_raw.mean()),
         outside_raw_interval=wilson(int(seen.outside_raw.sum()), pairs),
         neighbours_raw=float(seen.neighbours_raw.mean()),
-        provenance=origin.finished(n=pairs),
+        provenance=origin.finished(n=pairs, **larger),
     )
 
 
@@ -228,6 +239,23 @@ def _look(run: Run, pairs: Pairs) -> _Seen:
         neighbours(pairs.x_0),
     )
     return _Seen(*(value.cpu().numpy() for value in values))
+
+
+def known_rca(run: Run, source: DirectionSource | None = None) -> RCA | None:
+    """Return the largest measurement of this run and source in the folder ``rca`` of the run or beside it, if any.
+
+    Those of other weights or directions do not count.
+
+    Raises:
+        HBenchError: a file is damaged, or a link.
+    """
+    source = source or direction_source(run)
+    around = [run.folder, run.folder.resolve().parent] if run.folder else []
+    folders = [folder / RCA.NAME for folder in around if (folder / RCA.NAME / f"{RCA.NAME}.json").is_file()]
+    for folder in folders:
+        refuse_links(folder)
+    found = [result for result in map(RCA.load, folders) if is_of(result, run, source)]
+    return max(found, key=lambda result: result.n, default=None)
 
 
 def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:

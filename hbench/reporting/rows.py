@@ -20,6 +20,10 @@ from hbench.evaluation.rca import RCA
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
 
+HOMOGENEITY = "cosine of own and mean direction (homogeneity)"
+CONSISTENCY = "cosine between timesteps (consistency)"
+"""Rows that untrained shift blocks have too."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -165,9 +169,9 @@ def property_rows(result: Properties, paper: Paper) -> list[Row]:
     """Return the rows of the three sources of directions compared."""
     n, n_mean = counted(result.n, "sample"), counted(result.n_mean, "sample")
     shown = (
-        ("cosine of own and mean direction (homogeneity)", result.homogeneity, "", n),
-        ("cosine between timesteps (consistency)", result.consistency, "", n_mean),
-        ("cosine between two directions, the floor", result.others, "", n_mean),
+        (HOMOGENEITY, result.homogeneity, "", n),
+        (CONSISTENCY, result.consistency, "", n_mean),
+        ("cosine between two directions: do they differ?", result.others, "", n_mean),
         ("mean edit, distance from the own / its size", result.distance_mean, "almost the same", n),
         ("time-invariant edit, distance from the own / its size", result.distance_global, "almost the same", n),
         ("k recognised in own edits", result.accuracy_own, "", n),
@@ -175,17 +179,52 @@ def property_rows(result: Properties, paper: Paper) -> list[Row]:
         ("k recognised in time-invariant edits", result.accuracy_global, "", n),
         ("correlation of s_hat and s (linearity)", result.correlation, "", n),
     )
+    rows = []
+    for name, found, theirs, of in shown:
+        bounds = interval([found.low[-1], found.high[-1]])
+        rows.append(Row(name, "Fig. 9", theirs, number(found.value[-1]), bounds, of))
+        rows += _floors(name, result)
+    return rows
+
+
+def _floors(name: str, result: Properties) -> list[Row]:
+    """Return what shift blocks with random weights have in place of a number: how much of it needs no training."""
+    if name not in (HOMOGENEITY, CONSISTENCY):
+        return []
+    kinds = (
+        ("with random outputs on the same features", result.random_outputs),
+        ("of wholly untrained blocks", result.untrained),
+    )
     return [
-        Row(name, "Fig. 9", theirs, number(found.value[-1]), interval([found.low[-1], found.high[-1]]), of)
-        for name, found, theirs, of in shown
+        Row(
+            f"{name}, {kind}",
+            "Fig. 9",
+            "",
+            number(found.homogeneity if name == HOMOGENEITY else found.consistency),
+            interval(found.homogeneity_interval if name == HOMOGENEITY else found.consistency_interval),
+            counted(found.blocks, "block"),
+        )
+        for kind, found in kinds
+        if found
     ]
 
 
 def edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
-    """Return the row of reconstructed images."""
+    """Return the rows of reconstructed images and of their x_T."""
     name = "real images reconstructed, median PSNR in dB"
     bounds = interval(median_interval(result.psnrs), 1)
-    return [Row(name, "Fig. 8", "", f"{median(result.psnrs):.1f}", bounds, counted(len(result.psnrs), "image"))]
+    n = counted(len(result.psnrs), "image")
+    rows = [Row(name, "Fig. 8", "", f"{median(result.psnrs):.1f}", bounds, n)]
+    if found := result.recovery:
+        stds = result.x_T_stds
+        name = "std of the inverted x_T of real images, median (noise has 1)"
+        rows.append(Row(name, "Fig. 8", "", number(median(stds)), interval(median_interval(stds)), n))
+        for name, value, ends in (
+            ("inverted and true x_T of generated images, correlation", found.correlation, found.interval),
+            ("std of the inverted x_T of generated images (noise has 1)", found.x_T_std, found.x_T_std_interval),
+        ):
+            rows.append(Row(name, "Fig. 8", "", number(value), interval(ends), counted(found.n, "image")))
+    return rows
 
 
 def ablation_rows(result: Ablations, paper: Paper) -> list[Row]:

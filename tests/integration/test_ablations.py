@@ -24,7 +24,7 @@ from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.reporting.artifacts import plot
 from hbench.reporting.rows import variants
-from hbench.store.datasets import load_reference
+from hbench.store.datasets import load_set
 from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from hbench.store.run import SHIPPED, load_model, load_run
 from hbench.store.weights import read_written_experiment
@@ -322,7 +322,7 @@ def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monke
     measured = load_run(out / "K=5-seed0", device=CPU)
     pairs = draw_pairs(measured, 0, 0, 130)
     real = lenet_reference(lenet).statistics
-    images = load_reference(measured.experiment.data)
+    images = load_set(measured.experiment.data, split="reference").images
     reference = real_reference(lenet_features(load_lenet(lenet), images))
     for kind, images in (("raw", "x_0"), ("shifted", "x_0_shifted")):
         found = lenet_features(load_lenet(lenet), to_uint8(getattr(pairs, images)))
@@ -385,7 +385,7 @@ def test_summary_has_the_t_interval_over_seeds():
 def test_damaged_older_ablations_are_refused_in_words():
     values = json.loads((RESULTS / "ablations" / "ablations.json").read_text()) | {"schema": 1}
     for runs in ([], [{}], [3], [values["runs"][0] | {"rca": "x"}]):
-        with pytest.raises(HBenchError, match="not a ablations result as hbench"):
+        with pytest.raises(HBenchError, match="is no ablations result as hbench"):
             Ablations.from_json(values | {"runs": runs}, "ablations.json")
 
 

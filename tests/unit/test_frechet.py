@@ -180,5 +180,5 @@ def test_damaged_older_files_are_refused_in_words(damage):
     reference, draw, _ = gaussians()
     values = fidelity(draw(60), draw(60), reference, "FD").to_json() | {"schema": 1}
     old = {key: value for key, value in values["raw"].items() if not key.startswith("infinity")}
-    with pytest.raises(HBenchError, match=r"fid\.json: not a fid result as hbench 0\.2 writes it"):
+    with pytest.raises(HBenchError, match=r"fid\.json: is no fid result as hbench 0\.2 writes it"):
         Fidelity.from_json(values | {"raw": old | damage, "feature_size": 30.5}, "fid.json")

@@ -11,9 +11,10 @@ from hbench.reporting.charts.figure import at_hand, legend_below, save_figure, s
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from hbench.evaluation.estimates import Estimate
     from hbench.evaluation.fid import Fidelity
     from hbench.evaluation.lenet import TrainedLeNet
-    from hbench.evaluation.properties import Estimate, Properties
+    from hbench.evaluation.properties import Properties
     from hbench.evaluation.rca import RCA
 
 
@@ -143,12 +144,18 @@ def draw_properties(result: "Properties", path: Path) -> None:
     overall = {"color": "black", "linewidth": 2, "capsize": 3, "marker": "o", "markersize": 4}
 
     _draw_estimates(homogeneity, result.timesteps, result.homogeneity_at, overall)
-    homogeneity.axhline(result.others.value[-1], color="grey", linestyle=":", label="cosine of two directions")
+    floors = (
+        (result.random_outputs, "random outputs on the same features", "--"),
+        (result.untrained, "untrained blocks", ":"),
+    )
+    for floor, name, style in floors:
+        if floor:
+            homogeneity.plot(result.timesteps, floor.homogeneity_at, color="C1", linestyle=style, label=name)
     homogeneity.invert_xaxis()
     homogeneity.set(
         title="homogeneity: cosine of own and mean direction", xlabel="t, as generation goes", ylim=(None, 1.02)
     )
-    legend_below(homogeneity)
+    legend_below(homogeneity, columns=2)
 
     between = np.array(result.consistency_between)
     picture = consistency.imshow(between, cmap="viridis", vmin=min(0.0, float(between.min())), vmax=1, aspect="auto")
@@ -160,7 +167,12 @@ def draw_properties(result: "Properties", path: Path) -> None:
         for row, column in np.ndindex(between.shape):
             shade = "white" if between[row, column] < 0.6 else "black"
             consistency.text(column, row, f"{between[row, column]:.2f}", ha="center", va="center", color=shade)
-    consistency.set(title="consistency: cosine of mean directions between timesteps", xlabel="t", ylabel="t")
+    beside = f" (untrained {result.untrained.consistency:.2f})" if result.untrained else ""
+    consistency.set(
+        title=f"consistency: cosine of mean directions between timesteps, {result.consistency.value[-1]:.2f}{beside}",
+        xlabel="t",
+        ylabel="t",
+    )
     figure.colorbar(picture, ax=consistency)
 
     K = len(result.slope.value) - 1

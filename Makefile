@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench results clean
 
 demo: .venv/.installed
 	$(BIN)/hbench demo --overwrite
@@ -18,6 +18,11 @@ lint: .venv/.installed-lint
 
 bench: .venv/.installed-test .venv/.installed-bench
 	$(BIN)/python -m pytest tests/bench/bench_*.py --benchmark-only --benchmark-disable-gc
+
+# the charts, the page and the table of the committed results, from their JSON; nothing is measured again
+results: .venv/.installed
+	$(BIN)/hbench report results/mnist16 results/mnist16/m20 results/mnist32 --redraw --summary results/README.md \
+		--not-run anime64 'no GPU, no data' --not-run celebahq128 'no GPU, no data' --not-run afhq128 'no GPU, no data'
 
 clean:
 	rm -rf .venv

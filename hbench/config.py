@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hbench.errors import counted
+
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -120,7 +122,9 @@ class Model(Section):
         """Raise a ValueError where the network cannot have images of this size, in pixels."""
         halvings = len(self.channel_mult) - 1
         if size % 2**halvings:
-            raise ValueError(f"data.size {size} cannot be halved {halvings} times: shorten model.channel_mult")
+            raise ValueError(
+                f"data.size {size} cannot be halved {counted(halvings, 'time')}: shorten model.channel_mult"
+            )
         widths = [size >> i for i in range(halvings + 1)]
         for attended in self.attention_resolutions:
             if attended not in widths:

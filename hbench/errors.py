@@ -1,4 +1,4 @@
-"""The exception for what a user can fix, checks of arguments, and a test for running out of memory."""
+"""The exception for what a user can fix, checks of arguments and errors, and counts in words."""
 
 import os
 from collections.abc import Iterable
@@ -76,3 +76,14 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "MPS backend out of memory" in text
         or "STATUS_ALLOC_FAILED" in text  # cuBLAS's and cuDNN's
     )
+
+
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun, as in "1 image" and "2,000 images".
+
+    Args:
+        n: the count.
+        noun: singular of what is counted.
+        plural: its plural, where that is not the noun with an "s".
+    """
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

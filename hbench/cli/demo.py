@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hbench.cli.options import Count, Options, out_of, overwrite_option, publish, run_options, shared
+from hbench.errors import counted
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ def demo(training_steps: int, options: Options) -> None:
     run = load_run(SHIPPED, device=device)
     _measure(run, shipped, options.seed)
     experiment = _fresh_experiment(run.experiment, training_steps)
-    click.echo(f"2. A fresh discovery, {experiment.title}, {training_steps} steps from scratch")
+    click.echo(f"2. A fresh discovery, {experiment.title}, {counted(training_steps, 'step')} from scratch")
     grown = _discover(experiment, run, fresh, device, options)
     if grown is None:
         return

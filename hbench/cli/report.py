@@ -18,6 +18,7 @@ from hbench.cli.options import a_path, result_folder
     metavar="EXPERIMENT REASON",
     help="Experiment to list in the summary as not run; repeatable.",
 )
+@click.option("--redraw", is_flag=True, help="Draw the charts anew first; pictures of images stay as they are.")
 @click.pass_context
 def report(
     ctx: click.Context,
@@ -25,6 +26,7 @@ def report(
     out: Path | None,
     summary: Path | None,
     not_run: tuple[tuple[str, str], ...],
+    redraw: bool,
 ) -> None:
     """Write one page of all results, beside the paper's.
 
@@ -39,7 +41,10 @@ def report(
     from hbench.experiments import load_experiment
     from hbench.reporting import report as pages
 
-    folders = [result_folder(run) for run in runs]
+    folders = list(dict.fromkeys(result_folder(run) for run in runs))
+    if redraw:
+        for folder in folders:
+            pages.redraw(folder)
     reports = [pages.collect(folder) for folder in folders]
     absent = [pages.not_run(load_experiment(name), reason) for name, reason in not_run]
     pages.write_pages(reports, out or folders[0])

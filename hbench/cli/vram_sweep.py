@@ -17,7 +17,7 @@ from hbench.cli.options import (
     run_options,
     shared,
 )
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, counted
 from hbench.experiments import without_pool
 
 if TYPE_CHECKING:
@@ -105,4 +105,6 @@ def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> N
     publish(result, folder)
     if failed := result.failed():
         table = folder / f"{VramSweep.NAME}.csv"
-        raise HBenchError(f'{len(failed)} cells failed: see "error" in {table}, then go on with `resume=True`')
+        raise HBenchError(
+            f'{counted(len(failed), "cell")} failed: see "error" in {table}, then go on with `resume=True`'
+        )

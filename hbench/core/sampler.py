@@ -22,7 +22,7 @@ from hbench.core.diffusion import (
 )
 from hbench.core.directions import scaled
 from hbench.core.seeds import draw_x_T
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, counted
 from hbench.runtime.device import autocast
 
 BATCH = 64
@@ -109,7 +109,7 @@ class Sampler:
         """
         if not self._shifted:
             M = len(self.timesteps)
-            raise HBenchError(f"no timestep of {M} steps reaches t_shift = {self.t_shift}: take more steps")
+            raise HBenchError(f"no timestep of {counted(M, 'step')} reaches t_shift = {self.t_shift}: take more steps")
         return self._shifted
 
     @cached_property

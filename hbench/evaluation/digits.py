@@ -31,7 +31,7 @@ def choose_lenet(given: str | Path | None, experiment: Experiment, pairs: int) -
             raise HBenchError(f"{given}: was trained on other images: train a LeNet on those of {experiment.name}")
         return None
     if pairs <= LENET_FEATURES:
-        raise HBenchError(f"{pairs} pairs are too few for the FD: need more than its {LENET_FEATURES} features")
+        raise HBenchError(f"n = {pairs} is too small for the FD: need more pairs than its {LENET_FEATURES} features")
     return lenet
 
 

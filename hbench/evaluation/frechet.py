@@ -14,7 +14,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from hbench.core import seeds
 from hbench.core.intervals import fieller, jackknife, student
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, counted
 from hbench.models.digit_lenet import DigitLeNet
 from hbench.store.lenet import load_lenet
 from hbench.store.records import Interval, Positive
@@ -148,7 +148,9 @@ def real_reference(found: Tensor) -> Reference:
         HBenchError: fewer than 6 images.
     """
     if len(found) < 6:
-        raise HBenchError(f"{len(found)} real images: need at least 6 to compare two halves of them: add images")
+        raise HBenchError(
+            f"{counted(len(found), 'real image')}: need at least 6 to compare two halves of them: add images"
+        )
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seeds.real_halves()))
     first, second = (found[half] for half in order.chunk(2))
     halves = frechet_distance(statistics(first), statistics(second))

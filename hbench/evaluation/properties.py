@@ -19,7 +19,7 @@ from hbench.core.directions import Directions, magnitudes
 from hbench.core.images import soft_clip
 from hbench.core.intervals import Array
 from hbench.core.sampler import BATCH
-from hbench.errors import check_at_least, check_seed, check_type
+from hbench.errors import check_at_least, check_seed, check_type, counted
 from hbench.evaluation.estimates import (
     Estimate,
     Measured,
@@ -163,7 +163,8 @@ class Properties(Result):
             "slope of s_hat against s": self.slope,
             "correlation of s_hat and s": self.correlation,
         }
-        first = f"mean of {self.K} directions, 95 % intervals, n {self.n} samples, means over {self.n_mean} others"
+        of = f"mean of {counted(self.K, 'direction')}, 95 % intervals"
+        first = f"{of}, n {counted(self.n, 'sample')}, means over {counted(self.n_mean, 'other')}"
         lines = [first]
         for text, estimate in shown.items():
             lines.append(f"{text:48}{estimate}")
@@ -174,7 +175,7 @@ class Properties(Result):
         """Return what untrained blocks have in place of "homogeneity" or "consistency", in words; else nothing."""
         kinds = {"random outputs on the same features": self.random_outputs, "untrained blocks": self.untrained}
         return {
-            kind: f"{getattr(found, name):.3f} [{low:.3f}, {high:.3f}], n {found.blocks} blocks"
+            kind: f"{getattr(found, name):.3f} [{low:.3f}, {high:.3f}], n {counted(found.blocks, 'block')}"
             for kind, found in kinds.items()
             if found and name in ("homogeneity", "consistency")
             for low, high in [getattr(found, f"{name}_interval")]

@@ -9,7 +9,7 @@ from hbench.config import Experiment
 from hbench.core.backbone import Backbone, DiffusionModel
 from hbench.core.domain import Look, look
 from hbench.core.sampler import Sampler
-from hbench.errors import check_at_least, check_type
+from hbench.errors import check_at_least, check_type, counted
 from hbench.evaluation.sampling import sample_model
 from hbench.experiments import warn_of_schedule
 from hbench.runtime.device import pick_device
@@ -51,7 +51,7 @@ class Samples(Result):
     def summary(self) -> str:
         """Return number of samples and steps, and what tells them from noise, in one line."""
         seen = self._look()
-        return f"{self.n} samples in {self.M} steps" + (f", {seen.summary()}" if seen else "")
+        return f"{counted(self.n, 'sample')} in {counted(self.M, 'step')}" + (f", {seen.summary()}" if seen else "")
 
     def table(self) -> "DataFrame":
         """Return number of samples and steps, and what tells them from noise, in one row."""

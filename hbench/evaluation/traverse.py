@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from hbench.errors import MOST_COLUMNS, check_at_least, check_seed, check_type
+from hbench.errors import MOST_COLUMNS, check_at_least, check_seed, check_type, counted
 from hbench.evaluation.rca import RCA, is_of, known_rca, rca
 from hbench.evaluation.sampling import choose_x_T
 from hbench.store.directions import DirectionSource, direction_source
@@ -57,7 +57,8 @@ class Traversal(Result):
 
     def summary(self) -> str:
         """Return the directions with names and accuracies, a line a direction, most recognisable first."""
-        first = f"{len(self.directions)} directions, ranked by n = {self.pairs:,} pairs, with their accuracy"
+        count = counted(len(self.directions), "direction")
+        first = f"{count}, ranked by n = {counted(self.pairs, 'pair')}, with their accuracy"
         return "\n".join([first, *(each.label for each in self.directions)])
 
     def table(self) -> "DataFrame":

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
+from hbench.errors import counted
 from hbench.models.recompute import Recomputable
 
 GROUPS = 32
@@ -71,7 +72,8 @@ class ADMConfig:
         halvings = len(self.channel_mult) - 1
         if self.image_size % 2**halvings:
             raise ValueError(
-                f"image_size {self.image_size} cannot be halved {halvings} times: make it a multiple of {2**halvings}"
+                f"image_size {self.image_size} cannot be halved {counted(halvings, 'time')}: "
+                f"make it a multiple of {2**halvings}"
             )
         if unknown := set(self.attention_resolutions) - set(self.sizes):
             raise ValueError(f"attention_resolutions {unknown}: the feature maps are {self.sizes} pixels wide")

@@ -28,6 +28,15 @@ from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.charts.sweep import draw_plan, draw_sweep
 from hbench.reporting.charts.training import draw_ablations, draw_run_curves
 from hbench.reporting.grids import draw_edits, draw_samples, draw_sources, draw_traversal, draw_variants
+from hbench.reporting.highlights import (
+    Highlight,
+    edit_highlights,
+    fidelity_highlights,
+    mos_highlights,
+    property_highlights,
+    rca_highlights,
+    sweep_highlights,
+)
 from hbench.reporting.rows import (
     Comparison,
     Named,
@@ -69,6 +78,12 @@ class Artifact:
     """Function (result, paper) -> lines of the table."""
     charts: Mapping[str, Chart] = field(default_factory=dict)
     """Function that draws each picture, by its file's name; the first is the main one."""
+    caption: str = ""
+    """One sentence that explains the terms of its pictures and of its rows of the table."""
+    seen: Mapping[str, str] = field(default_factory=dict)
+    """What each picture shows, by its file's name, for readers who do not see it."""
+    highlights: Callable[[Any, Paper], list[Highlight]] = lambda *_: []
+    """Function (result, paper) -> its most telling numbers."""
     published: Callable[[Paper], str] = lambda _: ""
     """Function (paper) -> number of the paper, for artifacts that were not run."""
     named: Callable[[Any], list[Named]] = lambda _: []
@@ -82,6 +97,16 @@ class Artifact:
 
 
 VARIANT_PICTURES: dict[str, Chart] = {"ablations.png": draw_ablations, "directions.png": draw_variants}
+VARIANTS_SEEN = {
+    "ablations.png": ("Bars, one row a variant: RCA, share outside the domain, D, and FD. Dots are single trainings."),
+    "directions.png": "Image grids along the best recognised directions of each variant.",
+}
+SAMPLES_SEEN = {
+    "fid.png": (
+        "Bars of the distance for raw and for shifted samples with 95 % intervals; beside them raw samples, and "
+        "the same samples shifted."
+    ),
+}
 ARTIFACTS = (
     Artifact(
         "traverse",
@@ -93,6 +118,16 @@ ARTIFACTS = (
         {"directions.png": draw_traversal},
         named=named_directions,
         of_run=True,
+        caption=(
+            "Each panel is one direction: a row starts from one noise x_T, s is the strength of the shift, and "
+            "the number in brackets is the share of pairs in which the reconstructor, a network that sees a raw "
+            "and a shifted sample, recognises the direction."
+        ),
+        seen={
+            "directions.png": (
+                "Image grids, one panel a direction, best recognised first; the strength grows from left to right."
+            ),
+        },
     ),
     Artifact(
         "rca",
@@ -104,6 +139,19 @@ ARTIFACTS = (
         {"rca.png": draw_confusion},
         published=lambda paper: published_number(paper.rca),
         of_run=True,
+        caption=(
+            "RCA is the share of fresh pairs, a raw sample and the same one shifted, whose direction the "
+            "reconstructor names correctly; s_hat is its estimate of the strength s, D the output of the "
+            "discriminator, 0.5 where it cannot tell shifted samples from raw ones, and a sample is outside the "
+            "domain if a pixel lies beyond 1.5, where images span -1 to 1."
+        ),
+        seen={
+            "rca.png": (
+                "Left a heat map of predicted against true direction, best recognised first; right a bar a "
+                "direction with its accuracy, its 95 % interval, and chance."
+            ),
+        },
+        highlights=rca_highlights,
     ),
     Artifact(
         "mos/score",
@@ -114,27 +162,48 @@ ARTIFACTS = (
         mos_rows,
         {"mos.png": draw_mos},
         published=lambda paper: published_number(paper.mos),
+        caption=(
+            "MOS is the share of people's marks that call a direction interpretable, averaged over the "
+            "directions; directions of an untrained network on the same blind sheets give the floor."
+        ),
+        seen={"mos.png": "Bars, one a direction, with the share of its marks that are 1 and the 95 % interval."},
+        highlights=mos_highlights,
     ),
     Artifact(
         "fid-inception-v3-compat",
         Fidelity,
-        "Frechet inception distance",
+        "Fréchet inception distance",
         "Table 2",
         "fid",
         fidelity_rows,
         {"fid.png": draw_fidelity},
         published=lambda paper: f"{paper.fid_raw} raw, {paper.fid_shifted} shifted" if paper.fid_raw else "",
         of_run=True,
+        caption=(
+            "FID is the Fréchet distance between Inception's features of samples and of real images, 0 for the "
+            "same distribution; raw samples have no direction added, shifted ones a random direction, and KID is "
+            "another distance of the same features, without bias for few samples."
+        ),
+        seen=SAMPLES_SEEN,
+        highlights=fidelity_highlights,
     ),
     Artifact(
         "fid-lenet-digits",
         Fidelity,
-        "Frechet distance in LeNet features",
+        "Fréchet distance in LeNet features",
         "Table 2",
         "fid --feature-extractor lenet-digits",
         fidelity_rows,
         {"fid.png": draw_fidelity},
         of_run=True,
+        caption=(
+            "FD is the Fréchet distance between a digit classifier's features of samples and of real images, 0 "
+            "for the same distribution and comparable with no FID; raw samples have no direction added, shifted "
+            "ones a random direction, and KID is another distance of the same features, without bias for few "
+            "samples."
+        ),
+        seen=SAMPLES_SEEN,
+        highlights=fidelity_highlights,
     ),
     Artifact(
         "train-curves",
@@ -145,6 +214,16 @@ ARTIFACTS = (
         curve_rows,
         {"train-curves.png": draw_run_curves},
         published=lambda _: "D near 0.5",
+        caption=(
+            "D is the discriminator's output on raw and on shifted samples in training, 0.5 where it cannot tell "
+            "them apart; the other panels are the reconstructor's accuracy on the training's own pairs and the "
+            "losses, and the table has means over the last third of the steps."
+        ),
+        seen={
+            "train-curves.png": (
+                "Six line charts over training steps: D, accuracy, the losses of k, of s, of fidelity and of D."
+            ),
+        },
     ),
     Artifact(
         "vram-sweep",
@@ -155,6 +234,17 @@ ARTIFACTS = (
         sweep_rows,
         {"vram-sweep.png": draw_sweep},
         published=lambda _: "node flat, vanilla past 24 GB",
+        caption=(
+            "Memory and speed of a training step against M, the number of generation steps that the gradient "
+            "passes through: vanilla keeps the graphs of all steps, node computes one at a time anew, torch- "
+            "checkpoint is PyTorch's recomputation of each step."
+        ),
+        seen={
+            "vram-sweep.png": (
+                "Two line charts over M, one line a strategy: memory in MiB on the left, pairs a second on the right."
+            ),
+        },
+        highlights=sweep_highlights,
     ),
     Artifact(
         "edit",
@@ -165,6 +255,13 @@ ARTIFACTS = (
         edit_rows,
         {"edits.png": draw_edits},
         of_run=True,
+        caption=(
+            "Real images are inverted to noise by DDIM and generated again, without an edit (the reconstruction) "
+            "and along directions; PSNR is the agreement of reconstruction and original in decibels, more is "
+            "better."
+        ),
+        seen={"edits.png": "Rows of images: a real one, its reconstruction with its PSNR, and its edits."},
+        highlights=edit_highlights,
     ),
     Artifact(
         "properties",
@@ -175,6 +272,20 @@ ARTIFACTS = (
         property_rows,
         {"properties.png": draw_properties, "edits.png": draw_sources},
         of_run=True,
+        caption=(
+            "Three sources of the shift compared: a sample's own direction, the mean over other samples, and the "
+            "time-invariant mean over timesteps too; homogeneity is the cosine of own and mean direction, "
+            "consistency that between timesteps, and linearity holds the reconstructor's estimate s_hat against "
+            "the strength s."
+        ),
+        seen={
+            "properties.png": (
+                "Four charts: homogeneity over the timestep, a heat map of consistency between timesteps, the "
+                "distance of mean and time-invariant edits for each direction, and s_hat against s."
+            ),
+            "edits.png": "Rows of images, each edited with the own, the mean and the time-invariant direction.",
+        },
+        highlights=property_highlights,
     ),
     Artifact(
         "ablations",
@@ -185,6 +296,13 @@ ARTIFACTS = (
         ablation_rows,
         VARIANT_PICTURES,
         comparison=variants,
+        caption=(
+            "Short trainings that differ in one thing: full is hbench's default, l1 has the abandoned L1 loss in "
+            "the discriminator's place, none has neither, and per-step takes the gradient of single steps instead "
+            "of the whole chain; chance is the RCA of guessing, and outside the domain are samples with a pixel "
+            "beyond 1.5."
+        ),
+        seen=VARIANTS_SEEN,
     ),
     Artifact(
         "settings",
@@ -195,6 +313,11 @@ ARTIFACTS = (
         no_rows,
         VARIANT_PICTURES,
         comparison=variants,
+        caption=(
+            "Short trainings that differ in one setting from the first, which is the experiment as it is; chance "
+            "is the RCA of guessing, and outside the domain are samples with a pixel beyond 1.5."
+        ),
+        seen=VARIANTS_SEEN,
     ),
     Artifact(
         "samples",

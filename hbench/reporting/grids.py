@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hbench.reporting.charts.figure import at_hand, plain, save_figure, show_pixels, title_of
+from hbench.reporting.charts.figure import at_hand, plain, save_figure, show_pixels, styled, title_of
 from hbench.reporting.charts.training import title_of_training
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ LONGEST = 24
 """Number of characters of the name beside a row, at most."""
 
 
+@styled
 def draw_traversal(result: "Traversal", path: Path) -> None:
     """Draw the grid of each direction, most recognisable first."""
     grid = at_hand(result, result.grid)
@@ -49,6 +50,7 @@ def rows_caption(result: "Result") -> str:
     return f"rows: x_T {', '.join(map(str, indices))} of seed {result.provenance.seed}, {result.detail('x_T_rule')}"
 
 
+@styled
 def draw_directions(
     images: "Tensor", labels: list[str], S: float | None, title: str, path: Path, columns: int = 4
 ) -> None:
@@ -81,9 +83,10 @@ def draw_directions(
             axis.xaxis.tick_top()
         axis.set_title(label, fontsize=9)
     figure.suptitle(title, fontsize=11)
-    save_figure(figure, path, crop=True)
+    save_figure(figure, path)
 
 
+@styled
 def draw_variants(result: "Ablations", path: Path) -> None:
     """Draw the most accurate directions of each variant's first training, the same number of each."""
     import torch
@@ -108,6 +111,7 @@ def draw_samples(result: "Samples", path: Path) -> None:
     save_grid(images, path, columns=columns, scale=scale)
 
 
+@styled
 def draw_sources(result: "Properties", path: Path) -> None:
     """Draw the same edits with the three sources of delta_h (Fig. 9), one labelled panel a direction."""
     from matplotlib.figure import Figure
@@ -138,9 +142,10 @@ def draw_sources(result: "Properties", path: Path) -> None:
         f"{rows_caption(result)}".rstrip(),
         fontsize=10,
     )
-    save_figure(figure, path, crop=True)
+    save_figure(figure, path)
 
 
+@styled
 def draw_edits(result: "EditedImages", path: Path) -> None:
     """Draw edited images in labelled rows and columns (Fig. 8), a row an image.
 
@@ -173,7 +178,7 @@ def draw_edits(result: "EditedImages", path: Path) -> None:
     source = result.detail("direction_source", "own")
     title = f"{result.title}, {source} directions, {result.detail('M')} steps{labels.heading}{left_out}"
     figure.suptitle(plain(title), fontsize=10)
-    save_figure(figure, path, crop=True)
+    save_figure(figure, path)
 
 
 class _EditLabels(NamedTuple):

@@ -8,8 +8,11 @@ import base64
 import html
 import json
 import os
+import struct
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,11 +20,13 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbench.config import Experiment
-from hbench.errors import HBenchError
-from hbench.evaluation.curves import TrainingCurves
+from hbench.errors import HBenchError, counted
+from hbench.evaluation.curves import TrainingCurves, differences
 from hbench.evaluation.mos.score import MosScore
 from hbench.experiments import paper_of, parse_experiment
 from hbench.reporting.artifacts import ARTIFACTS, Artifact
+from hbench.reporting.charts.figure import NothingToDrawError
+from hbench.reporting.highlights import Highlight
 from hbench.reporting.rows import Comparison, Named, Row
 from hbench.store.files import sha256, write_text
 from hbench.store.folders import refuse_links
@@ -33,6 +38,8 @@ from hbench.store.run import ROLES, SHIPPED, WEIGHTS, origin_of_training, run_ha
 
 GENERATED = "not to be edited"
 """Words in every summary, by which it is known before it is replaced."""
+TELLING = 5
+"""Number of telling numbers of each run in the head of the page."""
 REASONS = "not-run.json"
 """Name of the file with the reasons why artifacts are missing; a reproduction writes it."""
 
@@ -41,9 +48,11 @@ REASONS = "not-run.json"
 class Section:
     """One result on the page."""
 
-    title: str
-    item: str
-    """Item of the paper; empty if it has none."""
+    artifact: Artifact
+    paper: str
+    """Number or statement of the paper; empty if it has none."""
+    highlights: list[Highlight]
+    rows: list[Row]
     pictures: list[Path]
     named: list[Named]
     comparison: Comparison | None
@@ -185,6 +194,25 @@ def _is_of(artifact: Artifact, origin: Provenance, hashes: Mapping[str, str], lo
     return not artifact.of_run or origin.weights == hashes
 
 
+def redraw(folder: Path) -> list[Path]:
+    """Draw the charts on a folder's page anew and return their paths; pictures of images stay as they are.
+
+    Nothing is computed again: a chart shows the numbers of its result's JSON.
+
+    Raises:
+        HBenchError: a damaged result.
+    """
+    drawn = []
+    for artifact in ARTIFACTS:
+        if artifact.on_page and (folder / artifact.folder / PROVENANCE).is_file():
+            result = artifact.result.load(folder / artifact.folder)
+            for name, chart in artifact.charts.items():
+                with suppress(NothingToDrawError):
+                    chart(result, folder / artifact.folder / name)
+                    drawn.append(folder / artifact.folder / name)
+    return drawn
+
+
 def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Experiment) -> tuple[list[Row], Section]:
     """Return the lines of the table and the section of the page for one result."""
     result = artifact.result.load(folder, f'make it again with "hbench {artifact.command}"')
@@ -193,10 +221,21 @@ def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Expe
         replace(row, provenance=file, experiment=origin.title or experiment.title)
         for row in artifact.rows(result, paper_of(experiment))
     ]
-    named, comparison = artifact.named(result), artifact.comparison(result)
     pictures = sorted(folder.glob("*.png"))
-    cautions = result.cautions()
-    return rows, Section(artifact.title, artifact.item, pictures, named, comparison, cautions, file, origin)
+    known = [folder / name for name in artifact.charts if folder / name in pictures]
+    section = Section(
+        artifact,
+        artifact.published(paper_of(experiment)),
+        artifact.highlights(result, paper_of(experiment)),
+        rows,
+        pictures=[*known, *(path for path in pictures if path not in known)],
+        named=artifact.named(result),
+        comparison=artifact.comparison(result),
+        cautions=result.cautions(),
+        provenance=file,
+        origin=origin,
+    )
+    return rows, section
 
 
 def not_run(experiment: Experiment, reason: str) -> Report:
@@ -216,8 +255,15 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
 
     environment = Environment(autoescape=True, **_TEMPLATES)
     environment.filters |= {"picture": _inline, "facts": _facts}
-    write_text(out / "report.html", environment.get_template("report.html").render(reports=reports))
-    write_text(out / "report.md", _markdown_page("report.md", out, reports=reports))
+    page = {
+        "reports": reports,
+        "names": distinct_names(reports),
+        "numbers": head(reports),
+        "differences": differences([report.experiment for report in reports]),
+        "origin": origins(reports),
+    }
+    write_text(out / "report.html", environment.get_template("report.html").render(page))
+    write_text(out / "report.md", _markdown_page("report.md", out, **page))
     table = [
         {"experiment": row.experiment}
         | asdict(row)
@@ -227,6 +273,47 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
     ]
     ReportTable(rows=table).write(out / "report.json")
     write_text(out / "report.csv", pd.DataFrame(table).to_csv(index=False))
+
+
+def distinct_names(reports: Sequence[Report]) -> list[str]:
+    """Return a heading for each report: its experiment's title, and the end of its folder's path where titles agree."""
+    titles = [report.experiment.title for report in reports]
+    paths = [report.folder.resolve().parts if report.folder else () for report in reports]
+    names = []
+    for title, path in zip(titles, paths, strict=True):
+        others = [paths[i] for i, other in enumerate(titles) if other == title and paths[i] != path]
+        words = 1
+        while any(other[-words:] == path[-words:] for other in others):
+            words += 1
+        names.append(f"{title} ({'/'.join(path[-words:])})" if path and titles.count(title) > 1 else title)
+    return names
+
+
+def head(reports: Sequence[Report]) -> dict[str, list[Highlight | None]]:
+    """Return the most telling numbers by their names, one of each report; None where a report lacks it."""
+    found = [
+        {each.name: each for each in list(chain.from_iterable(section.highlights for section in r.sections))[:TELLING]}
+        for r in reports
+    ]
+    names = dict.fromkeys(chain.from_iterable(found))
+    return {name: [numbers.get(name) for numbers in found] for name in names}
+
+
+def origins(reports: Sequence[Report]) -> dict[str, list[str]]:
+    """Return dates, machines, commits and versions of all results, each value once."""
+    found = [section.origin for report in reports for section in report.sections]
+    dates = sorted(origin.started_utc[:10] for origin in found)
+    commits = [
+        f"{origin.git.commit[:8]}{' with uncommitted changes' * origin.git.dirty}" if origin.git else "not a checkout"
+        for origin in found
+    ]
+    values = {
+        "measured": [" to ".join(dict.fromkeys([dates[0], dates[-1]]))] if dates else [],
+        "machine": [f"{origin.device}, {counted(origin.threads, 'thread')}" for origin in found],
+        "hbench": [str(origin.versions.get("hbench")) for origin in found],
+        "commit": commits,
+    }
+    return {name: list(dict.fromkeys(of)) for name, of in values.items()}
 
 
 def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
@@ -239,7 +326,9 @@ def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
     """
     if file.exists() and GENERATED not in file.read_text(encoding="utf-8", errors="replace"):
         raise HBenchError(f"{file}: holds something else than such a table: choose another `summary`")
-    write_text(file, _markdown_page("summary.md", file.parent, reports=reports, command=command))
+    write_text(
+        file, _markdown_page("summary.md", file.parent, reports=reports, names=distinct_names(reports), command=command)
+    )
 
 
 def _markdown_page(template: str, folder: Path, **values: Any) -> str:
@@ -261,15 +350,25 @@ _TEMPLATES: dict[str, Any] = {
 # Text of the pages ---------------------------------------------------------------------------------------------------
 
 
-def _inline(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def _inline(path: Path) -> dict[str, Any]:
+    """Return a PNG file's data in base64, with its width and height in pixels.
+
+    Raises:
+        HBenchError: the file is no PNG.
+    """
+    data = path.read_bytes()
+    if len(data) < 24 or not data.startswith(b"\x89PNG"):
+        raise HBenchError(f"{path}: no picture in PNG: remove it, or make the result again")
+    width, height = struct.unpack(">II", data[16:24])  # of the header, which is the first chunk
+    return {"data": base64.b64encode(data).decode(), "width": width, "height": height}
 
 
 def _facts(origin: Provenance) -> list[tuple[str, str]]:
     git = origin.git
     facts = {
         "started": f"{origin.started_utc} UTC, took {origin.wall_seconds:,.0f} s",
-        "device": f"{origin.device}, {origin.threads} threads" + (f", driver {d}" if (d := origin.driver) else ""),
+        "device": f"{origin.device}, {counted(origin.threads, 'thread')}"
+        + (f", driver {d}" if (d := origin.driver) else ""),
         "seed": "none: nothing is random" if origin.seed is None else str(origin.seed),
         "commit": f"{git.commit}{' with uncommitted changes' if git.dirty else ''}" if git else "not a checkout",
         "versions": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),

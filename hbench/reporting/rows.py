@@ -9,6 +9,7 @@ from typing import Any
 
 from hbench.config import Paper
 from hbench.core.intervals import median_interval
+from hbench.errors import counted
 from hbench.evaluation.ablations import Ablations, VariantMean
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
@@ -66,7 +67,7 @@ class Comparison:
 
 def rca_rows(result: RCA, paper: Paper) -> list[Row]:
     """Return the rows of an RCA, with the numbers to read beside it."""
-    n = f"{result.n:,} pairs"
+    n = counted(result.n, "pair")
     chance = f"RCA (chance {result.chance:.3f})"
     shown = (
         (chance, "Table 1", published_number(paper.rca), result.accuracy, result.interval),
@@ -82,7 +83,7 @@ def rca_rows(result: RCA, paper: Paper) -> list[Row]:
         ),
     )
     return [
-        Row(name, item, theirs, _number(value), _interval(bounds), n)
+        Row(name, item, theirs, number(value), interval(bounds), n)
         for name, item, theirs, value, bounds in shown
         if value is not None
     ]
@@ -91,6 +92,7 @@ def rca_rows(result: RCA, paper: Paper) -> list[Row]:
 def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
     """Return the rows of Frechet and kernel distances."""
     rows = []
+    kid = "KID (Inception)" if result.kid_metric == "KID" else result.kid_metric
     for kind, found, published in (
         ("raw", result.raw, paper.fid_raw),
         ("shifted", result.shifted, paper.fid_shifted),
@@ -98,14 +100,14 @@ def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
         n = f"{found.n:,} against {result.n_real:,} real"
         theirs = published_number(published) if result.metric == "FID" else ""
         name = f"{result.metric}, {kind} samples"
-        rows.append(Row(name, "Table 2", theirs, _number(found.fd), _interval(found.interval), n))
-        bounds = _interval(found.infinity_interval)
-        rows.append(Row(f"{name}, at infinite n", "", "", _number(found.infinity), bounds, f"extrapolated from {n}"))
+        rows.append(Row(name, "Table 2", theirs, number(found.fd), interval(found.interval), n))
+        infinity = number(found.infinity), interval(found.infinity_interval), f"extrapolated from {n}"
+        rows.append(Row(f"{name}, at infinite n", "", "", *infinity))
         if found.kid is not None:
             spread = "" if found.kid_std is None else f" (std {found.kid_std:.5f} over subsets)"
-            rows.append(Row(f"{result.kid_metric}, {kind} samples", "", "", f"{found.kid:.5f}{spread}", n=n))
+            rows.append(Row(f"{kid}, {kind} samples", "", "", f"{found.kid:.5f}{spread}", n=n))
     n, half = f"{result.shifted.n:,} each", f"{result.n_real // 2:,} each"
-    for name, item, value, interval, of in (
+    for name, item, value, bounds, of in (
         ("shifted / raw", "Table 2", result.ratio, result.ratio_interval, n),
         (
             "shifted / raw, at infinite n",
@@ -116,7 +118,7 @@ def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
         ),
         ("between two halves of the real images", "Table 2", result.halves, result.halves_interval, half),
     ):
-        rows.append(Row(f"{result.metric}, {name}", item, "", _number(value), _interval(interval), of))
+        rows.append(Row(f"{result.metric}, {name}", item, "", number(value), interval(bounds), of))
     return rows
 
 
@@ -124,7 +126,8 @@ def sweep_rows(result: VramSweep, paper: Paper) -> list[Row]:
     """Return the rows of a sweep: memory over M, and throughput against node."""
     cells = {cell.key: cell for cell in result.cells if cell.status in ("ok", "oom")}
     rows = []
-    n = f"{min((len(cell.step_seconds) for cell in cells.values() if cell.step_seconds), default=0)} steps a cell"
+    steps = min((len(cell.step_seconds) for cell in cells.values() if cell.step_seconds), default=0)
+    n = f"{counted(steps, 'step')} a cell"
     published = {"node": "flat", "vanilla": "grows, past 24 GB"}
     for strategy in dict.fromkeys(strategy for strategy, _ in cells):
         Ms = sorted(M for name, M in cells if name == strategy)
@@ -151,9 +154,9 @@ def curve_rows(result: TrainingCurves, paper: Paper) -> list[Row]:
             f"D on {kind} in training, last third",
             "Fig. 10",
             "0.5",
-            _number(value),
-            _interval(bounds),
-            f"{run.n:,} steps",
+            number(value),
+            interval(bounds),
+            counted(run.n, "step"),
         )
         for kind, value, bounds in (
             ("raw", run.D_raw, (run.D_raw_low, run.D_raw_high)),
@@ -164,7 +167,7 @@ def curve_rows(result: TrainingCurves, paper: Paper) -> list[Row]:
 
 def property_rows(result: Properties, paper: Paper) -> list[Row]:
     """Return the rows of the three sources of directions compared."""
-    n, n_mean = f"{result.n:,} samples", f"{result.n_mean:,} samples"
+    n, n_mean = counted(result.n, "sample"), counted(result.n_mean, "sample")
     shown = (
         (HOMOGENEITY, result.homogeneity, "", n),
         (CONSISTENCY, result.consistency, "", n_mean),
@@ -178,8 +181,8 @@ def property_rows(result: Properties, paper: Paper) -> list[Row]:
     )
     rows = []
     for name, found, theirs, of in shown:
-        bounds = _interval([found.low[-1], found.high[-1]])
-        rows.append(Row(name, "Fig. 9", theirs, _number(found.value[-1]), bounds, of))
+        bounds = interval([found.low[-1], found.high[-1]])
+        rows.append(Row(name, "Fig. 9", theirs, number(found.value[-1]), bounds, of))
         rows += _floors(name, result)
     return rows
 
@@ -197,9 +200,9 @@ def _floors(name: str, result: Properties) -> list[Row]:
             f"{name}, {kind}",
             "Fig. 9",
             "",
-            _number(found.homogeneity if name == HOMOGENEITY else found.consistency),
-            _interval(found.homogeneity_interval if name == HOMOGENEITY else found.consistency_interval),
-            f"{found.blocks} blocks",
+            number(found.homogeneity if name == HOMOGENEITY else found.consistency),
+            interval(found.homogeneity_interval if name == HOMOGENEITY else found.consistency_interval),
+            counted(found.blocks, "block"),
         )
         for kind, found in kinds
         if found
@@ -209,18 +212,18 @@ def _floors(name: str, result: Properties) -> list[Row]:
 def edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
     """Return the rows of reconstructed images and of their x_T."""
     name = "real images reconstructed, median PSNR in dB"
-    bounds = _interval(median_interval(result.psnrs), 1)
-    n = f"{len(result.psnrs)} image{'s' * (len(result.psnrs) > 1)}"
+    bounds = interval(median_interval(result.psnrs), 1)
+    n = counted(len(result.psnrs), "image")
     rows = [Row(name, "Fig. 8", "", f"{median(result.psnrs):.1f}", bounds, n)]
     if found := result.recovery:
         stds = result.x_T_stds
         name = "std of the inverted x_T of real images, median (noise has 1)"
-        rows.append(Row(name, "Fig. 8", "", _number(median(stds)), _interval(median_interval(stds)), n))
+        rows.append(Row(name, "Fig. 8", "", number(median(stds)), interval(median_interval(stds)), n))
         for name, value, ends in (
             ("inverted and true x_T of generated images, correlation", found.correlation, found.interval),
             ("std of the inverted x_T of generated images (noise has 1)", found.x_T_std, found.x_T_std_interval),
         ):
-            rows.append(Row(name, "Fig. 8", "", _number(value), _interval(ends), f"{found.n} images"))
+            rows.append(Row(name, "Fig. 8", "", number(value), interval(ends), counted(found.n, "image")))
     return rows
 
 
@@ -234,8 +237,8 @@ def ablation_rows(result: Ablations, paper: Paper) -> list[Row]:
             items.get(line.variant, ""),
             "destructive" if (line.variant, line.metric) in (("l1", "kid_shifted"), ("l1", "fd_shifted")) else "",
             _mean(line),
-            _interval([line.low, line.high], _digits(line)),
-            f"{line.seeds} training{'s' * (line.seeds > 1)}, {result.runs[0].n:,} pairs each",
+            interval([line.low, line.high], _digits(line)),
+            f"{counted(line.seeds, 'training')}, {counted(result.runs[0].n, 'pair')} each",
         )
         for line in result.means
         if line.metric in names
@@ -255,11 +258,11 @@ def variants(result: Ablations) -> Comparison:
         "D_raw": "D on raw",
         "D_shifted": "D on shifted",
     }
-    chances = {run.variant: _number(run.chance) for run in result.runs}
+    chances = {run.variant: number(run.chance) for run in result.runs}
     cells = {}
     for line in result.means:
         # no training changes the raw samples
-        bounds = "" if line.metric in ("kid_raw", "fd_raw") else _interval([line.low, line.high], _digits(line))
+        bounds = "" if line.metric in ("kid_raw", "fd_raw") else interval([line.low, line.high], _digits(line))
         cells[line.variant, line.metric] = f"{_mean(line)} {bounds}".rstrip()
     metrics = [metric for metric in names if any(of == metric for _, of in cells)]
     seeds = max(line.seeds for line in result.means)
@@ -268,8 +271,9 @@ def variants(result: Ablations) -> Comparison:
         mean = f"Mean over {seeds} trainings and 95 % t-interval, {scales}"
     else:
         mean = "One training each, so no interval"
+    n = counted(result.runs[0].n, "pair")
     return Comparison(
-        caption=f"{mean}; {result.runs[0].n:,} pairs each, from the same x_T. D is of the training's last third.",
+        caption=f"{mean}; {n} each, from the same x_T. D is of the training's last third.",
         columns=["variant", "chance", *(names[metric] for metric in metrics)],
         lines=[
             [variant, chance, *(cells.get((variant, metric), "") for metric in metrics)]
@@ -295,14 +299,16 @@ def mos_rows(result: MosScore, paper: Paper) -> list[Row]:
         published = "" if of else published_number(paper.mos)
         for name, found, theirs in (("MOS", run.mos, published), ("MOS of untrained directions", run.floor, "")):
             if found.mean is not None:
-                bounds = _interval(found.interval)
-                rows.append(Row(f"{name}{of}", "Table 1", theirs, f"{found.mean:.3f}", bounds, f"{found.n} directions"))
+                bounds = interval(found.interval)
+                rows.append(
+                    Row(f"{name}{of}", "Table 1", theirs, f"{found.mean:.3f}", bounds, counted(found.n, "direction"))
+                )
     return rows
 
 
 def named_directions(result: Traversal) -> list[Named]:
     """Return the directions that have a name."""
-    return [Named(each.direction, each.name, _number(each.accuracy)) for each in result.directions if each.name]
+    return [Named(each.direction, each.name, number(each.accuracy)) for each in result.directions if each.name]
 
 
 def no_rows(result: Any, paper: Paper) -> list[Row]:
@@ -310,7 +316,8 @@ def no_rows(result: Any, paper: Paper) -> list[Row]:
     return []
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a number in words."""
     return "not defined" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
@@ -319,7 +326,7 @@ def published_number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
+def interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
     """Return bounds in words; empty if there are none."""
     known = [bound for bound in bounds or () if bound is not None and math.isfinite(bound)]
     return f"[{known[0]:.{digits}f}, {known[1]:.{digits}f}]" if len(known) == 2 else ""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hbench.config import Data
+from hbench.errors import counted
 from hbench.runtime.distributed import rank
 from hbench.store.picture_files import Seen
 
@@ -115,9 +116,9 @@ class Account:
             remedy = "raise their contrast, or remove them"
             if self.transparent:
                 remedy = "if they are drawn on transparent ground, set another data.background"
-            found.append(f"{self.plain if plain else self.narrow:,} of {self.used:,} images {what}: {remedy}")
+            found.append(f"{self.plain if plain else self.narrow:,} of {counted(self.used, 'image')} {what}: {remedy}")
         if self.used > 1 and 2 * self.distinct <= self.used:
-            found.append(f"{self.used:,} images are only {self.distinct:,} different ones: remove the copies")
+            found.append(f"{self.used:,} images are only {counted(self.distinct, 'different one')}: remove the copies")
         if not self.published:
             found.append(
                 f"{self.source}: its files are not those published as MNIST: features of a digit LeNet say little "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hbench.config import Data
-from hbench.errors import HBenchError, as_list, check_type
+from hbench.errors import HBenchError, as_list, check_type, counted
 from hbench.store.account import Account, account
 from hbench.store.files import sha256
 from hbench.store.picture_files import Seen, fit, read_all
@@ -88,9 +88,8 @@ def load_set(
         case unknown:
             assert_never(unknown)
     if len(found.images) < 2:
-        raise HBenchError(
-            f"{data_root or data.dataset}: found {len(found.images)} {split} images, need at least 2: add some"
-        )
+        count = counted(len(found.images), f"{split} image")
+        raise HBenchError(f"{data_root or data.dataset}: found {count}, need at least 2: add some")
     found.account.say()
     return found
 

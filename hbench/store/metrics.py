@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, counted
 from hbench.store.provenance import REMEDY
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def read_metrics(path: Path, steps: int | None = None) -> "DataFrame":
 def _problem(columns: list[str], row: list[str], step: int) -> str | None:
     """Return what is wrong with a row, in words; None for a whole one."""
     if len(row) != len(columns):
-        return f"{len(row)} values, need {len(columns)}"
+        return f"{counted(len(row), 'value')}, need {len(columns)}"
     for name, value in zip(columns, row, strict=True):
         try:
             number = float(value)

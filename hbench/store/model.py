@@ -7,7 +7,7 @@ import torch
 
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
-from hbench.errors import HBenchError, check_type
+from hbench.errors import HBenchError, check_type, counted
 from hbench.experiments import filled_in, override
 from hbench.models import build_model
 from hbench.models.guided_diffusion import SILENT, silent_settings, with_its_defaults
@@ -95,7 +95,7 @@ def model_experiment(path: str | Path, experiment: Experiment | None = None) -> 
         return trained_with
     if trained_with.data.image_shape != experiment.data.image_shape:
         both = (trained_with.data, experiment.data)
-        shapes = [f"{data.size}x{data.size} with {data.channels} channels" for data in both]
+        shapes = [f"{data.size}x{data.size} with {counted(data.channels, 'channel')}" for data in both]
         raise HBenchError(f"{file}: was trained on images of {shapes[0]}, not {shapes[1]}: use its [data] settings")
     known = {
         section: {name: getattr(getattr(trained_with, section), name) for name in SILENT[section]} for section in SILENT

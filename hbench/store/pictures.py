@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hbench.core.images import GREY, ORANGE, WHITE, tile, to_uint8
+from hbench.errors import counted
 from hbench.store.files import replacing
 
 SMALLEST = 48
@@ -33,7 +34,10 @@ class Grid:
     def __repr__(self) -> str:
         directions, examples, samples, *_ = self.images.shape
         low, high = self.magnitudes[0], self.magnitudes[-1]
-        return f"Grid of {directions} directions, {examples} examples, {samples} magnitudes from {low:g} to {high:g}"
+        return (
+            f"Grid of {counted(directions, 'direction')}, {counted(examples, 'example')}, "
+            f"{counted(samples, 'magnitude')} from {low:g} to {high:g}"
+        )
 
     @property
     def labels(self) -> list[str]:

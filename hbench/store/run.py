@@ -16,7 +16,7 @@ from hbench.config import Experiment, Precision
 from hbench.core.backbone import DiffusionModel
 from hbench.core.directions import Edit, Source, edited, magnitudes, own_direction
 from hbench.core.sampler import BATCH, Sampler
-from hbench.errors import MOST_COLUMNS, MOST_SEED, HBenchError, check_at_least, check_seed, shown
+from hbench.errors import MOST_COLUMNS, MOST_SEED, HBenchError, check_at_least, check_seed, counted, shown
 from hbench.experiments import parse_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel
@@ -69,7 +69,8 @@ class Run:
         lines = [
             f"Run {self.experiment.title} on {self.device}",
             f"  images   {data.label}, {data.size}x{data.size}, {'grey' if data.channels == 1 else 'RGB'}",
-            f"  K, S, M  {self.K} directions, s in [{-self.S:g}, {self.S:g}], {settings.M} generation steps",
+            f"  K, S, M  {counted(self.K, 'direction')}, s in [{-self.S:g}, {self.S:g}], "
+            f"{counted(settings.M, 'generation step')}",
         ]
         if self.names:
             shown = "; ".join(f"{k} {name}" for k, name in sorted(self.names.items()))

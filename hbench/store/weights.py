@@ -139,7 +139,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             hint = "set model.learn_sigma = true, or false"
         elif "input_blocks.0.0.weight" in differing and len(shape := found.get("input_blocks.0.0.weight", ())) == 4:
             hint = f"set data.channels = {shape[1]} and model.model_channels = {shape[0]}, and the rest likewise"
-        raise HBenchError(f"{source}: {len(differing)} parameters do not fit the model ({shown}): {hint}")
+        raise HBenchError(f"{source}: {len(differing)} of its parameters do not fit the model ({shown}): {hint}")
     for name, value in module.state_dict().items():
         if not _is_plain(tensors[name], value.is_floating_point()):
             raise HBenchError(

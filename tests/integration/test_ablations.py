@@ -358,7 +358,7 @@ def test_ablations_refuse_mistakes_before_any_training(tmp_path, tiny_model):
             "ablations", "digits16", "--model", tiny_model, "--seeds", seeds, "--out", out
         )
     run = ["ablations", "mnist16-ablations", "--model", "mnist16", "--out", out]
-    assert "100 pairs are too few for the FD" in refused(*run, "--pairs", 100)
+    assert "n = 100 is too small for the FD" in refused(*run, "--pairs", 100)
     assert 'write "discovery.key=value,value"' in refused(*run, "--over", "pretrain.lr=1")
     assert 'did you mean "lambda_adv"' in refused(*run, "--over", "discovery.lamda_adv=1")
     assert "discovery.S=0: discovery.S" in refused(*run, "--over", "discovery.S=5,0")

@@ -25,7 +25,7 @@ def test_an_option_that_is_a_setting_is_answered_with_the_setting():
 
 def test_a_model_of_other_settings_is_refused_with_the_difference():
     other = ["train", "mnist16", "--model", "mnist16"]
-    assert "images of 16x16 with 1 channels, not 32x32" in refused(*other, "--set", "data.size=32")
+    assert "images of 16x16 with 1 channel, not 32x32" in refused(*other, "--set", "data.size=32")
     assert "model.model_channels = 32, not 64" in refused(*other, "--set", "model.model_channels=64")
 
 

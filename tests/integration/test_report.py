@@ -9,10 +9,14 @@ import pytest
 from command_line import changed, invoke
 
 from hbench.config import Paper
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, counted
+from hbench.evaluation.fid import Fidelity
 from hbench.evaluation.vram_sweep import VramSweep
 from hbench.reporting.artifacts import ARTIFACTS
-from hbench.reporting.report import REASONS, collect, write_pages
+from hbench.reporting.highlights import sweep_highlights
+from hbench.reporting.report import REASONS, collect, distinct_names, head, redraw, write_pages
+from hbench.reporting.rows import fidelity_rows
+from hbench.store.provenance import FILE as PROVENANCE
 
 
 def test_the_page_holds_every_number_and_picture(results, tmp_path):
@@ -25,7 +29,7 @@ def test_the_page_holds_every_number_and_picture(results, tmp_path):
     assert "8 pairs" in page
     assert page.count("data:image/png;base64,") == 2
     assert all(row.n and row.interval for row in report.rows if row.ran)
-    assert not re.search(r'(src|href)="(?!data:|#)', page)  # needs no other file
+    assert not re.search(r'(src|href)="(?!data:|#|https://arxiv\.org/abs/2310\.09912")', page)  # needs no other file
     rows = {row.artifact: row for row in report.rows}
     assert rows["Mean opinion score"].ours.startswith("not run:")
     assert not rows["Mean opinion score"].ran
@@ -133,14 +137,15 @@ def test_one_table_of_all_experiments(results, tmp_path):
     assert result.exit_code == 0, result.output
     text = summary.read_text()
     lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()]
-    rows = [line for line in lines if len(line) == 8]
+    rows = [line for line in lines if line[-1].startswith("[provenance]")]
     found = json.loads((folder / "rca" / "rca.json").read_text())
     (ours,) = [row for row in rows if row[1].startswith("RCA")]
-    assert ours[4] == f"{found['accuracy']:.3f}"
-    assert ours[7] == "[provenance](run/rca/provenance.json)"
+    assert ours[3] == f"{found['accuracy']:.3f}"
+    assert ours[6] == "[provenance](run/rca/provenance.json)"
+    assert all(all(row) for row in rows if row[3] != "not defined")
     assert all((summary.parent / link).exists() for link in re.findall(r"\]\(([^)]+)\)", text))
-    (theirs,) = [row for row in rows if row[:2] == ["MNIST32-400-20-32-5", "Reconstructor classification accuracy"]]
-    assert theirs[3:5] == ["0.77", "not run: no GPU"]
+    (theirs,) = [row for row in lines if row[:2] == ["MNIST32-400-20-32-5", "Reconstructor classification accuracy"]]
+    assert theirs[2:] == ["Table 1", "0.77", "no GPU"]
     accuracy = found["per_direction"][2]
     for page in (summary, folder / "report.md"):
         assert f"| 2 | bold \\| &lt;i&gt; | {accuracy:.3f} |" in page.read_text()
@@ -248,3 +253,131 @@ def test_the_table_says_what_the_results_say():
             if column := columns.get(line["metric"]):
                 cell = f"{line['mean']:.3f} [{line['low']:.3f}, {line['high']:.3f}]"
                 assert table[line["variant"]][column] == cell, (name, line)
+
+
+@pytest.mark.parametrize(("n", "words"), [(0, "0 images"), (1, "1 image"), (2, "2 images"), (10_000, "10,000 images")])
+def test_counts_in_words(n, words):
+    assert counted(n, "image") == words
+    assert counted(n, "process", "processes") == words.replace("image", "process").replace("processs", "processes")
+
+
+def test_the_head_has_telling_numbers_with_n_and_where_they_are_from(results, tmp_path):
+    report = collect(results)
+    found = json.loads((results / "rca" / "rca.json").read_text())
+    rca = head([report])["RCA"][0]
+    assert rca.value == f"{found['accuracy']:.3f}"
+    assert "n = 8 pairs" in rca.detail
+    assert f"chance {found['chance']:.3f}" in rca.detail
+    write_pages([report], tmp_path)
+    origin = json.loads((results / "rca" / PROVENANCE).read_text())
+    for page in ("report.html", "report.md"):
+        text = (tmp_path / page).read_text()
+        top = text[: text.index('id="rca"' if "html" in page else "\n## ")]
+        words = [
+            origin["started_utc"][:10],
+            origin["versions"]["hbench"],
+            origin["git"]["commit"][:8],
+            origin["device"],
+        ]
+        assert [word for word in [*words, rca.value, rca.detail, rca.meaning] if word not in top] == []
+
+
+def test_at_most_five_numbers_of_a_run_are_in_the_head():
+    folder = Path(__file__).parents[2] / "results"
+    shipped, small = collect(folder / "mnist16"), collect(folder / "mnist16" / "m20")
+    assert len(head([shipped])) == 5
+    numbers = head([shipped, small])
+    assert all(len(found) == 2 for found in numbers.values())
+    assert numbers["Real images reconstructed"][1] is None
+
+
+def test_the_sweep_is_summed_up_by_its_ends():
+    result = VramSweep.load(Path(__file__).parents[2] / "results" / "mnist32" / "vram-sweep")
+    (found,) = sweep_highlights(result, Paper())
+    (section,) = collect(Path(__file__).parents[2] / "results" / "mnist32").sections
+    assert section.paper == "node flat, vanilla past 24 GB"
+    assert found.value == "1,932 → 1,934 MiB"
+    assert "M = 5 → 20, plain back-propagation 4,314 → 14,052 MiB" in found.detail
+    assert sweep_highlights(replace(result, cells=[c for c in result.cells if c.strategy != "node"]), Paper()) == []
+
+
+def test_runs_of_one_experiment_have_headings_of_their_own(results, tmp_path):
+    folders = [tmp_path / "a" / "train", tmp_path / "b" / "train"]
+    for folder in folders:
+        shutil.copytree(results, folder)
+    reports = [collect(folder) for folder in folders]
+    title = reports[0].experiment.title
+    assert distinct_names(reports[:1]) == [title]
+    assert distinct_names(reports) == [f"{title} (a/train)", f"{title} (b/train)"]
+    write_pages(reports, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    for name in distinct_names(reports):
+        assert f">{name}</h2>" in page
+        assert f'<th scope="col">{name}</th>' in page
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+
+
+def test_a_run_that_is_named_twice_is_shown_once(results, tmp_path):
+    assert invoke("report", results, results, "--out", tmp_path).exit_code == 0
+    assert "<h1>Directions of Digits16" in (tmp_path / "report.html").read_text()
+
+
+def test_every_artifact_of_the_page_explains_its_terms_and_pictures():
+    for artifact in ARTIFACTS:
+        if artifact.on_page:
+            assert artifact.caption.endswith(".")
+            assert artifact.caption.count(". ") == 0, "one sentence"
+            assert set(artifact.seen) == set(artifact.charts)
+
+
+def test_no_cell_of_the_paper_is_empty_and_what_was_not_run_is_a_list(results, tmp_path):
+    write_pages([collect(results)], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    numbers = page[page.index('id="numbers"') :]
+    assert "<td></td>" not in numbers
+    assert "not run" not in numbers
+    assert "The paper: <b>" not in page  # it has no digits of scikit-learn
+    absent = page[page.index('id="not-run-1"') : page.index('id="numbers"')]
+    assert "<b>Fréchet inception distance</b> (Table 2)" in absent
+    text = (tmp_path / "report.md").read_text()
+    assert text.index("Not run") < text.index("## All numbers") < text.index("| RCA (chance")
+
+
+def test_the_features_of_kid_are_named():
+    folder = Path(__file__).parents[2] / "results" / "mnist16" / "fid-lenet-digits"
+    result = Fidelity.load(folder)
+    names = [row.artifact for row in fidelity_rows(result, Paper())]
+    assert "KID (LeNet digits), raw samples" in names
+    assert not [name for name in names if name.startswith("KID,")]
+    names = [row.artifact for row in fidelity_rows(replace(result, metric="FID"), Paper())]
+    assert "KID (Inception), raw samples" in names
+
+
+def test_charts_are_drawn_anew_from_the_numbers_alone(results, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(results, folder)
+    chart, grid = folder / "rca" / "rca.png", folder / "traverse" / "directions.png"
+    drawn, images = chart.read_bytes(), grid.read_bytes()
+    for path in (chart, grid):
+        path.write_bytes(images)
+    files = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    assert redraw(folder) == [chart]
+    assert chart.read_bytes() == drawn
+    assert grid.read_bytes() == images  # of images, which are gone
+    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == files
+    chart.write_bytes(images)
+    assert invoke("report", folder).exit_code == 0
+    assert chart.read_bytes() == images
+    assert invoke("report", folder, "--redraw").exit_code == 0
+    assert chart.read_bytes() == drawn
+
+
+def test_a_damaged_picture_is_named(results, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(results, folder)
+    (folder / "rca" / "rca.png").write_bytes(b"\x89PNG")
+    result = invoke("report", folder)
+    assert result.exit_code == 1
+    assert "rca.png: no picture in PNG: remove it, or make the result again" in result.output

@@ -178,7 +178,7 @@ def test_the_table_goes_on_after_oom_and_says_what_failed(tmp_path, monkeypatch)
     out = tmp_path / "sweep"
     result = sweep("--m", "4,2", "--strategies", "vanilla,node", "--memory-limit", "1GiB", "--out", out)
     assert result.exit_code == 1
-    assert "1 cells failed" in result.output
+    assert "1 cell failed" in result.output
     assert "vanilla, M = 4: oom: no memory" in result.stderr
     table = pd.read_csv(out / "vram-sweep.csv")
     assert list(table)[:10] == COLUMNS.split()

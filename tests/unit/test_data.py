@@ -50,7 +50,7 @@ def test_folder_errors_name_the_file(tmp_path):
     with pytest.raises(HBenchError, match="no images there"):
         load_images(FOLDER, tmp_path)
     write(tmp_path / "one.png")
-    with pytest.raises(HBenchError, match="found 1 train images, need at least 2"):
+    with pytest.raises(HBenchError, match="found 1 train image, need at least 2"):
         load_images(FOLDER, tmp_path)
     write(tmp_path / "thin.png", 3, 300)
     with pytest.raises(HBenchError, match=r"thin\.png: 3x300 pixels are too few"):

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from hbench.core import seeds
 from hbench.core.intervals import student, wilson
-from hbench.errors import HBenchError, as_list, check_seed
+from hbench.errors import HBenchError, as_list, check_seed, counted
 from hbench.evaluation.mos.study import COLUMNS, FORMULA, Direction, Item, Key, Sheet, Study, guarded
 from hbench.store.files import sha256, write_text
 from hbench.store.provenance import FILE as PROVENANCE
@@ -58,12 +58,12 @@ class Estimate:
     def words(self, unit: str) -> str:
         """Return mean, interval and n in words, where n counts ``unit``."""
         if self.mean is None:
-            return f"not measured (0 {unit})"
+            return f"not measured ({counted(0, unit)})"
         interval = "no interval computable"
         if self.interval:
             low, high = self.interval
             interval = f"95% [{low:.3f}, {high:.3f}]"
-        return f"{self.mean:.3f}  {interval}  n {self.n} {unit}"
+        return f"{self.mean:.3f}  {interval}  n {counted(self.n, unit)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +121,13 @@ class MosScore(Result):
     def summary(self) -> str:
         """Return a line for each run, and two about the assessors' agreement."""
         lines = [
-            f"{run.run}  MOS {run.mos.words('directions')}  marks {run.marks}  "
-            f"floor {run.floor.words('untrained directions')}"
+            f"{run.run}  MOS {run.mos.words('direction')}  marks {run.marks}  "
+            f"floor {run.floor.words('untrained direction')}"
             for run in self.runs
         ]
         alpha = "no agreement computable" if self.alpha is None else f"{self.alpha:.3f}"
         lines.append(f"Krippendorff's alpha {alpha}  assessors {self.sheets} of {self.sheets_made}")
-        lines.append(f"self-agreement {self.self_agreement.words('repeats')}")
+        lines.append(f"self-agreement {self.self_agreement.words('repeat')}")
         return "\n".join(lines)
 
     def cautions(self) -> list[str]:
@@ -269,7 +269,7 @@ def read_marks(paths: Sequence[Path], key: Key, partial: bool = False) -> list[M
             line = next(line for (name, _), line in lines.items() if name == sheet.sheet)
             shown = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
             raise HBenchError(
-                f"{line.rpartition(', line ')[0]}: {len(missing)} of {len(sheet.items)} items of assessor "
+                f"{line.rpartition(', line ')[0]}: {len(missing)} of {counted(len(sheet.items), 'item')} of assessor "
                 f"{sheet.assessor} are missing ({shown}): let the assessor finish"
             )
     if not found:
@@ -332,7 +332,9 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                         f"the first line is {','.join(COLUMNS)}"
                     )
             elif len(values) != len(columns):
-                raise HBenchError(f"{path}, line {line}: {len(values)} fields, need {len(columns)}: restore the line")
+                raise HBenchError(
+                    f"{path}, line {line}: {counted(len(values), 'field')}, need {len(columns)}: restore the line"
+                )
             else:
                 rows.append((line, dict(zip(columns, values, strict=True))))
     except csv.Error as error:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from hbench.reporting.charts.figure import at_hand, save_figure, show_pixels, title_of
+from hbench.errors import counted
+from hbench.reporting.charts.figure import at_hand, legend_below, save_figure, show_pixels, styled, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from hbench.evaluation.rca import RCA
 
 
+@styled
 def draw_confusion(result: "RCA", path: Path) -> None:
     """Draw the confusion of directions and the accuracy of each, most accurate first."""
     import numpy as np
@@ -24,30 +27,40 @@ def draw_confusion(result: "RCA", path: Path) -> None:
     order = result.ranking()
     counts = np.array(result.confusion, dtype=float)[np.ix_(order, order)]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     picture = left.imshow(shares, vmin=0, vmax=1, cmap="viridis")
-    left.set(title="share of predictions", xlabel="predicted direction", ylabel="true direction")
+    left.set(xlabel="predicted direction", ylabel="true direction")
     step = max(1, len(order) // 32)
     ticks = range(0, len(order), step)
-    left.set_xticks(ticks, [order[i] for i in ticks], fontsize=7, rotation=90)
-    left.set_yticks(ticks, [order[i] for i in ticks], fontsize=7)
-    figure.colorbar(picture, ax=left)
+    labels = {"labels": [order[i] for i in ticks], "fontsize": 8}
+    turned = 90 * (len(order) > 16)
+    left.set_xticks(ticks, rotation=turned, **labels)
+    left.set_yticks(ticks, **labels)
+    figure.colorbar(picture, ax=left, label="share of the true direction's pairs")
     accuracy = np.array([result.per_direction[k] for k in order])
     bounds = np.array([result.per_direction_interval[k] for k in order]).T
     errors = np.abs(bounds - accuracy)  # nan for directions that were never drawn
     right.bar(range(len(order)), accuracy, yerr=errors, ecolor="black", error_kw={"lw": 0.8, "capsize": 2})
-    right.axhline(result.chance, color="grey", linestyle=":", label=f"chance {result.chance:.3f}")
-    right.set_xticks(ticks, [order[i] for i in ticks], fontsize=7, rotation=90)
-    low, high = result.interval
-    right.set(
-        title=f"accuracy {result.accuracy:.3f} [{low:.3f}, {high:.3f}], n = {result.n}", xlabel="direction", ylim=(0, 1)
+    right.axhline(result.chance, color="black", linestyle=":")
+    right.annotate(
+        f"chance\n{result.chance:.3f}",
+        (1, result.chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
     )
-    right.legend()
-    figure.suptitle(title_of(result))
+    right.set_xticks(ticks, rotation=turned, **labels)
+    right.set(xlabel="direction", ylabel="accuracy, 95 % interval", ylim=(0, 1), xlim=(-0.7, len(order) - 0.3))
+    low, high = result.interval
+    n = counted(result.n, "pair")
+    figure.suptitle(f"{title_of(result)}: accuracy {result.accuracy:.3f} [{low:.3f}, {high:.3f}], n = {n}")
     save_figure(figure, path)
 
 
+@styled
 def draw_digits(result: "TrainedLeNet", path: Path) -> None:
     """Draw the confusion of the test digits, with their counts."""
     import numpy as np
@@ -66,7 +79,7 @@ def draw_digits(result: "TrainedLeNet", path: Path) -> None:
     axis.set_yticks(ticks)
     low, high = result.interval
     axis.set(
-        title=f"accuracy {result.accuracy:.4f} [{low:.4f}, {high:.4f}], n = {result.n_test}",
+        title=f"accuracy {result.accuracy:.4f} [{low:.4f}, {high:.4f}], n = {result.n_test:,}",
         xlabel="predicted digit",
         ylabel="true digit",
     )
@@ -74,6 +87,7 @@ def draw_digits(result: "TrainedLeNet", path: Path) -> None:
     save_figure(figure, path)
 
 
+@styled
 def draw_fidelity(result: "Fidelity", path: Path) -> None:
     """Draw the distances of raw and shifted samples with their intervals, and some samples of each kind."""
     from matplotlib.figure import Figure
@@ -115,15 +129,17 @@ def draw_fidelity(result: "Fidelity", path: Path) -> None:
     save_figure(figure, path)
 
 
+@styled
 def draw_properties(result: "Properties", path: Path) -> None:
     """Draw homogeneity over time, consistency between timesteps, the edits' distance and the linearity.
 
-    The lines of directions whose s_hat has a correlation with s below 0.5 end with the direction's number.
+    Numbers beside the last panel name the directions whose s_hat has a correlation with s below 0.5, the highest line
+    first.
     """
     import numpy as np
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 9), layout="constrained")
+    figure = Figure(figsize=(13, 10), layout="constrained")
     (homogeneity, consistency), (distance, linearity) = figure.subplots(2, 2)
     overall = {"color": "black", "linewidth": 2, "capsize": 3, "marker": "o", "markersize": 4}
 
@@ -134,18 +150,15 @@ def draw_properties(result: "Properties", path: Path) -> None:
     )
     for floor, name, style in floors:
         if floor:
-            homogeneity.plot(result.timesteps, floor.homogeneity_at, color="tab:red", linestyle=style, label=name)
+            homogeneity.plot(result.timesteps, floor.homogeneity_at, color="C1", linestyle=style, label=name)
     homogeneity.invert_xaxis()
-    lowest = homogeneity.get_ylim()[0]
     homogeneity.set(
-        title="homogeneity: cosine of own and mean direction",
-        xlabel="t, as generation goes",
-        ylim=(lowest - 0.3 * (1 - lowest), 1.02),  # room for the legend
+        title="homogeneity: cosine of own and mean direction", xlabel="t, as generation goes", ylim=(None, 1.02)
     )
-    homogeneity.legend(fontsize=8, loc="lower left", ncols=2)
+    legend_below(homogeneity, columns=2)
 
     between = np.array(result.consistency_between)
-    picture = consistency.imshow(between, cmap="viridis", vmin=min(0.0, float(between.min())), vmax=1)
+    picture = consistency.imshow(between, cmap="viridis", vmin=min(0.0, float(between.min())), vmax=1, aspect="auto")
     step = max(1, len(between) // 16)
     ticks = range(0, len(between), step)
     for set_ticks in (consistency.set_xticks, consistency.set_yticks):
@@ -156,7 +169,7 @@ def draw_properties(result: "Properties", path: Path) -> None:
             consistency.text(column, row, f"{between[row, column]:.2f}", ha="center", va="center", color=shade)
     beside = f" (untrained {result.untrained.consistency:.2f})" if result.untrained else ""
     consistency.set(
-        title=f"consistency: cosine of mean directions\nbetween timesteps, {result.consistency.value[-1]:.2f}{beside}",
+        title=f"consistency: cosine of mean directions between timesteps, {result.consistency.value[-1]:.2f}{beside}",
         xlabel="t",
         ylabel="t",
     )
@@ -172,17 +185,18 @@ def draw_properties(result: "Properties", path: Path) -> None:
             np.arange(K) + offset, value, yerr=[value - low, high - value], fmt="o", markersize=4, capsize=2, label=name
         )
     distance.set(
-        title="distance of the edit from the own edit / size of the own edit", xlabel="direction", ylim=(0, None)
+        title="distance of an edit from the own edit, in sizes of the own edit", xlabel="direction", ylim=(0, None)
     )
     ticks = range(0, K, max(1, K // 32))
-    distance.set_xticks(ticks, [str(k) for k in ticks], fontsize=8)
-    distance.legend(fontsize=8)
+    distance.set_xticks(ticks, [str(k) for k in ticks], fontsize=8, rotation=90 * (K > 16))
+    legend_below(distance)
 
     _draw_estimates(linearity, result.magnitudes, result.s_hat, overall)
-    for k in range(K):
-        if result.correlation.value[k] < 0.5:
-            end = (result.magnitudes[-1], result.s_hat[-1].value[k])
-            linearity.annotate(str(k), end, xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
+    ends = sorted((result.s_hat[-1].value[k], k) for k in range(K) if result.correlation.value[k] < 0.5)
+    if ends:  # one label for all of them, since they end close together
+        words = fill(", ".join(str(k) for _, k in reversed(ends)), 10)
+        end = (result.magnitudes[-1], sum(value for value, _ in ends) / len(ends))
+        linearity.annotate(words, end, xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
     linearity.axline((0, 0), slope=1, color="grey", linestyle=":", label="s")
     slope = result.slope
     linearity.set(
@@ -190,8 +204,9 @@ def draw_properties(result: "Properties", path: Path) -> None:
         xlabel="s",
         ylabel="the reconstructor's s_hat",
     )
-    linearity.legend(fontsize=8)
-    figure.suptitle(f"{title_of(result)}: {result.n} samples, means over {result.n_mean} others, 95 % intervals")
+    legend_below(linearity)
+    samples = counted(result.n, "sample")
+    figure.suptitle(f"{title_of(result)}: {samples}, means over {counted(result.n_mean, 'other')}, 95 % intervals")
     save_figure(figure, path)
 
 

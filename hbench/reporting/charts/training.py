@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hbench.reporting.charts.figure import at_hand, plain, save_figure
+from hbench.errors import counted
+from hbench.reporting.charts.figure import COLORS, at_hand, legend_below, plain, save_figure, styled
 
 if TYPE_CHECKING:
     from hbench.evaluation.ablations import Ablations
@@ -27,6 +28,7 @@ RUN_CURVES = {
 """Panels of the picture of several runs, and the metrics of each."""
 
 
+@styled
 def draw_curves(folder: Path) -> None:
     """Draw ``metrics.csv`` of a run as ``curves.png``: losses, train accuracy, D on raw and shifted samples."""
     from matplotlib.figure import Figure
@@ -37,7 +39,7 @@ def draw_curves(folder: Path) -> None:
     panels = [(title, [n for n in names if n in rows]) for title, names in CURVES.items()]
     panels = [(title, names) for title, names in panels if names]
     window = max(1, len(rows) // 50)
-    figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, names) in zip(axes, panels, strict=True):
         for name in names:
@@ -50,10 +52,11 @@ def draw_curves(folder: Path) -> None:
         elif title == "loss":
             axis.set_yscale("log")
         axis.set(title=title, xlabel=f"step (thick: mean over {window})")
-        axis.legend(fontsize=8)
+        legend_below(axis, columns=3)
     save_figure(figure, folder / "curves.png")
 
 
+@styled
 def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
     """Draw the accuracy on fresh pairs over training steps, with its intervals and chance."""
     from matplotlib.figure import Figure
@@ -68,10 +71,11 @@ def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
     axis.errorbar(steps, values, yerr=[below, above], marker="o", capsize=3, label=label)
     axis.axhline(grown[0][1].chance, color="grey", linestyle=":", label="chance")
     axis.set(xlabel="step", ylabel="accuracy on fresh pairs", ylim=(0, 1))
-    axis.legend()
+    legend_below(axis)
     save_figure(figure, path)
 
 
+@styled
 def draw_run_curves(result: "TrainingCurves", path: Path) -> None:
     """Draw the trainings, one colour each, smoothed over a twentieth of the training."""
     from textwrap import shorten
@@ -81,9 +85,9 @@ def draw_run_curves(result: "TrainingCurves", path: Path) -> None:
     from matplotlib.lines import Line2D
 
     curves = at_hand(result, result.curves)
-    sequence = color_sequences["tab10" if len(curves) <= 10 else "tab20"]
+    sequence = COLORS if len(curves) <= len(COLORS) else color_sequences["tab20"]
     colours = [sequence[i % len(sequence)] for i in range(len(curves))]
-    figure = Figure(figsize=(14, 7 + 0.25 * len(curves)), layout="constrained")
+    figure = Figure(figsize=(14, 7 + 0.25 * len(curves) * (len(curves) > 1)), layout="constrained")
     axes = figure.subplots(2, 3).ravel()
     for axis, (title, names) in zip(axes, RUN_CURVES.items(), strict=True):
         for run, colour in zip(curves, colours, strict=True):
@@ -97,11 +101,14 @@ def draw_run_curves(result: "TrainingCurves", path: Path) -> None:
     axes[0].set_ylim(0, 1)
     axes[1].set_ylim(0, 1)
     labels = [plain(shorten(f"{run.run}: {run.settings}" if run.settings else run.run, 110)) for run in result.runs]
-    handles = [Line2D([], [], color=colour) for colour in colours]
-    figure.legend(handles, labels, loc="outside lower center", fontsize=9)
+    if len(labels) == 1:
+        figure.suptitle(labels[0])
+    else:
+        figure.legend([Line2D([], [], color=colour) for colour in colours], labels, loc="outside lower center")
     save_figure(figure, path)
 
 
+@styled
 def draw_ablations(result: "Ablations", path: Path) -> None:
     """Draw each variant's mean as a bar and its seeds as dots, a panel for each metric, the variants in rows."""
     from matplotlib.figure import Figure
@@ -111,13 +118,13 @@ def draw_ablations(result: "Ablations", path: Path) -> None:
         "KID (LeNet digits) of shifted (dotted: raw)": (["kid_shifted"], "kid_raw"),
         f"FD (LeNet digits) of shifted (dotted: raw), n = {result.runs[0].n}": (["fd_shifted"], "fd_raw"),
         "share outside the domain": (["outside"], None),
-        "D on raw (blue), shifted (orange), last third": (["D_raw", "D_shifted"], "D_ideal"),
+        "D on raw (blue) and shifted (orange) samples": (["D_raw", "D_shifted"], "D_ideal"),
     }
     table, variants = result.table(), result.variants
     means = table.assign(D_ideal=0.5).groupby("variant", sort=False).mean(numeric_only=True)
     shown = {name: panel for name, panel in panels.items() if table[panel[0]].notna().any(axis=None)}
     columns = -(-len(shown) // 2)
-    figure = Figure(figsize=(5.5 * columns, 2 * (1 + 0.3 * len(variants)) + 0.4), layout="constrained")
+    figure = Figure(figsize=(5.5 * columns, 2 * (0.9 + 0.28 * len(variants)) + 0.4), layout="constrained")
     axes = figure.subplots(2, columns, sharey=True).ravel()
     for axis, (name, (metrics, reference)) in zip(axes, shown.items(), strict=False):
         height = 0.8 / len(metrics)
@@ -129,13 +136,13 @@ def draw_ablations(result: "Ablations", path: Path) -> None:
                 axis.plot(values, [y] * len(values), "o", color="black", markersize=3)
             if reference:
                 axis.vlines(means.loc[variant, reference], i - 0.5, i + 0.5, color="grey", linestyle=":")
-        axis.set_title(name, fontsize=10)
+        axis.set_title(name)
     axes[0].set_yticks(range(len(variants)), variants)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(variants) - 0.4, -0.6)  # the first variant on top
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     seeds = len(result.seeds)
-    n = f"{seeds} training seed{'s' * (seeds > 1)}, n = {result.runs[0].n} pairs each"
+    n = f"{counted(seeds, 'training seed')}, n = {counted(result.runs[0].n, 'pair')} each"
     figure.suptitle(f"{title_of_training(result)}, {n}")
     save_figure(figure, path)
 
@@ -145,4 +152,4 @@ def title_of_training(result: "Ablations") -> str:
     if not (result.provenance and result.provenance.experiment):
         return result.title
     settings = result.provenance.experiment["discovery"]
-    return f"{result.title}, {settings['steps']} steps, batch {settings['batch_size']}"
+    return f"{result.title}, {counted(settings['steps'], 'step')}, batch {settings['batch_size']}"

@@ -78,7 +78,7 @@ def ablations(
         seeds=seeds,
         pairs=pairs,
         lenet=lenet,
-        device=options.torch_device(),
+        device=options.torch_device(options.earlier_threads(folder)),
         draw=draw_curves,
         **options.training,
     )

@@ -36,6 +36,8 @@ from hbench.cli.vram_sweep import vram_sweep
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import only_main_process_prints, world_size
+from hbench.runtime.progress import progress_is_shown
+from hbench.runtime.threads import wait_asleep
 
 OUT_OF_MEMORY = {
     "pretrain": "lower pretrain.batch_size, or choose another --device",
@@ -52,6 +54,7 @@ class Group(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run a command line, the one that provenance records."""
+        wait_asleep()
         args = sys.argv[1:] if args is None else list(args)
         command = shlex.join(["hbench", *map(str, args)])
         with only_main_process_prints():
@@ -94,14 +97,20 @@ class Group(click.Group):
 
 
 class Notices(logging.Handler):
-    """Handler of the library's notices: each is a line on stderr, above a bar that is being drawn."""
+    """Handler of the library's notices: each is a line on stderr, above a bar that is being drawn.
+
+    Mere information, such as how long a training takes, is progress, which --quiet hides.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        tqdm.write(_with_flags(record.getMessage()), file=sys.stderr)
+        if record.levelno > logging.INFO or progress_is_shown():
+            tqdm.write(_with_flags(record.getMessage()), file=sys.stderr)
 
 
-logging.getLogger("hbench").addHandler(Notices())
+NOTICES = logging.getLogger("hbench")
+NOTICES.addHandler(Notices())
+NOTICES.setLevel(logging.INFO)
 
 
 def _options_of(group: click.Group, name: str | None) -> set[str]:

@@ -1,5 +1,6 @@
 """Options that several commands share, handed to a command as one object, and the publishing of results."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from hbench.store.results import Result
     from hbench.store.run import Run
 
+log = logging.getLogger(__name__)
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
@@ -28,6 +31,7 @@ class Options:
     """The shared options of a command; those it does not offer have their defaults."""
 
     device: str = "auto"
+    threads: int | None = None
     seed: int = 0
     out: Path | None = None
     overwrite: bool = False
@@ -43,14 +47,32 @@ class Options:
         """Arguments that every training takes."""
         return {"seed": self.seed, "resume": self.resume, "max_minutes": self.max_minutes}
 
-    def torch_device(self) -> "torch.device":
-        """Return the device, after joining the processes of a torchrun on it."""
+    def torch_device(self, earlier_threads: int | None = None) -> "torch.device":
+        """Return the device, after joining the processes of a torchrun on it and choosing the threads of the CPU.
+
+        Args:
+            earlier_threads: number of threads of the work that goes on now.
+        """
         from hbench.runtime.device import pick_device
         from hbench.runtime.distributed import start
 
         device = pick_device(self.device)
         start(device)
+        if self.threads or device.type == "cpu":
+            self.choose_threads(earlier_threads)
         return device
+
+    def choose_threads(self, earlier: int | None = None) -> None:
+        """Choose the number of threads, and say it; see :func:`hbench.runtime.threads.choose_threads`."""
+        from hbench.runtime.threads import choose_threads
+
+        log.info("%s", choose_threads(self.threads, earlier=earlier))
+
+    def earlier_threads(self, folder: Path) -> int | None:
+        """Return the number of threads of the training in a folder that goes on now; None where none does."""
+        from hbench.training.checkpoint import threads_of
+
+        return threads_of(folder) if self.resume else None
 
     def load(self, run: Path) -> "Run":
         """Return the run on the device."""
@@ -136,6 +158,11 @@ run_argument = click.argument("run", type=a_path)
 device_option = click.option(
     "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda" or "cuda:N".'
 )
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Number of threads on the CPU; it changes rounding [default: measured, or OMP_NUM_THREADS].",
+)
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 quiet_option = click.option(
     "--quiet",
@@ -158,7 +185,7 @@ many_steps_option = click.option(
     metavar="M,M,...",
     help="Numbers of generation steps M [default: M/2, M, 2M, 4M of EXPERIMENT].",
 )
-run_options = combined(device_option, seed_option, quiet_option)
+run_options = combined(device_option, threads_option, seed_option, quiet_option)
 result_options = combined(out_option, overwrite_option)
 training_options = combined(
     click.option("--resume", is_flag=True, help="Go on in --out, where a training was stopped or killed."),

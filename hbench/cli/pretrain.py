@@ -35,9 +35,9 @@ def pretrain(experiment: "Experiment", options: Options) -> None:
     from hbench.store.datasets import load_images
     from hbench.training.pretrain import pretrain as train_model
 
-    device = options.torch_device()
+    folder = options.out or Path("runs") / experiment.name / "pretrain"
+    device = options.torch_device(options.earlier_threads(folder))
     with main_process_first():  # since it may download them
         images = load_images(experiment.data, options.data_root, download=options.download)
-    folder = options.out or Path("runs") / experiment.name / "pretrain"
     if train_model(experiment, images, folder, device=device, draw=draw_curves, **options.training):
         click.echo(folder / "model.safetensors")

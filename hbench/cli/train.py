@@ -38,8 +38,8 @@ def train(experiment: "Experiment", model: Path | None, options: Options) -> Non
     from hbench.store.run import model_to_train_on
     from hbench.training.discover import train as discover
 
-    device = options.torch_device()
     folder = options.out or Path("runs") / experiment.name / "train"
+    device = options.torch_device(options.earlier_threads(folder))
     network = model_to_train_on(model, folder, experiment, options.resume)
     if discover(experiment, network, folder, device=device, draw=draw_curves, **options.training):
         click.echo(folder)

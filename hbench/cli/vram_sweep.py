@@ -97,11 +97,12 @@ def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> N
             draw(sweep, folder)
         sweep.write_into(folder)
 
+    earlier = VramSweep.load(folder) if has_begun else None
     result = measure(
         experiment,
-        device=options.torch_device(),
+        device=options.torch_device(earlier.provenance.threads if earlier else None),
         seed=options.seed,
-        resume_from=VramSweep.load(folder) if has_begun else None,
+        resume_from=earlier,
         on_row=save,
         **settings,
     )

@@ -17,6 +17,7 @@ from hbench import __version__
 from hbench.config import Experiment
 from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import backend, world_size
+from hbench.runtime.threads import wait_policy
 from hbench.store.records import Aside, Record
 
 FILE = "provenance.json"
@@ -72,6 +73,8 @@ class Provenance(Record):
     device: str
     driver: str | None = None
     threads: int
+    wait_policy: str | None = None
+    """Waiting of the threads on the CPU, as the environment says it; None where it says nothing."""
     processes: int = 1
     backend: str | None = None
     """Collectives of several processes: "gloo" or "nccl"."""
@@ -156,6 +159,7 @@ def provenance(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         driver=_driver_version() if device.type == "cuda" else None,
         threads=torch.get_num_threads(),
+        wait_policy=wait_policy(),
         processes=world_size(),
         backend=backend(),
         seed=seed,

@@ -117,6 +117,17 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
     return about
 
 
+def threads_of(folder: Path) -> int | None:
+    """Return the number of CPU threads that a training in the folder, or in one of its folders, took last.
+
+    None where there is no checkpoint yet, or an older hbench wrote it.
+    """
+    for path in (folder / CHECKPOINT, *sorted(folder.glob(f"*/{CHECKPOINT}"))):
+        if path.is_file() and (pieces := Checkpoint.read(path, _LOST).pieces):
+            return pieces[-1].threads
+    return None
+
+
 @dataclass(frozen=True)
 class Saved:
     """Content of a checkpoint; empty for a new training."""

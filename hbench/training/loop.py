@@ -26,6 +26,7 @@ from hbench.runtime import distributed
 from hbench.runtime.device import pick_device
 from hbench.runtime.distributed import agreed, check_batch_size, launched, rank
 from hbench.runtime.progress import progress
+from hbench.runtime.threads import counted
 from hbench.store.folders import claimed_folder
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance, provenance
@@ -104,6 +105,10 @@ def started(
     with claimed_folder(out, overwrite=overwrite, resume=resume) if rank() == 0 else nullcontext():
         origin = provenance(experiment, device, seed, **details)
         saved = load_checkpoint(out, experiment, seed, stage, names) if resume else Saved()
+        if device.type == "cpu" and saved.pieces and (before := saved.pieces[-1].threads) != origin.threads:
+            log.warning(
+                "%s: began with %s, goes on with %d: it rounds differently", out, counted(before), origin.threads
+            )
         is_complete = saved.step == settings.steps and (out / PROVENANCE).is_file()
         metrics = None
         if rank() == 0 and not is_complete:

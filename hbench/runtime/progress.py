@@ -33,6 +33,19 @@ def show_progress(shown: bool = True) -> None:
     _shown = shown
 
 
+def is_asked_for() -> bool:
+    """Return whether progress was asked for, the same in all processes, of which one shows it."""
+    return _shown
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: "40 s", "12 min", "4.7 h" or "3.2 days"."""
+    for unit, size, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def progress_is_shown() -> bool:
     """Return whether this process shows progress: it was asked for, and this is the main process."""
     return _shown and rank() == 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hbench.config import Experiment
+from hbench.config import Discovery, Experiment, Pretrain
 from hbench.core.sampler import visited
 from hbench.errors import HBenchError
 from hbench.runtime.distributed import local_world_size
@@ -108,6 +108,24 @@ def predict(probe: Probe, experiment: Experiment, M: int, keep: int, strategy: s
     else:
         seconds += sum(step.beside for step in recomputed) + keep * probe.regular.forward
     return Prediction(strategy, M, keep, memory, settings.batch_size / seconds)
+
+
+def whole_seconds(
+    settings: Pretrain | Discovery,
+    done: int,
+    step: float,
+    *,
+    once: float = 0.0,
+    checkpoint: float = 0.0,
+    grid: float = 0.0,
+) -> float:
+    """Return the seconds of a training after ``done`` steps, from those of a step, a checkpoint and a sample grid."""
+
+    def times(every: int) -> int:  # of what comes every so many steps and at the end
+        return settings.steps // every - done // every + bool(settings.steps % every)
+
+    grids = times(settings.sample_every) if isinstance(settings, Pretrain) else 0
+    return once + (settings.steps - done) * step + times(settings.checkpoint_every) * checkpoint + grids * grid
 
 
 def predictions(probe: Probe, experiment: Experiment, Ms: Sequence[int], budget_mib: float) -> list[Prediction]:

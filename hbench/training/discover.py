@@ -17,6 +17,7 @@ from hbench.store.files import sha256
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.run import Run
 from hbench.store.weights import load_weights, save_weights, tensors_sha256
+from hbench.training.estimate import announce, discovery_seconds
 from hbench.training.freeze import freeze
 from hbench.training.loop import Start, restore, run_steps, started, stop_requests
 from hbench.training.step import Trained, initial, raw_pairs, train_step
@@ -75,6 +76,12 @@ def train(
         running = resolve_once(experiment, sampler, seed, start.out)
 
         # Train.
+        announce(
+            running.discovery,
+            start.saved.step,
+            "pairs",
+            partial(discovery_seconds, running, sampler, trained, seed, start.saved.step, draw),
+        )
         take_step = partial(train_step, running, sampler, trained, raw_pairs(running, sampler, seed), seed)
 
         def after_checkpoint(done: int) -> None:

@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 
 from hbench.config import Discovery, Experiment, Pretrain
 from hbench.errors import HBenchError, check_at_least
@@ -32,9 +31,8 @@ from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.weights import write_experiment
 from hbench.training.checkpoint import CHECKPOINT, Metrics, Saved, Stage, load_checkpoint, save_checkpoint
+from hbench.training.estimate import Parts
 
-Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
-"""Networks and optimisers by name: everything that a training changes, and so everything that a checkpoint holds."""
 NAMES = {"pretrain": "pretrain", "discovery": "train"}
 """Names of the stages beside the progress bar."""
 IN_BAR = ("loss", "accuracy", "D_raw", "D_shifted")

@@ -20,12 +20,13 @@ from hbench.core.diffusion import training_target
 from hbench.core.images import to_float
 from hbench.core.sampler import Sampler
 from hbench.models import build_model
-from hbench.runtime.device import autocast
+from hbench.runtime.device import autocast, wall_seconds
 from hbench.runtime.distributed import all_reduce_mean, average_gradients, rank, shard, world_size
 from hbench.store.files import sha256
 from hbench.store.pictures import save_grid
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.weights import save_weights, tensors_sha256
+from hbench.training.estimate import announce, training_seconds
 from hbench.training.loop import restore, run_steps, started, stop_requests
 
 GRID_SAMPLES, GRID_STEPS = 64, 20
@@ -111,6 +112,21 @@ def pretrain(
 
         # Train.
         take_step = partial(train_step, settings, trained, sampler, images, seed)
+
+        announce(
+            settings,
+            start.saved.step,
+            "images",
+            lambda: training_seconds(
+                settings,
+                start.saved.step,
+                vars(trained),
+                take_step,
+                start.device,
+                draw=draw,
+                grid=grid_seconds(experiment, sampler),
+            ),
+        )
 
         def after_step(done: int) -> None:
             if done % settings.sample_every == 0 or done == settings.steps:
@@ -201,6 +217,14 @@ def lr_factor(settings: Pretrain, step: int) -> float:
     if not settings.decay:
         return 1.0
     return (settings.steps - step) / max(1, settings.steps - settings.warmup_steps)
+
+
+def grid_seconds(experiment: Experiment, sampler: Sampler) -> float:
+    """Return the seconds of a sample grid, from one pass of the sampler's network after another."""
+    one = Sampler.of(experiment, sampler.backbone, sampler.device, M=1, precision=sampler.precision)
+    x_T = one.noise(GRID_SAMPLES, seed=0)
+    one.generate(x_T)
+    return len(sampler.timesteps) * wall_seconds(lambda: one.generate(x_T), sampler.device)
 
 
 def draw_samples(sampler: Sampler, path: Path) -> None:

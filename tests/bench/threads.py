@@ -4,7 +4,8 @@
 
 Each row is a command beside so many processes that do nothing but count. The commands take turns with the number of
 threads that they choose and with OMP_NUM_THREADS=1; "as before" is the way of PyTorch, all cores, spinning. A training
-is timed from its first to its last step, the demo as a whole. The table has medians over the rounds, and ratios to one thread.
+is timed from its first to its last step, the demo as a whole. The table has medians over the rounds, and ratios to one
+thread.
 """
 
 import argparse

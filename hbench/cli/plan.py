@@ -34,7 +34,8 @@ def plan(experiment: "Experiment", steps: list[int] | None, options: Options) ->
     The table has a line for each strategy of back-propagation and each M, and tells the steps that "auto" keeps. One
     short training step is measured for node, vanilla and auto, in the memory of node, and a few short steps for each
     other strategy; a strategy that does not fit is left out, with a note. Memory is meant as "hbench vram-sweep"
-    measures it. The strategy "auto" keeps the graphs of the last "keep" of M steps: 0 is node, M is vanilla.
+    measures it. The strategy "auto" keeps the graphs of the last "keep" of M steps: 0 is node, M is vanilla. Time and
+    memory of EXPERIMENT's own discovery and pretraining follow the table.
 
     \b
     Example:
@@ -50,6 +51,8 @@ def plan(experiment: "Experiment", steps: list[int] | None, options: Options) ->
         click.echo(result.summary())
     for reason in result.left_out:
         click.echo(f"not in the table: {reason}", err=True)
+    for training in result.trainings:
+        click.echo(str(training), err=True)
     click.echo(f"memory budget {result.budget_mib:,.0f} MiB", err=True)
     if result.advice:
         raise HBenchError(result.advice)

@@ -1,6 +1,7 @@
 """``hbench reproduce``: every artifact of the paper for one experiment, by the commands that make them."""
 
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from hbench.cli.options import Options, a_path, data_options, out_of, overwrite_option, run_options, shared
 from hbench.errors import HBenchError
-from hbench.runtime.progress import progress_is_shown
+from hbench.runtime.progress import duration, progress_is_shown
 
 if TYPE_CHECKING:
     from hbench.config import Experiment
@@ -286,7 +287,9 @@ def _do(ctx: click.Context, job: Job, task: Task, number: int, reasons: dict[str
     if done(job, task, arguments):
         click.echo("    done before", err=True)
         return None
+    began = time.monotonic()
     reason = _call(ctx, job, task, arguments)
+    click.echo(f"    took {duration(time.monotonic() - began)}", err=True)
     if reason and task.essential(job):
         raise HBenchError(f"hbench {arguments[0]}: {reason}")
     if not reason and not done(job, task, arguments):

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from hbench.evaluation.traverse import direction_label
 from hbench.experiments import override
 from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runtime.device import pick_device
+from hbench.runtime.progress import duration, is_asked_for
 from hbench.store.files import sha256, write_text
 from hbench.store.folders import claimed_folder
 from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
@@ -35,7 +37,8 @@ from hbench.store.results import Result
 from hbench.store.run import Run, load_run
 from hbench.store.weights import save_weights, tensors_sha256, write_experiment
 from hbench.training.checkpoint import read_checkpoint
-from hbench.training.discover import train
+from hbench.training.discover import estimated_seconds, train
+from hbench.training.estimate import FEWEST
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -281,6 +284,8 @@ def train_variants(
             folder = training_folder(out, variant, seed)
             if not ((folder / PROVENANCE).is_file() and read_checkpoint(folder, changed, seed, "discovery")):
                 missing.append((changed, folder, seed))
+    if is_asked_for() and len(missing) > 1 and experiment.discovery.steps >= FEWEST:
+        log.info("%d trainings: about %s", len(missing), duration(_seconds_of_all(missing, model, device, draw)))
     for i, (changed, folder, seed) in enumerate(missing):
         left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
         if i and left is not None and left <= 0:
@@ -290,6 +295,20 @@ def train_variants(
         if not train(changed, model, folder, seed=seed, device=device, resume=True, max_minutes=left, draw=draw):
             return False
     return True
+
+
+def _seconds_of_all(
+    trainings: Sequence[tuple[Experiment, Path, int]],
+    model: DiffusionModel,
+    device: torch.device,
+    draw: Callable[[Path], None] | None,
+) -> float:
+    """Return the seconds of trainings, from a few steps of each experiment among them."""
+    counts = Counter(experiment.model_dump_json() for experiment, _, _ in trainings)
+    settings = {experiment.model_dump_json(): experiment for experiment, _, _ in trainings}
+    return sum(
+        count * estimated_seconds(settings[key], model, device=device, draw=draw) for key, count in counts.items()
+    )
 
 
 def measure_variants(

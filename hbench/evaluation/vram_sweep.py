@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -39,7 +40,7 @@ from hbench.models import build_model
 from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
-from hbench.runtime.progress import progress
+from hbench.runtime.progress import duration, progress, ticking
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.results import Result
 from hbench.training.cost import DoesNotFitError
@@ -293,25 +294,41 @@ def measure_all(todo: Sequence[Cell], on_row: Callable[[Row], None], *, allow_bu
     """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # the cells need the memory that this process still holds in reserve
-    with stop_requests(None) as stop_reason, progress(total=len(todo), unit="cell") as bar:
+    with stop_requests(None) as stop_reason, progress(total=len(todo), desc="sweep", unit="cell") as bar:
         for number, cell in enumerate(todo, start=1):
             strategy, M = cell.key
-            bar.set_description_str(f"{strategy}, M = {M}")
             others = _other_processes(torch.device(cell.device))
             if others and not allow_busy:
                 raise HBenchError(
                     f"another process is on the GPU (PID {', '.join(map(str, others))}): wait for it to end, or "
                     "measure beside it with `allow_busy=True`"
                 )
-            row = replace(measure_apart(cell), other_processes=None if others is None else len(others))
+            began = time.monotonic()
+            with ticking(bar, f"{strategy}, M = {M}"):
+                row = replace(measure_apart(cell), other_processes=None if others is None else len(others))
             on_row(row)
-            bar.update()
+            if number == 1 and row.step_seconds and todo[1:]:
+                rest = seconds_of_rest(row, todo[1:], time.monotonic() - began)
+                log.info("%d more cells: about %s", len(todo) - 1, duration(rest))
             if row.status != "ok":
                 log.warning("%s, M = %d: %s: %s", strategy, M, row.status, row.error)
             if number < len(todo) and (reason := stop_reason()):
                 log.warning("stopped by %s after %d of %d cells: go on with `resume=True`", reason, number, len(todo))
                 return False
     return True
+
+
+def seconds_of_rest(first: Row, rest: Sequence[Cell], seconds: float) -> float:
+    """Return the seconds of the rest of a sweep, from its first cell: steps take as long as they have M.
+
+    Args:
+        first: row of the first cell.
+        rest: cells to come.
+        seconds: seconds of the first cell.
+    """
+    steps = sum(first.step_seconds) / len(first.step_seconds) * (WARM_UP + len(first.step_seconds))
+    start = max(0.0, seconds - steps)
+    return sum(start + steps * cell.experiment.discovery.M / first.M for cell in rest)
 
 
 def _other_processes(device: torch.device) -> list[int] | None:

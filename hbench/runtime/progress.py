@@ -1,7 +1,9 @@
 """Progress of long work: a bar on a terminal, a line a minute in a log. It is off until somebody asks for it."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any
 
 from tqdm import tqdm
@@ -54,7 +56,7 @@ def progress_is_shown() -> bool:
 def progress(iterable: Iterable[Any] | None = None, **named: Any) -> tqdm:
     """Return a tqdm bar with these arguments, which writes lines where stderr is no terminal."""
     named["disable"] = not progress_is_shown()
-    if sys.stderr.isatty():
+    if named["disable"] or sys.stderr.isatty():
         return tqdm(iterable, **named)
     form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left, {rate_fmt}{postfix}"
     return tqdm(
@@ -66,3 +68,27 @@ def progress(iterable: Iterable[Any] | None = None, **named: Any) -> tqdm:
         delay=SECONDS,
         **named,
     )
+
+
+@contextmanager
+def ticking(bar: tqdm, name: str) -> Iterator[None]:
+    """Name the block, which is one unit of the bar, and keep the bar's clock going while it runs.
+
+    On a terminal that is every second, in a log a line at the block's start and one a minute.
+    """
+    over = Event()
+
+    def tick() -> None:
+        while not over.wait(1 if sys.stderr.isatty() else SECONDS):
+            bar.refresh()
+
+    bar.set_description_str(f"{bar.desc.partition(':')[0]}: {name}", refresh=False)
+    clock = Thread(target=tick, daemon=True)
+    if not bar.disable:
+        bar.refresh()
+        clock.start()
+    try:
+        yield
+        bar.update()
+    finally:
+        over.set()

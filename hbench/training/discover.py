@@ -21,7 +21,7 @@ from hbench.training.estimate import announce, discovery_seconds
 from hbench.training.freeze import freeze
 from hbench.training.loop import Start, restore, run_steps, started, stop_requests
 from hbench.training.step import Trained, initial, raw_pairs, train_step
-from hbench.training.strategy import resolve_once
+from hbench.training.strategy import resolve, resolve_once
 
 
 def train(
@@ -96,6 +96,20 @@ def train(
         if rank() == 0:
             write_run(start, trained, strategy=running.discovery.strategy, keep=running.discovery.keep)
     return True
+
+
+def estimated_seconds(
+    experiment: Experiment,
+    model: DiffusionModel,
+    *,
+    seed: int = 0,
+    device: torch.device,
+    draw: Callable[[Path], None] | None = None,
+) -> float:
+    """Return the seconds that :func:`train` takes with these arguments. Cost: a few steps of throw-away networks."""
+    sampler = Sampler.of(experiment, freeze(experiment, model, device), device)
+    running = resolve(experiment, sampler, seed)
+    return discovery_seconds(running, sampler, initial(running, sampler, seed), seed, draw=draw)
 
 
 def check_shift_interval(experiment: Experiment) -> None:

@@ -101,14 +101,7 @@ def pretrain(
         # Set up: the model, its moving average, and the sampler of the average for the grids.
         trained = initial(experiment, seed, start.device)
         restore(start, vars(trained))
-        sampler = Sampler.of(
-            experiment,
-            trained.averaged_model.eval(),
-            start.device,
-            M=min(GRID_STEPS, experiment.diffusion.T),
-            spacing="trailing",
-            precision=settings.precision,
-        )
+        sampler = grid_sampler(experiment, trained, start.device)
 
         # Train.
         take_step = partial(train_step, settings, trained, sampler, images, seed)
@@ -151,6 +144,18 @@ def initial(experiment: Experiment, seed: int, device: torch.device) -> Pretrain
     model = build_model(experiment).to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
     return Pretrained(model, average, torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True))
+
+
+def grid_sampler(experiment: Experiment, trained: Pretrained, device: torch.device) -> Sampler:
+    """Return the sampler of the average, for sample grids."""
+    return Sampler.of(
+        experiment,
+        trained.averaged_model.eval(),
+        device,
+        M=min(GRID_STEPS, experiment.diffusion.T),
+        spacing="trailing",
+        precision=experiment.pretrain.precision,
+    )
 
 
 def train_step(

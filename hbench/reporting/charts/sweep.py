@@ -60,7 +60,7 @@ def draw_sweep(result: "VramSweep", path: Path) -> None:
 def draw_plan(result: "Plan", path: Path) -> None:
     """Draw predicted memory and throughput of training against M, one line per strategy, all axes logarithmic.
 
-    The dotted line is the memory budget.
+    The dotted lines are the memory budget and the experiment's own M.
     """
     from matplotlib.figure import Figure
 
@@ -77,6 +77,7 @@ def draw_plan(result: "Plan", path: Path) -> None:
     right.set(title="predicted throughput", ylabel="images / s", xlabel="M")
     for axis in (left, right):
         _scale(axis, [row.M for row in result.predictions])
+        axis.axvline(result.M, color="black", linestyle=":", label="M of the experiment")
     left.legend()
     device = result.provenance.device if result.provenance else ""
     figure.suptitle(f"{result.title}, M varied\n{device}")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import click
 
 from hbench.cli.options import Options, out_of, overwrite_option, publish, run_options, shared
-
 from hbench.runtime.progress import duration, progress_is_shown
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from hbench.store.files import sha256
 from hbench.store.folders import refuse_links
 from hbench.store.pictures import Grid
 from hbench.store.weights import load_pickled, load_tensors, load_weights, read_experiment
+from hbench.text import read_text
 
 ROLES = ("model", "shift_block", "reconstructor", "discriminator")
 """Networks of a run; each has a file of its name."""
@@ -391,7 +392,7 @@ def load_names(path: str | Path) -> dict[int, str]:
     names = {}
     if file.is_file():
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = read_text(file).splitlines()
         except UnicodeDecodeError as error:
             raise HBenchError(f"{file}: not UTF-8: save it as UTF-8") from error
         for number, line in enumerate(lines, start=1):

@@ -37,6 +37,7 @@ from hbench.errors import HBenchError, is_out_of_memory
 from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import only_main_process_prints, world_size
 from hbench.runtime.progress import progress_is_shown
+from hbench.runtime.streams import open_missing_streams
 from hbench.runtime.threads import wait_asleep
 
 OUT_OF_MEMORY = {
@@ -54,6 +55,7 @@ class Group(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run a command line, the one that provenance records."""
+        open_missing_streams()
         wait_asleep()
         args = sys.argv[1:] if args is None else list(args)
         command = shlex.join(["hbench", *map(str, args)])

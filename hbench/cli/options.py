@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hbench.errors import HBenchError
 from hbench.runtime.distributed import check_processes, rank
 from hbench.runtime.progress import show_progress
 
@@ -280,10 +281,19 @@ def with_steps(name: str, run: "Run", steps: int | None) -> str:
     return name if steps in (None, M) else f"{name}-{steps}-steps"
 
 
-def check_steps(experiment: "Experiment", steps: int | None) -> None:
-    """Refuse more --steps than there are timesteps."""
-    if steps and steps > experiment.diffusion.T:
+def check_steps(experiment: "Experiment", steps: int | None, *, shifts: bool = True) -> None:
+    """Refuse more --steps than there are timesteps, and too few for a shifted one among them."""
+    from hbench.training.discover import check_shift_interval
+
+    if not steps:
+        return
+    if steps > experiment.diffusion.T:
         raise click.BadParameter(f"at most {experiment.diffusion.T}, the number of timesteps", param_hint="--steps")
+    if shifts:
+        try:
+            check_shift_interval(experiment, steps)
+        except HBenchError as error:
+            raise click.BadParameter(str(error), param_hint="--steps") from error
 
 
 def check_directions(run: "Run", directions: Iterable[int], option: str) -> None:

@@ -7,6 +7,7 @@ import click
 from hbench.cli.options import (
     Options,
     a_path,
+    check_steps,
     experiment_options,
     many_steps_option,
     overwrite_option,
@@ -43,6 +44,8 @@ def plan(experiment: "Experiment", steps: list[int] | None, options: Options) ->
     """
     from hbench.evaluation.plan import plan as predict
 
+    for M in steps or []:
+        check_steps(experiment, M)
     folder = options.out and options.claim(options.out)
     result = predict(experiment, steps=steps, device=options.torch_device(), seed=options.seed)
     if folder:

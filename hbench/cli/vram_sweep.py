@@ -9,6 +9,7 @@ import click
 from hbench.cli.options import (
     Options,
     adjusted_experiment_options,
+    check_steps,
     many_steps_option,
     out_of,
     overwrite_option,
@@ -88,6 +89,8 @@ def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> N
 
     if options.resume and options.overwrite:
         raise click.UsageError("--resume keeps what --overwrite would replace: leave one of them out")
+    for M in settings["steps"] or [experiment.discovery.M]:
+        check_steps(experiment, M)
     folder = options.claim(Path("runs") / experiment.name / VramSweep.NAME)
     has_begun = options.resume and (folder / PROVENANCE).is_file()  # else it was killed before anything was measured
 

@@ -37,7 +37,7 @@ from hbench.store.results import Result
 from hbench.store.run import Run, load_run
 from hbench.store.weights import save_weights, tensors_sha256, write_experiment
 from hbench.training.checkpoint import read_checkpoint
-from hbench.training.discover import estimated_seconds, train
+from hbench.training.discover import check_shift_interval, estimated_seconds, train
 from hbench.training.estimate import FEWEST
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def ablations(
     for name, overrides in variants.items():
         if not name or Path(name).name != name:
             raise ValueError(f"variant {name!r} names a folder of its trainings: leave out slashes")
-        override(experiment, overrides)  # a wrong one is refused before any is trained
+        check_shift_interval(override(experiment, overrides))  # a wrong one is refused before any is trained
     weights, out, device = choose_lenet(lenet, experiment, pairs), Path(out), pick_device(device)
     if not weights:
         log.warning("no digit LeNet for these images, so no FD: `lenet` takes the file of one")

@@ -31,6 +31,7 @@ from hbench.training.cost import (
     predictions,
     whole_discovery,
 )
+from hbench.training.discover import check_shift_interval
 from hbench.training.probe import measure_apart, measure_pretraining_apart, shortened
 from hbench.training.strategy import what_would_fit
 
@@ -106,9 +107,10 @@ def plan(
         HBenchError: an M that the schedule does not have, or the probe failed.
     """
     device = pick_device(device)
+    check_shift_interval(experiment)
     origin = provenance(experiment, device, seed)
     Ms = sorted(set(steps or vram_sweep.default_steps(experiment)))
-    vram_sweep.cells(experiment, ["node"], Ms, device=str(device))  # refuses an M that the schedule does not have
+    vram_sweep.cells(experiment, ["node"], Ms, device=str(device))  # refuses an M that no training takes
     others = [name for name in vram_sweep.STRATEGIES if name not in BY_ARITHMETIC]
     if device.type == "cuda":
         others.append("offload")

@@ -33,7 +33,7 @@ from hbench.config import Experiment, Precision
 from hbench.core import seeds
 from hbench.core.backbone import DiffusionModel
 from hbench.core.chain import Strategy
-from hbench.core.sampler import Sampler
+from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment, without_pool
 from hbench.models import build_model
@@ -44,6 +44,7 @@ from hbench.runtime.progress import duration, progress, ticking
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.results import Result
 from hbench.training.cost import DoesNotFitError
+from hbench.training.discover import check_shift_interval
 from hbench.training.freeze import freeze
 from hbench.training.loop import stop_requests
 from hbench.training.step import initial, raw_pairs, train_step
@@ -133,7 +134,7 @@ def cells(
     """Return the cells of a sweep, strategy by strategy, M ascending; the experiment's pool is left out.
 
     Raises:
-        HBenchError: an unknown strategy, or more steps than the schedule has.
+        HBenchError: an unknown strategy, or more steps than the schedule has, or too few to shift one.
     """
 
     def cell(strategy: str, M: int) -> Cell:
@@ -143,15 +144,19 @@ def cells(
         discovery["keep"] = min(discovery["keep"], M) if strategy == "node" else 0
         if strategy != "auto":
             discovery["memory_budget"] = None
-        return Cell(parse_experiment(values, f"{strategy}, M = {M}"), device, seed, repeats, memory_limit_mib)
+        changed = parse_experiment(values, f"{strategy}, M = {M}")
+        check_shift_interval(changed, M)
+        return Cell(changed, device, seed, repeats, memory_limit_mib)
 
     return [cell(strategy, M) for strategy in dict.fromkeys(strategies) for M in sorted(set(Ms))]
 
 
 def default_steps(experiment: Experiment) -> list[int]:
-    """Return half, one, two and four times the experiment's M, at most T."""
-    M, T = experiment.discovery.M, experiment.diffusion.T
-    return sorted({max(1, M // 2), M, min(2 * M, T), min(4 * M, T)})
+    """Return half, one, two and four times the experiment's M, at most T, and enough to shift a timestep."""
+    settings, T = experiment.discovery, experiment.diffusion.T
+    M = settings.M
+    Ms = {max(1, M // 2), M, min(2 * M, T), min(4 * M, T)}
+    return sorted(each for each in Ms if each == M or visited(experiment, each)[0] >= settings.t_shift)
 
 
 # Sweep --------------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def progress_is_shown() -> bool:
 
 def progress(iterable: Iterable[Any] | None = None, **named: Any) -> tqdm:
     """Return a tqdm bar with these arguments, which writes lines where stderr is no terminal."""
-    named["disable"] = not progress_is_shown()
+    named["disable"] = not progress_is_shown() or sys.stderr is None  # Python has none where there is no console
     if named["disable"] or sys.stderr.isatty():
         return tqdm(iterable, **named)
     form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left, {rate_fmt}{postfix}"
@@ -76,17 +76,17 @@ def ticking(bar: tqdm, name: str) -> Iterator[None]:
 
     On a terminal that is every second, in a log a line at the block's start and one a minute.
     """
+    if bar.disable:
+        yield
+        return
     over = Event()
 
     def tick() -> None:
         while not over.wait(1 if sys.stderr.isatty() else SECONDS):
             bar.refresh()
 
-    bar.set_description_str(f"{bar.desc.partition(':')[0]}: {name}", refresh=False)
-    clock = Thread(target=tick, daemon=True)
-    if not bar.disable:
-        bar.refresh()
-        clock.start()
+    bar.set_description_str(f"{bar.desc.partition(':')[0]}: {name}")
+    Thread(target=tick, daemon=True).start()
     try:
         yield
         bar.update()

@@ -112,11 +112,12 @@ def estimated_seconds(
     return discovery_seconds(running, sampler, initial(running, sampler, seed), seed, draw=draw)
 
 
-def check_shift_interval(experiment: Experiment) -> None:
-    """Raise an HBenchError where no visited timestep reaches ``discovery.t_shift``."""
-    t_shift, latest = experiment.discovery.t_shift, visited(experiment)[0]
+def check_shift_interval(experiment: Experiment, M: int | None = None) -> None:
+    """Raise an HBenchError where no visited timestep of M reaches ``discovery.t_shift``; M is the experiment's own."""
+    t_shift, latest = experiment.discovery.t_shift, visited(experiment, M)[0]
     if latest < t_shift:
-        raise HBenchError(f"discovery.t_shift = {t_shift} shifts no timestep: need at most {latest}, or more M")
+        steps = "" if M is None else f" of M = {M}"
+        raise HBenchError(f"discovery.t_shift = {t_shift} shifts no timestep{steps}: need at most {latest}, or more M")
 
 
 def kept_model(start: Start, model: DiffusionModel) -> DiffusionModel:

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from marks import HEADER, as_dict, make_images, make_key, rows_of, write_rows
 
 from hbench.core.images import ORANGE
@@ -22,6 +20,10 @@ from hbench.reporting.sheets import draw_grid, refuse_marked, write_sheets
 from hbench.store.files import write_json
 from hbench.store.run import load_names
 from hbench.text import decoded
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
+example, given, settings = hypothesis.example, hypothesis.given, hypothesis.settings
 
 
 @settings(max_examples=50, deadline=None)

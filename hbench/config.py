@@ -27,11 +27,23 @@ class Data(Section):
     """Height and width in pixels after resizing and centre crop."""
     channels: Literal[1, 3] = 3
     """Channels of an image: 1 is grey, 3 is RGB."""
+    root: str | None = Field(default=None, min_length=1, exclude=True)
+    """Folder of the data set, by default none; a relative path in an experiment file starts at the file. It says where
+    the images are, not what they are: no weights, results or comparisons keep it."""
+    background: str = Field(default="white", pattern="^(white|black|#[0-9A-Fa-f]{6})$")
+    """Colour beneath transparent pictures: "white", "black", or one as in "#ff8800"."""
+    flip: bool = False
+    """Random mirroring of half of the images in every step of pretraining, left to right."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of an image."""
         return self.channels, self.size, self.size
+
+    @property
+    def mode(self) -> Literal["L", "RGB"]:
+        """Pillow's name of the kind of pixels."""
+        return "L" if self.channels == 1 else "RGB"
 
     @property
     def is_digits(self) -> bool:

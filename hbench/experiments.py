@@ -40,6 +40,7 @@ def load_experiment(name: str | Path, overrides: Sequence[str] = (), /, **settin
         raise HBenchError(f"{path}: not valid TOML: {error}") from error
     if "name" in values:  # results go to a folder of this name
         raise HBenchError(f'{path}: unknown key "name": an experiment has the name of its file')
+    _resolve_root(values, path.parent)
     for each in overrides:
         _set(values, *_parse_override(each))
     for key, value in settings.items():
@@ -111,6 +112,14 @@ def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
         name = key.removeprefix("discovery.")
         variants |= {f"{name}={value.strip()}": [f"{key}={value}"] for value in values.split(",")}
     return variants
+
+
+def _resolve_root(values: dict[str, Any], folder: Path) -> None:
+    """Make ``data.root`` in the values of a file start at the file's folder, where it is relative."""
+    data = values.get("data")
+    root = data.get("root") if isinstance(data, dict) else None
+    if isinstance(data, dict) and isinstance(root, str) and root:
+        data["root"] = str(folder / Path(root).expanduser())
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

@@ -36,7 +36,6 @@ from hbench.cli.vram_sweep import vram_sweep
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import only_main_process_prints, world_size
-from hbench.runtime.progress import progress_is_shown
 from hbench.runtime.streams import open_missing_streams
 from hbench.runtime.threads import wait_asleep
 
@@ -99,20 +98,15 @@ class Group(click.Group):
 
 
 class Notices(logging.Handler):
-    """Handler of the library's notices: each is a line on stderr, above a bar that is being drawn.
-
-    Mere information, such as how long a training takes, is progress, which --quiet hides.
-    """
+    """Handler of the library's notices: each is a line on stderr, above a bar that is being drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        if record.levelno > logging.INFO or progress_is_shown():
-            tqdm.write(_with_flags(record.getMessage()), file=sys.stderr)
+        tqdm.write(_with_flags(record.getMessage()), file=sys.stderr)
 
 
-NOTICES = logging.getLogger("hbench")
-NOTICES.addHandler(Notices())
-NOTICES.setLevel(logging.INFO)
+logging.getLogger("hbench").addHandler(Notices())
+logging.getLogger("hbench").setLevel(logging.INFO)
 
 
 def _options_of(group: click.Group, name: str | None) -> set[str]:

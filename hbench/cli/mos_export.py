@@ -34,6 +34,7 @@ def _odd(ctx: click.Context, param: click.Parameter, value: int) -> int:
 @click.option(
     "--controls", type=click.IntRange(min=0), default=3, show_default=True, help="Number of untrained directions a run."
 )
+@click.option("--asked-by", metavar="TEXT", default="", help="Who asks; the sheets say it.")
 @click.option("--label-studio", is_flag=True, help="Write tasks and configuration for Label Studio too.")
 @shared(
     click.option("--out", type=a_path, default=Path("runs/mos"), show_default=True, help="Output folder."),
@@ -48,6 +49,7 @@ def export(
     samples: int,
     repeats: float,
     controls: int,
+    asked_by: str,
     label_studio: bool,
     options: Options,
 ) -> None:
@@ -61,7 +63,7 @@ def export(
 
     \b
     Example:
-        hbench mos export mnist16 --assessors 3
+        hbench mos export mnist16 --assessors 3 --asked-by "Ada Lovelace, ada@example.org"
     """
     from hbench.evaluation.mos.study import mos_study
     from hbench.reporting.sheets import refuse_marked, write_sheets
@@ -85,7 +87,7 @@ def export(
         controls=controls,
         seed=options.seed,
     )
-    pages = write_sheets(study.key, study.images, folder, label_studio)
+    pages = write_sheets(study.key, study.images, folder, label_studio, asked_by)
     publish(study, folder)
     for page, sheet in pages.items():
         click.echo(f"{page}  items {len(sheet.items)}  {page.stat().st_size / 2**20:.1f} MiB")

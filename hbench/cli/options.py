@@ -11,7 +11,7 @@ import click
 
 from hbench.errors import HBenchError
 from hbench.runtime.distributed import check_processes, rank
-from hbench.runtime.progress import show_progress
+from hbench.runtime.progress import progress_is_shown, show_progress
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,9 @@ class Options:
         """Choose the number of threads, and say it; see :func:`hbench.runtime.threads.choose_threads`."""
         from hbench.runtime.threads import choose_threads
 
-        log.info("%s", choose_threads(self.threads, earlier=earlier))
+        chosen = choose_threads(self.threads, earlier=earlier)
+        if progress_is_shown():
+            log.info("%s", chosen)
 
     def earlier_threads(self, folder: Path) -> int | None:
         """Return the number of threads of the training in a folder that goes on now; None where none does."""
@@ -154,7 +156,17 @@ def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None
         raise click.BadParameter(f'"{value}": write whole numbers with commas, for example 5,10,20') from error
 
 
-a_path = click.Path(path_type=Path)
+class FilledPath(click.Path):
+    """A path that is not empty: an empty one, as of an unset variable, would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("an empty path: is a variable of the shell unset?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+a_path = FilledPath(path_type=Path)
 run_argument = click.argument("run", type=a_path)
 device_option = click.option(
     "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda" or "cuda:N".'
@@ -250,6 +262,8 @@ def adjusted_experiment_options(
             settings = adjust(load_experiment(experiment, overrides), values)
             if dry_run:
                 click.echo(settings.title, err=True)
+                if settings.data.root:
+                    click.echo(f"data.root = {settings.data.root}", err=True)
                 click.echo(settings.model_dump_json(indent=2))
             else:
                 command(experiment=settings, **values)

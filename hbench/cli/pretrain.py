@@ -36,14 +36,15 @@ def pretrain(experiment: "Experiment", options: Options) -> None:
     """
     from hbench.reporting.charts.training import draw_curves
     from hbench.runtime.distributed import main_process_first, rank
-    from hbench.store.datasets import load_images
+    from hbench.store.datasets import load_set
     from hbench.training.pretrain import pretrain as train_model
 
     folder = options.out or Path("runs") / experiment.name / "pretrain"
     device = options.torch_device(options.earlier_threads(folder))
     with main_process_first():  # since it may download them
-        images = load_images(experiment.data, options.data_root, download=options.download)
-    if train_model(experiment, images, folder, device=device, draw=draw_curves, **options.training) and not rank():
+        data = load_set(experiment.data, options.data_root, download=options.download)
+    settings = {"device": device, "draw": draw_curves, "account": data.account, **options.training}
+    if train_model(experiment, data.images, folder, **settings) and not rank():
         _tell(folder, click.get_current_context().params)
         click.echo(folder / "model.safetensors")
 

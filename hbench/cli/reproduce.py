@@ -44,7 +44,8 @@ class Job:
     @property
     def data(self) -> list[str]:
         """Options with the location of the images."""
-        root = ["--data-root", str(self.options.data_root)] if self.options.data_root else []
+        folder = self.options.data_root or self.experiment.data.root  # a run does not know the latter
+        root = ["--data-root", str(folder)] if folder else []
         return root + (["--download"] if self.options.download else [])
 
     @property
@@ -110,11 +111,11 @@ def _edit(job: Job) -> list[str]:
     """
     from hbench.core.images import to_float
     from hbench.evaluation.rca import RCA
-    from hbench.store.datasets import load_reference
+    from hbench.store.datasets import load_set
     from hbench.store.pictures import save_image
 
     try:
-        real = load_reference(job.experiment.data, job.options.data_root, job.options.download)
+        real = load_set(job.experiment.data, job.options.data_root, "reference", job.options.download).images
     except HBenchError as error:
         raise HBenchError(f"no data: {error}") from error
     for i, image in enumerate(real[:REAL_IMAGES]):

@@ -8,6 +8,7 @@
 | ``discovery_step`` | x_T, k and s of a training step of a discovery | seed, step, 2 |
 | ``pretraining_step`` | images, timesteps and noise of a training step of the diffusion model | seed, step |
 | ``dropout`` | dropout in that step, where several processes share it | seed, step, 3, rank |
+| ``flips`` | choice of the images that such a step mirrors | seed, step, 4 |
 | ``pool`` | seed of the ``starting_noise`` of a discovery's pool | seed |
 | ``mean_samples`` | seed of the ``starting_noise`` of the n samples in a mean direction | seed, n |
 | ``controls`` | weights of count untrained directions in a user study | seed, count |
@@ -70,6 +71,11 @@ def pretraining_step(seed: int, step: int) -> int:
 def dropout(seed: int, step: int, rank: int) -> int:
     """Return the seed of dropout in a training step of the diffusion model: other masks on each process."""
     return _mixed(seed, step, 3, rank)
+
+
+def flips(seed: int, step: int) -> int:
+    """Return the seed of the choice of images that a training step of the diffusion model mirrors."""
+    return _mixed(seed, step, 4)
 
 
 def pool(seed: int) -> int:

@@ -18,6 +18,7 @@ from hbench.core.images import to_float
 from hbench.core.sampler import BATCH
 from hbench.errors import check_at_least
 from hbench.runtime.progress import progress
+from hbench.store.account import content_sha256
 from hbench.store.datasets import RealImage
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.pictures import save_image
@@ -128,6 +129,7 @@ def edit(
     for each in edits:
         run.check_edit(each)
     source = source or direction_source(run)
+    pixels = torch.stack([image.pixels for image in images])
     origin = provenance(
         run.experiment,
         run.device,
@@ -136,9 +138,10 @@ def edit(
         M=steps,
         precision=precision,
         images_sha256={str(image.file): image.sha256 for image in images},
+        data={"used": len(pixels), "sha256": content_sha256(pixels)},
         **source.details,
     )
-    x_0 = to_float(torch.stack([image.pixels for image in images]))
+    x_0 = to_float(pixels)
     x_T = run.invert(x_0, steps=steps, precision=precision)
     reconstructed = edit_each(run, x_T, [{}], source, steps, precision)
     errors = mean_square_error(reconstructed[:, 0], x_0).tolist()

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from hbench.core.intervals import jackknife
 from hbench.errors import check_at_least
-from hbench.evaluation.features import LENET, Extractor, choose_extractor, features
-from hbench.evaluation.frechet import Distance, Reference, distance, lenet_reference, real_reference
-from hbench.evaluation.sample_cache import image_folder, pngs, read_pngs, sample_folders
+from hbench.evaluation.features import choose_extractor, features
+from hbench.evaluation.frechet import Distance, Reference, distance
+from hbench.evaluation.real_images import lenet_cautions, real_images
+from hbench.evaluation.sample_cache import pngs, read_pngs, sample_folders
 from hbench.runtime.distributed import all_gather, rank
-from hbench.store.datasets import at_hand, load_reference
 from hbench.store.folders import remove_leftovers
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Interval
@@ -65,6 +65,10 @@ class Fidelity(Result):
             for what, n in (("samples", self.raw.n), ("real images", self.n_real))
             if n <= self.feature_size
         ]
+
+    def cautions(self) -> list[str]:
+        """Return what is suspicious about the real images."""
+        return lenet_cautions(self)
 
     def summary(self) -> str:
         """Return the table, and the ratio of both distances beside the distance between halves of the real images."""
@@ -136,7 +140,7 @@ def fid(
     reference = None
     if rank() == 0:
         remove_leftovers(cache)
-        reference = _reference(run, chosen, cache, data_root, download)
+        reference, read = real_images(run, chosen, cache, data_root, download)
     folders = sample_folders(run, count, cache, seed, M)
     results = []
     if reference:
@@ -148,6 +152,7 @@ def fid(
             extractor_sha256=chosen.sha256,
             reference_sha256=reference.sha256,
             samples={"raw": str(folders[0]), "shifted": str(folders[1])},
+            **read,
         )
         images = tuple(read_pngs(pngs(folder, min(count, EXAMPLES))) for folder in folders)
         results.append(replace(fidelity(raw, shifted, reference, chosen.metric), images=images, provenance=found))
@@ -175,12 +180,3 @@ def fidelity(raw: Tensor, shifted: Tensor, reference: Reference, metric: str) ->
         ratio=ratio,
         ratio_interval=(float(low), float(high)),
     )
-
-
-def _reference(run: Run, extractor: Extractor, cache: Path, data_root: str | Path | None, download: bool) -> Reference:
-    """Return the reference of the real images, or that in the LeNet's file if the images are not at hand."""
-    data = run.experiment.data
-    if extractor.name == LENET and extractor.weights and not at_hand(data, data_root, download):
-        return lenet_reference(extractor.weights)
-    real = image_folder(load_reference(data, data_root, download), cache)
-    return real_reference(features(pngs(real), extractor, cache, run.device))

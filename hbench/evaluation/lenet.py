@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from hbench.evaluation.features import lenet_features
 from hbench.evaluation.frechet import keep_reference, real_reference
 from hbench.models.digit_lenet import DigitLeNet
 from hbench.runtime.progress import duration, is_asked_for, progress
-from hbench.store.datasets import load_labelled
+from hbench.store.datasets import Split, load_set
 from hbench.store.files import sha256
 from hbench.store.lenet import FILE, ROLE
 from hbench.store.provenance import provenance
@@ -91,6 +91,12 @@ class TrainedLeNet(Result):
             for digit, (right, n) in enumerate(pairs)
         )
 
+    def cautions(self) -> list[str]:
+        """Return a word on files that are not MNIST's."""
+        if all(self.detail(name, {}).get("published", True) for name in ("data", "test_data")):
+            return []
+        return ["learned on images that are not MNIST: their files differ from those published as MNIST"]
+
     def write_into(self, folder: Path) -> None:
         """Write the result, and the weights if they are at hand, into a folder that the caller has claimed."""
         result = self
@@ -123,11 +129,14 @@ def lenet(
         HBenchError: no data, or images without labels.
     """
     check_at_least(1, epochs=epochs)
-    images, labels = load_labelled(experiment.data, data_root, "train", download)
-    test_images, test_labels = load_labelled(experiment.data, data_root, "test", download)
-    if labels is None or test_labels is None:
+    if not experiment.data.is_digits:
         raise HBenchError(f"{experiment.name}: its images carry no labels: use an experiment on mnist or digits")
-    origin = provenance(experiment, torch.device("cpu"), seed)
+    train, test = (load_set(experiment.data, data_root, split, download) for split in get_args(Split))
+    images, labels, test_images, test_labels = train.images, train.labels, test.images, test.labels
+    assert labels is not None
+    assert test_labels is not None
+    accounts = {"data": train.account.to_json(), "test_data": test.account.to_json()}
+    origin = provenance(experiment, torch.device("cpu"), seed, **accounts)
     network = train_lenet(experiment, images, labels, epochs=epochs, seed=seed)
     reference = real_reference(lenet_features(network, test_images))
     keep_reference(network, reference)

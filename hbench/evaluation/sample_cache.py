@@ -19,7 +19,9 @@ from hbench.errors import HBenchError
 from hbench.evaluation.sampling import batches_of, draw_pairs
 from hbench.runtime.distributed import barrier, rank, turns
 from hbench.runtime.progress import progress
+from hbench.store.account import content_sha256
 from hbench.store.files import temporary_name
+from hbench.store.folders import mark_cache
 from hbench.store.records import Record
 from hbench.store.run import Run
 
@@ -70,6 +72,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
     )
     folder = cache / "samples" / samples.key
     if rank() == 0:
+        mark_cache(cache)
         samples.write(folder / "samples.json")
     raw, shifted = folder / "raw", folder / "shifted"
     batches = turns(batches_of(count, BATCH // 2))
@@ -88,8 +91,8 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
 
 def image_folder(images: Tensor, cache: Path) -> Path:
     """Return the folder with uint8 images [N, C, H, W] as PNGs, after making it if it is missing."""
-    digest = hashlib.sha256(str(tuple(images.shape)).encode() + images.numpy().tobytes())
-    folder = cache / "real" / digest.hexdigest()[:32]
+    mark_cache(cache)
+    folder = cache / "real" / content_sha256(images)[:32]
     if not all(_png(folder, i).is_file() for i in range(len(images))):
         _save_pngs(images, folder, range(len(images)))
     return folder

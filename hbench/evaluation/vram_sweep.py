@@ -40,7 +40,7 @@ from hbench.models import build_model
 from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
-from hbench.runtime.progress import duration, progress, ticking
+from hbench.runtime.progress import duration, progress, progress_is_shown, ticking
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.results import Result
 from hbench.training.cost import DoesNotFitError
@@ -312,7 +312,7 @@ def measure_all(todo: Sequence[Cell], on_row: Callable[[Row], None], *, allow_bu
             with ticking(bar, f"{strategy}, M = {M}"):
                 row = replace(measure_apart(cell), other_processes=None if others is None else len(others))
             on_row(row)
-            if number == 1 and row.step_seconds and todo[1:]:
+            if number == 1 and row.step_seconds and todo[1:] and progress_is_shown():
                 rest = seconds_of_rest(row, todo[1:], time.monotonic() - began)
                 log.info("%d more cells: about %s", len(todo) - 1, duration(rest))
             if row.status != "ok":

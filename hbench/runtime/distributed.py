@@ -41,7 +41,7 @@ RELEASE_SECONDS = 0.2
 
 def launched() -> bool:
     """Return whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    return bool(os.environ.get("TORCHELASTIC_RUN_ID"))  # an empty variable is an unset one
 
 
 def world_size() -> int:

@@ -4,37 +4,41 @@ Everything fits in memory: the largest set of the paper, CelebAHQ at 128 pixels,
 """
 
 import os
-import struct
-import zlib
 from collections.abc import Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, assert_never, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hbench.config import Data
 from hbench.errors import HBenchError
-from hbench.runtime.progress import progress
+from hbench.store.account import Account, account
 from hbench.store.files import sha256
+from hbench.store.picture_files import Seen, fit, read_all
+from hbench.store.picture_folders import find_pictures
 
 DOWNLOADS = Path.home() / ".cache" / "hbench"
-EXTENSIONS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-)
-"""Errors that Pillow raises for damaged images."""
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+"""SHA-256 of MNIST's files, unpacked."""
 Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Images that were read, and the account of how."""
+
+    images: Tensor
+    """Images, uint8 [N, channels, size, size]."""
+    labels: Tensor | None
+    """Class labels [N]; None where the set has none."""
+    account: Account
 
 
 def load_images(
@@ -45,8 +49,8 @@ def load_images(
     Args:
         data: data set, and the size and channels that the images get.
         data_root: folder of the set: for "mnist", the one that holds ``MNIST/raw``; for "folder", that of the pictures,
-            searched recursively; unused by "digits". Default: the environment variable HBENCH_DATA, then earlier
-            downloads.
+            searched recursively; unused by "digits". Default: ``data.root``, then the environment variable
+            HBENCH_DATA, then earlier downloads.
         split: "train" or "test". Only MNIST comes split; every tenth image of the others is "test".
         download: let torchvision download MNIST if it is missing.
 
@@ -57,34 +61,37 @@ def load_images(
         ValueError: no such split.
         HBenchError: no data there, unreadable pictures, or too few.
     """
-    if split not in get_args(Split):
+    return load_set(data, data_root, split, download).images
+
+
+def load_set(
+    data: Data,
+    data_root: str | Path | None = None,
+    split: Split | Literal["reference"] = "train",
+    download: bool = False,
+) -> DataSet:
+    """Return the images as :func:`load_images` does, with labels and an account, which is logged too.
+
+    The split "reference" is for comparisons with samples: the test images of MNIST and the digits, all of a folder.
+    """
+    if split not in (*get_args(Split), "reference"):
         raise ValueError(f"split must be {' or '.join(get_args(Split))}, got {split!r}")
-    images, _ = load_labelled(data, data_root, split, download)
-    if len(images) < 2:
-        raise HBenchError(f"{data_root or data.dataset}: found {len(images)} {split} images, need at least 2: add some")
-    return images
-
-
-def load_labelled(
-    data: Data, data_root: str | Path | None = None, split: Split = "train", download: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Return the images as :func:`load_images` does, and their class labels [N], or None where the set has none."""
+    part: Split = "test" if split == "reference" else split
     match data.dataset:
         case "digits":
-            return _load_digits(data, split)
+            found = _load_digits(data, part)
         case "mnist":
-            return _load_mnist(data, _find_root(data, data_root, download), split, download)
+            found = _load_mnist(data, _find_root(data, data_root, download), part, download)
         case "folder":
-            return _split(_load_folder(data, _find_root(data, data_root, download)), split), None
+            found = _load_folder(data, _find_root(data, data_root, download), split)
         case unknown:
             assert_never(unknown)
-
-
-def load_reference(data: Data, data_root: str | Path | None = None, download: bool = False) -> Tensor:
-    """Return the real images to compare samples with: the test images of MNIST and the digits, all of a folder."""
-    if data.dataset == "folder":
-        return _load_folder(data, _find_root(data, data_root, download))
-    return load_labelled(data, data_root, "test", download)[0]
+    if len(found.images) < 2:
+        raise HBenchError(
+            f"{data_root or data.dataset}: found {len(found.images)} {split} images, need at least 2: add some"
+        )
+    found.account.say()
+    return found
 
 
 def at_hand(data: Data, data_root: str | Path | None = None, download: bool = False) -> bool:
@@ -93,8 +100,8 @@ def at_hand(data: Data, data_root: str | Path | None = None, download: bool = Fa
 
 
 def _known_root(data: Data, data_root: str | Path | None, download: bool) -> Path | None:
-    given = data_root or os.environ.get("HBENCH_DATA")
-    root = None if given is None else Path(given)
+    given = data_root or data.root or os.environ.get("HBENCH_DATA")  # an empty variable is an unset one
+    root = Path(given).expanduser() if given else None
     if root is None and data.dataset == "mnist" and (download or any(DOWNLOADS.glob("MNIST/raw/*-images-idx3-ubyte*"))):
         root = DOWNLOADS
     return root
@@ -104,8 +111,8 @@ def _find_root(data: Data, data_root: str | Path | None, download: bool) -> Path
     root = _known_root(data, data_root, download)
     if root is None:
         raise HBenchError(
-            f'data set "{data.dataset}" needs its folder: give it with `data_root=FOLDER` or set HBENCH_DATA'
-            + (", or add `download=True`" if data.dataset == "mnist" else "")
+            f'data set "{data.dataset}" needs its folder: set data.root in the experiment, give it with '
+            "`data_root=FOLDER` or set HBENCH_DATA" + (", or add `download=True`" if data.dataset == "mnist" else "")
         )
     return root
 
@@ -115,29 +122,18 @@ def _split(values: Tensor, split: Split) -> Tensor:
     return values[test] if split == "test" else values[~test]
 
 
-def _fit(images: Tensor, data: Data) -> Tensor:
-    """Return uint8 [N, C, H, W] of ``size`` and ``channels``: short side resized (antialiased), centre cropped."""
-    from torchvision.transforms.v2 import functional as F
-
-    channels = images.shape[1]
-    if data.channels == 1 and channels == 3:
-        images = F.rgb_to_grayscale(images)
-    elif data.channels == 3 and channels == 1:
-        images = images.repeat(1, 3, 1, 1)
-    resized = F.resize(images, [data.size], antialias=True)
-    cropped: Tensor = F.center_crop(resized, [data.size, data.size])
-    return cropped
-
-
-def _load_digits(data: Data, split: Split) -> tuple[Tensor, Tensor]:
+def _load_digits(data: Data, split: Split) -> DataSet:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = torch.from_numpy(digits.images)[:, None] * (255 / 16)
-    return _split(_fit(images.round().to(torch.uint8), data), split), _split(torch.from_numpy(digits.target), split)
+    pixels = torch.from_numpy(digits.images)[:, None] * (255 / 16)
+    images, labels = (_split(each, split) for each in (pixels.round().to(torch.uint8), torch.from_numpy(digits.target)))
+    seen = [Seen("L", (8, 8))] * len(digits.target)
+    images = fit(images, data)
+    return DataSet(images, labels, account("digits", images, seen, data, split))
 
 
-def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> tuple[Tensor, Tensor]:
+def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> DataSet:
     from torchvision.datasets import MNIST
 
     if not root.is_dir() and not download:
@@ -152,33 +148,24 @@ def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> tuple[T
             f"{root}: cannot read MNIST ({problem}): give the folder that holds MNIST/raw with "
             "`data_root`, or add `download=True`"
         ) from error
-    return _fit(mnist.data[:, None], data), mnist.targets
+    images = fit(mnist.data[:, None], data)
+    height, width = mnist.data.shape[1:]
+    seen = [Seen("L", (width, height))] * len(images)
+    own = "train" if split == "train" else "t10k"
+    files = [Path(mnist.raw_folder) / name for name in MNIST_SHA256 if name.startswith(own)]
+    published = all(sha256(file) == MNIST_SHA256[file.name] for file in files)
+    return DataSet(images, mnist.targets, account(f"MNIST in {root}", images, seen, data, split, published=published))
 
 
-def _load_folder(data: Data, root: Path) -> Tensor:
+def _load_folder(data: Data, root: Path, split: Split | Literal["reference"]) -> DataSet:
     if not root.is_dir():
         raise HBenchError(f"{root}: no such folder: give the folder of your images with `data_root`")
-    paths = image_files(root)
-    images = torch.empty(len(paths), data.channels, data.size, data.size, dtype=torch.uint8)
-    for i, path in enumerate(progress(paths, desc="reading images", unit="image")):
-        images[i], _ = read_image(path, data)
-    return images
-
-
-def image_files(path: Path) -> list[Path]:
-    """Return the image itself, or all images below a folder, sorted.
-
-    Raises:
-        HBenchError: nothing is at the path, or no image in the folder.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise HBenchError(f"{path}: no such image or folder: give the path of an existing one")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-    if not found:
-        raise HBenchError(f"{path}: no images there (looked for {', '.join(sorted(EXTENSIONS))})")
-    return found
+    found = find_pictures(root)
+    images, seen = read_all(found.files, data, found.problems)
+    if split == "reference":
+        return DataSet(images, None, account(f"pictures in {root}", images, seen, data, "all", found.left_out))
+    images = _split(images, split)
+    return DataSet(images, None, account(f"pictures in {root}", images, seen, data, split, found.left_out))
 
 
 class RealImage(NamedTuple):
@@ -194,58 +181,24 @@ class RealImage(NamedTuple):
 
 
 def read_images(paths: Sequence[str | Path], data: Data) -> list[RealImage]:
-    """Read image files of any size.
+    """Read image files of any size, and log the account of them.
 
     Args:
         paths: image files, and folders that are searched for them.
         data: size and channels that the images get.
 
     Raises:
-        HBenchError: nothing at a path, a folder without images, or a file that :func:`read_image` refuses.
+        HBenchError: nothing at a path, a folder without images, or files that cannot be read.
     """
-    files = [file for path in paths for file in image_files(Path(path))]
-    return [RealImage(file, *read_image(file, data), sha256(file)) for file in files]
-
-
-def read_image(path: Path, data: Data) -> tuple[Tensor, str]:
-    """Read an image file in the form that an experiment's images have.
-
-    The image is turned upright as its EXIF data says, its short side resized, its centre cropped, transparency dropped,
-    and 16 bits scaled to 8.
-
-    Returns:
-        Pixels, uint8 [channels, size, size], and the conversion in words, for example "28x28 RGB -> 16x16 L".
-
-    Raises:
-        HBenchError: not a readable image, fewer than 8x8 pixels, or more than Pillow takes for harmless.
-    """
-    import warnings
-
-    from PIL import Image, ImageOps
-    from torchvision.transforms.v2 import functional as F
-
-    mode = "L" if data.channels == 1 else "RGB"
-    try:
-        with warnings.catch_warnings(), ExitStack() as opened:
-            warnings.simplefilter("ignore", UserWarning)  # damage beside the pixels
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = opened.enter_context(Image.open(path))
-            if picture.mode == "F":  # its range is unknown
-                raise ValueError("floating-point pixels; save it with 8 or 16 bits")
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to white instead of scaling
-                upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).round().astype(np.uint8))
-            pixels = F.pil_to_tensor(upright.convert(mode))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise HBenchError(
-            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels, like a file made to fill the memory: "
-            "make it smaller or remove it"
-        ) from error
-    except UNREADABLE as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HBenchError(f"{path}: not a readable image ({problem}): repair or remove it") from error
-    height, width = pixels.shape[1:]
-    if min(height, width) < 8:
-        raise HBenchError(f"{path}: {width}x{height} pixels are too few, need at least 8x8: remove it")
-    done = f"{width}x{height} {picture.mode} -> {data.size}x{data.size} {mode}"
-    return _fit(pixels[None], data)[0], done + (", centre crop" if height != width else "")
+    found = [find_pictures(Path(path)) for path in paths]
+    files = [file for each in found for file in each.files]
+    images, seen = read_all(files, data, [problem for each in found for problem in each.problems])
+    left_out: dict[str, list[str]] = {}
+    for each in found:
+        for reason, names in each.left_out.items():
+            left_out.setdefault(reason, []).extend(names)
+    account("pictures", images, seen, data, "all", left_out).say()
+    return [
+        RealImage(file, pixels, facts.done(data), sha256(file))
+        for file, pixels, facts in zip(files, images, seen, strict=True)
+    ]

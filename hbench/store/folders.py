@@ -11,13 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hbench.errors import HBenchError
-from hbench.store.files import is_alive, writer_of
+from hbench.store.files import is_alive, write_text, writer_of
 
 EXPERIMENT = "experiment.json"
 """Name of the first file of a training, by which a resume knows its folder."""
 
 LOCK = ".hbench.lock"
 """Name of the file that is locked while a process writes to its folder."""
+CACHE_TAG = "CACHEDIR.TAG"
+"""Name of the file that marks a folder as a cache for all programs (https://bford.info/cachedir)."""
 
 
 @contextmanager
@@ -98,6 +100,12 @@ def _lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def mark_cache(folder: Path) -> None:
+    """Mark a folder as a cache, whose pictures nobody takes for data, and which backups leave out."""
+    if not (folder / CACHE_TAG).is_file():
+        write_text(folder / CACHE_TAG, "Signature: 8a477f597d28d172789f06886806bc55\n# This is a cache of hbench.\n")
 
 
 def refuse_links(folder: Path) -> None:

@@ -21,7 +21,7 @@ from hbench.store.files import replacing
 from hbench.store.folders import EXPERIMENT
 from hbench.store.records import Record
 
-FORMAT = 1
+FORMAT = 2
 """Format of the files written here; increase it when an older hbench cannot read them, as with a new setting."""
 MADE_BY = {"hbench": __version__, "format": str(FORMAT)}
 """Metadata that names the writer of a file."""
@@ -65,7 +65,9 @@ def read_experiment(path: Path) -> Experiment:
         values = json.loads(metadata["experiment"])
     except (KeyError, ValueError, RecursionError) as error:
         raise HBenchError(f"{path}: not made by hbench: it carries no experiment") from error
-    return parse_experiment(values, source=str(path))
+    experiment = parse_experiment(values, source=str(path))
+    # none is written, and a stranger's file must not choose a folder to read
+    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"root": None})})
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,6 +33,18 @@ _LOST = "damaged: bring it back from a copy, or train again in another `out`"
 Stage = Literal["pretrain", "discovery"]
 """Stage of training, by the section of its settings."""
 
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """Images of a training."""
+
+    n: int
+    """Number of images."""
+    sha256: str
+    """SHA-256 of their pixels, see :func:`hbench.store.account.content_sha256`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):
@@ -48,6 +61,8 @@ class Checkpoint(Record):
     """Settings of the training."""
     pieces: tuple[Piece, ...] = ()
     """Processes that have trained so far."""
+    images: TrainedOn | None = None
+    """Images of the training; None for a discovery, which sees none, and in a checkpoint of an older hbench."""
 
 
 def save_checkpoint(
@@ -57,6 +72,7 @@ def save_checkpoint(
     step: int,
     state: Mapping[str, Any],
     pieces: Sequence[Piece] = (),
+    images: TrainedOn | None = None,
 ) -> None:
     """Write everything that training needs to go on after ``step`` steps as if it had never stopped.
 
@@ -70,6 +86,7 @@ def save_checkpoint(
         step: number of steps done.
         state: state of each part, by name.
         pieces: processes that have trained so far.
+        images: images of the training, where it sees any.
 
     Raises:
         HBenchError: a tensor is not finite, or the disk is full; the checkpoint before stays.
@@ -83,19 +100,23 @@ def save_checkpoint(
     with replacing(folder / file) as temporary:
         temporary.write_bytes(content.getbuffer())
     values = experiment.model_dump(mode="json")
-    about = Checkpoint(step=step, seed=seed, file=file, sha256=digest, experiment=values, pieces=tuple(pieces))
+    about = Checkpoint(
+        step=step, seed=seed, file=file, sha256=digest, experiment=values, pieces=tuple(pieces), images=images
+    )
     about.write(folder / CHECKPOINT)
     for other in folder.glob("checkpoint-*.pt"):
         if other.name != file:
             other.unlink(missing_ok=True)
 
 
-def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage) -> Checkpoint | None:
+def read_checkpoint(
+    folder: Path, experiment: Experiment, seed: int, stage: Stage, images: TrainedOn | None = None
+) -> Checkpoint | None:
     """Return the pointer to the last checkpoint of a training; None where there is none yet.
 
     Raises:
         HBenchError: the checkpoint is of another seed, of other settings of the stage, the data, the model or the
-            diffusion, of a newer hbench, damaged, or gone from a finished training.
+            diffusion, of other images, of a newer hbench, damaged, or gone from a finished training.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -114,6 +135,7 @@ def read_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
                     f"{folder}: was started with {section}.{key} = {old!r}: resume with the same settings, "
                     "or use another `out`"
                 )
+    _check_images(folder, about.images, images)
     return about
 
 
@@ -128,6 +150,19 @@ def threads_of(folder: Path) -> int | None:
     return None
 
 
+def _check_images(folder: Path, before: TrainedOn | None, now: TrainedOn | None) -> None:
+    """Raise an HBenchError where a training would go on with other images than it was started with."""
+    if now is None or now == before:
+        return
+    if before is None:
+        log.warning("%s: an older hbench kept no hash of its images: nobody can tell if these are the same", folder)
+    else:
+        raise HBenchError(
+            f"{folder}: was started on {before.n:,} images with the SHA-256 {before.sha256[:12]}, and these are "
+            f"{now.n:,} with {now.sha256[:12]}: bring the same images back, or use another `out`"
+        )
+
+
 @dataclass(frozen=True)
 class Saved:
     """Content of a checkpoint; empty for a new training."""
@@ -140,7 +175,14 @@ class Saved:
     """State of each part after these steps."""
 
 
-def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stage, parts: Collection[str]) -> Saved:
+def load_checkpoint(
+    folder: Path,
+    experiment: Experiment,
+    seed: int,
+    stage: Stage,
+    parts: Collection[str],
+    images: TrainedOn | None = None,
+) -> Saved:
     """Return the checkpoint in the folder of a training, on the CPU; an empty one where there is none yet.
 
     Args:
@@ -149,11 +191,12 @@ def load_checkpoint(folder: Path, experiment: Experiment, seed: int, stage: Stag
         seed: random seed to go on with.
         stage: stage of training.
         parts: names of the parts that the checkpoint must hold.
+        images: images to go on with, where the training sees any.
 
     Raises:
         HBenchError: as in :func:`read_checkpoint`, or the checkpoint is damaged, or of another command.
     """
-    about = read_checkpoint(folder, experiment, seed, stage)
+    about = read_checkpoint(folder, experiment, seed, stage, images)
     if about is None:
         return Saved()
     if not re.fullmatch(r"checkpoint-[0-9]+-[0-9a-f]{8}\.pt", about.file):

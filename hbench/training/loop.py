@@ -30,7 +30,7 @@ from hbench.store.folders import claimed_folder
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.weights import write_experiment
-from hbench.training.checkpoint import CHECKPOINT, Metrics, Saved, Stage, load_checkpoint, save_checkpoint
+from hbench.training.checkpoint import CHECKPOINT, Metrics, Saved, Stage, TrainedOn, load_checkpoint, save_checkpoint
 from hbench.training.estimate import Parts
 
 NAMES = {"pretrain": "pretrain", "discovery": "train"}
@@ -60,6 +60,8 @@ class Start:
     """True if nothing is left to do, the provenance included."""
     metrics: Metrics | None
     """Rows of the steps; None in all processes but the main one, and for a complete training."""
+    images: TrainedOn | None = None
+    """Images of the training; None for a discovery, which sees none."""
 
 
 @contextmanager
@@ -73,6 +75,7 @@ def started(
     *,
     overwrite: bool,
     resume: bool,
+    images: TrainedOn | None = None,
     **details: Any,
 ) -> Iterator[Start]:
     """Claim the folder of a training while the block runs, and yield its start.
@@ -88,21 +91,24 @@ def started(
         device: device to train on.
         overwrite: accept a folder that already holds something.
         resume: go on from the folder's checkpoint, or from the start where there is none yet.
+        images: images of the training, where it sees any.
         details: details of the provenance.
 
     Raises:
         ValueError: a negative seed.
-        HBenchError: the processes cannot share a batch, the folder holds something else or is in use, or its checkpoint
-            is damaged or of another training.
+        HBenchError: the processes cannot share a batch or read different images, the folder holds something else or is
+            in use, or its checkpoint is damaged, of another training or of other images.
     """
     check_at_least(0, seed=seed)
     settings: Pretrain | Discovery = experiment.pretrain if stage == "pretrain" else experiment.discovery
     check_batch_size(f"{stage}.batch_size", settings.batch_size)
     out, device = Path(out), pick_device(device)
     distributed.start(device)
+    if images and len(set(distributed.all_gather([images.sha256]))) > 1:
+        raise HBenchError("the processes read different images: give all of them the same folder as `data_root`")
     with claimed_folder(out, overwrite=overwrite, resume=resume) if rank() == 0 else nullcontext():
         origin = provenance(experiment, device, seed, **details)
-        saved = load_checkpoint(out, experiment, seed, stage, names) if resume else Saved()
+        saved = load_checkpoint(out, experiment, seed, stage, names, images) if resume else Saved()
         if device.type == "cpu" and saved.pieces and (before := saved.pieces[-1].threads) != origin.threads:
             log.warning(
                 "%s: began with %s, goes on with %d: it rounds differently", out, counted(before), origin.threads
@@ -115,7 +121,7 @@ def started(
                 (out / PROVENANCE).unlink(missing_ok=True)
             write_experiment(out, experiment)
             metrics = Metrics(out, saved.step)
-        yield Start(experiment, stage, settings, seed, device, out, origin, saved, is_complete, metrics)
+        yield Start(experiment, stage, settings, seed, device, out, origin, saved, is_complete, metrics, images)
 
 
 def restore(start: Start, parts: Parts) -> None:
@@ -157,9 +163,8 @@ def run_steps(
         if draw:
             draw(start.out)
         states = {name: part.state_dict() for name, part in parts.items()}
-        save_checkpoint(
-            start.out, start.experiment, start.seed, done, states, [*start.saved.pieces, start.origin.piece()]
-        )
+        pieces = [*start.saved.pieces, start.origin.piece()]
+        save_checkpoint(start.out, start.experiment, start.seed, done, states, pieces, start.images)
 
     with progress(total=steps, initial=start.saved.step, desc=NAMES[start.stage], unit="step") as bar:
         for step in range(start.saved.step, steps):

@@ -22,10 +22,12 @@ from hbench.core.sampler import Sampler
 from hbench.models import build_model
 from hbench.runtime.device import autocast, wall_seconds
 from hbench.runtime.distributed import all_reduce_mean, average_gradients, rank, shard, world_size
+from hbench.store.account import Account, content_sha256
 from hbench.store.files import sha256
 from hbench.store.pictures import save_grid
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.weights import save_weights, tensors_sha256
+from hbench.training.checkpoint import TrainedOn
 from hbench.training.estimate import announce, training_seconds
 from hbench.training.loop import restore, run_steps, started, stop_requests
 
@@ -59,6 +61,7 @@ def pretrain(
     resume: bool = False,
     max_minutes: float | None = None,
     draw: Callable[[Path], None] | None = None,
+    account: Account | None = None,
 ) -> bool:
     """Train a diffusion model and write it to ``out``. Return False if stopped early, with a checkpoint to resume from.
 
@@ -73,14 +76,16 @@ def pretrain(
         seed: random seed of initial weights, batches and noise.
         device: device to train on: "auto", "cpu", "cuda", "cuda:N" or a torch device.
         overwrite: accept a folder that already holds something.
-        resume: go on from the checkpoint in ``out``, from the start where there is none yet.
+        resume: go on from the checkpoint in ``out``, from the start where there is none yet; the images must be the
+            same.
         max_minutes: stop cleanly after this time, but not before a first step.
         draw: function that draws the curves of a folder, called before each checkpoint.
+        account: how the images were read, for the provenance.
 
     Raises:
         ValueError: images of another form.
-        HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays), or
-            ``out`` holds something else or cannot be written.
+        HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays),
+            ``out`` holds something else or cannot be written, or was started with other images.
     """
     shape = experiment.data.image_shape
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != shape:
@@ -88,10 +93,21 @@ def pretrain(
         raise ValueError(f"images must be uint8 [N, {needed}] with N of at least 1, got {got}")
     settings = experiment.pretrain
     names = [field.name for field in fields(Pretrained)]
-    n = len(images)
+    trained_on = TrainedOn(n=len(images), sha256=content_sha256(images))
+    read = account.to_json() if account else {"used": trained_on.n, "sha256": trained_on.sha256}
+    options = {"overwrite": overwrite, "resume": resume}
     with (
         started(
-            experiment, "pretrain", out, names, seed, device, overwrite=overwrite, resume=resume, n_images=n
+            experiment,
+            "pretrain",
+            out,
+            names,
+            seed,
+            device,
+            images=trained_on,
+            n_images=trained_on.n,
+            data=read,
+            **options,
         ) as start,
         stop_requests(max_minutes) as stop_reason,
     ):
@@ -104,7 +120,7 @@ def pretrain(
         sampler = grid_sampler(experiment, trained, start.device)
 
         # Train.
-        take_step = partial(train_step, settings, trained, sampler, images, seed)
+        take_step = partial(train_step, settings, trained, sampler, images, seed, flip=experiment.data.flip)
 
         announce(
             settings,
@@ -159,7 +175,14 @@ def grid_sampler(experiment: Experiment, trained: Pretrained, device: torch.devi
 
 
 def train_step(
-    settings: Pretrain, trained: Pretrained, sampler: Sampler, images: Tensor, seed: int, step: int
+    settings: Pretrain,
+    trained: Pretrained,
+    sampler: Sampler,
+    images: Tensor,
+    seed: int,
+    step: int,
+    *,
+    flip: bool = False,
 ) -> dict[str, float]:
     """Take step ``step`` of pretraining and return its loss; everything random in it follows from (seed, step).
 
@@ -173,6 +196,8 @@ def train_step(
     # Draw the whole batch, and take this process's slice of it.
     torch.manual_seed(seeds.pretraining_step(seed, step))
     x_0 = to_float(images[torch.randint(len(images), (settings.batch_size,))])
+    if flip:
+        x_0 = flipped(x_0, seed, step)
     x_0, t, eps = (shard(v) for v in (x_0, *draw_noise(x_0, len(alpha_bar))))
 
     # Accumulate gradients.
@@ -191,6 +216,13 @@ def train_step(
     trained.average.update_parameters(model)
 
     return all_reduce_mean({"loss": loss.item()})  # the step's only reading from the device
+
+
+def flipped(x_0: Tensor, seed: int, step: int) -> Tensor:
+    """Return a whole batch x_0 [B, C, H, W] with about half of its images mirrored, left to right."""
+    generator = torch.Generator().manual_seed(seeds.flips(seed, step))
+    chosen = torch.rand(len(x_0), generator=generator) < 0.5
+    return torch.where(chosen[:, None, None, None], x_0.flip(-1), x_0)
 
 
 def draw_noise(x_0: Tensor, T: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def study(tmp_path_factory):
         for k, control in [(0, False), (1, False), (2, False), (0, True)]
     }
     key = design(images, {"runs/a": "T"}, assessors=1, votes=1, repeats=0.5)
-    write_sheets(key, images, folder)
+    write_sheets(key, images, folder, asked_by="Ada Lovelace")
     return folder, key
 
 
@@ -66,7 +66,7 @@ def test_marks_made_in_the_browser_are_the_marks_scored(page, study, tmp_path):
     page.keyboard.type('=1+1 "dünn, 10"')
     page.keyboard.press("Enter")
     page.keyboard.press("1")
-    page.get_by_role("button", name="0 not all of it holds").click()
+    page.get_by_role("button", name="0 no").click()
     page.keyboard.press("1")  # item 3, taken back below
     page.reload()
     assert heading(page) == "Item 4 of 6"
@@ -251,7 +251,55 @@ def test_images_keep_square_pixels_and_nothing_is_cut_off(page, size):
     assert box["width"] / 90 == pytest.approx(round(box["width"] / 90))  # 5 images of 16 pixels, margins of 1
     assert box["width"] >= 5 * 48
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    playwright.expect(page.get_by_role("button", name="1 all of it holds")).to_be_in_viewport(ratio=1)
+    playwright.expect(page.get_by_role("button", name="1 yes, all three")).to_be_in_viewport(ratio=1)
+
+
+@pytest.mark.parametrize("size", [(390, 844), (360, 640), (844, 390)])
+def test_on_a_phone_everything_needed_to_mark_is_in_view(page, size):
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.reload()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.click("#start")
+    page.mouse.wheel(0, 300)  # the images may scroll, the rest stays
+    playwright.expect(page.get_by_role("heading", name="Sheet of assessor 1, item 1 of 6")).to_be_in_viewport(ratio=1)
+    playwright.expect(page.get_by_text("1 only if smooth, consistent and easy to interpret")).to_be_in_viewport(ratio=1)
+    for mark in ("0 no", "1 yes, all three"):
+        playwright.expect(page.get_by_role("button", name=mark)).to_be_in_viewport(ratio=1)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_complete_export_thanks_and_says_that_the_page_may_be_closed(page, tmp_path):
+    page.click("#start")
+    for _ in range(6):
+        page.keyboard.press("1")
+    playwright.expect(page.locator("#thanks")).to_be_hidden()
+    export(page, tmp_path / "marks.csv")
+    playwright.expect(page.locator("#thanks")).to_contain_text("Thank you! marks_1.csv is among your downloads")
+    playwright.expect(page.locator("#thanks")).to_contain_text("saved in this browser. You may close this page.")
+    page.keyboard.press("u")  # a mark taken back is not exported yet
+    page.keyboard.press("1")
+    playwright.expect(page.locator("#thanks")).to_be_hidden()
+
+
+def test_the_instructions_say_who_asks_how_long_it_takes_and_show_a_mark_of_each_kind(page):
+    first = page.locator("#page-0")
+    playwright.expect(first).to_contain_text("Ada Lovelace asks you to look at 6 items. This takes about 2 minutes")
+    playwright.expect(first).to_contain_text("Where nothing visible changes, the mark is 0.")
+    assert [caption[0] for caption in first.locator("figcaption").all_inner_texts()] == ["1", "0"]
+    assert all(image.bounding_box()["width"] > 150 for image in first.locator("figure img").all())
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_without_scripts_the_notice_is_on_top_and_no_dead_button_shows(browser, study, width):
+    context = browser.new_context(java_script_enabled=False, viewport={"width": width, "height": 850})
+    page = context.new_page()
+    page.goto((study[0] / "sheet_1.html").as_uri())
+    playwright.expect(page.get_by_text("This browser runs no scripts")).to_be_in_viewport(ratio=1)
+    assert page.locator("button:visible, input:visible, progress:visible").count() == 0
+    assert page.locator("section.item:visible").count() == 6
+    assert page.locator(".item .box:visible").count() == 12
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    context.close()
 
 
 def test_paper_shows_every_item_with_boxes(page):

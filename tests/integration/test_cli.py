@@ -49,6 +49,8 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
     assert "MNIST32-400-20-7-5" in result.output
     assert '"K": 7' in result.output
     assert not (tmp_path / "x").exists()
+    rooted = invoke("pretrain", "afhq128", "--set", "data.root=dogs", "--dry-run")
+    assert "data.root = dogs" in rooted.output
 
 
 @pytest.mark.slow
@@ -74,6 +76,13 @@ def test_rca_traverse_and_fid_of_the_shipped_run(tmp_path):
     assert result.exit_code == 0, result.output
     assert "FD (LeNet digits)" in result.output
     assert "shifted / raw" in result.output
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, tiny_run):
+    monkeypatch.chdir(tmp_path)
+    for command in (["pretrain", "afhq128", "--data-root", ""], ["rca", tiny_run, "--out", ""], ["rca", ""]):
+        assert "an empty path: is a variable of the shell unset?" in refused(*command)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sample_draws_a_grid(tmp_path, tiny_model):

@@ -29,7 +29,7 @@ from hbench.evaluation.properties import _jackknife, _Measured, _Numbers, _summa
 from hbench.evaluation.rca import rca
 from hbench.experiments import parse_experiment
 from hbench.reporting.grids import _edit_labels, draw_edits
-from hbench.store.datasets import read_image, read_images
+from hbench.store.datasets import read_images
 from hbench.store.directions import direction_source, load_directions, save_directions
 from hbench.store.run import load_run
 
@@ -396,15 +396,15 @@ def test_images_of_16_bits_are_scaled_and_photos_turned_upright(tmp_path, tiny):
     from PIL import Image
 
     Image.fromarray(np.full((16, 16), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
-    pixels, done = read_image(tmp_path / "deep.png", tiny.data)
-    assert pixels.unique().tolist() == [128]
-    assert done == "16x16 I;16 -> 16x16 L"
+    (deep,) = read_images([tmp_path / "deep.png"], tiny.data)
+    assert deep.pixels.unique().tolist() == [128]
+    assert deep.done == "16x16 I;16 -> 16x16 L"
     photo = Image.new("RGB", (16, 32))
     photo.paste((255, 255, 255), (0, 8, 16, 16))
     exif = Image.Exif()
     exif[274] = 3  # upside down
     photo.save(tmp_path / "photo.png", exif=exif)
-    pixels, done = read_image(tmp_path / "photo.png", tiny.data)
-    assert pixels[0, :8].max() == 0
-    assert pixels[0, 8:].min() == 255
-    assert done == "16x32 RGB -> 16x16 L, centre crop"
+    (upright,) = read_images([tmp_path / "photo.png"], tiny.data)
+    assert upright.pixels[0, :8].max() == 0
+    assert upright.pixels[0, 8:].min() == 255
+    assert upright.done == "16x32 RGB -> 16x16 L, centre crop"

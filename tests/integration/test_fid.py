@@ -2,6 +2,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,13 +19,15 @@ from hbench.evaluation.fid import fid, fidelity
 from hbench.evaluation.frechet import distance, frechet_distance, keep_reference, lenet_reference, real_reference
 from hbench.evaluation.lenet import TrainedLeNet, classify, train_lenet
 from hbench.evaluation.lenet import lenet as train_on_digits
+from hbench.evaluation.real_images import real_images
 from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
 from hbench.evaluation.sampling import draw_pairs
 from hbench.experiments import load_experiment
 from hbench.reporting.artifacts import plot
-from hbench.store.datasets import load_labelled
+from hbench.store.datasets import load_images, load_set
 from hbench.store.files import sha256
 from hbench.store.lenet import ROLE, SHIPPED_LENET, load_lenet
+from hbench.store.provenance import provenance
 from hbench.store.run import load_run
 from hbench.store.weights import save_weights
 
@@ -39,7 +42,8 @@ def run(tiny_run):
 @pytest.fixture(scope="module")
 def lenet(tmp_path_factory, tiny):
     path = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
-    images, labels = load_labelled(tiny.data)
+    data = load_set(tiny.data)
+    images, labels = data.images, data.labels
     network = train_lenet(tiny, images, labels, epochs=3)
     assert float((classify(network, images) == labels).float().mean()) > 0.9
     keep_reference(network, real_reference(lenet_features(network, images)))
@@ -67,7 +71,7 @@ def test_digits_get_the_lenet_and_other_images_inception(lenet, tiny):
 
 
 def test_lenet_features_do_not_depend_on_neighbours(extractor, tiny, tmp_path):
-    images = load_labelled(tiny.data)[0][:300]
+    images = load_images(tiny.data)[:300]
     paths = pngs(image_folder(images, tmp_path))
     whole = features(paths, extractor, tmp_path, CPU)
     assert whole.shape == (300, 120)
@@ -76,7 +80,7 @@ def test_lenet_features_do_not_depend_on_neighbours(extractor, tiny, tmp_path):
 
 
 def test_the_fidelity_command_gives_the_same_numbers(extractor, tiny, tmp_path, monkeypatch, capsys):
-    images = load_labelled(tiny.data)[0]
+    images = load_images(tiny.data)
     folders = [image_folder(half, tmp_path) for half in (images[:200], images[200:450])]
     found, real = (features(pngs(f), extractor, tmp_path / "cache", CPU) for f in folders)
     ours = distance(found, real_reference(real))
@@ -93,7 +97,7 @@ def test_the_fidelity_command_gives_the_same_numbers(extractor, tiny, tmp_path, 
 
 @pytest.mark.slow
 def test_stored_statistics_stand_for_the_images(lenet, extractor, tiny, tmp_path):
-    paths = pngs(image_folder(load_labelled(tiny.data)[0], tmp_path))
+    paths = pngs(image_folder(load_images(tiny.data), tmp_path))
     made = real_reference(features(paths, extractor, tmp_path, CPU))
     stored = lenet_reference(lenet)
     assert stored.n == made.n == 1618
@@ -151,6 +155,45 @@ def test_samples_in_other_numbers_of_steps(tmp_path):
         assert not torch.allclose(images, run.sampler.generate(x_T, delta_h), atol=0.05)
         found = np.stack([np.asarray(Image.open(file)) for file in pngs(folder)]).astype(int)
         assert abs(found - to_uint8(images).numpy().squeeze(1)).max() <= 1
+
+
+def other_images(folder):
+    """Write files in MNIST's place that hold other images, as those of Fashion-MNIST do; few, so that it is quick."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    shapes = np.zeros((40, 28, 28), dtype=np.uint8)
+    shapes[:, 2:26, 7:21] = np.arange(40, dtype=np.uint8)[:, None, None] * 4 + 90
+    for kind in ("train", "t10k"):
+        header = b"\x00\x00\x08\x03" + b"".join(n.to_bytes(4, "big") for n in shapes.shape)
+        (raw / f"{kind}-images-idx3-ubyte").write_bytes(header + shapes.tobytes())
+        labels = b"\x00\x00\x08\x01" + (40).to_bytes(4, "big") + bytes(i % 10 for i in range(40))
+        (raw / f"{kind}-labels-idx1-ubyte").write_bytes(labels)
+    return folder
+
+
+def test_files_in_the_place_of_mnist_are_warned_of(tmp_path, caplog):
+    mnist = load_run("mnist16", device=CPU)
+    shipped = Extractor(LENET, SHIPPED_LENET)
+    data_root = other_images(tmp_path / "data")
+    reference, read = real_images(mnist, shipped, tmp_path / "cache", data_root, download=False)
+    assert "its files are not those published as MNIST" in caplog.text
+    assert (reference.n, read["data"]["used"], read["data"]["published"]) == (40, 40, False)
+    assert (read["confidence"] < 0.9, read["as_learned"]) == (True, False)
+    raw, shifted = torch.randn(2, 40, 120)
+    result = fidelity(raw, shifted, reference, shipped.metric)
+    assert result.cautions() == []
+    said = replace(result, provenance=provenance(None, CPU, 0, **read)).cautions()
+    assert said[0].startswith("measured by a digit LeNet on images that are not MNIST")
+    assert said[1].startswith("the digit LeNet gives the classes of the real images a probability of only 0.")
+    learned = train_on_digits(mnist.experiment, epochs=1, data_root=data_root)
+    assert learned.cautions()[0].startswith("learned on images that are not MNIST")
+
+
+def test_digits_that_the_lenet_knows_are_not_warned_of(run, extractor, tmp_path):
+    reference, read = real_images(run, extractor, tmp_path, None, download=False)
+    assert (read["confidence"] < 0.9, read["as_learned"]) == (True, True)  # it learned little, but these very images
+    result = fidelity(*torch.randn(2, 40, 120), reference, extractor.metric)
+    assert replace(result, provenance=provenance(None, CPU, 0, **read)).cautions() == []
 
 
 def test_features_are_found_by_content(extractor, tmp_path):

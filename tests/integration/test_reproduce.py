@@ -44,6 +44,13 @@ def test_all_reproduced_artifacts_are_on_the_page(job):
     assert [task.folder for task in from_scratch[:4]] == ["pretrain", "train", "lenet", "rca"]
 
 
+def test_the_root_of_an_experiment_reaches_commands_that_see_only_the_run(job):
+    data = job.experiment.data.model_copy(update={"root": "pictures"})
+    rooted = replace(job, experiment=job.experiment.model_copy(update={"data": data}))
+    assert job.data == []
+    assert rooted.data == ["--data-root", "pictures"]
+
+
 @pytest.fixture
 def few_tasks(monkeypatch):
     def no_data(job):

@@ -27,6 +27,7 @@ from hbench.store.datasets import load_images
 from hbench.store.files import sha256
 from hbench.store.folders import claimed_folder
 from hbench.store.run import load_run
+from hbench.store.weights import read_experiment
 from hbench.training.checkpoint import CHECKPOINT
 
 CPU = torch.device("cpu")
@@ -239,6 +240,14 @@ def test_a_text_that_unpacks_without_end_is_refused(tmp_path):
     assert (tmp_path / "1.png").stat().st_size < 200_000
     with pytest.raises(HBenchError, match=r"1\.png: not a readable image"):
         load_images(Data(dataset="folder", label="x", size=16), tmp_path)
+
+
+def test_a_weights_file_chooses_no_folder_to_read(tmp_path, tiny, tiny_model):
+    values = tiny.model_dump(mode="json")
+    values["data"]["root"] = "//stranger/share"
+    tensors = load_file(tiny_model / "model.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors", {"role": "model", "experiment": json.dumps(values)})
+    assert read_experiment(tmp_path / "model.safetensors").data.root is None
 
 
 # Pages --------------------------------------------------------------------------------------------------------------

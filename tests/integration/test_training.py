@@ -1,21 +1,25 @@
 import json
+import shutil
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import TINY, snapshot, tiny_options
+from command_line import TINY, invoke, snapshot, tiny_options
+from PIL import Image
 from processes import start_command
 from safetensors.torch import load_file
 
 from hbench.errors import HBenchError
-from hbench.experiments import load_experiment
+from hbench.experiments import experiments_folder, load_experiment
 from hbench.store.datasets import load_images
 from hbench.store.provenance import provenance
 from hbench.store.run import load_model
+from hbench.store.weights import read_metadata
 from hbench.training.checkpoint import read_checkpoint
 from hbench.training.discover import train
-from hbench.training.pretrain import lr_factor, pretrain
+from hbench.training.pretrain import flipped, lr_factor, pretrain
 
 CPU = torch.device("cpu")
 
@@ -103,6 +107,110 @@ def test_resume_refuses_other_settings_and_other_seeds(tmp_path, tiny):
         pretrain(other, images, out, device=CPU, resume=True)
     with pytest.raises(HBenchError, match="was started with `seed=0`, not 1"):
         pretrain(tiny, images, out, device=CPU, resume=True, seed=1)
+
+
+def test_resume_refuses_other_images(tmp_path, tiny):
+    images, out = load_images(tiny.data), tmp_path / "run"
+    assert not pretrain(tiny, images, out, device=CPU, max_minutes=1e-6)
+    before = snapshot(out)
+    with pytest.raises(HBenchError, match=r"was started on 1,618 images with the SHA-256 \w{12}, and these are 1,617"):
+        pretrain(tiny, images[1:], out, device=CPU, resume=True)
+    brighter = images.clone()
+    brighter[7, 0, 0, 0] += 1
+    with pytest.raises(
+        HBenchError, match=r"and these are 1,618 with \w{12}: bring the same images back, or use another"
+    ):
+        pretrain(tiny, brighter, out, device=CPU, resume=True)
+    assert snapshot(out) == before
+    assert not pretrain(tiny, images.clone(), out, device=CPU, resume=True, max_minutes=1e-6)
+
+
+def test_processes_that_read_different_images_are_refused(tmp_path, tiny, monkeypatch):
+    images = load_images(tiny.data)
+    monkeypatch.setattr("hbench.runtime.distributed.all_gather", lambda results: [*results, "of another process"])
+    with pytest.raises(HBenchError, match="the processes read different images: give all of them the same folder"):
+        pretrain(tiny, images, tmp_path / "run", device=CPU, max_minutes=1e-6)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_older_checkpoint_has_no_hash_and_resumes_with_a_notice(tmp_path, tiny, caplog):
+    images = load_images(tiny.data)
+    assert not pretrain(tiny, images, tmp_path, device=CPU, max_minutes=1e-6)
+    pointer = json.loads((tmp_path / "checkpoint.json").read_text())
+    assert pointer["images"]["n"] == 1618
+    del pointer["images"]
+    del pointer["experiment"]["data"]["background"]  # nor did it know this setting
+    (tmp_path / "checkpoint.json").write_text(json.dumps(pointer))
+    assert not pretrain(tiny, images, tmp_path, device=CPU, resume=True, max_minutes=1e-6)
+    assert "an older hbench kept no hash of its images" in caplog.text
+    assert json.loads((tmp_path / "checkpoint.json").read_text())["images"]["n"] == 1618
+
+
+def pictures(folder):
+    """Write a dozen pictures and an experiment on them; return its file."""
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(folder / "pictures" / f"{i}.png")
+    file = folder / "mine.toml"
+    text = (experiments_folder() / "digits16.toml").read_text()
+    file.write_text(text.replace('dataset = "digits"', 'dataset = "folder"\nroot = "pictures"'))
+    return file
+
+
+def test_a_training_reads_the_root_of_its_file_but_never_its_own_pictures(tmp_path, monkeypatch):
+    file = pictures(tmp_path)
+    monkeypatch.chdir(tmp_path / "pictures")
+    options = [*tiny_options("pretrain.sample_every=1"), "--quiet"]
+    first = invoke("pretrain", file, *options, "--max-minutes", 1e-6)
+    assert first.exit_code == 0, first.output
+    out = tmp_path / "pictures" / "runs" / "mine" / "pretrain"
+    assert list((out / "samples").glob("*.png"))
+    (tmp_path / "pictures" / "runs").rename(tmp_path / "runs")
+    shutil.move(tmp_path / "pictures", tmp_path / "moved")  # the data may move
+    monkeypatch.chdir(tmp_path / "moved")
+    (tmp_path / "runs").rename(tmp_path / "moved" / "runs")
+    again = invoke("pretrain", file, *options, "--resume", "--data-root", tmp_path / "moved")
+    assert again.exit_code == 0, again.output
+    assert "pictures in" in again.output
+    assert "12 found, 11 used to train on (each tenth is kept for tests); left out: 1 of hbench (runs/mine/pretr" in (
+        again.output
+    )
+    out = tmp_path / "moved" / "runs" / "mine" / "pretrain"
+    origin = json.loads((out / "provenance.json").read_text())
+    assert (origin["data"]["used"], origin["data"]["left_out"]) == (11, {"of hbench": 1})
+    kept = (out / "experiment.json").read_text() + (out / "checkpoint.json").read_text()
+    kept += (
+        str(read_metadata(out / "model.safetensors")) + json.dumps(origin["experiment"]) + json.dumps(origin["data"])
+    )
+    assert '"root"' not in kept  # the folder is no part of the experiment
+    assert '"flip"' in kept
+
+
+def test_flips_mirror_half_of_a_batch_and_change_nothing_else():
+    x_0 = torch.rand(400, 1, 2, 3)
+    found = flipped(x_0, 5, 3)
+    mirrored = (found == x_0.flip(-1)).flatten(1).all(1)
+    assert (mirrored | (found == x_0).flatten(1).all(1)).all()
+    assert 150 < mirrored.sum() < 250
+    assert torch.equal(found, flipped(x_0, 5, 3))
+    assert not torch.equal(found, flipped(x_0, 5, 4))
+
+
+def test_flips_reach_the_training_only_where_they_are_asked_for(tmp_path, tiny, monkeypatch):
+    seen = []
+
+    def mirrored(x_0, seed, step):
+        seen.append((seed, step))
+        return flipped(x_0, seed, step)
+
+    monkeypatch.setattr("hbench.training.pretrain.flipped", mirrored)
+    images = load_images(tiny.data)
+    assert not pretrain(tiny, images, tmp_path / "without", device=CPU, max_minutes=1e-6)
+    assert seen == []
+    flipping = load_experiment("digits16", [*TINY, "data.flip=true"])
+    assert not pretrain(flipping, images, tmp_path / "with", device=CPU, seed=3, max_minutes=1e-6)
+    assert seen == [(3, 0)]
 
 
 @pytest.mark.slow

@@ -76,3 +76,23 @@ def test_broken_toml_names_the_file(tmp_path):
     path.write_text("[data\n")
     with pytest.raises(HBenchError, match=r"mine\.toml: not valid TOML"):
         load_experiment(str(path))
+
+
+def test_the_root_of_the_data_starts_at_the_file_and_is_kept_nowhere(tmp_path, monkeypatch):
+    text = (experiments_folder() / "afhq128.toml").read_text()
+    (tmp_path / "my.toml").write_text(text.replace("[data]", '[data]\nroot = "pictures"'))
+    monkeypatch.chdir(experiments_folder())
+    experiment = load_experiment(tmp_path / "my.toml")
+    assert experiment.data.root == str(tmp_path / "pictures")
+    assert "root" not in experiment.model_dump()["data"]
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("my.toml", ["data.root=elsewhere"]).data.root == "elsewhere"  # of the current folder
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.toml").write_text(text.replace("[data]", '[data]\nroot = "~/dogs"'))
+    assert load_experiment("my.toml").data.root == str(tmp_path / "dogs")
+
+
+@pytest.mark.parametrize("key", ["data.background=red", "data.background=#12345", "data.root=''", "data.flip=2"])
+def test_settings_of_the_data_out_of_range(key):
+    with pytest.raises(HBenchError, match=f"{key.partition('=')[0]} = "):
+        load_experiment("afhq128", [key])

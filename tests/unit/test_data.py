@@ -8,7 +8,7 @@ from PIL import Image
 from hbench.config import Data
 from hbench.core.images import soft_clip, to_float, to_uint8
 from hbench.errors import HBenchError
-from hbench.store.datasets import at_hand, load_images, load_labelled
+from hbench.store.datasets import at_hand, load_images, load_set
 from hbench.store.pictures import save_grid
 
 FOLDER = Data(dataset="folder", label="Mine", size=16, channels=3)
@@ -21,8 +21,8 @@ def write(path, width=20, height=30, mode="RGB", color=(255, 0, 0)):
 
 def test_digits_need_nothing():
     data = Data(dataset="digits", label="Digits", size=16, channels=1)
-    images, labels = load_labelled(data)
-    test_images, test_labels = load_labelled(data, split="test")
+    train, test = load_set(data), load_set(data, split="test")
+    images, labels, test_images, test_labels = train.images, train.labels, test.images, test.labels
     assert images.dtype == torch.uint8
     assert images.shape[1:] == (1, 16, 16)
     assert len(images) + len(test_images) == 1797
@@ -94,10 +94,10 @@ def test_mnist_reads_torchvisions_layout(tmp_path):
         labels = b"\x00\x00\x08\x01" + count.to_bytes(4, "big") + bytes(i % 10 for i in range(count))
         (raw / f"{kind}-labels-idx1-ubyte").write_bytes(labels)
     data = Data(dataset="mnist", label="MNIST", size=16, channels=1)
-    images, labels = load_labelled(data, tmp_path, "test")
-    assert images.shape == (10_000, 1, 16, 16)
-    assert images[0, 0, 8, 8] == 255
-    assert labels[7] == 7
+    test = load_set(data, tmp_path, "test")
+    assert test.images.shape == (10_000, 1, 16, 16)
+    assert test.images[0, 0, 8, 8] == 255
+    assert test.labels[7] == 7
 
 
 def test_uint8_round_trip_and_borders():

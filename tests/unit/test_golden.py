@@ -24,7 +24,7 @@ from hbench.models.adm import EncoderUNetModel, UNetModel
 from hbench.models.guided_diffusion import config_from_guided_diffusion
 from hbench.models.shift import ShiftBlock
 
-FOLDER = Path(os.environ.get("HBENCH_GOLDEN", Path(__file__).parent / "golden"))
+FOLDER = Path(os.environ.get("HBENCH_GOLDEN") or Path(__file__).parent / "golden")
 
 
 def files(pattern):

@@ -412,6 +412,31 @@ def test_mutated_files_are_refused_or_score_to_what_they_hold(content):
     assert result.runs[0].mos.mean == pytest.approx(sum(first) / len(first))
 
 
+def cautions_of(tmp_path, assessors, mark, **study):
+    key = make_key(assessors=assessors, directions=5, **study)
+    return score(read_marks([write_rows(tmp_path / "m.csv", rows_of(key, mark))], key), key).cautions()
+
+
+def test_a_score_that_means_little_says_so(tmp_path):
+    def trained(sheet, item):
+        return int(not item.control)
+
+    assert cautions_of(tmp_path, 3, trained, controls=3) == []
+    (one,) = cautions_of(tmp_path, 1, trained, controls=3)
+    assert one.startswith("the marks are of one assessor")
+    (floor,) = cautions_of(tmp_path, 3, lambda sheet, item: 1, controls=3)
+    assert "untrained directions score 1.000, no less than the trained ones' 1.000" in floor
+    (no_floor,) = cautions_of(tmp_path, 3, trained, controls=0)
+    assert "no untrained direction was marked" in no_floor
+
+
+def test_assessors_who_disagree_are_named(tmp_path):
+    def mark(sheet, item):
+        return int(not item.control and item.direction % 2 == int(sheet.assessor) % 2)
+
+    assert any("agree little" in caution for caution in cautions_of(tmp_path, 2, mark, controls=3))
+
+
 def test_names_are_counted_and_proposed(tmp_path):
     key = make_key(assessors=3, directions=2, controls=1, repeats=0)
     given = {("1", 0): "Thin", ("2", 0): " thin\u2028 ", ("3", 0): "bold", ("1", 1): "wide", ("2", 1): "narrow"}

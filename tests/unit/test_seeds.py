@@ -13,6 +13,7 @@ STREAMS = [
     ("discovery_step", (5, 3), 3573377170641978999),
     ("pretraining_step", (5, 3), 4032576983210384345),
     ("dropout", (5, 3, 2), 3694367377014336078),
+    ("flips", (5, 3), 3886028312477217549),
     ("pool", (5,), 6315739163131927091),
     ("mean_samples", (5, 3), 4032576983210384345),
     ("controls", (5, 3), 4032576983210384345),
@@ -45,7 +46,8 @@ def test_streams_of_one_seed_differ_where_they_meet():
     pooled = {seeds.starting_noise(seeds.pool(0), i) for i in range(300)}
     averaged = {seeds.starting_noise(seeds.mean_samples(0, 300), i) for i in range(300)}
     assert len(steps | noise | shifts | pooled | averaged) == 5 * 300
-    assert len({seeds.dropout(0, step, rank) for step in range(100) for rank in range(3)} | noise) == 600
+    flips = {seeds.flips(0, step) for step in range(300)}
+    assert len({seeds.dropout(0, step, rank) for step in range(100) for rank in range(3)} | noise | flips) == 900
     assert seeds.initial_weights(0) not in steps | pooled
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FEW = 8
 """Number of values below which the bootstrap interval is too short."""
+LITTLE_AGREEMENT = 0.2
+"""Krippendorff's alpha below which assessors hardly agree more than by chance."""
 FIELD_LIMIT = 2**27
 """Number of characters of a CSV field, at most; Label Studio's export repeats the picture of an item."""
 
@@ -126,6 +128,30 @@ class MosScore(Result):
         lines.append(f"Krippendorff's alpha {alpha}  assessors {self.sheets} of {self.sheets_made}")
         lines.append(f"self-agreement {self.self_agreement.words('repeats')}")
         return "\n".join(lines)
+
+    def cautions(self) -> list[str]:
+        """Return what makes the score mean little: one assessor, a floor as high, or hardly any agreement."""
+        cautions = []
+        if self.sheets == 1:
+            cautions.append("the marks are of one assessor: the score is one person's taste, and agreement is unknown")
+        if self.sheets < self.sheets_made:
+            cautions.append(f"only {self.sheets} of {self.sheets_made} sheets are scored")
+        for run in self.runs:
+            of = f" of {run.run}" if len(self.runs) > 1 else ""
+            if run.floor.mean is None:
+                cautions.append(f"no untrained direction{of} was marked: nothing tells the score from a guess")
+            elif run.mos.mean is not None and run.floor.mean >= run.mos.mean:
+                cautions.append(
+                    f"the untrained directions{of} score {run.floor.mean:.3f}, no less than the trained ones' "
+                    f"{run.mos.mean:.3f}: the score means nothing"
+                )
+            elif run.mos.interval and run.floor.mean > run.mos.interval[0]:
+                cautions.append(
+                    f"the untrained directions{of} score {run.floor.mean:.3f}, within the interval of the trained ones"
+                )
+        if self.alpha is not None and self.alpha < LITTLE_AGREEMENT:
+            cautions.append(f"the assessors agree little (Krippendorff's alpha {self.alpha:.3f})")
+        return cautions
 
     def table(self) -> "DataFrame":
         """Return the share of marks that are 1, its interval, votes and names, a row a direction."""

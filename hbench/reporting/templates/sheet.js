@@ -8,6 +8,7 @@ const storageKey = `hbench-mos:${sheet}`;
 const fresh = () => ({ marks: {}, names: {}, history: [], at: 0, shortcuts: true });
 let state = fresh();
 let exported = true; // nothing to lose yet
+let thanked = false; // complete marks have been exported and not changed since
 
 // Keeping marks --------------------------------------------------------------------------------------------------
 
@@ -58,7 +59,7 @@ const unmarked = () => items.filter((item) => !(item in state.marks));
 const say = (text) => { byId("live").textContent = text; };
 
 function change() {
-  exported = false;
+  exported = thanked = false;
   save();
 }
 
@@ -106,6 +107,7 @@ function refresh() {
   const done = total - unmarked().length;
   byId("progress").value = done;
   byId("count").textContent = `${done} of ${total} marked`;
+  byId("where").textContent = onItem ? `, item ${at} of ${total}` : "";
   byId("undo").disabled = !state.history.length;
   if (onItem) {
     byId("name").value = names[at] ?? "";
@@ -119,6 +121,7 @@ function refresh() {
     ? `${missing.length} of ${total} items have no mark yet: ${missing.join(", ")}. An incomplete sheet cannot be scored.`
     : `All ${total} items are marked.`;
   byId("unmarked").hidden = !missing.length;
+  byId("thanks").hidden = !thanked;
   byId("download").textContent = missing.length ? "Export the incomplete marks" : "Export CSV";
   byId("download").classList.toggle("main", !missing.length);
 }
@@ -179,7 +182,16 @@ function download() {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   exported = true;
-  say(`Exported to marks_${assessor}.csv.`);
+  if (unmarked().length) {
+    say(`Exported to marks_${assessor}.csv.`);
+    return;
+  }
+  const kept = save() ? " Your marks are also saved in this browser." : "";
+  const text = `Thank you! marks_${assessor}.csv is among your downloads: send it back.${kept} You may close this page.`;
+  thanked = true;
+  refresh();
+  byId("thanks").textContent = text;
+  say(text);
 }
 
 // The marks of a file that csv() wrote, perhaps saved again by a spreadsheet; null if it is another.
@@ -218,7 +230,10 @@ function startOver() {
 // Events ---------------------------------------------------------------------------------------------------------
 
 document.querySelectorAll("[data-mark]").forEach((button) => button.addEventListener("click", () => mark(Number(button.dataset.mark))));
-document.querySelector(".export").addEventListener("click", () => (unmarked().length ? go(END) : download()));
+document.querySelector(".export").addEventListener("click", () => {
+  go(END); // shows what is missing, or the thanks
+  if (!unmarked().length) download();
+});
 byId("download").addEventListener("click", download);
 byId("start").addEventListener("click", () => go(unmarked()[0] ?? END));
 byId("file").addEventListener("change", (event) => {
@@ -275,6 +290,7 @@ window.addEventListener("beforeunload", (event) => {
   if (!exported && !save()) event.preventDefault();
 });
 
+byId("criteria").open = matchMedia("(min-width: 34rem) and (min-height: 32rem)").matches; // its heading says enough on a phone
 document.documentElement.style.setProperty("--half", Math.ceil(examples / 2));
 load();
 save();

@@ -260,7 +260,7 @@ def test_plan_command(tmp_path):
     }
     assert Plan.load(tmp_path / "plan").summary() == result.stdout.strip("\n")
     discovery, pretraining = (line for line in result.stderr.splitlines() if " steps of " in line)
-    assert re.fullmatch(r"this training: 4 steps of 4 pairs = \d+ s, [\d,]+ MiB with node", discovery)
+    assert re.fullmatch(r"this training: 4 steps of 4 pairs = \d+ s, [\d,]+ MiB with auto", discovery)
     assert re.fullmatch(r"its pretraining: 4 steps of 4 images = \d+ s, [\d,]+ MiB", pretraining)
     assert plan("--out", str(tmp_path / "plan")).exit_code == 1  # nothing is replaced
 

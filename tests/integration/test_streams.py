@@ -49,7 +49,7 @@ def test_a_stream_without_a_number_is_left_alone(capsys):
     [
         ["vram-sweep", "digits16", "--m", "1"],
         ["plan", "digits16", "--m", "1"],
-        ["fid", "RUN", "--steps", "1"],
+        ["fid", "RUN", "--steps", "1", "--feature-extractor", "inception-v3-compat"],
         ["properties", "RUN", "--steps", "1"],
         ["edit", "RUN", "none.png", "--shift", "0=1", "--steps", "1"],
     ],

@@ -4,11 +4,33 @@ An experiment is a named file of ``experiments/``, changed only by overrides, ``
 settings are saved with every run and inside every weights file, so that a run folder explains itself.
 """
 
-from typing import Literal, Self
+import math
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["float32", "bfloat16"]
+
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""Number of steps: more than any training takes, but no more than a computer can count."""
+Batch = Annotated[int, Field(ge=2, le=10**6)]
+"""Number of images or pairs of a step."""
+Rate = Annotated[float, Field(gt=0, le=10)]
+"""Learning rate."""
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+"""Weight of a loss."""
+Channels = Annotated[int, Field(ge=1, le=8192)]
+"""Number of channels, or of a factor of them."""
+Pixels = Annotated[int, Field(ge=1, le=1024)]
+"""Width in pixels."""
+Distance = Annotated[float, Field(ge=0, le=1e6)]
+"""Frechet distance."""
+
+NEARLY_NOISE = 1e-3
+"""Largest alpha_bar(T - 1) that counts as pure noise: its image has 3 % of the noise's amplitude."""
+NO_IMAGE = 1e-30
+"""Smallest alpha_bar(T - 1): below it, float32 has no room for the image's amplitude."""
 
 
 class Section(BaseModel):
@@ -16,12 +38,22 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_truth(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation is not bool:
+                raise ValueError(
+                    f"{cls.__name__.lower()}.{key} is {str(value).lower()}: need a value, not true or false"
+                )
+        return values
+
 
 class Data(Section):
     """Source of the images, and the shape they get."""
 
     dataset: Literal["digits", "mnist", "folder"]
-    label: str = Field(pattern=r"^\w[\w .()+-]*$")
+    label: str = Field(pattern=r"^\w[\w .()+-]*$", max_length=100)
     """Name of the data in the paper's notation, "MNIST" in MNIST32-400-20-32-5."""
     size: int = Field(ge=8, le=1024)
     """Height and width in pixels after resizing and centre crop."""
@@ -54,13 +86,13 @@ class Data(Section):
 class Model(Section):
     """The ADM UNet (Table 3), in guided-diffusion's terms; the discriminator has the same shape."""
 
-    model_channels: int = Field(ge=32)
-    channel_mult: tuple[int, ...] = Field(min_length=1)
-    num_res_blocks: int = Field(default=2, ge=1)
-    attention_resolutions: tuple[int, ...] = ()
+    model_channels: int = Field(ge=32, le=8192)
+    channel_mult: tuple[Channels, ...] = Field(min_length=1, max_length=10)
+    num_res_blocks: int = Field(default=2, ge=1, le=100)
+    attention_resolutions: tuple[Pixels, ...] = Field(default=(), max_length=10)
     """Feature-map sizes in pixels that get attention; the middle block always has it, as in ADM."""
-    num_heads: int = Field(default=1, ge=1)
-    num_head_channels: int = Field(default=-1, ge=-1)
+    num_heads: Channels = 1
+    num_head_channels: int = Field(default=-1, ge=-1, le=8192)
     """Channels of each attention head; -1 = given by num_heads."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     use_scale_shift_norm: bool = True
@@ -74,6 +106,8 @@ class Model(Section):
     @model_validator(mode="after")
     def _check_channels(self) -> Self:
         for mult in self.channel_mult:
+            if self.model_channels * mult > 8192:
+                raise ValueError(f"model.model_channels * {mult} is beyond 8192 channels: make one of both smaller")
             if self.model_channels * mult % 32:
                 raise ValueError(
                     f"model.model_channels * {mult} is not a multiple of 32, the number of groups of ADM's group norm"
@@ -102,88 +136,127 @@ class Model(Section):
 class Diffusion(Section):
     """The linear noise schedule of DDPM."""
 
-    T: int = Field(default=1000, ge=2)
-    beta_start: float = Field(default=1e-4, gt=0, lt=1)
-    beta_end: float = Field(default=0.02, gt=0, lt=1)
+    T: int = Field(default=1000, ge=2, le=100_000)
+    beta_start: float = Field(default=1e-4, ge=1e-9, lt=1)
+    beta_end: float = Field(default=0.02, ge=1e-9, lt=1)
+
+    @property
+    def last_alpha_bar(self) -> float:
+        """Value of alpha_bar(T - 1): the share of the image in the variance of the last x_t, ideally near 0."""
+        return _last_alpha_bar(self.T, self.beta_start, self.beta_end)
+
+    @property
+    def advice(self) -> str | None:
+        """Warning, in words, that generation starts from noise which the model has never seen; None where it has.
+
+        Training shows the model x_t up to T - 1, where alpha_bar(T - 1) of the variance is still image; generation
+        starts from pure noise in its place.
+        """
+        if self.last_alpha_bar <= NEARLY_NOISE:
+            return None
+        advice = "make diffusion.T larger"
+        if _last_alpha_bar(self.T, self.beta_start, 0.99) <= NEARLY_NOISE:
+            low, high = self.beta_end, 0.99
+            while high > 1.01 * low:
+                middle = math.sqrt(low * high)
+                enough = _last_alpha_bar(self.T, self.beta_start, middle) <= NEARLY_NOISE / 10
+                low, high = (low, middle) if enough else (middle, high)
+            advice = f"with this T, set diffusion.beta_end = {high:.2g}"
+        return (
+            f"diffusion.T = {self.T} and diffusion.beta_end = {self.beta_end:g} leave alpha_bar(T - 1) = "
+            f"{self.last_alpha_bar:.2g}, which should be near 0: generation starts from pure noise, which the model "
+            f"then never saw: {advice}"
+        )
 
     @model_validator(mode="after")
     def _check_betas(self) -> Self:
         if self.beta_start > self.beta_end:
             raise ValueError("diffusion.beta_start must not exceed diffusion.beta_end")
+        if self.last_alpha_bar < NO_IMAGE:
+            raise ValueError(
+                f"diffusion.T = {self.T} and diffusion.beta_end = {self.beta_end:g} leave alpha_bar(T - 1) = "
+                f"{self.last_alpha_bar:.2g}, too little for float32: make one of both smaller"
+            )
         return self
+
+
+def _last_alpha_bar(T: int, beta_start: float, beta_end: float) -> float:
+    """Return the product of 1 - beta_t over T linear betas."""
+    step = (beta_end - beta_start) / (T - 1)
+    return math.exp(math.fsum(math.log1p(-beta_start - step * t) for t in range(T)))
 
 
 class Pretrain(Section):
     """Training of the diffusion model itself."""
 
-    steps: int = Field(default=100_000, ge=1)
-    batch_size: int = Field(default=128, ge=1)
-    lr: float = Field(default=1e-4, gt=0)
+    steps: Count = 100_000
+    batch_size: int = Field(default=128, ge=1, le=10**6)
+    lr: Rate = 1e-4
     """Adam's learning rate after warm-up."""
-    warmup_steps: int = Field(default=1000, ge=0)
+    warmup_steps: int = Field(default=1000, ge=0, le=10**9)
     """Steps of the linear rise of the learning rate."""
     decay: bool = False
     """Linear fall of the learning rate to zero, from the end of the warm-up to the last step."""
     ema: float = Field(default=0.9999, ge=0, lt=1)
     """Decay of the exponential moving average; the average is exported."""
-    grad_clip: float = Field(default=1.0, gt=0)
+    grad_clip: float = Field(default=1.0, gt=0, le=1e12)
     """Largest norm of the gradient."""
     precision: Precision = "bfloat16"
     """Precision of the passes: bfloat16 is autocast with float32 weights."""
     weights: Literal["float32", "float16"] = "float32"
     """Storage of the exported weights."""
-    checkpoint_every: int = Field(default=500, ge=1)
+    checkpoint_every: Count = 500
     """Steps between resumable checkpoints and curve pictures."""
-    sample_every: int = Field(default=1000, ge=1)
+    sample_every: Count = 1000
     """Steps between sample grids."""
 
 
 class Discovery(Section):
     """Discovery of directions (Table 4)."""
 
-    K: int = Field(ge=2)
+    K: int = Field(ge=2, le=100_000)
     """Number of directions."""
-    S: float = Field(gt=0)
+    S: float = Field(gt=0, le=1e6)
     """Largest magnitude: s is uniform in [-S, S]."""
-    M: int = Field(ge=1)
+    M: int = Field(ge=1, le=100_000)
     """Number of generation steps."""
-    t_shift: int = Field(ge=0)
+    t_shift: int = Field(ge=0, le=100_000)
     """Lower end of the shift interval: h_t is shifted at timesteps t >= t_shift."""
     spacing: Literal["trailing", "linspace", "leading"] = "trailing"
     """Placement of the M timesteps in 0..T-1 [reconstructed]."""
-    min_magnitude: float = Field(default=0.5, ge=0)
+    min_magnitude: float = Field(default=0.5, ge=0, le=1e6)
     """Smallest magnitude: a smaller |s| is raised to it, as in GANLatentDiscovery [reconstructed]."""
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
+    steps: Count
+    batch_size: Batch
     """Pairs of a step: at least 2, for the batch norm of the reconstructor."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: Rate = 1e-3
     """Adam's learning rate for shift block and reconstructor."""
-    lr_discriminator: float = Field(default=1e-3, gt=0)
+    lr_discriminator: Rate = 1e-3
     decay: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps, at the end, over which both learning rates fall linearly to zero."""
-    lambda_reg: float = Field(default=0.1, ge=0)
+    lambda_reg: Weight = 0.1
     """Weight of |s_hat - s| [reconstructed]."""
-    lambda_adv: float = Field(default=0.1, ge=0)
+    lambda_adv: Weight = 0.1
     """Weight of the adversarial loss [reconstructed]."""
     fidelity: Literal["adversarial", "l1", "none"] = "adversarial"
     """Loss that keeps x'_0 an image: the discriminator's; the abandoned lambda_l1/|s| * mean |x'_0 - x_0| of Fig. 3
     [reconstructed]; or none. The discriminator is always trained: by the last two as an observer without a gradient."""
-    lambda_l1: float = Field(default=0.3, ge=0)
+    lambda_l1: Weight = 0.3
     """Weight of the loss of fidelity = "l1", a mean over pixels and channels of images in [-1, 1] [reconstructed].
     On mnist16, 0.3 lets images change as much as the discriminator does, 1 less than half as much, 5 not at all."""
     gradient: Literal["chain", "per-step"] = "chain"
     """Path of the gradient: through the whole chain, or through each shifted step alone, with an optimiser step on its
     predicted x_0, as DiffusionCLIP and Asyrp train (Sec. 4.4) [reconstructed]. ``strategy`` is for the chain alone."""
-    soft_clip: float = Field(default=1.1, gt=0)
+    soft_clip: float = Field(default=1.1, gt=0, le=1e6)
     """Bound beyond which the reconstructor and the discriminator see a tenth of a value's excess. Values that no image
     has cannot win, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
     reconstructor: Literal["lenet", "resnet18"]
     strategy: Literal["auto", "node", "vanilla", "offload", "torch-checkpoint"] = "auto"
     """Strategy of back-propagation through the chain (hbench.core.chain): all give the same gradients. "auto" measures
     one step and takes "node" with as many kept graphs as fit into ``memory_budget``."""
-    keep: int = Field(default=0, ge=0)
+    keep: int = Field(default=0, ge=0, le=100_000)
     """Number of steps, the last ones, whose graphs strategy = "node" keeps instead of recomputing them."""
-    memory_budget: float | None = Field(default=None, gt=0)
+    memory_budget: float | None = Field(default=None, gt=0, le=1e6)
     """GiB for a training step under "auto". The default is a share of the free memory: nine tenths on a GPU, half on
     the CPU, which is not training's alone."""
     checkpoint_blocks: bool = False
@@ -192,13 +265,13 @@ class Discovery(Section):
     compile: bool = False
     """Compilation of encoder and decoder by torch.compile, on CUDA with CUDA graphs: minutes before the first step,
     faster ones after it (results/bench). It needs a C++ compiler, on CUDA Triton and a C compiler."""
-    pool: int = Field(default=0, ge=0)
+    pool: int = Field(default=0, ge=0, le=10**8)
     """Number of pairs (x_T, x_0) that are made once and drawn from in every step; 0 = new ones in every step."""
     precision: Precision = "bfloat16"
     """Precision of the networks: bfloat16 is autocast; nodes, weights and losses stay float32."""
     weights: Literal["float32", "float16"] = "float32"
     """Storage of the exported weights."""
-    checkpoint_every: int = Field(default=200, ge=1)
+    checkpoint_every: Count = 200
     """Steps between resumable checkpoints and curve pictures."""
 
     @model_validator(mode="after")
@@ -234,9 +307,9 @@ class Discovery(Section):
 class Evaluation(Section):
     """Number of images that are generated to measure a result."""
 
-    fid_samples: int = Field(default=10_000, ge=2)
+    fid_samples: int = Field(default=10_000, ge=2, le=10**8)
     """Number of raw samples, and of shifted ones, in a FID (Table 2)."""
-    sweep_batch_size: int | None = Field(default=None, ge=2)
+    sweep_batch_size: Batch | None = None
     """Pairs of a step in a sweep of memory (Fig. 4); by default those of the discovery."""
 
 
@@ -247,16 +320,16 @@ class Paper(Section):
     """RCA in Table 1."""
     mos: float | None = Field(default=None, ge=0, le=1)
     """MOS in Table 1."""
-    fid_raw: float | None = None
+    fid_raw: Distance | None = None
     """FID of raw samples in Table 2."""
-    fid_shifted: float | None = None
+    fid_shifted: Distance | None = None
     """FID of shifted samples in Table 2."""
 
 
 class Experiment(Section):
     """A whole experiment, named as its file."""
 
-    name: str
+    name: str = Field(min_length=1, max_length=200)
     data: Data
     model: Model
     diffusion: Diffusion = Diffusion()

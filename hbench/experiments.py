@@ -1,16 +1,20 @@
 """Experiment files: TOML read into settings, with overrides and errors that name the nearest key."""
 
 import difflib
+import logging
 import tomllib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from hbench.config import Experiment, Paper, Precision
-from hbench.errors import HBenchError
+from hbench.config import Diffusion, Experiment, Paper, Precision
+from hbench.errors import HBenchError, as_list, shown
 from hbench.text import read_text
+
+log = logging.getLogger(__name__)
 
 
 def experiments_folder() -> Path:
@@ -19,12 +23,12 @@ def experiments_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "experiments"
 
 
-def load_experiment(name: str | Path, overrides: Sequence[str] = (), /, **settings: Any) -> Experiment:
+def load_experiment(name: str | Path, overrides: str | Sequence[str] = (), /, **settings: Any) -> Experiment:
     """Return an experiment, with some settings changed.
 
     Args:
         name: an experiment of hbench, or the path of a TOML file.
-        overrides: changed settings as text, "discovery.K=16".
+        overrides: changed settings as text, "discovery.K=16"; one or several.
         settings: changed settings as values, ``**{"discovery.K": 16}``.
 
     Raises:
@@ -41,7 +45,7 @@ def load_experiment(name: str | Path, overrides: Sequence[str] = (), /, **settin
     if "name" in values:  # results go to a folder of this name
         raise HBenchError(f'{path}: unknown key "name": an experiment has the name of its file')
     _resolve_root(values, path.parent)
-    for each in overrides:
+    for each in as_list(overrides):
         _set(values, *_parse_override(each))
     for key, value in settings.items():
         _set(values, key, value)
@@ -72,16 +76,27 @@ def parse_experiment(values: dict[str, Any], source: str) -> Experiment:
         raise HBenchError(f"{source}: {_first_problem(error)}") from error
 
 
-def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """Return the experiment with other settings, each ``section.key=value``.
+def override(experiment: Experiment, overrides: str | Sequence[str]) -> Experiment:
+    """Return the experiment with other settings, one or several, each ``section.key=value``.
 
     Raises:
         HBenchError: unknown key, or a value out of range.
     """
-    values = experiment.model_dump()
+    values, overrides = experiment.model_dump(), as_list(overrides)
     for each in overrides:
         _set(values, *_parse_override(each))
     return parse_experiment(values, source=", ".join(overrides))
+
+
+def warn_of_schedule(experiment: Experiment) -> None:
+    """Log a warning, once in a process, where the noise schedule does not end in pure noise, and what would help."""
+    _warn_once(experiment.diffusion)
+
+
+@cache
+def _warn_once(diffusion: Diffusion) -> None:
+    if diffusion.advice:
+        log.warning("%s", diffusion.advice)
 
 
 def without_pool(
@@ -158,5 +173,6 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f'missing key "{key}"'
     message = problem["msg"].removeprefix("Value error, ")
-    of_a_section = not key or isinstance(problem["input"], dict)  # such a message names the settings itself
-    return message if of_a_section else f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    # such a message names the settings itself
+    of_a_section = problem["type"] == "value_error" and (not key or isinstance(problem["input"], dict))
+    return message if of_a_section else f"{key} = {shown(problem['input'])}: {message[0].lower()}{message[1:]}"

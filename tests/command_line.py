@@ -1,8 +1,12 @@
 """The command line, called in the process of the tests."""
 
+import json
+
 from click.testing import CliRunner
 
 from hbench.cli import main
+from hbench.store.files import sha256
+from hbench.store.run import ROLES
 
 TINY = [
     "model.channel_mult=[1,2]",
@@ -37,6 +41,20 @@ def refused(*arguments):
     assert "Traceback" not in result.output
     assert isinstance(result.exception, SystemExit), result.exception
     return result.output.strip().splitlines()[-1]
+
+
+def written_again(run):
+    """Make a run's provenance that of the files that it has now, as if its training had written them."""
+    file = run / "provenance.json"
+    hashes = {role: sha256(run / f"{role}.safetensors") for role in ROLES}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights_sha256": hashes}))
+
+
+def changed(file, values):
+    """Write other values into the JSON file of a result, as if its command had found them."""
+    file.write_text(json.dumps(values))
+    origin = file.parent / "provenance.json"
+    origin.write_text(json.dumps(json.loads(origin.read_text()) | {"result_sha256": sha256(file)}))
 
 
 def snapshot(folder):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hbench.cli.options import (
+    Count,
     Options,
     a_path,
     experiment_options,
@@ -16,6 +17,7 @@ from hbench.cli.options import (
     shared,
     training_options,
 )
+from hbench.errors import MOST_SEED
 
 if TYPE_CHECKING:
     from hbench.config import Experiment
@@ -26,7 +28,7 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
         raise click.BadParameter('write distinct non-negative integers, as in "0,1,2"')
-    return tuple(int(part) for part in parts)
+    return tuple(Count(0, MOST_SEED).convert(part, parameter, context) for part in parts)
 
 
 @click.command()
@@ -36,9 +38,7 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
     "--over", multiple=True, metavar="KEY=VALUE,...", help="Values of a setting to compare instead; repeatable."
 )
 @click.option("--seeds", default="0,1,2", show_default=True, callback=parse_seeds, help="Seeds of the trainings.")
-@click.option(
-    "--pairs", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of fresh pairs a training."
-)
+@click.option("--pairs", type=Count(), default=1000, show_default=True, help="Number of fresh pairs a training.")
 @click.option("--lenet", type=a_path, help='Weights of the digit LeNet, by "hbench lenet" [default: the shipped ones].')
 @click.option("--out", type=a_path, help="Output folder [default: runs/EXPERIMENT/ablations, or settings].")
 @shared(training_options, run_options)

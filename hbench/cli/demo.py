@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hbench.cli.options import Options, out_of, overwrite_option, publish, run_options, shared
+from hbench.cli.options import Count, Options, out_of, overwrite_option, publish, run_options, shared
 from hbench.runtime.progress import duration, progress_is_shown
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 3.0, "dec
 
 
 @click.command()
-@click.option(
-    "--training-steps", type=click.IntRange(min=1), default=300, show_default=True, help="Length of the fresh training."
-)
+@click.option("--training-steps", type=Count(), default=300, show_default=True, help="Length of the fresh training.")
 @shared(out_of("runs/demo"), overwrite_option, run_options)
 def demo(training_steps: int, options: Options) -> None:
     """Show the shipped directions, then discover new ones.

@@ -1,12 +1,12 @@
 """``hbench edit``."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hbench.cli.options import (
+    Count,
     Options,
     Renamed,
     a_path,
@@ -21,6 +21,7 @@ from hbench.cli.options import (
     source_options,
     threads_option,
 )
+from hbench.errors import MOST_COLUMNS
 
 if TYPE_CHECKING:
     from hbench.config import Precision
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--grid", "crossed", metavar="K,K", help="Two directions to cross, each from -S to S.")
 @click.option(
     "--samples",
-    type=click.IntRange(min=2),
+    type=Count(2, MOST_COLUMNS),
     default=5,
     show_default=True,
     help="Number of magnitudes of a sweep, or of each direction of a grid.",
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     "--inversion-steps",
     "steps",
     cls=Renamed,
-    type=click.IntRange(min=1),
+    type=Count(),
     default=100,
     show_default=True,
     help="Number of generation steps M, and of inversion steps.",
@@ -131,13 +132,15 @@ def _crossed(run: "Run", text: str) -> tuple[int, int]:
 
 def _shift(run: "Run", text: str) -> tuple[int, float]:
     """Return direction and magnitude of "3=2.5"; note a magnitude beyond S."""
+    from hbench.store.run import LARGEST
+
     first, _, second = text.partition("=")
     try:
         k, s = int(first), float(second)
     except ValueError:
         raise click.BadParameter(f'"{text}": write direction=magnitude, as in 3=2.5', param_hint="--shift") from None
-    if not math.isfinite(s):
-        raise click.BadParameter(f'"{text}": the magnitude must be finite', param_hint="--shift")
+    if not abs(s) <= LARGEST:
+        raise click.BadParameter(f'"{text}": the magnitude must be finite in float32', param_hint="--shift")
     if abs(s) > run.S:
         click.echo(f"--shift {text}: beyond S = {run.S:g}, the largest magnitude of the training", err=True)
     check_directions(run, [k], "--shift")

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hbench.cli.options import (
+    Count,
     Options,
     a_path,
     data_options,
@@ -21,7 +22,7 @@ from hbench.cli.options import (
 
 @click.command()
 @run_argument
-@click.option("--samples", type=click.IntRange(min=2), help="Number of samples of each kind [default: the run's].")
+@click.option("--samples", type=Count(2), help="Number of samples of each kind [default: the run's].")
 @steps_option
 @click.option(
     "--feature-extractor",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hbench.cli.options import (
+    Count,
     Options,
     data_options,
     experiment_options,
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @experiment_options
-@click.option(
-    "--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Number of passes over the images."
-)
+@click.option("--epochs", type=Count(), default=5, show_default=True, help="Number of passes over the images.")
 @shared(out_of("runs/EXPERIMENT/lenet"), data_options, overwrite_option, threads_option, seed_option, quiet_option)
 def lenet(experiment: "Experiment", epochs: int, options: Options) -> None:
     """Train a digit LeNet, whose features "hbench fid" compares.

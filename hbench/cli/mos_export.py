@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import Options, a_path, overwrite_option, publish, run_options, shared
+from hbench.cli.options import Count, Finite, Options, a_path, overwrite_option, publish, run_options, shared
+from hbench.errors import MOST_ASSESSORS, MOST_COLUMNS
 
 
 def _odd(ctx: click.Context, param: click.Parameter, value: int) -> int:
@@ -15,25 +16,19 @@ def _odd(ctx: click.Context, param: click.Parameter, value: int) -> int:
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=a_path)
-@click.option("--assessors", type=click.IntRange(min=1), default=5, show_default=True, help="Number of sheets.")
-@click.option("--votes", type=click.IntRange(min=1), help="Number of assessors per direction [default: all of them].")
-@click.option(
-    "--examples", type=click.IntRange(min=1), default=10, show_default=True, help="Number of rows: random x_T."
-)
+@click.option("--assessors", type=Count(1, MOST_ASSESSORS), default=5, show_default=True, help="Number of sheets.")
+@click.option("--votes", type=Count(), help="Number of assessors per direction [default: all of them].")
+@click.option("--examples", type=Count(), default=10, show_default=True, help="Number of rows: random x_T.")
 @click.option(
     "--samples",
-    type=click.IntRange(min=3),
+    type=Count(3, MOST_COLUMNS),
     callback=_odd,
     default=5,
     show_default=True,
     help="Number of columns, odd: s from -S to S.",
 )
-@click.option(
-    "--repeats", type=click.FloatRange(0, 0.5), default=0.1, show_default=True, help="Share of directions shown twice."
-)
-@click.option(
-    "--controls", type=click.IntRange(min=0), default=3, show_default=True, help="Number of untrained directions a run."
-)
+@click.option("--repeats", type=Finite(0, 0.5), default=0.1, show_default=True, help="Share of directions shown twice.")
+@click.option("--controls", type=Count(0), default=3, show_default=True, help="Number of untrained directions a run.")
 @click.option("--asked-by", metavar="TEXT", default="", help="Who asks; the sheets say it.")
 @click.option("--label-studio", is_flag=True, help="Write tasks and configuration for Label Studio too.")
 @shared(

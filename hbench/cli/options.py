@@ -1,6 +1,7 @@
 """Options that several commands share, handed to a command as one object, and the publishing of results."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hbench.errors import HBenchError
+from hbench.errors import MOST, MOST_SEED, HBenchError, shown
 from hbench.runtime.distributed import check_processes, rank
 from hbench.runtime.progress import progress_is_shown, show_progress
 
@@ -127,6 +128,10 @@ def shared(*options: Decorator[Any]) -> Callable[[Callable[..., None]], Callable
 class Renamed(click.Option):
     """A renamed option: its older spellings, listed after the first, still work but are not in the help."""
 
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Return the option's name for an error, its first spelling alone."""
+        return f"'{self.opts[0]}'"
+
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the option's help, with its first spelling alone."""
         spellings, self.opts = self.opts, self.opts[:1]
@@ -134,6 +139,32 @@ class Renamed(click.Option):
             return super().get_help_record(ctx)
         finally:
             self.opts = spellings
+
+
+class Count(click.IntRange):
+    """A whole number of at least ``min``. The help leaves out the upper bound, which only refuses the absurd."""
+
+    def __init__(self, min: int = 1, most: int = MOST) -> None:
+        super().__init__(min)
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number, or refuse it."""
+        number: int = super().convert(value, param, ctx)
+        if number > self.most:
+            self.fail(f"{shown(number)} is beyond {self.most}.", param, ctx)
+        return number
+
+
+class Finite(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or refuse it."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not finite.", param, ctx)
+        return number
 
 
 def combined(*options: Decorator[Any]) -> Decorator[Any]:
@@ -150,10 +181,9 @@ def combined(*options: Decorator[Any]) -> Decorator[Any]:
 def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
     if value is None:
         return None
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError as error:
-        raise click.BadParameter(f'"{value}": write whole numbers with commas, for example 5,10,20') from error
+    if not all(part.strip().isdecimal() for part in value.split(",")):
+        raise click.BadParameter(f'"{value}": write whole numbers with commas, for example 5,10,20')
+    return [Count().convert(part, param, ctx) for part in value.split(",")]
 
 
 class FilledPath(click.Path):
@@ -173,10 +203,10 @@ device_option = click.option(
 )
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=Count(),
     help="Number of threads on the CPU; it changes rounding [default: measured, or OMP_NUM_THREADS].",
 )
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+seed_option = click.option("--seed", type=Count(0, MOST_SEED), default=0, show_default=True, help="Random seed.")
 quiet_option = click.option(
     "--quiet",
     is_flag=True,
@@ -186,9 +216,7 @@ quiet_option = click.option(
 )
 out_option = click.option("--out", type=a_path, help="Output folder [default: inside the run's].")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
-steps_option = click.option(
-    "--steps", type=click.IntRange(min=1), help="Number of generation steps M [default: the run's]."
-)
+steps_option = click.option("--steps", type=Count(), help="Number of generation steps M [default: the run's].")
 many_steps_option = click.option(
     "--steps",
     "--m",
@@ -202,9 +230,7 @@ run_options = combined(device_option, threads_option, seed_option, quiet_option)
 result_options = combined(out_option, overwrite_option)
 training_options = combined(
     click.option("--resume", is_flag=True, help="Go on in --out, where a training was stopped or killed."),
-    click.option(
-        "--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Minutes after which to stop cleanly."
-    ),
+    click.option("--max-minutes", type=Finite(min=0, min_open=True), help="Minutes after which to stop cleanly."),
 )
 model_option = click.option(
     "--model", type=a_path, help="Weights of the diffusion model [default: runs/EXPERIMENT/pretrain]."
@@ -227,7 +253,7 @@ source_options = combined(
 )
 processes_option = click.option(
     "--processes",
-    type=click.IntRange(min=1),
+    type=Count(),
     expose_value=False,
     callback=lambda ctx, param, value: check_processes(value, ctx.obj),
     help="Number of processes that torchrun must have started.",

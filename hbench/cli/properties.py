@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hbench.cli.options import (
+    Count,
     Options,
     check_directions,
     publish,
@@ -21,21 +22,19 @@ from hbench.cli.options import (
 @run_argument
 @click.option(
     "--samples",
-    type=click.IntRange(min=2),
+    type=Count(2),
     default=1000,
     show_default=True,
     help="Number of samples in the mean direction.",
 )
 @click.option(
     "--pairs",
-    type=click.IntRange(min=20),
+    type=Count(20),
     default=200,
     show_default=True,
     help="Number of other samples, each edited along every direction.",
 )
-@click.option(
-    "--examples", type=click.IntRange(min=1), default=3, show_default=True, help="Number of rows: random x_T."
-)
+@click.option("--examples", type=Count(), default=3, show_default=True, help="Number of rows: random x_T.")
 @click.option(
     "--direction",
     "shown",

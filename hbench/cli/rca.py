@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hbench.cli.options import (
+    Count,
     Options,
     processes_option,
     publish,
@@ -18,7 +19,7 @@ from hbench.cli.options import (
 
 @click.command()
 @run_argument
-@click.option("--pairs", type=click.IntRange(min=1), default=10_000, show_default=True, help="Number of fresh pairs.")
+@click.option("--pairs", type=Count(), default=10_000, show_default=True, help="Number of fresh pairs.")
 @shared(source_options, result_options, processes_option, run_options)
 def rca(run: Path, pairs: int, options: Options) -> None:
     """Measure the reconstructor's classification accuracy (RCA).

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hbench.cli.options import (
+    Count,
     Options,
     Renamed,
     a_path,
@@ -24,14 +25,12 @@ from hbench.cli.options import (
     "--samples",
     "--count",
     cls=Renamed,
-    type=click.IntRange(min=1),
+    type=Count(),
     default=64,
     show_default=True,
     help="Number of samples.",
 )
-@click.option(
-    "--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Number of generation steps M."
-)
+@click.option("--steps", type=Count(), default=20, show_default=True, help="Number of generation steps M.")
 @shared(result_options, processes_option, run_options)
 def sample(model: Path, experiment: str | None, samples: int, steps: int, options: Options) -> None:
     """Draw a grid of samples of a diffusion model.

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hbench.cli.options import (
+    Count,
     Options,
     a_path,
     publish,
@@ -14,19 +15,16 @@ from hbench.cli.options import (
     shared,
     source_options,
 )
+from hbench.errors import MOST_COLUMNS
 
 
 @click.command()
 @run_argument
+@click.option("--examples", type=Count(), default=6, show_default=True, help="Number of rows: random x_T.")
 @click.option(
-    "--examples", type=click.IntRange(min=1), default=6, show_default=True, help="Number of rows: random x_T."
+    "--samples", type=Count(2, MOST_COLUMNS), default=5, show_default=True, help="Number of columns: s from -S to S."
 )
-@click.option(
-    "--samples", type=click.IntRange(min=2), default=5, show_default=True, help="Number of columns: s from -S to S."
-)
-@click.option(
-    "--pairs", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of fresh pairs to rank by."
-)
+@click.option("--pairs", type=Count(), default=1000, show_default=True, help="Number of fresh pairs to rank by.")
 @click.option("--rca", "measured", type=a_path, help='File rca.json of "hbench rca" to rank by, instead.')
 @shared(source_options, result_options, run_options)
 def traverse(run: Path, examples: int, samples: int, pairs: int, measured: Path | None, options: Options) -> None:

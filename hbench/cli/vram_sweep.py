@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hbench.cli.options import (
+    Count,
     Options,
     adjusted_experiment_options,
     check_steps,
@@ -32,7 +33,7 @@ def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if value is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])iB", value)
-    if not found or float(found[1]) == 0:
+    if not found or not 0 < float(found[1]) < 1e9:
         raise click.BadParameter(f'"{value}": write a number with its unit, for example 24GiB or 800MiB')
     return float(found[1]) * (1024 if found[2] == "G" else 1)
 
@@ -45,12 +46,8 @@ def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) ->
     callback=lambda ctx, param, value: None if value is None else value.split(","),
     help="Strategies of back-propagation, with commas between them [default: all but auto and offload].",
 )
-@click.option(
-    "--batch-size", type=click.IntRange(min=2), help="Number of pairs a step [default: EXPERIMENT's for sweeps]."
-)
-@click.option(
-    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Number of timed steps a cell."
-)
+@click.option("--batch-size", type=Count(2), help="Number of pairs a step [default: EXPERIMENT's for sweeps].")
+@click.option("--repeats", type=Count(), default=5, show_default=True, help="Number of timed steps a cell.")
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
@@ -98,7 +95,7 @@ def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> N
         write_experiment(folder, experiment)  # first, so that a resume knows the folder
         if sweep.cells:
             draw(sweep, folder)
-        sweep.write_into(folder)
+            sweep.write_into(folder)
 
     earlier = VramSweep.load(folder) if has_begun else None
     result = measure(

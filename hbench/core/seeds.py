@@ -100,16 +100,19 @@ def properties_bootstrap(seed: int, n: int) -> int:
 
 def probe(seed: int) -> int:
     """Return the seed of the steps that predict memory and time."""
+    errors.check_seed(seed)
     return seed
 
 
 def study_design(seed: int) -> int:
     """Return the seed of a user study's shuffles."""
+    errors.check_seed(seed)
     return seed
 
 
 def study_bootstrap(seed: int) -> int:
     """Return the seed of the bootstrap over a user study's directions."""
+    errors.check_seed(seed)
     return seed
 
 
@@ -120,5 +123,5 @@ def real_halves() -> int:
 
 def _mixed(*entropy: int) -> int:
     """Return 63 well-mixed bits of the given non-negative numbers, seed first; zeros at the end do not count."""
-    errors.check_at_least(0, seed=entropy[0])
+    errors.check_seed(entropy[0])
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from hbench.config import Experiment
-from hbench.core.backbone import DiffusionModel
+from hbench.core.backbone import Backbone, DiffusionModel
 from hbench.core.images import to_uint8
 from hbench.core.intervals import student
-from hbench.errors import HBenchError, check_at_least
+from hbench.errors import HBenchError, as_list, check_at_least, check_seed, check_type
 from hbench.evaluation.curves import late_means, read_curves
 from hbench.evaluation.features import lenet_features
 from hbench.evaluation.frechet import frechet_distance, lenet_reference, statistics
@@ -32,13 +32,14 @@ from hbench.store.folders import claimed_folder
 from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance, provenance
-from hbench.store.records import Aside, Number
+from hbench.store.records import Aside, Count, Number, Positive, Share, ShareOrNone
 from hbench.store.results import Result
-from hbench.store.run import Run, load_run
+from hbench.store.run import Run, load_run, run_hashes
 from hbench.store.weights import save_weights, tensors_sha256, write_experiment
 from hbench.training.checkpoint import read_checkpoint
 from hbench.training.discover import check_shift_interval, estimated_seconds, train
 from hbench.training.estimate import FEWEST
+from hbench.training.loop import check_minutes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -54,6 +55,8 @@ PAPER = {
 """Overrides of each variant of Fig. 3 and Sec. 4.4; all other settings are the experiment's."""
 DIRECTIONS, EXAMPLES, SAMPLES = 4, 4, 5
 """Directions, x_T and magnitudes in the picture of each variant."""
+SHARED = "model.safetensors"
+"""Name of the file of the model that all are trained on."""
 METRICS = ["rca", "magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"]
 """Fields of :class:`Measured` that are averaged over the seeds."""
 
@@ -66,28 +69,28 @@ class Measured:
     """
 
     variant: str
-    seed: int
+    seed: Count
     """Seed of the training."""
-    n: int
-    chance: float
+    n: Positive
+    chance: Share
     """Accuracy of guessing, 1/K."""
-    rca: float
-    rca_low: float
+    rca: Share
+    rca_low: Share
     """Ends of the 95 % Wilson interval."""
-    rca_high: float
-    magnitude_error: float
-    outside: float
+    rca_high: Share
+    magnitude_error: Annotated[float, Field(ge=0)]
+    outside: Share
     """Share of shifted samples with a pixel beyond +-1.5."""
-    D_raw: Number
+    D_raw: ShareOrNone
     """Mean output of the training's discriminator over the last third of its steps, on raw samples."""
-    D_shifted: Number
+    D_shifted: ShareOrNone
     fd_raw: Number
     """FD (LeNet digits); nan where there is no LeNet for the images."""
     fd_shifted: Number
     device: str
     """Device of the training, as the fields below are its threads, wall time and commit; threads change rounding."""
-    threads: int
-    seconds: float
+    threads: Positive
+    seconds: Annotated[float, Field(ge=0)]
     commit: str | None
 
 
@@ -97,7 +100,7 @@ class VariantMean:
 
     variant: str
     metric: str
-    seeds: int
+    seeds: Positive
     mean: float
     low: Number
     """Ends of the 95 % t-interval; nan for one seed."""
@@ -211,9 +214,14 @@ def ablations(
         HBenchError: an unknown setting or a value out of range, a LeNet of other images, too few pairs for the FD, or
             ``out`` holds something else or trainings of other settings.
     """
-    variants = PAPER if variants is None else variants
+    check_type(Experiment, "as load_experiment returns it", experiment=experiment)
+    check_type(Backbone, "as load_model returns it", model=model)
+    check_minutes(max_minutes)
+    variants, seeds = PAPER if variants is None else variants, as_list(seeds)
+    check_type(Mapping, "from names to overrides", variants=variants)
     check_at_least(1, variants=len(variants), seeds=len(seeds), pairs=pairs)
-    check_at_least(0, seed=min(seed, *seeds))
+    for each in (seed, *seeds):
+        check_seed(each)
     for name, overrides in variants.items():
         if not name or Path(name).name != name:
             raise ValueError(f"variant {name!r} names a folder of its trainings: leave out slashes")
@@ -221,7 +229,7 @@ def ablations(
     weights, out, device = choose_lenet(lenet, experiment, pairs), Path(out), pick_device(device)
     if not weights:
         log.warning("no digit LeNet for these images, so no FD: `lenet` takes the file of one")
-    shared = out / "model.safetensors"
+    shared = out / SHARED
     with claimed_folder(out, resume=resume):
         origin = provenance(experiment, device, seed, variants=variants, training_seeds=seeds)
         write_experiment(out, experiment)
@@ -284,17 +292,27 @@ def train_variants(
             folder = training_folder(out, variant, seed)
             if not ((folder / PROVENANCE).is_file() and read_checkpoint(folder, changed, seed, "discovery")):
                 missing.append((changed, folder, seed))
+            elif origin_of(folder).details.get("model_tensors_sha256") != tensors_sha256(out / SHARED):
+                raise HBenchError(f"{folder}: was trained on another model than {out / SHARED}: choose another `out`")
     if is_asked_for() and len(missing) > 1 and experiment.discovery.steps >= FEWEST:
         log.info("%d trainings: about %s", len(missing), duration(_seconds_of_all(missing, model, device, draw)))
     for i, (changed, folder, seed) in enumerate(missing):
         left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
-        if i and left is not None and left <= 0:
-            log.warning("stopped by `max_minutes` before %s: go on with `resume=True`", folder.name)
-            return False
+        if left is not None and left <= 0:
+            if i:
+                log.warning("stopped by `max_minutes` before %s: go on with `resume=True`", folder.name)
+                return False
+            left = max_minutes  # at least one step
         folder.mkdir(exist_ok=True)
         if not train(changed, model, folder, seed=seed, device=device, resume=True, max_minutes=left, draw=draw):
             return False
     return True
+
+
+def origin_of(folder: Path) -> Provenance:
+    """Return the provenance of a finished training, after comparing its files with it."""
+    run_hashes(folder)
+    return Provenance.read(folder / PROVENANCE)
 
 
 def _seconds_of_all(
@@ -380,7 +398,7 @@ def _measured(
 ) -> Measured:
     (curves,) = read_curves([folder])
     late = late_means(curves)
-    origin = Provenance.read(folder / PROVENANCE)
+    origin = origin_of(folder)
     return Measured(
         variant=variant,
         seed=seed,

@@ -4,26 +4,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 
 from hbench.config import Experiment
 from hbench.core.intervals import batch_means
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, as_list
 from hbench.store.files import sha256
 from hbench.store.folders import EXPERIMENT
-from hbench.store.provenance import provenance
-from hbench.store.records import Aside, Number
+from hbench.store.metrics import FILE as METRICS
+from hbench.store.metrics import read_metrics
+from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.provenance import REMEDY, provenance
+from hbench.store.records import Aside, Number, Positive, ShareOrNone
 from hbench.store.results import Result
-from hbench.store.run import locate
+from hbench.store.run import locate, origin_of_training
 from hbench.store.weights import read_written_experiment
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-METRICS = "metrics.csv"
-"""File that a training logs, a row a step."""
 LOSSES = ("loss", "loss_k", "loss_s", "loss_adv", "loss_l1", "loss_D")
 """Columns that a discovery logs if its settings have such a loss."""
 NEEDED = ("accuracy", "D_raw", "D_shifted")
@@ -50,20 +52,20 @@ class LateMeans:
     run: str
     settings: str
     """Settings in which the run differs from the others, in words."""
-    steps: int
-    n: int
+    steps: Positive
+    n: Positive
     """Number of steps in the last third, rounded up."""
     loss: Number = math.nan
     loss_k: Number = math.nan
     loss_s: Number = math.nan
     loss_adv: Number = math.nan
     loss_l1: Number = math.nan
-    accuracy: Number
+    accuracy: ShareOrNone
     """Share of directions recognised in the training's batches."""
     loss_D: Number = math.nan
-    D_raw: Number
+    D_raw: ShareOrNone
     """Mean output of the discriminator on raw samples; 0.5 is ideal."""
-    D_shifted: Number
+    D_shifted: ShareOrNone
     D_raw_low: Number
     """Ends of the 95 % intervals of the run's means, by batch means; another seed may well lie outside."""
     D_raw_high: Number
@@ -77,7 +79,7 @@ class TrainingCurves(Result):
 
     NAME: ClassVar[str] = "train-curves"
 
-    runs: list[LateMeans]
+    runs: Annotated[list[LateMeans], Field(min_length=1)]
     curves: Aside = field(default=None, compare=False, repr=False)
     """The :class:`Curves` of each run; None in a result read back."""
 
@@ -105,13 +107,14 @@ class TrainingCurves(Result):
         return [name for name in LOSSES if all(math.isnan(getattr(run, name)) for run in self.runs)]
 
 
-def train_curves(runs: Sequence[str | Path]) -> TrainingCurves:
-    """Compare the trainings of run folders, finished or not. Nothing is random.
+def train_curves(runs: str | Path | Sequence[str | Path]) -> TrainingCurves:
+    """Compare the trainings of run folders, one or several, finished or not. Nothing is random.
 
     Raises:
         ValueError: no run.
-        HBenchError: no such folder, or no readable metrics of a discovery in it.
+        HBenchError: no such folder, or no whole metrics of a discovery in it.
     """
+    runs = as_list(runs)
     if not runs:
         raise ValueError("runs must name at least one run")
     curves = read_curves(runs)
@@ -132,27 +135,26 @@ def read_curves(runs: Sequence[str | Path]) -> list[Curves]:
     """Return the curves of run folders, finished or not.
 
     Raises:
-        HBenchError: no such folder, or no readable metrics of a discovery in it.
+        HBenchError: no such folder, or no whole metrics of a discovery in it.
     """
     names = [Path(run).resolve().name for run in runs]
     return [_read(run, name if names.count(name) == 1 else str(run)) for run, name in zip(runs, names, strict=True)]
 
 
 def _read(run: str | Path, name: str) -> Curves:
-    import pandas as pd
-
     folder = locate(Path(run))
     metrics, settings = folder / METRICS, folder / EXPERIMENT
     for file in (metrics, settings):
         if not file.is_file():
             raise HBenchError(f"{run}: no {file.name} there: give the folder of a discovery")
-    try:
-        experiment = read_written_experiment(settings)
-        rows = pd.read_csv(metrics).select_dtypes("number")
-    except ValueError as error:  # json, pandas and the decoding of text raise it
-        problem = str(error).splitlines()[0]
-        raise HBenchError(f"{run}: its {METRICS} or {EXPERIMENT} is damaged ({problem}): train it again") from error
-    if rows.empty or not {"step", *NEEDED} <= set(rows.columns):
+    experiment = read_written_experiment(settings)
+    origin, steps = origin_of_training(folder), None
+    if origin and "shift_block" in (origin.weights or ()):
+        steps = experiment.discovery.steps
+        if origin.details.get("metrics_sha256") not in (None, sha256(metrics)):
+            raise HBenchError(f"{metrics}: is not the file that {PROVENANCE} beside it was written with: {REMEDY}")
+    rows = read_metrics(metrics, steps)
+    if not set(NEEDED) <= set(rows.columns):
         raise HBenchError(f"{run}: its {METRICS} holds no discovery: give the folder of one")
     return Curves(name, experiment, rows, sha256(metrics))
 

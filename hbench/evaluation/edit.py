@@ -1,5 +1,6 @@
 """Edits of real images by DDIM inversion (Fig. 8), and the error of their reconstructions."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,26 +10,31 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from torch import Tensor
 
 from hbench.config import Precision
 from hbench.core.directions import Edit, Source, edited, magnitudes
 from hbench.core.images import to_float
 from hbench.core.sampler import BATCH
-from hbench.errors import check_at_least
+from hbench.errors import as_list, check_at_least, check_type
 from hbench.runtime.progress import progress
 from hbench.store.account import content_sha256
 from hbench.store.datasets import RealImage
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.pictures import save_image
 from hbench.store.provenance import provenance
-from hbench.store.records import Aside
+from hbench.store.records import Aside, Count
 from hbench.store.results import Result
-from hbench.store.run import Run
+from hbench.store.run import Run, refuse_overflow
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+FAR = 10
+"""Multiple of S beyond which a magnitude leaves the domain for sure."""
+
+log = logging.getLogger(__name__)
 
 Decibels = Annotated[
     float,
@@ -44,7 +50,7 @@ class Reconstruction:
 
     image: str
     """Path of the image's file, as it was given."""
-    mse: float
+    mse: Annotated[float, Field(ge=0)]
     """Mean square error of the reconstruction, between images in [-1, 1]."""
     psnr: Decibels
     """Peak signal-to-noise ratio of the reconstruction."""
@@ -58,9 +64,9 @@ class EditedImages(Result):
 
     NAME: ClassVar[str] = "edit"
 
-    edits: list[list[tuple[int, float]]]
+    edits: list[list[tuple[Count, float]]]
     """Directions and magnitudes of each edit."""
-    images: list[Reconstruction]
+    images: Annotated[list[Reconstruction], Field(min_length=1)]
     pictures: Aside = field(default=None, compare=False, repr=False)
     """Original, reconstruction and edits of each image: float32 [images, 2 + edits, C, H, W], unclamped, on the CPU;
     None in a result read back."""
@@ -103,7 +109,7 @@ class EditedImages(Result):
 def edit(
     run: Run,
     images: Sequence[RealImage],
-    edits: Sequence[Edit],
+    edits: Edit | Sequence[Edit],
     *,
     steps: int = 100,
     precision: Precision = "float32",
@@ -123,11 +129,17 @@ def edit(
         source: kind of direction; each sample's own by default.
 
     Raises:
+        TypeError: not a run, or not such images.
         ValueError: nothing to edit, no such direction, a magnitude that is not finite, or steps out of range.
+        HBenchError: an edited image is not finite.
     """
+    check_type(Run, "as load_run returns it", run=run)
+    images, edits = as_list(images), [edits] if isinstance(edits, Mapping) else as_list(edits)
     check_at_least(1, images=len(images), edits=len(edits))
     for each in edits:
         run.check_edit(each)
+    check_type(RealImage, "as read_images returns it", **{f"images[{i}]": image for i, image in enumerate(images)})
+    warn_of_magnitudes(edits, run.S)
     source = source or direction_source(run)
     pixels = torch.stack([image.pixels for image in images])
     origin = provenance(
@@ -171,7 +183,22 @@ def edit_each(
     for first in progress(range(0, len(pairs), BATCH), desc="edits", unit="batch"):
         chosen, shown = zip(*pairs[first : first + BATCH], strict=True)
         images.append(sampler.generate(x_T[list(chosen)], edited(source, shown, run.device)).cpu())
+    refuse_overflow(torch.cat(images), edits)
     return torch.cat(images).reshape(len(x_T), len(edits), *x_T.shape[1:])
+
+
+def warn_of_magnitudes(edits: Sequence[Edit], S: float) -> None:
+    """Log a warning of each direction whose magnitude is more than FAR times S."""
+    for k, s in dict.fromkeys((k, s) for each in edits for k, s in each.items()):
+        if abs(s) > FAR * S:
+            log.warning(
+                "direction %d at s = %.3g is beyond %d times S = %g, the largest magnitude of the training: expect no "
+                "image of the domain",
+                k,
+                s,
+                FAR,
+                S,
+            )
 
 
 def singly_and_together(edit: Edit) -> list[Edit]:

@@ -35,7 +35,7 @@ from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runtime.progress import progress_is_shown
 from hbench.store.files import replacing, sha256
 from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
-from hbench.store.weights import load_pickled
+from hbench.store.weights import check_finite, load_pickled
 
 INCEPTION = "inception-v3-compat"
 LENET = "lenet-digits"
@@ -152,9 +152,13 @@ def features(paths: list[Path], extractor: Extractor, cache: Path, device: torch
     file = cache / "features" / f"{digest.hexdigest()[:32]}.safetensors"
     if file.is_file():
         try:
-            return load_file(file)["features"]
+            kept = load_file(file)["features"]
+            if len(kept) != len(paths):
+                raise KeyError(f"{len(kept)} features of {len(paths)} images")
         except (SafetensorError, KeyError) as error:
             raise HBenchError(f"{file}: damaged ({error}): remove it, and it will be made again") from error
+        check_finite({"features": kept}, str(file), "remove it, and it will be made again")
+        return kept
     layer = extractors()[extractor.name].get_default_feature_layer_for_metric("fid")
     cuda = device.type == "cuda"
     with torch.cuda.device(device) if cuda else nullcontext():  # torch-fidelity takes the current GPU

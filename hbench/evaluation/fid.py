@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from hbench.core.intervals import jackknife
-from hbench.errors import check_at_least
+from hbench.errors import check_at_least, check_seed, check_type
 from hbench.evaluation.features import choose_extractor, features
 from hbench.evaluation.frechet import Distance, Reference, distance
 from hbench.evaluation.real_images import lenet_cautions, real_images
@@ -21,9 +21,9 @@ from hbench.evaluation.sample_cache import pngs, read_pngs, sample_folders
 from hbench.runtime.distributed import all_gather, rank
 from hbench.store.folders import remove_leftovers
 from hbench.store.provenance import provenance
-from hbench.store.records import Aside, Interval
+from hbench.store.records import Aside, Interval, Positive
 from hbench.store.results import Result
-from hbench.store.run import Run
+from hbench.store.run import Run, check_has_files
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,9 +40,9 @@ class Fidelity(Result):
 
     metric: str
     """Name of the distance: "FID" only with Inception features."""
-    feature_size: int
+    feature_size: Positive
     """Number of features."""
-    n_real: int
+    n_real: Positive
     """Number of real images."""
     halves: float
     """Distance between two random halves of the real images; samples that are nearer cannot be told from real ones."""
@@ -129,12 +129,16 @@ def fid(
         seed: seed of x_T, k and s.
 
     Raises:
+        TypeError: not a run.
         ValueError: fewer than 2 samples, or steps out of range.
         HBenchError: no such extractor, no data, or too few images.
     """
+    check_type(Run, "as load_run returns it", run=run)
     count = run.experiment.evaluation.fid_samples if samples is None else samples
     M = len(run.sampler.with_steps(steps).timesteps)
     check_at_least(2, samples=count)
+    check_seed(seed)
+    check_has_files(run)
     chosen, cache = choose_extractor(run.experiment.data, extractor, weights), Path(cache)
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, M=M)
     reference = None

@@ -16,7 +16,7 @@ from hbench.core.intervals import jackknife
 from hbench.errors import HBenchError
 from hbench.models.digit_lenet import DigitLeNet
 from hbench.store.lenet import load_lenet
-from hbench.store.records import Interval
+from hbench.store.records import Interval, Positive
 
 TOO_FEW = "one image has no covariance: use more samples"
 GROUPS = 20
@@ -49,7 +49,7 @@ class Reference:
 class Distance:
     """Distances of one kind of samples to the reference."""
 
-    n: int
+    n: Positive
     fd: float
     """Frechet distance of the Gaussians with the features' means and covariances."""
     interval: Interval

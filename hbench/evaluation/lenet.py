@@ -16,7 +16,7 @@ from hbench.config import Experiment
 from hbench.core import seeds
 from hbench.core.images import to_float
 from hbench.core.intervals import wilson
-from hbench.errors import HBenchError, check_at_least
+from hbench.errors import HBenchError, check_at_least, check_seed, check_type
 from hbench.evaluation.features import lenet_features
 from hbench.evaluation.frechet import keep_reference, real_reference
 from hbench.models.digit_lenet import DigitLeNet
@@ -25,7 +25,7 @@ from hbench.store.datasets import Split, load_set
 from hbench.store.files import sha256
 from hbench.store.lenet import FILE, ROLE
 from hbench.store.provenance import provenance
-from hbench.store.records import Aside, Interval
+from hbench.store.records import Aside, Confusion, Interval, Positive, Share
 from hbench.store.results import Result
 from hbench.store.weights import save_weights
 from hbench.training.estimate import FEWEST, Parts, timed_steps, undone
@@ -49,22 +49,27 @@ class TrainedLeNet(Result):
 
     NAME: ClassVar[str] = "lenet"
 
-    n_train: int
+    n_train: Positive
     """Number of training images."""
-    n_test: int
+    n_test: Positive
     """Number of test images."""
-    accuracy: float
+    accuracy: Share
     """Share of test images whose class is recognised."""
     interval: Interval
     """95 % Wilson interval of the accuracy."""
     halves: float
     """Frechet distance between two random halves of the test images, in the LeNet's features."""
-    confusion: list[list[int]]
+    confusion: Confusion
     """Counts: true class by predicted class."""
     network: Aside = field(default=None, compare=False, repr=False)
     """The :class:`DigitLeNet`, in eval mode, with the statistics of the test images; None in a result read back."""
     experiment: Aside = field(default=None, compare=False, repr=False)
     """The :class:`Experiment` with its images; None in a result read back."""
+
+    def __post_init__(self) -> None:
+        """Check that the counts and the number of test images agree."""
+        if (counted := sum(map(sum, self.confusion))) != self.n_test:
+            raise ValueError(f"confusion counts {counted} images, n_test is {self.n_test}")
 
     def summary(self) -> str:
         """Return accuracy and distance between halves, in one line."""
@@ -125,10 +130,13 @@ def lenet(
         seed: seed of the initial weights and of the batches.
 
     Raises:
-        ValueError: no epoch.
+        TypeError: not an experiment.
+        ValueError: no epoch, or a number out of range.
         HBenchError: no data, or images without labels.
     """
+    check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_at_least(1, epochs=epochs)
+    check_seed(seed)
     if not experiment.data.is_digits:
         raise HBenchError(f"{experiment.name}: its images carry no labels: use an experiment on mnist or digits")
     train, test = (load_set(experiment.data, data_root, split, download) for split in get_args(Split))

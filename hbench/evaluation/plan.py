@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hbench.config import Experiment
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, as_list, check_at_least, check_seed, check_type
 from hbench.evaluation import vram_sweep
 from hbench.runtime.device import pick_device
 from hbench.runtime.memory import free_mib
@@ -88,7 +88,7 @@ class Plan(Result):
 def plan(
     experiment: Experiment,
     *,
-    steps: Sequence[int] | None = None,
+    steps: int | Sequence[int] | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
 ) -> Plan:
@@ -104,12 +104,17 @@ def plan(
         seed: seed of the training steps.
 
     Raises:
+        TypeError: not an experiment.
+        ValueError: no M, or a seed out of range.
         HBenchError: an M that the schedule does not have, or the probe failed.
     """
+    check_type(Experiment, "as load_experiment returns it", experiment=experiment)
+    check_seed(seed)
     device = pick_device(device)
     check_shift_interval(experiment)
     origin = provenance(experiment, device, seed)
-    Ms = sorted(set(steps or vram_sweep.default_steps(experiment)))
+    Ms = sorted(set(vram_sweep.default_steps(experiment) if steps is None else as_list(steps)))
+    check_at_least(1, steps=len(Ms))
     vram_sweep.cells(experiment, ["node"], Ms, device=str(device))  # refuses an M that no training takes
     others = [name for name in vram_sweep.STRATEGIES if name not in BY_ARITHMETIC]
     if device.type == "cuda":

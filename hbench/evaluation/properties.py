@@ -21,14 +21,14 @@ from hbench.core.directions import Directions, magnitudes
 from hbench.core.images import soft_clip
 from hbench.core.intervals import Array, jackknife, student
 from hbench.core.sampler import BATCH
-from hbench.errors import check_at_least
+from hbench.errors import check_at_least, check_seed, check_type
 from hbench.evaluation.mean_directions import compare, directions_of, grouped_means, regular_with_hidden, sources
 from hbench.experiments import parse_experiment
 from hbench.runtime.progress import progress
 from hbench.store.directions import save_directions
 from hbench.store.files import write_text
 from hbench.store.provenance import provenance
-from hbench.store.records import Aside, Number
+from hbench.store.records import Aside, Count, Number, Positive
 from hbench.store.results import Result
 from hbench.store.run import Run
 
@@ -87,13 +87,13 @@ class Properties(Result):
 
     NAME: ClassVar[str] = "properties"
 
-    n: int
+    n: Positive
     """Number of measured samples."""
-    n_mean: int
+    n_mean: Positive
     """Number of samples in the mean direction."""
-    seed: int
+    seed: Count
     """Seed of both kinds of samples."""
-    timesteps: list[int]
+    timesteps: list[Count]
     """Timesteps of the shift interval, descending."""
     homogeneity: Estimate
     """Cosine of f_k(h_t, t) with the mean direction, on the regular chain of samples outside the mean."""
@@ -130,6 +130,15 @@ class Properties(Result):
     """Mean :class:`Directions`; None in a result read back."""
     examples: Aside = field(default=None, compare=False, repr=False)
     """The :class:`Examples` for the picture; None in a result read back."""
+
+    def __post_init__(self) -> None:
+        """Check that all numbers are of the same directions and timesteps."""
+        of_directions = [each for one in fields(self) if isinstance(each := getattr(self, one.name), Estimate)]
+        of_directions += [*self.homogeneity_at, *self.s_hat]
+        if len({len(each) for one in of_directions for each in (one.value, one.low, one.high)}) != 1:
+            raise ValueError("the numbers are of different numbers of directions")
+        if {len(self.homogeneity_at), len(self.consistency_between)} != {len(self.timesteps)}:
+            raise ValueError("the numbers are of different numbers of timesteps")
 
     @property
     def K(self) -> int:
@@ -220,12 +229,15 @@ def properties(
         seed: seed of all samples; other measurements draw the same ``pairs``.
 
     Raises:
+        TypeError: not a run.
         ValueError: a number out of range, or no such direction.
         HBenchError: the steps are so few that no timestep lies in the shift interval.
     """
+    check_type(Run, "as load_run returns it", run=run)
     check_at_least(2, samples=samples)
     check_at_least(2 * MAGNITUDES, pairs=pairs)
     check_at_least(1, examples=examples)
+    check_seed(seed)
     run.check_edit(dict.fromkeys(directions, 0.0))
     M = run.experiment.discovery.M if steps is None else steps
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, M=M)

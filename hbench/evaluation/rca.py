@@ -11,14 +11,14 @@ import torch
 from hbench.core.images import soft_clip
 from hbench.core.intervals import student, wilson
 from hbench.core.sampler import BATCH
-from hbench.errors import HBenchError, check_at_least
+from hbench.errors import HBenchError, check_at_least, check_seed, check_type
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.provenance import provenance
-from hbench.store.records import Interval, Number
+from hbench.store.records import Confusion, Interval, Nonnegative, Positive, Share, ShareOrNone
 from hbench.store.results import Result
 from hbench.store.run import Run
 
@@ -32,30 +32,39 @@ class RCA(Result):
 
     NAME: ClassVar[str] = "rca"
 
-    n: int
+    n: Positive
     """Number of pairs."""
-    accuracy: float
+    accuracy: Share
     interval: Interval
     """95 % Wilson interval of the accuracy."""
-    chance: float
+    chance: Share
     """Accuracy of guessing, 1/K."""
-    magnitude_error: Number
+    magnitude_error: Nonnegative
     """Mean absolute error of the predicted magnitude, in units of s."""
     magnitude_error_interval: Interval
-    per_direction: list[Number]
+    per_direction: list[ShareOrNone]
     """Accuracy of each direction; nan if none of its pairs was drawn."""
     per_direction_interval: list[Interval]
     """95 % Wilson intervals of the accuracies."""
-    confusion: list[list[int]]
+    confusion: Confusion
     """Counts: true direction by predicted direction."""
-    D_raw: Number
+    D_raw: ShareOrNone
     """Mean output of the discriminator on raw samples; ideally 0.5."""
     D_raw_interval: Interval
-    D_shifted: Number
+    D_shifted: ShareOrNone
     D_shifted_interval: Interval
-    outside: float
+    outside: Share
     """Share of shifted samples with a pixel beyond +-1.5; a high accuracy is worthless if many leave the domain."""
     outside_interval: Interval
+
+    def __post_init__(self) -> None:
+        """Check that the counts, the accuracies and n agree."""
+        if len({len(self.confusion), len(self.per_direction), len(self.per_direction_interval)}) > 1:
+            raise ValueError("per_direction and confusion are of different numbers of directions")
+        if (counted := sum(map(sum, self.confusion))) != self.n:
+            raise ValueError(f"confusion counts {counted} pairs, n is {self.n}")
+        if abs(sum(row[k] for k, row in enumerate(self.confusion)) / self.n - self.accuracy) > 1e-9:
+            raise ValueError("accuracy is not that of the confusion")
 
     def ranking(self) -> list[int]:
         """Return the directions, most accurate first."""
@@ -120,9 +129,12 @@ def rca(
         on_pairs: function that is called with each batch of pairs, for their images.
 
     Raises:
-        ValueError: no pair.
+        TypeError: not a run.
+        ValueError: no pair, or a number out of range.
     """
+    check_type(Run, "as load_run returns it", run=run)
     check_at_least(1, pairs=pairs)
+    check_seed(seed)
     source = source or direction_source(run)
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
     batches = []
@@ -181,6 +193,13 @@ def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:
         HBenchError: the file is damaged, or of other weights or directions.
     """
     result = RCA.load(path.parent) if path.name == "rca.json" else RCA.read(path, "give its rca.json")
-    if result.detail("weights_sha256") != run.hashes or result.detail("direction_source", "own") != source.name:
+    if not is_of(result, run, source):
         raise HBenchError(f"{path}: was measured on other weights or directions: give that of this run")
     return result
+
+
+def is_of(result: RCA, run: Run, source: DirectionSource) -> bool:
+    """Return whether a measurement is of this run's weights and of this kind of direction."""
+    measured = {key: result.detail(key) for key in source.details} | {"weights_sha256": result.detail("weights_sha256")}
+    known = {"direction_source": measured["direction_source"] or "own"}  # the first results named none
+    return measured | known == source.details | {"weights_sha256": run.hashes}

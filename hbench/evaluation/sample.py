@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from hbench.config import Experiment
-from hbench.core.backbone import DiffusionModel
+from hbench.core.backbone import Backbone, DiffusionModel
 from hbench.core.sampler import Sampler
-from hbench.errors import check_at_least
+from hbench.errors import check_at_least, check_type
 from hbench.evaluation.sampling import sample_model
+from hbench.experiments import warn_of_schedule
 from hbench.runtime.device import pick_device
 from hbench.store.provenance import provenance
-from hbench.store.records import Aside
+from hbench.store.records import Aside, Positive
 from hbench.store.results import Result
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ class Samples(Result):
 
     NAME: ClassVar[str] = "samples"
 
-    n: int
+    n: Positive
     """Number of samples."""
-    M: int
+    M: Positive
     """Number of generation steps."""
     images: Aside = field(default=None, compare=False, repr=False)
     """Samples in about [-1, 1], unclamped: float32 [n, C, H, W], on the CPU; None in a result read back."""
@@ -65,9 +66,14 @@ def sample(
         device: device that generates them: "auto" is CUDA where there is one, else the CPU.
 
     Raises:
+        TypeError: not a model, or not an experiment.
         ValueError: no sample, or steps out of range.
     """
+    check_type(Backbone, "as load_model returns it", model=model)
+    check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_at_least(1, samples=samples)
+    check_at_least(1, most=experiment.diffusion.T, steps=steps)
+    warn_of_schedule(experiment)
     device = pick_device(device)
     sampler = Sampler.of(experiment, model.to(device), device, M=steps, precision=experiment.pretrain.precision)
     origin = provenance(experiment, device, seed, n=samples, M=steps)

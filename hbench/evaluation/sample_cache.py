@@ -22,7 +22,7 @@ from hbench.runtime.progress import progress
 from hbench.store.account import content_sha256
 from hbench.store.files import temporary_name
 from hbench.store.folders import mark_cache
-from hbench.store.records import Record
+from hbench.store.records import Count, Positive, Record
 from hbench.store.run import Run
 
 
@@ -36,9 +36,9 @@ class SampleSet(Record):
     """Settings of the diffusion."""
     discovery: dict[str, Any]
     """Settings of the discovery that change a sample."""
-    M: int
+    M: Positive
     """Number of generation steps."""
-    seed: int
+    seed: Count
     device: str
     """Type of the device: "cpu" or "cuda"."""
     versions: dict[str, str]
@@ -58,7 +58,8 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
     again after a kill, it goes on where it stopped. Several processes make the samples together.
 
     Raises:
-        HBenchError: the folders cannot be written, or the other processes' samples are not there.
+        HBenchError: the folders cannot be written, hold other samples than their name says, or the other processes'
+            samples are not there.
     """
     settings = run.experiment.discovery
     samples = SampleSet(
@@ -73,7 +74,11 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
     folder = cache / "samples" / samples.key
     if rank() == 0:
         mark_cache(cache)
-        samples.write(folder / "samples.json")
+        about = folder / "samples.json"
+        if not about.is_file():
+            samples.write(about)
+        elif SampleSet.read(about, "remove its folder") != samples:
+            raise HBenchError(f"{about}: is of other samples than its folder: remove it, and they will be made again")
     raw, shifted = folder / "raw", folder / "shifted"
     batches = turns(batches_of(count, BATCH // 2))
     with progress(total=sum(map(len, batches)), desc="samples", unit="image") as bar:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from hbench.errors import check_at_least
-from hbench.evaluation.rca import RCA, rca
+from hbench.errors import MOST_COLUMNS, check_at_least, check_seed, check_type
+from hbench.evaluation.rca import RCA, is_of, rca
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.provenance import provenance
-from hbench.store.records import Aside, Number
+from hbench.store.records import Aside, Count, Positive, ShareOrNone
 from hbench.store.results import Result
 from hbench.store.run import Run
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class RankedDirection:
     """A direction of the ranking."""
 
-    direction: int
+    direction: Count
     name: str
     """Name that someone gave it by eye; empty if nobody did."""
-    accuracy: Number
+    accuracy: ShareOrNone
     """Share of its pairs in which it is recognised; nan if none was drawn."""
 
     @property
@@ -37,11 +37,11 @@ class Traversal(Result):
 
     NAME: ClassVar[str] = "traverse"
 
-    examples: int
+    examples: Positive
     """Number of rows of each grid: one x_T each."""
-    samples: int
+    samples: Positive
     """Number of columns: magnitudes evenly from -S to S."""
-    pairs: int
+    pairs: Positive
     """Number of fresh pairs that the accuracies were measured on."""
     directions: list[RankedDirection]
     """Directions, most recognisable first."""
@@ -87,11 +87,16 @@ def traverse(
         ranking: earlier measurement of this run and source to rank by, instead of fresh ``pairs``.
 
     Raises:
-        ValueError: a number out of range.
+        TypeError: not a run.
+        ValueError: a number out of range, or a ranking of another run or source.
     """
+    check_type(Run, "as load_run returns it", run=run)
     check_at_least(1, examples=examples, pairs=pairs)
-    check_at_least(2, samples=samples)
+    check_at_least(2, most=MOST_COLUMNS, samples=samples)
+    check_seed(seed)
     source = source or direction_source(run)
+    if ranking is not None and not is_of(ranking, run, source):
+        raise ValueError("ranking was measured on other weights or directions: give that of this run and source")
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
     ranking = ranking or rca(run, pairs=pairs, seed=seed, source=source)
     order = ranking.ranking()

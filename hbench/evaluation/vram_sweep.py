@@ -18,23 +18,25 @@ returning it at once would halve the speed, which is measured in the same steps.
 
 import json
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from hbench.config import Experiment, Precision
 from hbench.core import seeds
 from hbench.core.backbone import DiffusionModel
 from hbench.core.chain import Strategy
 from hbench.core.sampler import Sampler, visited
-from hbench.errors import HBenchError, is_out_of_memory
+from hbench.errors import HBenchError, as_list, check_at_least, check_seed, check_type, is_out_of_memory
 from hbench.experiments import parse_experiment, without_pool
 from hbench.models import build_model
 from hbench.runtime.device import pick_device, wall_seconds
@@ -42,6 +44,7 @@ from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_ki
 from hbench.runtime.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
 from hbench.runtime.progress import duration, progress, progress_is_shown, ticking
 from hbench.store.provenance import Provenance, provenance
+from hbench.store.records import Count, Positive
 from hbench.store.results import Result
 from hbench.training.cost import DoesNotFitError
 from hbench.training.discover import check_shift_interval
@@ -90,11 +93,11 @@ class Row:
     """Numbers of one measured cell; None for those that do not apply."""
 
     strategy: str
-    M: int
-    batch_size: int
+    M: Positive
+    batch_size: Positive
     precision: str
     device: str
-    memory_mib: float | None = None
+    memory_mib: Annotated[float, Field(ge=0)] | None = None
     memory_source: str | None = None
     images_per_second: float | None = None
     """Median over the timed steps; an image is a training pair."""
@@ -102,7 +105,7 @@ class Row:
     """Interquartile range of ``images_per_second``."""
     status: Status = "ok"
     error: str | None = None
-    keep: int = 0
+    keep: Count = 0
     """Number of steps whose graph "node" or "auto" kept."""
     baseline_mib: float | None = None
     """Memory of the process just before the first step: subtracted from memory_mib on the CPU, included on CUDA."""
@@ -112,7 +115,7 @@ class Row:
     max_memory_reserved_mib: float | None = None
     other_processes: int | None = None
     """Number of other processes on the GPU when the cell started."""
-    step_seconds: tuple[float, ...] = ()
+    step_seconds: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Wall time of each timed step."""
 
     @property
@@ -171,6 +174,12 @@ class VramSweep(Result):
     cells: list[Row]
     """Rows of the table, by strategy and M."""
 
+    def __post_init__(self) -> None:
+        """Check that each measured cell has its numbers."""
+        for row in self.cells:
+            if row.status == "ok" and (row.memory_mib is None or not row.step_seconds):
+                raise ValueError(f"{row.strategy}, M = {row.M} is ok, but lacks memory_mib or step_seconds")
+
     def failed(self) -> list[Row]:
         """Return the cells that ended with another error than lack of memory."""
         return [row for row in self.cells if row.status == "failed"]
@@ -191,8 +200,8 @@ class VramSweep(Result):
 def vram_sweep(
     experiment: Experiment,
     *,
-    strategies: Sequence[str] | None = None,
-    steps: Sequence[int] | None = None,
+    strategies: str | Sequence[str] | None = None,
+    steps: int | Sequence[int] | None = None,
     batch_size: int | None = None,
     precision: Precision | None = None,
     repeats: int = 5,
@@ -224,18 +233,24 @@ def vram_sweep(
         on_row: function that is called with the sweep so far, before the first cell and after each.
 
     Raises:
-        ValueError: no timed step.
+        TypeError: not an experiment.
+        ValueError: no timed step, no strategy, no M, or a number out of range.
         HBenchError: an unknown strategy, more steps than the schedule has, ``resume_from`` was measured differently, or
             another process computes on the GPU.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    check_type(Experiment, "as load_experiment returns it", experiment=experiment)
+    strategies = list(STRATEGIES) if strategies is None else as_list(strategies)
+    steps = default_steps(experiment) if steps is None else as_list(steps)
+    check_at_least(1, repeats=repeats, strategies=len(strategies), steps=len(steps))
+    check_seed(seed)
+    if memory_limit_mib is not None and not 0 < memory_limit_mib < math.inf:
+        raise ValueError(f"memory_limit_mib must be positive and finite, got {memory_limit_mib}")
     experiment = without_pool(experiment, batch_size, precision)
     device = pick_device(device)
     wanted = cells(
         experiment,
-        strategies or STRATEGIES,
-        steps or default_steps(experiment),
+        strategies,
+        steps,
         device=str(device),
         seed=seed,
         repeats=repeats,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hbench.config import Paper
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, check_type
 from hbench.evaluation.ablations import Ablations
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
@@ -240,8 +240,10 @@ def plot(result: Result, path: str | Path) -> Path:
     """Draw the main picture of a result as a PNG file and return its path.
 
     Raises:
+        TypeError: not a result.
         HBenchError: no picture is registered for such a result, or the file cannot be written.
     """
+    check_type(Result, "as a measurement returns it", result=result)
     artifact = artifact_of(result)
     if artifact is None or not artifact.charts:
         raise HBenchError(f"no picture is registered for a {type(result).__name__}")

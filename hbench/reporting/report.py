@@ -8,7 +8,7 @@ import base64
 import html
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbench.config import Experiment
 from hbench.errors import HBenchError
+from hbench.evaluation.curves import TrainingCurves
+from hbench.evaluation.mos.score import MosScore
 from hbench.experiments import paper_of, parse_experiment
 from hbench.reporting.artifacts import ARTIFACTS, Artifact
 from hbench.reporting.rows import Comparison, Named, Row
-from hbench.store.files import write_text
+from hbench.store.files import sha256, write_text
 from hbench.store.folders import refuse_links
+from hbench.store.metrics import FILE as METRICS
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance
 from hbench.store.records import Record
+from hbench.store.run import ROLES, SHIPPED, WEIGHTS, origin_of_training, run_hashes
 
 GENERATED = "not to be edited"
 """Words in every summary, by which it is known before it is replaced."""
@@ -72,6 +76,10 @@ class NotRun(Record):
         """Return the reasons of hbench 0.1, which were the whole file."""
         return {"reasons": values}
 
+    @classmethod
+    def _kind(cls) -> str:
+        return "list of what was not run"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduced(Record):
@@ -117,6 +125,10 @@ def collect(folder: Path) -> Report:
     }
     if any(weights != next(iter(measured.values())) for weights in measured.values()):
         raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
+    if trained := _weights_at_hand(folder):
+        check_measured(
+            trained, [(each.folder, each, origins[each.folder]) for each in ARTIFACTS if each.folder in origins]
+        )
     reasons = NotRun.read(folder / REASONS).reasons if (folder / REASONS).is_file() else {}
     rows, sections = [], []
     for artifact in [each for each in ARTIFACTS if each.on_page]:
@@ -128,6 +140,49 @@ def collect(folder: Path) -> Report:
             default = f'no {artifact.folder}/ in {folder}: "hbench {artifact.command}" makes it'
             rows.append(_missing(artifact, experiment, reasons.get(artifact.folder, default)))
     return Report(folder, experiment, rows, sections)
+
+
+def _weights_at_hand(folder: Path) -> Path | None:
+    """Return the folder of the run whose results lie in a folder; None where its weights are elsewhere."""
+    shipped = SHIPPED / folder.name.removeprefix("shipped-")
+    if folder.name.startswith("shipped-") and shipped.is_dir():
+        return shipped
+    own = ("experiment.json", PROVENANCE, *(f"{role}{WEIGHTS}" for role in ROLES))
+    return next((each for each in (folder, folder / "train") if any((each / name).is_file() for name in own)), None)
+
+
+def check_measured(run: Path, results: Iterable[tuple[str, Artifact, Provenance]]) -> None:
+    """Raise an HBenchError where results are of other weights, or of another log, than those in the run's folder.
+
+    Args:
+        run: folder of the run.
+        results: name, artifact and provenance of each result.
+
+    Raises:
+        HBenchError: the message names the results, or the files of the run that do not belong together.
+    """
+    if not any((run / f"{role}{WEIGHTS}").is_file() for role in ROLES):  # its results were kept, and no weights
+        origin_of_training(run)
+        return
+    hashes = run_hashes(run)
+    log = sha256(run / METRICS) if (run / METRICS).is_file() else None
+    stale = [(name, artifact) for name, artifact, origin in results if not _is_of(artifact, origin, hashes, log)]
+    if stale:
+        advice = " and ".join(f'"hbench {artifact.command}"' for _, artifact in stale)
+        raise HBenchError(
+            f"{', '.join(name for name, _ in stale)}: of other weights than those in {run}: make it again by "
+            f"{advice}, or remove it"
+        )
+
+
+def _is_of(artifact: Artifact, origin: Provenance, hashes: Mapping[str, str], log: str | None) -> bool:
+    """Return whether a result is of these weights and this log, as far as its provenance tells."""
+    runs = origin.details.get("runs")
+    if artifact.result is TrainingCurves:
+        return not log or log in [each.get("metrics_sha256") for each in runs or ()]
+    if artifact.result is MosScore:
+        return not runs or hashes in [each.get("weights_sha256") for each in runs.values()]
+    return not artifact.of_run or origin.weights == hashes
 
 
 def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Experiment) -> tuple[list[Row], Section]:

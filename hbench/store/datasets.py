@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hbench.config import Data
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, as_list, check_type
 from hbench.store.account import Account, account
 from hbench.store.files import sha256
 from hbench.store.picture_files import Seen, fit, read_all
@@ -74,6 +74,7 @@ def load_set(
 
     The split "reference" is for comparisons with samples: the test images of MNIST and the digits, all of a folder.
     """
+    check_type(Data, "the data of an experiment", data=data)
     if split not in (*get_args(Split), "reference"):
         raise ValueError(f"split must be {' or '.join(get_args(Split))}, got {split!r}")
     part: Split = "test" if split == "reference" else split
@@ -180,17 +181,18 @@ class RealImage(NamedTuple):
     """SHA-256 of the file."""
 
 
-def read_images(paths: Sequence[str | Path], data: Data) -> list[RealImage]:
+def read_images(paths: str | Path | Sequence[str | Path], data: Data) -> list[RealImage]:
     """Read image files of any size, and log the account of them.
 
     Args:
-        paths: image files, and folders that are searched for them.
+        paths: image files, and folders that are searched for them; one or several.
         data: size and channels that the images get.
 
     Raises:
         HBenchError: nothing at a path, a folder without images, or files that cannot be read.
     """
-    found = [find_pictures(Path(path)) for path in paths]
+    check_type(Data, "the data of an experiment", data=data)
+    found = [find_pictures(Path(path)) for path in as_list(paths)]
     files = [file for each in found for file in each.files]
     images, seen = read_all(files, data, [problem for each in found for problem in each.problems])
     left_out: dict[str, list[str]] = {}

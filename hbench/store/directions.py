@@ -12,9 +12,9 @@ from torch import Tensor
 from hbench.config import Experiment
 from hbench.core.diffusion import DeltaH
 from hbench.core.directions import Directions, Source, global_direction, mean_direction
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, check_type
 from hbench.store.files import replacing, sha256
-from hbench.store.run import Run
+from hbench.store.run import Run, check_has_files
 from hbench.store.weights import MADE_BY, check_finite, read_metadata
 
 
@@ -47,8 +47,10 @@ def direction_source(run: Run, name: str = "own", directions: str | Path | None 
         directions: the ``directions.safetensors`` of a properties measurement, for "mean" and "global".
 
     Raises:
+        TypeError: not a run.
         HBenchError: the name is unknown, or the file is missing, superfluous, or of another run.
     """
+    check_type(Run, "as load_run returns it", run=run)
     if name not in ("own", "mean", "global"):
         raise HBenchError(f'no direction source "{name}": choose "own", "mean" or "global"')
     if name == "own":
@@ -92,6 +94,7 @@ def load_directions(path: Path, run: Run) -> Directions:
     Raises:
         HBenchError: missing, damaged or foreign file, or directions of another run.
     """
+    check_has_files(run)
     metadata = read_metadata(path)
     if metadata.get("role") != "directions":
         found = metadata.get("role", "foreign weights")

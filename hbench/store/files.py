@@ -3,6 +3,7 @@
 A killed process leaves the old file or the new one, and its temporary files, which name their writer.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -21,6 +22,24 @@ from hbench.errors import HBenchError
 from hbench.text import read_text
 
 
+def a_path(path: str | Path) -> Path:
+    """Return a path that a file system can have; nothing needs to be there.
+
+    Raises:
+        TypeError: neither text nor a path.
+        HBenchError: a null character in it, or a longer name than the system takes.
+    """
+    found = Path(path)
+    try:
+        os.stat(found)  # noqa: PTH116
+    except ValueError as error:
+        raise HBenchError(f"{str(path)!r}: holds a null character, which no path can have: take another") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise HBenchError(f"{str(found)[:60]}…: is longer than a path can be: take a shorter one") from error
+    return found
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` when the block ends without an error.
@@ -28,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         HBenchError: the disk is full or the folder cannot be written.
     """
-    temporary = temporary_name(path)
+    temporary = temporary_name(a_path(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -5,16 +5,23 @@ The system gives up the lock of a killed process. A folder may come from anyone.
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hbench.errors import HBenchError
-from hbench.store.files import is_alive, write_text, writer_of
+from hbench.store.files import a_path, is_alive, write_text, writer_of
 
 EXPERIMENT = "experiment.json"
 """Name of the first file of a training, by which a resume knows its folder."""
+
+CHECKPOINT = "checkpoint.json"
+"""Name of the file that points to the last checkpoint of a training."""
+
+WORTH_KEEPING = ("provenance.json", CHECKPOINT, "samples.json")
+"""Names of files that vouch for finished work, or for the part that is done."""
 
 LOCK = ".hbench.lock"
 """Name of the file that is locked while a process writes to its folder."""
@@ -26,8 +33,9 @@ CACHE_TAG = "CACHEDIR.TAG"
 def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
     """Claim an output folder for this process of hbench while the block runs.
 
-    The folder is made where it is missing, and removed again where it stays empty. Half-written files of killed
-    processes are removed too.
+    The folder is made where it is missing, with its parents, and they are removed again where they stay empty. Where
+    the block fails before any work was finished, the files that it has written are removed too, so that nothing looks
+    like a result. So are half-written files of killed processes.
 
     Args:
         folder: folder to claim.
@@ -37,29 +45,49 @@ def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = Fals
     Raises:
         HBenchError: the folder holds something else, cannot be made, is in use, or has a link that leads out of it.
     """
+    folder = a_path(folder)
     _check_claim(folder, overwrite, resume)
-    is_new = not folder.exists()
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HBenchError(f"{folder}: cannot be made ({error.strerror}): choose another `out`") from error
     refuse_links(folder)
     try:
-        with _lock(folder):
+        with _lock(folder), _leaving_nothing_half_done(folder):
             _check_claim(folder, overwrite, resume)  # another process may have come and gone since
             remove_leftovers(folder)
             yield
     finally:
-        if is_new:
+        for each in made:
             with suppress(OSError):  # it holds something
-                folder.rmdir()
+                each.rmdir()
+
+
+@contextmanager
+def _leaving_nothing_half_done(folder: Path) -> Iterator[None]:
+    """Empty a folder that was empty before, where the block fails and no file in it vouches for finished work."""
+    was_empty, succeeded = not _held(folder), False
+    try:
+        yield
+        succeeded = True
+    finally:
+        if was_empty and not succeeded and not any(path.name in WORTH_KEEPING for path in folder.rglob("*.json")):
+            for path in folder.iterdir():
+                if path.name != LOCK:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _held(folder: Path) -> set[str]:
+    """Return the names in a folder, but not those of a lock and of files that are being written."""
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {name for name in held if name != LOCK and writer_of(name) is None}
 
 
 def _check_claim(folder: Path, overwrite: bool, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise HBenchError(f"{folder}: is a file, not a folder: choose another `out`")
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    held = {name for name in held if name != LOCK and writer_of(name) is None}
+    held = _held(folder)
     if resume and (not folder.is_dir() or (held and EXPERIMENT not in held)):
         raise HBenchError(f"{folder}: nothing to resume there: leave `resume=True` out, or give its `out`")
     if held and not overwrite and not resume:

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from hbench.config import Data
 from hbench.errors import HBenchError
 from hbench.models.digit_lenet import DigitLeNet
+from hbench.store.provenance import checked_sha256
 from hbench.store.run import SHIPPED
 from hbench.store.weights import load_tensors, read_experiment, read_metadata
 
@@ -22,10 +23,11 @@ def load_lenet(path: Path) -> DigitLeNet:
     """Return the classifier in a file, in eval mode, on the CPU.
 
     Raises:
-        HBenchError: missing or damaged file, or one that holds something else.
+        HBenchError: missing or damaged file, one that holds something else, or not the one of the provenance beside it.
     """
     if (found := read_metadata(path).get("role")) != ROLE:
         raise HBenchError(f"{path}: holds {found or 'foreign weights'}, need a LeNet: train one and give its file")
+    checked_sha256(path)
     data = read_experiment(path).data
     tensors = load_file(path)
     lenet = DigitLeNet(data.channels, data.size, len(tensors.get("head.3.bias", ())))
@@ -34,6 +36,11 @@ def load_lenet(path: Path) -> DigitLeNet:
 
 
 def fits(path: Path, data: Data) -> bool:
-    """Return whether the LeNet in a file was trained on images of this kind: data set, size and channels."""
+    """Return whether the LeNet in a file was trained on images of this kind: data set, size and channels.
+
+    Raises:
+        HBenchError: missing or damaged file, or not the one of the provenance beside it.
+    """
     trained_on = read_experiment(path).data
+    checked_sha256(path)  # before hours of work that end with it
     return (trained_on.dataset, trained_on.size, trained_on.channels) == (data.dataset, data.size, data.channels)

@@ -8,20 +8,26 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import AfterValidator, Field
 
 import hbench
 from hbench import __version__
 from hbench.config import Experiment
+from hbench.errors import HBenchError
+from hbench.experiments import parse_experiment
 from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import backend, world_size
 from hbench.runtime.threads import wait_policy
-from hbench.store.records import Aside, Record
+from hbench.store.files import sha256
+from hbench.store.records import Aside, Count, Positive, Record
 
 FILE = "provenance.json"
 """Name of the file in a folder of results."""
+REMEDY = "bring it back from a copy, or train again"
+"""Advice about the files of a training."""
 PACKAGES = (
     "torch",
     "torchvision",
@@ -33,6 +39,15 @@ PACKAGES = (
     "scipy",
     "krippendorff",
 )
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of an experiment, and raise a ValueError where some are missing or out of range."""
+    try:
+        parse_experiment(settings, "experiment")
+    except HBenchError as error:
+        raise ValueError(str(error)) from error
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +66,10 @@ class Piece:
     command: str | None
     git: Commit | None
     device: str
-    threads: int
-    processes: int = 1
+    threads: Positive
+    processes: Positive = 1
     started_utc: str
-    wall_seconds: float
+    wall_seconds: Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,23 +80,23 @@ class Provenance(Record):
     """Command line; None for a call from Python."""
     title: str | None
     """Title of the experiment."""
-    experiment: dict[str, Any] | None
+    experiment: Annotated[dict[str, Any], AfterValidator(_complete)] | None
     """Resolved settings; None for a result of no single experiment."""
     git: Commit | None
     """State of the checkout; None outside of one."""
     versions: dict[str, str | None]
     device: str
     driver: str | None = None
-    threads: int
+    threads: Positive
     wait_policy: str | None = None
     """Waiting of the threads on the CPU, as the environment says it; None where it says nothing."""
-    processes: int = 1
+    processes: Positive = 1
     backend: str | None = None
     """Collectives of several processes: "gloo" or "nccl"."""
-    seed: int | None
+    seed: Count | None
     """Seed of everything random in it; None where nothing is."""
     started_utc: str
-    wall_seconds: float = 0.0
+    wall_seconds: Annotated[float, Field(ge=0)] = 0.0
     pieces: tuple[Piece, ...] = ()
     """All processes of a resumed training, with this one; empty where one process did it all."""
     details: dict[str, Any] = field(default_factory=dict)
@@ -112,6 +127,12 @@ class Provenance(Record):
             details = {key: value for key, value in values.items() if key not in known}
             values = {key: value for key, value in values.items() if key in known} | {"details": details}
         return super().from_json(values, source, remedy)
+
+    @property
+    def weights(self) -> dict[str, str] | str | None:
+        """SHA-256 of the weights that the result is of, by role, or of the only file; None where it is of none."""
+        found: dict[str, str] | str | None = self.details.get("weights_sha256")
+        return found
 
     def finished(self, **details: Any) -> "Provenance":
         """Return the provenance of a result that is complete now, with its wall time and more details."""
@@ -167,6 +188,25 @@ def provenance(
         details=details,
         started=time.monotonic(),
     )
+
+
+def checked_sha256(file: Path) -> str:
+    """Return the SHA-256 of a weights file, after comparing it with the one in the provenance beside the file.
+
+    A file without a provenance, or one that its provenance does not name, is taken as it is.
+
+    Raises:
+        HBenchError: the file is not the one that was written with the provenance, or the provenance is damaged.
+    """
+    found = sha256(file)
+    if (file.parent / FILE).is_file():
+        recorded = Provenance.read(file.parent / FILE, REMEDY).weights
+        if isinstance(recorded, str):  # a pretraining and a LeNet have one file, named by its hash alone
+            recorded = {"lenet" if (file.parent / "lenet.json").is_file() else "model": recorded}
+        expected = (recorded or {}).get(file.stem)
+        if expected not in (None, found):
+            raise HBenchError(f"{file}: is not the file that {FILE} beside it was written with: {REMEDY}")
+    return found
 
 
 def _version(package: str) -> str | None:

@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
 from hbench.errors import HBenchError
@@ -18,8 +20,18 @@ Number = Annotated[
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
 ]
 """A float that may be undefined: nan in Python, null in JSON."""
-Interval = tuple[Number, Number]
+Interval = Annotated[tuple[Number, Number], AfterValidator(lambda bounds: _in_order(bounds))]
 """Bounds of a 95 % interval."""
+Count = Annotated[int, Field(ge=0)]
+"""A number of things, or an index."""
+Positive = Annotated[int, Field(ge=1)]
+"""A number of things, at least one."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share of all, 0 to 1."""
+ShareOrNone = Annotated[Number, AfterValidator(lambda value: _in_range(value, 0, 1))]
+"""A share that may be undefined."""
+Nonnegative = Annotated[Number, AfterValidator(lambda value: _in_range(value, 0, math.inf))]
+"""A number of at least 0 that may be undefined."""
 Aside = Annotated[Any, Field(exclude=True), SkipJsonSchema()]
 """A field that travels with a record in memory and is not part of its JSON, such as images."""
 
@@ -28,8 +40,9 @@ Aside = Annotated[Any, Field(exclude=True), SkipJsonSchema()]
 class Record:
     """A typed JSON file. Subclasses are frozen keyword-only dataclasses.
 
-    A reader refuses unknown keys, missing keys and wrong types. Increase SCHEMA when a change makes older readers fail,
-    and teach :meth:`upgrade` the way from the form before.
+    A reader refuses unknown keys, missing keys, wrong types and values out of range. Increase SCHEMA when a change
+    makes older readers fail, and teach :meth:`upgrade` the way from the form before. Records are equal where their
+    files would be the same.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -40,6 +53,22 @@ class Record:
 
     schema: int = field(default=1, compare=False, repr=False)
     """Number of the form of this file."""
+
+    def __init_subclass__(cls) -> None:
+        """Keep the comparison below, which the decorator of a subclass would replace by that of its fields."""
+        cls.__eq__ = Record.__eq__  # type: ignore[method-assign]
+        cls.__hash__ = Record.__hash__  # type: ignore[method-assign]
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other is a record of the same kind and content; undefined numbers equal each other."""
+        return type(self) is type(other) and isinstance(other, Record) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        """Return the hash of the content."""
+        return hash(self._content())
+
+    def _content(self) -> str:
+        return json.dumps(self.to_json(), sort_keys=True, default=str)
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
@@ -87,15 +116,15 @@ class Record:
                 values = {key: value for key, value in values.items() if key not in ("hbench", "format")}
                 values = cls.upgrade(values, schema)
             return cls._validated({**values, "schema": cls.SCHEMA})
-        except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HBenchError(
-                f"{source}: not a {cls._kind()} as hbench {writer} writes it ({_first_problem(error)}): {remedy}"
+                f"{source}: is no {cls._kind()} as hbench {writer} writes it ({_first_problem(error)}): {remedy}"
             ) from error
 
     @classmethod
     def _validated(cls, values: dict[str, Any]) -> Self:
         # through JSON text: only there a strict reader takes a list for a tuple
-        record: Self = _adapter(cls).validate_json(json.dumps(values), strict=True)
+        record: Self = _adapter(cls).validate_json(json.dumps(values, allow_nan=False), strict=True)
         return record
 
     def write(self, path: Path) -> None:
@@ -109,7 +138,31 @@ class Record:
 
     @classmethod
     def _kind(cls) -> str:
-        return cls.__name__
+        """Return what the file holds, in words, as in "sample set"."""
+        return re.sub("(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
+
+
+def square(rows: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+    """Return a table that has as many columns as rows, and raise a ValueError for another."""
+    if any(len(row) != len(rows) for row in rows):
+        raise ValueError(f"need {len(rows)} values in each of {len(rows)} rows")
+    return rows
+
+
+Confusion = Annotated[list[list[Count]], AfterValidator(square)]
+"""Counts: true class by predicted class."""
+
+
+def _in_range(value: float, low: float, high: float) -> float:
+    if not math.isnan(value) and not low <= value <= high:
+        raise ValueError(f"need {low:g} to {high:g}")
+    return value
+
+
+def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"the lower bound {bounds[0]:g} is above the upper one {bounds[1]:g}")
+    return bounds
 
 
 def _adapter(cls: Any) -> TypeAdapter[Any]:

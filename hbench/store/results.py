@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hbench.errors import HBenchError
-from hbench.store.files import write_text
+from hbench.store.files import sha256, write_text
 from hbench.store.folders import claimed_folder
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance
@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+RESULT_SHA256 = "result_sha256"
+"""Detail of a provenance with the SHA-256 of the result's JSON file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result(Record, ABC):
     """The result of one measurement: a frozen, typed record with its provenance.
 
-    A folder holds ``NAME.json``, the table as ``NAME.csv``, and ``provenance.json``, which is written last: with it, a
-    result is complete.
+    A folder holds ``NAME.json``, the table as ``NAME.csv``, and ``provenance.json``, which is written last and has the
+    SHA-256 of ``NAME.json``: with it, a result is complete.
     """
 
     NAME: ClassVar[str]
@@ -71,24 +75,31 @@ class Result(Record, ABC):
 
     def write_into(self, folder: Path) -> None:
         """Write the result into a folder that the caller has claimed."""
-        self.write(folder / f"{self.NAME}.json")
+        file = folder / f"{self.NAME}.json"
+        self.write(file)
         write_text(folder / f"{self.NAME}.csv", self.table().to_csv(index=False))
         if self.provenance:
-            self.provenance.write(folder / PROVENANCE)
+            # a result that still grows may be killed between both files
+            vouched = {RESULT_SHA256: sha256(file)} if self.detail("complete", True) else {}
+            replace(self.provenance, details=self.provenance.details | vouched).write(folder / PROVENANCE)
 
     @classmethod
     def load(cls, folder: str | Path, remedy: str = "make it again") -> Self:
         """Read the result in a folder, with its provenance; ``remedy`` is the advice about a damaged one.
 
         Raises:
-            HBenchError: missing, damaged, or not as any version of hbench writes it.
+            HBenchError: missing, damaged, not as any version of hbench writes it, or not the result of the provenance
+                beside it.
         """
         folder = Path(folder)
         file = folder / f"{cls.NAME}.json"
         if not file.is_file():
             raise HBenchError(f"{folder}: no {file.name} there: give the folder of a finished result")
         origin = Provenance.read(folder / PROVENANCE, remedy) if (folder / PROVENANCE).is_file() else None
-        return replace(cls.read(file, remedy), provenance=origin)
+        result = cls.read(file, remedy)
+        if origin and origin.details.get(RESULT_SHA256) not in (None, sha256(file)):
+            raise HBenchError(f"{file}: is not the file that {PROVENANCE} beside it was written with: {remedy}")
+        return replace(result, provenance=origin)
 
     @classmethod
     def _kind(cls) -> str:

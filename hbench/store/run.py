@@ -1,6 +1,5 @@
 """Runs and models read back from disk; a name such as "mnist16" stands for the run shipped with hbench."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,23 +16,35 @@ from hbench.config import Experiment, Precision
 from hbench.core.backbone import DiffusionModel
 from hbench.core.directions import Edit, Source, edited, magnitudes, own_direction
 from hbench.core.sampler import BATCH, Sampler
-from hbench.errors import HBenchError, check_at_least
+from hbench.errors import MOST_COLUMNS, MOST_SEED, HBenchError, check_at_least, check_seed, check_type, shown
+from hbench.experiments import parse_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock
 from hbench.runtime.device import pick_device
 from hbench.runtime.progress import progress
-from hbench.store.files import sha256
-from hbench.store.folders import refuse_links
+from hbench.store.files import a_path
+from hbench.store.folders import EXPERIMENT, refuse_links
 from hbench.store.pictures import Grid
-from hbench.store.weights import load_pickled, load_tensors, load_weights, read_experiment
+from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.provenance import REMEDY, Provenance, checked_sha256
+from hbench.store.weights import (
+    load_pickled,
+    load_tensors,
+    load_weights,
+    read_experiment,
+    read_metadata,
+    read_written_experiment,
+)
 from hbench.text import read_text
 
 ROLES = ("model", "shift_block", "reconstructor", "discriminator")
 """Networks of a run; each has a file of its name."""
 WEIGHTS = ".safetensors"
 """Suffix of a file that carries its settings."""
+LARGEST = torch.finfo(torch.float32).max
+"""Largest size of a magnitude."""
 SHIPPED = Path(hbench.__file__).parent / "shipped"
 """Folder of the runs that hbench ships."""
 
@@ -94,7 +105,8 @@ class Run:
             ValueError: a negative number, or no image at all.
         """
         check_at_least(1, count=count)
-        check_at_least(0, seed=seed, first=first)
+        check_at_least(0, most=MOST_SEED, first=first)
+        check_seed(seed)
         return self.sampler.noise(count, seed=seed, first=first)
 
     def generate(
@@ -116,6 +128,7 @@ class Run:
         Raises:
             ValueError: wrong shape or type of number, no such direction, a magnitude that is not finite, or steps out
                 of range.
+            HBenchError: an edited image is not finite.
         """
         return self._generate(self._sampler(steps), x_T, edit, source)
 
@@ -182,7 +195,8 @@ class Run:
         self.check_edit(dict.fromkeys(chosen, 0.0))
         chosen = [int(k) for k in chosen]
         check_at_least(1, examples=examples, directions=len(chosen))
-        check_at_least(2, samples=samples)
+        check_at_least(2, most=MOST_COLUMNS, samples=samples)
+        check_seed(seed)
         source = self._checked(source)
         x_T = self.noise(examples, seed=seed)
         s = magnitudes(self.S, samples)
@@ -205,16 +219,19 @@ class Run:
         """Check an edit.
 
         Raises:
-            ValueError: a direction outside 0..K-1, or a magnitude that is not finite.
-            TypeError: not a mapping.
+            ValueError: a direction outside 0..K-1, or a magnitude that is not finite in float32.
+            TypeError: not a mapping, or a magnitude that is no number.
         """
         if not isinstance(edit, Mapping):
             raise TypeError(f"an edit is a dict of directions and magnitudes, as in {{3: 2.5}}, got {edit!r}")
         for k, s in edit.items():
             if isinstance(k, bool) or not hasattr(k, "__index__") or k not in range(self.K):
-                raise ValueError(f"no direction {k}: the run has 0 to {self.K - 1}")
-            if not math.isfinite(s):
-                raise ValueError(f"the magnitude of direction {k} must be finite, got {s}")
+                raise ValueError(f"no direction {shown(k)}: the run has 0 to {self.K - 1}")
+            # comparisons alone: a whole number may be too large to become a float
+            if not -LARGEST <= s <= LARGEST:
+                raise ValueError(
+                    f"the magnitude of direction {k} must be finite, got {shown(s)}: float32 ends at {LARGEST:.2g}"
+                )
 
     def _generate(self, sampler: Sampler, x_T: Tensor, edit: Edit | None, source: Source | None) -> Tensor:
         self._check_images("x_T", x_T)
@@ -224,12 +241,14 @@ class Run:
         for batch in x_T.to(self.device).split(BATCH):
             shift = edited(source, [edit] * len(batch), self.device) if edit else None
             images.append(sampler.generate(batch, shift))
+        if edit:
+            refuse_overflow(torch.cat(images), [edit])
         return torch.cat(images)
 
     def _sampler(self, steps: int | None, precision: Precision | None = None) -> Sampler:
         T = self.experiment.diffusion.T
-        if steps is not None and not 1 <= steps <= T:
-            raise ValueError(f"steps must be in 1..{T}, got {steps}")
+        if steps is not None and (not hasattr(steps, "__index__") or not 1 <= steps <= T):
+            raise ValueError(f"steps must be in 1..{T}, got {shown(steps)}")
         if precision is not None and precision not in get_args(Precision):
             raise ValueError(f"precision must be {' or '.join(get_args(Precision))}, got {precision!r}")
         sampler = self.sampler.with_steps(steps)
@@ -251,15 +270,30 @@ class Run:
             raise ValueError(f"{name} must be [B, {shape}] with B of at least 1, got {list(images.shape)}")
         if name == "images" and not (largest := images.abs().max()) <= 10:  # a sample's excess is small
             raise ValueError(f"images must be finite and in about [-1, 1], got values of up to {largest:g} in size")
+        if not bool(torch.isfinite(images).all()):
+            raise ValueError(f"{name} must be finite, and holds NaN or infinity")
+
+
+def refuse_overflow(images: Tensor, edits: Sequence[Edit]) -> None:
+    """Raise an HBenchError where edited images hold NaN or infinity: their magnitudes are too large for float32."""
+    if not bool(torch.isfinite(images).all()):
+        largest = max((abs(float(s)) for edit in edits for s in edit.values()), default=0.0)
+        raise HBenchError(f"an image edited by |s| up to {largest:.3g} is not finite: take smaller magnitudes")
+
+
+def check_has_files(run: Run) -> None:
+    """Raise an HBenchError where a run was not read from files, whose SHA-256 identifies it: it is still trained."""
+    if not run.hashes:
+        raise HBenchError("this run is still in training and has no files: finish it, and load it with load_run")
 
 
 def locate(path: str | Path) -> Path:
     """Return the path itself, or the shipped run of that name where nothing lies at the path.
 
     Raises:
-        HBenchError: a link leads out of a folder there, which may have come from anyone.
+        HBenchError: no path at all, or a link leads out of a folder there, which may have come from anyone.
     """
-    path = Path(path)
+    path = a_path(path)
     shipped = SHIPPED / path
     if path.is_dir():
         refuse_links(path)
@@ -269,9 +303,48 @@ def locate(path: str | Path) -> Path:
 
 
 def run_hashes(path: str | Path) -> dict[str, str]:
-    """Return the SHA-256 of each weights file that a run has, by role."""
-    files = {role: locate(path) / f"{role}.safetensors" for role in ROLES}
-    return {role: sha256(file) for role, file in files.items() if file.is_file()}
+    """Return the SHA-256 of each weights file of a run, by role, after comparing them with those of its provenance.
+
+    Raises:
+        HBenchError: not a run folder, unfinished, a damaged provenance, or a file of another training.
+    """
+    folder = locate(path)
+    if not folder.is_dir():
+        raise HBenchError(f"{path}: no such run: give the folder of one, or {_shipped()}")
+    # the provenance is written last
+    missing = [name for name in (*(f"{role}{WEIGHTS}" for role in ROLES), PROVENANCE) if not (folder / name).is_file()]
+    if missing:
+        raise HBenchError(
+            f"{folder}: no finished discovery there ({missing[0]} is missing): train it, or "
+            "resume its training if it was stopped"
+        )
+    files = {role: folder / f"{role}{WEIGHTS}" for role in ROLES}
+    for file in files.values():
+        read_metadata(file)  # what is damaged, or of a newer hbench, is called so
+    origin = origin_of_training(folder)
+    if origin is None or not isinstance(origin.weights, dict) or not origin.weights.keys() >= set(ROLES):
+        raise HBenchError(f"{folder / PROVENANCE}: is not that of a discovery: {REMEDY}")
+    return {role: checked_sha256(file) for role, file in files.items()}
+
+
+def origin_of_training(folder: Path) -> Provenance | None:
+    """Return the provenance of a finished training, after comparing its settings with ``experiment.json``.
+
+    Return None for an unfinished training, which has no provenance yet.
+
+    Raises:
+        HBenchError: one of both is damaged, or they are of different trainings.
+    """
+    if not (folder / PROVENANCE).is_file():
+        return None
+    origin = Provenance.read(folder / PROVENANCE, REMEDY)
+    file = folder / EXPERIMENT
+    if file.is_file() and origin.experiment is not None:
+        trained = parse_experiment(origin.experiment, str(folder / PROVENANCE))
+        written = read_written_experiment(file)
+        if written.model_copy(update={"paper": trained.paper}) != trained:
+            raise HBenchError(f"{file}: is not the file that {PROVENANCE} beside it was written with: {REMEDY}")
+    return origin
 
 
 @torch.random.fork_rng(devices=[])
@@ -283,17 +356,9 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
         device: device of the run; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
-        HBenchError: not a run folder, unfinished, or damaged.
+        HBenchError: not a run folder, unfinished, damaged, or with a file of another training.
     """
-    folder, device = locate(path), pick_device(device)
-    if not folder.is_dir():
-        raise HBenchError(f"{path}: no such run: give the folder of one, or {_shipped()}")
-    missing = [role for role in ROLES if not (folder / f"{role}.safetensors").is_file()]
-    if missing:
-        raise HBenchError(
-            f"{folder}: no finished discovery there ({missing[0]}.safetensors is missing): train it, or "
-            "resume its training if it was stopped"
-        )
+    hashes, folder, device = run_hashes(path), locate(path), pick_device(device)
     experiment = read_experiment(folder / "shift_block.safetensors")
     model = build_model(experiment)
     run = Run(
@@ -303,8 +368,8 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
         shift_block=build_shift_block(experiment, model),
         reconstructor=build_reconstructor(experiment),
         discriminator=build_discriminator(experiment),
-        hashes=run_hashes(folder),
-        names=load_names(folder),
+        hashes=hashes,
+        names=load_names(folder, experiment.discovery.K),
     )
     for role in ROLES:
         module: torch.nn.Module = getattr(run, role)
@@ -326,8 +391,10 @@ def load_model(
         device: device of the model; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
-        HBenchError: missing, damaged, foreign, or of other settings.
+        HBenchError: missing, damaged, foreign, of other settings, or not the file of the provenance beside it.
     """
+    if experiment is not None:
+        check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     file, device = _model_file(path), pick_device(device)
     if file.suffix != WEIGHTS:
         model = build_model(experiment or model_experiment(path))
@@ -346,6 +413,7 @@ def load_model(
                     raise HBenchError(
                         f"{file}: was trained with {section}.{key} = {value!r}, not {wanted[key]!r}: use its settings"
                     )
+    checked_sha256(file)
     model = build_model(trained_with)
     load_weights(file, model, "model")
     return model.to(device).eval()
@@ -354,20 +422,11 @@ def load_model(
 def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, resume: bool) -> DiffusionModel:
     """Return the model for a discovery in ``folder``, on the CPU: by default the pretrained one of the experiment.
 
-    A resumed discovery goes on with the model in its folder, if there is one already.
-
-    Raises:
-        HBenchError: ``given`` is another model than the discovery was started with.
+    A resumed discovery goes on with the model in its folder, if there is one already and none is given.
     """
-    if not resume or not (folder / "model.safetensors").is_file():
-        return load_model(given or Path("runs") / experiment.name / "pretrain", experiment, device="cpu")
-    model = load_model(folder, experiment, device="cpu")
-    if given:
-        stored_as = getattr(torch, experiment.pretrain.weights)
-        other = load_model(given, experiment, device="cpu").state_dict()
-        if not all(torch.equal(value, other[name].to(stored_as).float()) for name, value in model.state_dict().items()):
-            raise HBenchError(f"{folder}: was started with another model than {given}: leave `model` out")
-    return model
+    if given is None and resume and (folder / f"model{WEIGHTS}").is_file():
+        return load_model(folder, experiment, device="cpu")
+    return load_model(given or Path("runs") / experiment.name / "pretrain", experiment, device="cpu")
 
 
 def model_experiment(path: str | Path) -> Experiment:
@@ -382,25 +441,36 @@ def model_experiment(path: str | Path) -> Experiment:
     return read_experiment(file)
 
 
-def load_names(path: str | Path) -> dict[int, str]:
+def load_names(path: str | Path, K: int | None = None) -> dict[int, str]:
     """Return the names of directions in a run's ``names.txt``, lines of ``index: name``; none without that file.
 
+    Args:
+        path: folder of the run, or the name of a shipped one.
+        K: number of directions that the run has; None to take any index.
+
     Raises:
-        HBenchError: a line has another form, or the file is not UTF-8.
+        HBenchError: a line has another form, a direction twice or one that the run lacks, or the file is not UTF-8.
     """
     file = locate(path) / "names.txt"
-    names = {}
-    if file.is_file():
-        try:
-            lines = read_text(file).splitlines()
-        except UnicodeDecodeError as error:
-            raise HBenchError(f"{file}: not UTF-8: save it as UTF-8") from error
-        for number, line in enumerate(lines, start=1):
-            index, colon, name = line.partition(":")
-            if line.strip() and not (colon and re.fullmatch("[0-9]{1,9}", index.strip())):
-                raise HBenchError(f'{file}, line {number}: write "index: name", for example "3: thickness"')
-            if line.strip():
-                names[int(index)] = name.strip()
+    names: dict[int, str] = {}
+    if not file.is_file():
+        return names
+    try:
+        lines = read_text(file).splitlines()
+    except UnicodeDecodeError as error:
+        raise HBenchError(f"{file}: not UTF-8: save it as UTF-8") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        index, colon, name = line.partition(":")
+        if not (colon and re.fullmatch("[0-9]{1,9}", index.strip())):
+            raise HBenchError(f'{file}, line {number}: write "index: name", for example "3: thickness"')
+        k = int(index)
+        if k in names:
+            raise HBenchError(f"{file}, line {number}: direction {k} has a name already: leave one of them out")
+        if K is not None and k >= K:
+            raise HBenchError(f"{file}, line {number}: no direction {k}: the run has 0 to {K - 1}")
+        names[k] = name.strip()
     return names
 
 

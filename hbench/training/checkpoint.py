@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,12 +19,11 @@ from hbench.config import Experiment
 from hbench.errors import HBenchError
 from hbench.experiments import parse_experiment
 from hbench.store.files import replacing, sha256, write_text
+from hbench.store.folders import CHECKPOINT
 from hbench.store.provenance import Piece
-from hbench.store.records import Record
+from hbench.store.records import Count, Record
 from hbench.store.weights import check_finite, load_pickled
 
-CHECKPOINT = "checkpoint.json"
-"""Name of the file that points to the last checkpoint."""
 WITHOUT_EFFECT = {
     "strategy", "keep", "memory_budget", "checkpoint_blocks", "compile", "checkpoint_every", "sample_every"
 }  # fmt: skip
@@ -50,15 +50,17 @@ class TrainedOn:
 class Checkpoint(Record):
     """Pointer to the last checkpoint of a training, with its SHA-256 and the settings that it is of."""
 
-    step: int
+    step: Count
     """Number of steps done."""
-    seed: int
+    seed: Count
     file: str
     """Name of the file beside this one."""
     sha256: str
     """SHA-256 of that file."""
     experiment: dict[str, Any]
     """Settings of the training."""
+    model_sha256: str | None = None
+    """SHA-256 of the frozen model beside it; None for a pretraining, and in the files of hbench 0.2."""
     pieces: tuple[Piece, ...] = ()
     """Processes that have trained so far."""
     images: TrainedOn | None = None
@@ -73,6 +75,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     pieces: Sequence[Piece] = (),
     images: TrainedOn | None = None,
+    model_sha256: str | None = None,
 ) -> None:
     """Write everything that training needs to go on after ``step`` steps as if it had never stopped.
 
@@ -87,6 +90,7 @@ def save_checkpoint(
         state: state of each part, by name.
         pieces: processes that have trained so far.
         images: images of the training, where it sees any.
+        model_sha256: SHA-256 of the file of the frozen model; None for a pretraining.
 
     Raises:
         HBenchError: a tensor is not finite, or the disk is full; the checkpoint before stays.
@@ -101,7 +105,14 @@ def save_checkpoint(
         temporary.write_bytes(content.getbuffer())
     values = experiment.model_dump(mode="json")
     about = Checkpoint(
-        step=step, seed=seed, file=file, sha256=digest, experiment=values, pieces=tuple(pieces), images=images
+        step=step,
+        seed=seed,
+        file=file,
+        sha256=digest,
+        experiment=values,
+        model_sha256=model_sha256,
+        pieces=tuple(pieces),
+        images=images,
     )
     about.write(folder / CHECKPOINT)
     for other in folder.glob("checkpoint-*.pt"):
@@ -194,7 +205,8 @@ def load_checkpoint(
         images: images to go on with, where the training sees any.
 
     Raises:
-        HBenchError: as in :func:`read_checkpoint`, or the checkpoint is damaged, or of another command.
+        HBenchError: as in :func:`read_checkpoint`, or the checkpoint is damaged, or of another command, or the model
+            beside it is not the one that the training was started with.
     """
     about = read_checkpoint(folder, experiment, seed, stage, images)
     if about is None:
@@ -204,6 +216,12 @@ def load_checkpoint(
     file = folder / about.file
     if not file.is_file() or sha256(file) != about.sha256:
         raise HBenchError(f"{file}: {_LOST}")
+    model = folder / "model.safetensors"
+    if about.model_sha256 and not (model.is_file() and sha256(model) == about.model_sha256):
+        raise HBenchError(
+            f"{model}: is not the model that the training was started with: bring it back from a copy, or train again "
+            "in another `out`"
+        )
     state = load_pickled(file)
     if state.keys() != set(parts):
         raise HBenchError(f"{folder}: was started by another command of hbench: choose another `out`")
@@ -237,8 +255,11 @@ class Metrics:
         if step:
             try:
                 lines = self._path.read_text(encoding="utf-8").splitlines()[:step]  # the rest came after the checkpoint
-                whole = [json.loads(line)["step"] for line in lines] == list(range(step))
-            except (OSError, ValueError, TypeError, KeyError):
+                rows = [json.loads(line) for line in lines]
+                whole = [row["step"] for row in rows] == list(range(step)) and all(
+                    row.keys() == rows[0].keys() and all(map(math.isfinite, row.values())) for row in rows
+                )
+            except (OSError, ValueError, TypeError, KeyError, AttributeError):
                 whole = False
             if not whole:
                 raise HBenchError(f"{self._path}: rows are missing: bring it back, or train again in another `out`")

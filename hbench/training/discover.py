@@ -9,17 +9,18 @@ from pathlib import Path
 import torch
 
 from hbench.config import Experiment
-from hbench.core.backbone import DiffusionModel
+from hbench.core.backbone import Backbone, DiffusionModel
 from hbench.core.sampler import Sampler, visited
-from hbench.errors import HBenchError
-from hbench.runtime.distributed import barrier, rank
+from hbench.errors import HBenchError, check_type
+from hbench.runtime.distributed import rank
 from hbench.store.files import sha256
+from hbench.store.metrics import FILE as METRICS
 from hbench.store.provenance import FILE as PROVENANCE
-from hbench.store.run import Run
+from hbench.store.run import WEIGHTS, Run
 from hbench.store.weights import load_weights, save_weights, tensors_sha256
 from hbench.training.estimate import announce, discovery_seconds
 from hbench.training.freeze import freeze
-from hbench.training.loop import Start, restore, run_steps, started, stop_requests
+from hbench.training.loop import Start, begin, restore, run_steps, started, stop_requests
 from hbench.training.step import Trained, initial, raw_pairs, train_step
 from hbench.training.strategy import resolve, resolve_once
 
@@ -56,23 +57,29 @@ def train(
         on_checkpoint: function of the number of steps done and the run so far, in eval mode.
 
     Raises:
+        TypeError: not an experiment or not a model.
+        ValueError: a seed or a time out of range.
         HBenchError: no timestep is shifted, the processes cannot share a batch, a loss is not finite (the last good
             checkpoint stays), or ``out`` holds something else or cannot be written.
     """
+    check_type(Experiment, "as load_experiment returns it", experiment=experiment)
+    check_type(Backbone, "as load_model returns it", model=model)
     check_shift_interval(experiment)
     names = [field.name for field in fields(Trained)]
     with (
         started(experiment, "discovery", out, names, seed, device, overwrite=overwrite, resume=resume) as start,
         stop_requests(max_minutes) as stop_reason,
     ):
+        kept = kept_model(start, model)
         if start.is_complete:
             return True
 
         # Set up: the frozen model, the networks to train, and the strategy of back-propagation.
-        frozen = freeze(experiment, kept_model(start, model), start.device)
+        frozen = freeze(experiment, kept, start.device)
         sampler = Sampler.of(experiment, frozen, start.device)
         trained = initial(experiment, sampler, seed)
         restore(start, vars(trained))
+        start = begin(start, kept)
         running = resolve_once(experiment, sampler, seed, start.out)
 
         # Train.
@@ -121,13 +128,22 @@ def check_shift_interval(experiment: Experiment, M: int | None = None) -> None:
 
 
 def kept_model(start: Start, model: DiffusionModel) -> DiffusionModel:
-    """Return a copy of the model as the folder holds it, bit by bit, after keeping it there in a new training."""
-    path = start.out / "model.safetensors"
-    if rank() == 0 and not start.saved.step:
-        save_weights(path, model, start.experiment, "model", start.experiment.pretrain.weights)
-    barrier()
+    """Return a copy of the model as the folder holds it, bit by bit.
+
+    Raises:
+        HBenchError: the training was started with another model.
+    """
     kept = copy.deepcopy(model)
-    load_weights(path, kept, "model")
+    stored_as = getattr(torch, start.experiment.pretrain.weights)
+    kept.load_state_dict(
+        {name: value.to(stored_as) if value.is_floating_point() else value for name, value in kept.state_dict().items()}
+    )
+    if start.saved.step:
+        before = copy.deepcopy(model)
+        load_weights(start.out / f"model{WEIGHTS}", before, "model")
+        now = kept.state_dict()
+        if not all(torch.equal(value, now[name]) for name, value in before.state_dict().items()):
+            raise HBenchError(f"{start.out}: was started with another model than the given one: leave `model` out")
     return kept
 
 
@@ -138,6 +154,10 @@ def write_run(start: Start, trained: Trained, **strategy: str | int) -> None:
         path = start.out / f"{role}.safetensors"
         save_weights(path, getattr(trained, role), start.experiment, role, start.experiment.discovery.weights)
         hashes[role] = sha256(path)
-    trained_on = tensors_sha256(start.out / "model.safetensors")
-    found = start.origin.finished(weights_sha256=hashes, model_tensors_sha256=trained_on, **strategy)
+    found = start.origin.finished(
+        weights_sha256=hashes,
+        model_tensors_sha256=tensors_sha256(start.out / "model.safetensors"),
+        metrics_sha256=sha256(start.out / METRICS),
+        **strategy,
+    )
     found.after(start.saved.pieces).write(start.out / PROVENANCE)

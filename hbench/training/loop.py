@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,17 +20,21 @@ from typing import Any
 import torch
 
 from hbench.config import Discovery, Experiment, Pretrain
-from hbench.errors import HBenchError, check_at_least
+from hbench.core.backbone import DiffusionModel
+from hbench.errors import HBenchError, check_seed, check_type
+from hbench.experiments import warn_of_schedule
 from hbench.runtime import distributed
 from hbench.runtime.device import pick_device
 from hbench.runtime.distributed import agreed, check_batch_size, launched, rank
 from hbench.runtime.progress import progress
 from hbench.runtime.threads import counted
-from hbench.store.folders import claimed_folder
+from hbench.store.files import sha256
+from hbench.store.folders import CHECKPOINT, claimed_folder
 from hbench.store.provenance import FILE as PROVENANCE
-from hbench.store.provenance import Provenance, provenance
-from hbench.store.weights import write_experiment
-from hbench.training.checkpoint import CHECKPOINT, Metrics, Saved, Stage, TrainedOn, load_checkpoint, save_checkpoint
+from hbench.store.provenance import Provenance, checked_sha256, provenance
+from hbench.store.run import ROLES, WEIGHTS
+from hbench.store.weights import save_weights, write_experiment
+from hbench.training.checkpoint import Metrics, Saved, Stage, TrainedOn, load_checkpoint, save_checkpoint
 from hbench.training.estimate import Parts
 
 NAMES = {"pretrain": "pretrain", "discovery": "train"}
@@ -58,10 +62,12 @@ class Start:
     """Last checkpoint, to go on from."""
     is_complete: bool
     """True if nothing is left to do, the provenance included."""
-    metrics: Metrics | None
-    """Rows of the steps; None in all processes but the main one, and for a complete training."""
     images: TrainedOn | None = None
     """Images of the training; None for a discovery, which sees none."""
+    metrics: Metrics | None = None
+    """Rows of the steps; None in all processes but the main one, and before :func:`begin`."""
+    model_sha256: str | None = None
+    """SHA-256 of the file of the frozen model; None in a pretraining, and where ``metrics`` are None."""
 
 
 @contextmanager
@@ -78,9 +84,9 @@ def started(
     images: TrainedOn | None = None,
     **details: Any,
 ) -> Iterator[Start]:
-    """Claim the folder of a training while the block runs, and yield its start.
+    """Claim the folder of a training while the block runs, and yield its start. Nothing is written yet.
 
-    The experiment is the first file in a new folder: it tells a later resume that a training began here.
+    PyTorch's global random state is that of before again when the block ends, though each step seeds it.
 
     Args:
         experiment: settings of the training.
@@ -95,33 +101,61 @@ def started(
         details: details of the provenance.
 
     Raises:
-        ValueError: a negative seed.
+        TypeError: not an experiment.
+        ValueError: a seed out of range.
         HBenchError: the processes cannot share a batch or read different images, the folder holds something else or is
-            in use, or its checkpoint is damaged, of another training or of other images.
+            in use, its checkpoint is damaged, of another training or of other images, or the weights of a complete
+            training are not those that it wrote.
     """
-    check_at_least(0, seed=seed)
+    check_type(Experiment, "as load_experiment returns it", experiment=experiment)
+    check_seed(seed)
+    if rank() == 0:
+        warn_of_schedule(experiment)
     settings: Pretrain | Discovery = experiment.pretrain if stage == "pretrain" else experiment.discovery
     check_batch_size(f"{stage}.batch_size", settings.batch_size)
     out, device = Path(out), pick_device(device)
     distributed.start(device)
     if images and len(set(distributed.all_gather([images.sha256]))) > 1:
         raise HBenchError("the processes read different images: give all of them the same folder as `data_root`")
-    with claimed_folder(out, overwrite=overwrite, resume=resume) if rank() == 0 else nullcontext():
+    with (
+        claimed_folder(out, overwrite=overwrite, resume=resume) if rank() == 0 else nullcontext(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
         origin = provenance(experiment, device, seed, **details)
         saved = load_checkpoint(out, experiment, seed, stage, names, images) if resume else Saved()
         if device.type == "cpu" and saved.pieces and (before := saved.pieces[-1].threads) != origin.threads:
             log.warning(
                 "%s: began with %s, goes on with %d: it rounds differently", out, counted(before), origin.threads
             )
-        is_complete = saved.step == settings.steps and (out / PROVENANCE).is_file()
-        metrics = None
-        if rank() == 0 and not is_complete:
-            if not saved.step:  # a later resume would take an overwritten training for this one
-                (out / CHECKPOINT).unlink(missing_ok=True)
-                (out / PROVENANCE).unlink(missing_ok=True)
-            write_experiment(out, experiment)
-            metrics = Metrics(out, saved.step)
-        yield Start(experiment, stage, settings, seed, device, out, origin, saved, is_complete, metrics, images)
+        weights = [out / f"{role}{WEIGHTS}" for role in (ROLES if stage == "discovery" else ("model",))]
+        is_complete = saved.step == settings.steps and all(file.is_file() for file in (out / PROVENANCE, *weights))
+        if is_complete and rank() == 0:
+            for file in weights:
+                checked_sha256(file)
+        yield Start(experiment, stage, settings, seed, device, out, origin, saved, is_complete, images)
+
+
+def begin(start: Start, model: DiffusionModel | None = None) -> Start:
+    """Write the first files of a training, or of its next part, and return its start with the rows of the steps.
+
+    Call it when all networks are built, so that settings which cannot be built leave nothing behind. The experiment is
+    the first file in a new folder: it tells a later resume that a training began here.
+
+    Args:
+        start: start of the training.
+        model: frozen model of a discovery, which the folder of a new one keeps; None in a pretraining.
+    """
+    if rank():
+        return start
+    kept = start.out / f"model{WEIGHTS}"
+    if not start.saved.step:  # a later resume would take an overwritten training for this one
+        (start.out / CHECKPOINT).unlink(missing_ok=True)
+        (start.out / PROVENANCE).unlink(missing_ok=True)
+    write_experiment(start.out, start.experiment)
+    if model is not None and not start.saved.step:
+        save_weights(kept, model, start.experiment, "model", start.experiment.pretrain.weights)
+    found = sha256(kept) if model is not None else None
+    return replace(start, metrics=Metrics(start.out, start.saved.step), model_sha256=found)
 
 
 def restore(start: Start, parts: Parts) -> None:
@@ -164,7 +198,7 @@ def run_steps(
             draw(start.out)
         states = {name: part.state_dict() for name, part in parts.items()}
         pieces = [*start.saved.pieces, start.origin.piece()]
-        save_checkpoint(start.out, start.experiment, start.seed, done, states, pieces, start.images)
+        save_checkpoint(start.out, start.experiment, start.seed, done, states, pieces, start.images, start.model_sha256)
 
     with progress(total=steps, initial=start.saved.step, desc=NAMES[start.stage], unit="step") as bar:
         for step in range(start.saved.step, steps):
@@ -204,13 +238,23 @@ def check_metrics(row: Mapping[str, float], step: int, stage: Stage) -> None:
             )
 
 
+def check_minutes(max_minutes: float | None) -> None:
+    """Raise a ValueError where ``max_minutes`` is not positive and finite; None is no limit."""
+    if max_minutes is not None and not 0 < max_minutes < math.inf:
+        raise ValueError(f"max_minutes must be positive and finite, got {max_minutes}")
+
+
 @contextmanager
 def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None]]:
     """Yield a function that returns a reason to stop after the current step, or None: SIGTERM, SIGINT, or the time.
 
     A second signal acts as it would without hbench. Under torchrun it changes nothing, since torchrun passes on a
     signal that the terminal or Slurm sent already. Only Python's main thread can listen for signals.
+
+    Raises:
+        ValueError: the time is not positive and finite.
     """
+    check_minutes(max_minutes)
     reasons: list[str] = []
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
 

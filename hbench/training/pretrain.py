@@ -19,17 +19,19 @@ from hbench.core.backbone import DiffusionModel
 from hbench.core.diffusion import training_target
 from hbench.core.images import to_float
 from hbench.core.sampler import Sampler
+from hbench.errors import check_type
 from hbench.models import build_model
 from hbench.runtime.device import autocast, wall_seconds
 from hbench.runtime.distributed import all_reduce_mean, average_gradients, rank, shard, world_size
 from hbench.store.account import Account, content_sha256
 from hbench.store.files import sha256
+from hbench.store.metrics import FILE as METRICS
 from hbench.store.pictures import save_grid
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.weights import save_weights, tensors_sha256
 from hbench.training.checkpoint import TrainedOn
 from hbench.training.estimate import announce, training_seconds
-from hbench.training.loop import restore, run_steps, started, stop_requests
+from hbench.training.loop import begin, restore, run_steps, started, stop_requests
 
 GRID_SAMPLES, GRID_STEPS = 64, 20
 """Images of a sample grid, and the generation steps of each."""
@@ -83,10 +85,13 @@ def pretrain(
         account: how the images were read, for the provenance.
 
     Raises:
-        ValueError: images of another form.
+        TypeError: not an experiment, or no tensor of images.
+        ValueError: images of another form, or a seed or a time out of range.
         HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays),
             ``out`` holds something else or cannot be written, or was started with other images.
     """
+    check_type(Experiment, "as load_experiment returns it", experiment=experiment)
+    check_type(Tensor, "as load_images returns it", images=images)
     shape = experiment.data.image_shape
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != shape:
         needed, got = ", ".join(map(str, shape)), f"{images.dtype} {list(images.shape)}"
@@ -117,6 +122,7 @@ def pretrain(
         # Set up: the model, its moving average, and the sampler of the average for the grids.
         trained = initial(experiment, seed, start.device)
         restore(start, vars(trained))
+        start = begin(start)
         sampler = grid_sampler(experiment, trained, start.device)
 
         # Train.
@@ -148,7 +154,11 @@ def pretrain(
         if rank() == 0:
             weights = start.out / "model.safetensors"
             save_weights(weights, trained.averaged_model, experiment, "model", settings.weights)
-            hashes = {"weights_sha256": sha256(weights), "model_tensors_sha256": tensors_sha256(weights)}
+            hashes = {
+                "weights_sha256": sha256(weights),
+                "model_tensors_sha256": tensors_sha256(weights),
+                "metrics_sha256": sha256(start.out / METRICS),
+            }
             start.origin.finished(**hashes).after(start.saved.pieces).write(start.out / PROVENANCE)
     return True
 

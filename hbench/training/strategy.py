@@ -11,7 +11,7 @@ from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.runtime.distributed import all_gather, rank, world_size
 from hbench.runtime.memory import UnknownMemoryError
-from hbench.store.records import Record
+from hbench.store.records import Count, Positive, Record
 from hbench.training.cost import DoesNotFitError, Probe, budget_of, largest_keep, predict
 from hbench.training.probe import measure, measure_apart
 
@@ -27,7 +27,7 @@ class Question:
 
     memory_budget: float | None
     checkpoint_blocks: bool
-    processes: int
+    processes: Positive
     device: str
 
 
@@ -36,7 +36,7 @@ class Choice(Record):
     """Choice of "auto" in a training, so that one that goes on gets the same bits."""
 
     asked: Question
-    keep: int
+    keep: Count
     """Number of steps whose graphs are kept."""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from command_line import TINY, invoke, refused, snapshot, tiny_options
+from command_line import TINY, invoke, refused, snapshot, tiny_options, written_again
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -72,6 +72,7 @@ def test_older_weights_get_the_defaults(tmp_path):
     stored = json.loads(metadata["experiment"])
     del stored["discovery"]["fidelity"], stored["discovery"]["gradient"]  # as before they existed
     save_file(load_file(file), file, metadata | {"experiment": json.dumps(stored)})
+    written_again(file.parent)
     settings = load_run(file.parent, device=CPU).experiment.discovery
     assert (settings.fidelity, settings.gradient) == ("adversarial", "chain")
 
@@ -236,7 +237,7 @@ def test_train_curves_name_what_is_missing(tmp_path, tiny_run, tiny_model):
         (broken / "metrics.csv").write_text(text)
         assert str(broken) in refused("train-curves", tiny_run, broken, *out)
     (broken / "metrics.csv").write_bytes(b"\xff\xfe\x00")
-    assert "is damaged" in refused("train-curves", broken, *out)
+    assert "cannot be read" in refused("train-curves", broken, *out)
     assert not (tmp_path / "out").exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from command_line import invoke
+from command_line import changed, invoke
 
 from hbench.config import Paper
 from hbench.errors import HBenchError
@@ -45,12 +45,12 @@ def test_a_named_direction_that_was_never_drawn(results, tmp_path):
     file = folder / "traverse" / "traverse.json"
     values = json.loads(file.read_text())
     values["directions"] = [{"direction": 1, "name": "![x](http://x) bold", "accuracy": None}]
-    file.write_text(json.dumps(values))
+    changed(file, values)
     write_pages([collect(folder)], tmp_path)
     assert "<td>![x](http://x) bold</td>" in (tmp_path / "report.html").read_text()
     assert r"| 1 | ![x]\(http://x) bold | not defined |" in (tmp_path / "report.md").read_text()
-    file.write_text(json.dumps(values | {"directions": [{"direction": "<b>", "name": "x", "accuracy": 1}]}))
-    with pytest.raises(HBenchError, match=r"traverse\.json: not a traverse result as hbench 0\.[12] writes it"):
+    changed(file, values | {"directions": [{"direction": "<b>", "name": "x", "accuracy": 1}]})
+    with pytest.raises(HBenchError, match=r"traverse\.json: is no traverse result as hbench 0\.[12] writes it"):
         collect(folder)
 
 
@@ -73,7 +73,7 @@ def test_a_scored_mos_is_in_the_table(results, tmp_path):
         "sheets_made": 3,
         "seed": 0,
     }
-    (folder / "mos" / "score" / "mos.json").write_text(json.dumps(score))
+    changed(folder / "mos" / "score" / "mos.json", score)
     rows = {row.artifact: row for row in collect(folder).rows}
     assert (rows["MOS"].ours, rows["MOS"].interval, rows["MOS"].n) == ("0.500", "[0.250, 0.750]", "3 directions")
 
@@ -82,7 +82,7 @@ def test_what_is_not_defined_is_said_so(results, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(results, folder)
     values = json.loads((folder / "rca" / "rca.json").read_text()) | {"D_raw": None, "D_raw_interval": [None, None]}
-    (folder / "rca" / "rca.json").write_text(json.dumps(values))
+    changed(folder / "rca" / "rca.json", values)
     rows = {row.artifact: row for row in collect(folder).rows}
     assert (rows["D on raw samples"].ours, rows["D on raw samples"].interval) == ("not defined", "")
 
@@ -101,8 +101,8 @@ def test_results_of_another_version_are_named(results, tmp_path):
     shutil.copytree(results, folder)
     values = json.loads((folder / "rca" / "rca.json").read_text())
     del values["D_raw_interval"]
-    (folder / "rca" / "rca.json").write_text(json.dumps(values))
-    with pytest.raises(HBenchError, match=r"rca.json: not a rca result as hbench 0\.[12] writes it .* make it again"):
+    changed(folder / "rca" / "rca.json", values)
+    with pytest.raises(HBenchError, match=r"rca.json: is no rca result as hbench 0\.[12] writes it .* make it again"):
         collect(folder)
 
 

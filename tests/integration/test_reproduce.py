@@ -98,7 +98,7 @@ def test_reproduce_mixes_no_runs_and_no_settings(few_tasks, results, tmp_path):
     assert "with other settings: choose another --out" in invoke(*arguments).output
     experiment.write_text(text)
     (run / "shift_block.safetensors").unlink()
-    assert "made of another run" in invoke(*arguments, "--overwrite").output
+    assert "no finished discovery there" in invoke(*arguments, "--overwrite").output
 
 
 def test_a_failed_lenet_leaves_all_but_the_fd(job):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import invoke, refused, tiny_options
+from command_line import invoke, refused, tiny_options, written_again
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -311,6 +311,8 @@ def test_names_become_no_part_of_a_sheet(tiny_run, tmp_path):
             experiment = json.loads(metadata["experiment"])
             experiment["name"] = text
             save_file(load_file(file), file, metadata | {"experiment": json.dumps(experiment)})
+        written_again(folder)
+        (folder / "experiment.json").unlink()
         out = tmp_path / f"mos-{name}"
         options = ["--assessors", 1, "--examples", 1, "--label-studio", "--out", out, "--quiet"]
         result = invoke("mos", "export", folder, *options)

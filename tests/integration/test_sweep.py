@@ -269,7 +269,7 @@ def test_sigterm_lets_the_cell_finish(tmp_path, monkeypatch, measured):
     ("options", "said"),
     [
         (["--m", "5,x"], "write whole numbers with commas"),
-        (["--m", "0"], "greater than or equal to 1"),
+        (["--m", "0"], "is not in the range"),
         (["--m", "1001"], "discovery.M must not exceed"),
         (["--strategies", "fast"], "input should be 'auto', 'node', 'vanilla', 'offload' or 'torch-checkpoint'"),
         (["--memory-limit", "24"], "write a number with its unit"),

@@ -278,7 +278,9 @@ def test_a_package_that_no_command_needed_may_be_missing(monkeypatch):
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-    experiment = load_experiment("digits16", [*TINY, "pretrain.lr=1e30", "pretrain.warmup_steps=0"])
+    experiment = load_experiment("digits16", [*TINY, "pretrain.warmup_steps=0"])
+    diverging = experiment.pretrain.model_copy(update={"lr": 1e30})  # no file may ask for it
+    experiment = experiment.model_copy(update={"pretrain": diverging})
     out = tmp_path / "run"
     out.mkdir()
     with pytest.raises(HBenchError, match=r"step \d+: the loss is (nan|inf)"):

@@ -282,7 +282,7 @@ def test_a_damaged_key_is_refused(tmp_path):
         broken = copy.deepcopy(values)
         change(broken, broken["sheets"][0]["items"])
         write_json(path, broken)
-        with pytest.raises(HBenchError, match=r"not a key .*give the key") as error:
+        with pytest.raises(HBenchError, match=r"is no key .*give the key") as error:
             Key.read(path)
         return str(error.value)
 

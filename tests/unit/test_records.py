@@ -2,15 +2,24 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from command_line import changed
 
 from hbench.errors import HBenchError
+from hbench.evaluation.ablations import Ablations
+from hbench.evaluation.curves import TrainingCurves
+from hbench.evaluation.edit import EditedImages
+from hbench.evaluation.fid import Fidelity
+from hbench.evaluation.properties import Properties
 from hbench.evaluation.rca import RCA
+from hbench.evaluation.vram_sweep import VramSweep
+from hbench.reporting.report import NotRun
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.records import Number, Record
+from hbench.store.weights import WrittenExperiment
 
 RESULTS = Path(__file__).parents[2] / "results" / "mnist16"
 
@@ -94,6 +103,98 @@ def test_the_details_of_a_provenance_stand_beside_its_other_values(tmp_path):
     assert Provenance.read(tmp_path / "provenance.json").details == {"n": 3, "weights_sha256": {"model": "abc"}}
 
 
+def rca_with(tmp_path, **changes):
+    """Read the shipped run's RCA with other values."""
+    values = json.loads((RESULTS / "rca" / "rca.json").read_text()) | changes
+    (tmp_path / "rca.json").write_text(json.dumps(values))
+    return RCA.read(tmp_path / "rca.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n": 0}, "n: input should be greater than or equal to 1"),
+        ({"n": -5}, "n: input should be"),
+        ({"n": 7}, "confusion counts 10000 pairs, n is 7"),
+        ({"accuracy": 5}, "accuracy: input should be less than or equal to 1"),
+        ({"accuracy": -0.1}, "accuracy: input should be"),
+        ({"accuracy": 0.5}, "accuracy is not that of the confusion"),
+        ({"accuracy": math.nan}, "not JSON compliant"),
+        ({"accuracy": None}, "accuracy"),
+        ({"D_raw": 1.5}, "need 0 to 1"),
+        ({"magnitude_error": -1}, "need 0 to inf"),
+        ({"interval": [0.9, 0.1]}, "the lower bound 0.9 is above the upper one 0.1"),
+        ({"confusion": [[1, 2], [3]]}, "need 2 values in each of 2 rows"),
+        ({"confusion": [[-1]]}, "confusion.0.0: input should be greater"),
+        ({"confusion": []}, "different numbers of directions"),
+        ({"per_direction": [0.5]}, "different numbers of directions"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(tmp_path, changes, said):
+    with pytest.raises(HBenchError) as refused:
+        rca_with(tmp_path, **changes)
+    assert said in str(refused.value)
+    assert str(refused.value).startswith(f"{tmp_path / 'rca.json'}: is no rca result as hbench 0.2 writes it (")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"experiment": {}}, 'missing key "name"'),
+        ({"experiment": {"name": "x"}}, "missing key"),
+        ({"threads": 0}, "threads"),
+        ({"seed": -1}, "seed"),
+        ({"wall_seconds": -1}, "wall_seconds"),
+    ],
+)
+def test_a_provenance_that_cannot_be_is_refused(tmp_path, changes, said):
+    file = tmp_path / "provenance.json"
+    values = json.loads((RESULTS / "rca" / "provenance.json").read_text())
+    file.write_text(json.dumps(values | changes))
+    with pytest.raises(HBenchError, match=f"is no provenance as hbench .*{said}"):
+        Provenance.read(file)
+
+
+def test_other_results_that_cannot_be_are_refused(tmp_path):
+    for name, cls, change in (
+        ("properties", Properties, lambda values: values["slope"]["low"].pop()),
+        ("properties", Properties, lambda values: values["timesteps"].pop()),
+        ("vram-sweep", VramSweep, lambda values: values["cells"][0].update(memory_mib=None)),
+        ("vram-sweep", VramSweep, lambda values: values["cells"][0].update(M=0)),
+        ("train-curves", TrainingCurves, lambda values: values.update(runs=[])),
+        ("edit", EditedImages, lambda values: values.update(images=[])),
+        ("ablations", Ablations, lambda values: values["runs"][0].update(rca=7)),
+        ("fid-lenet-digits", Fidelity, lambda values: values["raw"].update(n=0)),
+    ):
+        values = json.loads((RESULTS / name / f"{cls.NAME}.json").read_text())
+        cls.from_json(values, "whole")
+        change(values)
+        with pytest.raises(HBenchError, match=f"changed: is no {cls.NAME} result as hbench"):
+            cls.from_json(values, "changed")
+
+
+def test_results_are_equal_where_their_files_are(tmp_path):
+    result = replace(RCA.load(RESULTS / "rca"), magnitude_error=math.nan, D_raw_interval=(math.nan, math.nan))
+    back = RCA.load(result.save(tmp_path / "rca"))
+    assert back == result
+    assert hash(back) == hash(result)
+    assert len({back, result, RCA.load(RESULTS / "rca")}) == 2
+    assert back != RCA.load(RESULTS / "rca")
+    assert back != "rca"
+    assert Note(files={}) != Toy(n=1, values=[])
+    assert Toy(n=1, values=[math.nan]) == Toy(n=1, values=[math.nan])
+
+
+def test_a_kind_of_file_is_named_in_words(tmp_path):
+    (tmp_path / "not-run.json").write_text("[]")
+    with pytest.raises(HBenchError, match="holds no list of what was not run: make it again"):
+        NotRun.read(tmp_path / "not-run.json")
+    (tmp_path / "experiment.json").write_text("[]")
+    with pytest.raises(HBenchError, match="holds no written experiment"):
+        WrittenExperiment.read(tmp_path / "experiment.json")
+
+
 def test_nothing_is_overwritten_silently(tmp_path):
     result = RCA.load(RESULTS / "rca")
     result.save(tmp_path / "rca")
@@ -111,6 +212,16 @@ def upgrade(*folders):
 
 
 @pytest.mark.slow
+def test_an_upgraded_result_stays_that_of_its_provenance(tmp_path):
+    folder = RCA.load(RESULTS / "rca").save(tmp_path / "rca")
+    old = json.loads((folder / "rca.json").read_text())
+    del old["schema"]
+    changed(folder / "rca.json", old)
+    upgrade(tmp_path)
+    assert RCA.load(folder) == RCA.load(RESULTS / "rca")
+
+
+@pytest.mark.slow
 def test_an_upgrade_changes_a_result_once_and_no_file_that_it_does_not_know(tmp_path):
     values = json.loads((RESULTS / "rca" / "rca.json").read_text())
     del values["schema"]
@@ -125,3 +236,7 @@ def test_an_upgrade_changes_a_result_once_and_no_file_that_it_does_not_know(tmp_
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"Error: {tmp_path / 'plan.json'}: was written by a newer hbench")
     assert (tmp_path / "plan.json").read_text() == '{"schema": 7}'
+    assert (
+        upgrade(tmp_path / "absent").stderr == f"Error: {tmp_path / 'absent'}: no such folder: give one with results\n"
+    )
+    assert upgrade().stderr == "Error: give the folders of results\n"

@@ -8,17 +8,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from hbench.core import seeds
 from hbench.core.intervals import student, wilson
-from hbench.errors import HBenchError
-from hbench.evaluation.mos.study import COLUMNS, FORMULA, Direction, Item, Key, Sheet, guarded
+from hbench.errors import HBenchError, as_list, check_seed
+from hbench.evaluation.mos.study import COLUMNS, FORMULA, Direction, Item, Key, Sheet, Study, guarded
 from hbench.store.files import sha256, write_text
-from hbench.store.provenance import provenance
+from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.provenance import Provenance, provenance
+from hbench.store.records import Count, Positive, Share
 from hbench.store.results import Result
 from hbench.text import decoded
 
@@ -47,11 +50,11 @@ class Mark:
 class Estimate:
     """A mean with its 95 % interval."""
 
-    mean: float | None
+    mean: Share | None
     """Mean; None without values."""
     interval: tuple[float, float] | None
     """95 % interval; None for fewer than two values, or if all are the same."""
-    n: int
+    n: Count
     """Number of values."""
 
     def words(self, unit: str) -> str:
@@ -70,14 +73,14 @@ class DirectionScore:
     """The marks of one direction."""
 
     run: str
-    direction: int
+    direction: Count
     control: bool
-    mean: float | None
+    mean: Share | None
     """Share of marks that are 1; None without marks."""
     interval: tuple[float, float] | None
     """95 % Wilson interval of the share."""
-    votes: int
-    names: dict[str, int]
+    votes: Count
+    names: dict[str, Positive]
     """Names that assessors gave, in lower case, with their counts; the most frequent first."""
 
 
@@ -91,7 +94,7 @@ class RunScore:
     """Mean over the trained directions of their means, with a bootstrap interval over directions."""
     floor: Estimate
     """The same of the untrained directions."""
-    marks: int
+    marks: Count
     """Number of marks of trained directions, repeats not counted."""
 
 
@@ -103,18 +106,18 @@ class MosScore(Result):
 
     runs: list[RunScore]
     directions: list[DirectionScore]
-    alpha: float | None
+    alpha: Annotated[float, Field(ge=-1, le=1)] | None
     """Krippendorff's alpha, nominal, of the assessors on trained directions: 1 for agreement, 0 for chance. None if no
     direction has two marks, or if all marks are the same."""
     self_agreement: Estimate
     """Share of repeated items that got the same mark again, with its Wilson interval; n counts repeats."""
-    self_agreement_by_assessor: dict[str, tuple[int, int]]
+    self_agreement_by_assessor: dict[str, tuple[Count, Count]]
     """Numbers of repeats with the same mark, and of all repeats."""
-    sheets: int
+    sheets: Positive
     """Number of sheets that are scored."""
-    sheets_made: int
+    sheets_made: Positive
     """Number of sheets in the study."""
-    seed: int
+    seed: Count
     """Seed of the bootstrap."""
 
     def summary(self) -> str:
@@ -194,7 +197,9 @@ class MosScore(Result):
         super().write_into(folder)
 
 
-def mos_score(marks: Sequence[str | Path], key: str | Path, *, partial: bool = False, seed: int = 0) -> MosScore:
+def mos_score(
+    marks: str | Path | Sequence[str | Path], key: str | Path, *, partial: bool = False, seed: int = 0
+) -> MosScore:
     """Score the marks of assessors.
 
     Args:
@@ -206,12 +211,24 @@ def mos_score(marks: Sequence[str | Path], key: str | Path, *, partial: bool = F
     Raises:
         HBenchError: a file is damaged or of another study, or a mark is missing, double or out of range.
     """
-    paths, key = [Path(path) for path in marks], Path(key)
+    check_seed(seed)
+    paths, key = [Path(path) for path in as_list(marks)], Path(key)
     study = Key.read(key)
     read = read_marks(paths, study, partial)
     files = {str(path): sha256(path) for path in paths}
-    origin = provenance(None, torch.device("cpu"), seed, key_sha256=sha256(key), marks_sha256=files)
+    origin = provenance(
+        None, torch.device("cpu"), seed, key_sha256=sha256(key), marks_sha256=files, runs=_runs_of(key.parent)
+    )
     return replace(score(read, study, seed), provenance=origin.finished(n=len(read)))
+
+
+def _runs_of(folder: Path) -> dict[str, Any] | None:
+    """Return settings and weights of each run of a study; None where its design is not beside the key."""
+    file = folder / PROVENANCE
+    if not (folder / f"{Study.NAME}.json").is_file() or not file.is_file():
+        return None
+    runs: dict[str, Any] | None = Provenance.read(file, "bring it back from a copy").details.get("runs")
+    return runs
 
 
 # Reading ------------------------------------------------------------------------------------------------------------

@@ -9,18 +9,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from hbench.core import seeds
 from hbench.core.images import to_uint8
+from hbench.errors import MOST_ASSESSORS, MOST_COLUMNS, check_at_least, check_seed, check_type
 from hbench.models.shift import ShiftBlock
 from hbench.store.provenance import provenance
-from hbench.store.records import Aside, Record
+from hbench.store.records import Aside, Count, Positive, Record, Share
 from hbench.store.results import Result
 from hbench.store.run import Run
 
@@ -50,9 +50,9 @@ class Direction(NamedTuple):
 class Item:
     """One item of a sheet."""
 
-    item: Annotated[int, Field(ge=1)]
+    item: Positive
     run: str
-    direction: Annotated[int, Field(ge=0)]
+    direction: Count
     control: bool
     repeat_of: int | None
     """Earlier item of the same sheet that this one repeats; None for a first showing."""
@@ -89,7 +89,7 @@ class Key(Record):
         ValueError: a sheet, assessor, item or direction occurs twice, or a reference leads nowhere.
     """
 
-    seed: int
+    seed: Count
     runs: tuple[StudyRun, ...]
     sheets: tuple[Sheet, ...]
 
@@ -116,10 +116,6 @@ class Key(Record):
         """Read the key of a study; :meth:`Record.from_json` names the errors."""
         return super().read(path, remedy)
 
-    @classmethod
-    def _kind(cls) -> str:
-        return "key"
-
 
 # Study --------------------------------------------------------------------------------------------------------------
 
@@ -130,17 +126,17 @@ class Study(Result):
 
     NAME: ClassVar[str] = "design"
 
-    assessors: int
+    assessors: Positive
     """Number of sheets."""
-    votes: int
+    votes: Positive
     """Number of assessors per direction."""
-    examples: int
+    examples: Positive
     """Rows of each grid: random x_T."""
-    samples: int
+    samples: Positive
     """Columns of each grid: magnitudes from -S to S."""
-    repeats: float
+    repeats: Share
     """Share of each sheet's directions that it shows twice."""
-    controls: int
+    controls: Count
     """Number of untrained directions per run."""
     key: Aside = field(default=None, repr=False)
     """The :class:`Key`, which has its own file."""
@@ -166,6 +162,9 @@ class Study(Result):
             for sheet in self.key.sheets
             for item in sheet.items
         ).astype({"repeat_of": "Int64"})
+
+    def _content(self) -> str:
+        return super()._content() + json.dumps(self.key and self.key.to_json(), sort_keys=True)
 
     def write_into(self, folder: Path) -> None:
         """Write the design and its key into a folder that the caller has claimed."""
@@ -210,8 +209,16 @@ def mos_study(
         seed: seed of x_T, of the untrained directions and of every shuffle.
 
     Raises:
+        TypeError: something else than runs by name.
         ValueError: no run, or a number out of its range.
     """
+    check_type(Mapping, "from names to runs", runs=runs)
+    for name, run in runs.items():
+        check_type(Run, "as load_run returns it", **{f"runs[{name!r}]": run})
+    check_at_least(0, examples=examples, controls=controls)
+    check_at_least(0, most=MOST_ASSESSORS, assessors=assessors)
+    check_at_least(0, most=MOST_COLUMNS, samples=samples)
+    check_seed(seed)
     votes = assessors if votes is None else votes
     for wrong, message in (
         (not runs, "need at least one run"),

@@ -29,10 +29,11 @@ RUN_CURVES = {
 
 def draw_curves(folder: Path) -> None:
     """Draw ``metrics.csv`` of a run as ``curves.png``: losses, train accuracy, D on raw and shifted samples."""
-    import pandas as pd
     from matplotlib.figure import Figure
 
-    rows = pd.read_csv(folder / "metrics.csv")
+    from hbench.store.metrics import FILE, read_metrics
+
+    rows = read_metrics(folder / FILE)
     panels = [(title, [n for n in names if n in rows]) for title, names in CURVES.items()]
     panels = [(title, names) for title, names in panels if names]
     window = max(1, len(rows) // 50)

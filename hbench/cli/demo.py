@@ -69,12 +69,13 @@ def demo(training_steps: int, options: Options) -> None:
 
 
 def _measure(run: "Run", folder: Path, seed: int) -> None:
-    """Measure the RCA of a run and draw its directions, most accurate first."""
-    from hbench.evaluation.rca import rca
+    """Measure the RCA of a run and draw its directions, most accurate first by the largest measurement there is."""
+    from hbench.evaluation.rca import known_rca, rca
     from hbench.evaluation.traverse import traverse
 
     ranking = rca(run, pairs=PAIRS, seed=seed)
     publish(ranking, folder / "rca")
+    ranking = known_rca(run) or ranking
     publish(traverse(run, examples=EXAMPLES, samples=COLUMNS, seed=seed, ranking=ranking), folder / "traverse")
 
 

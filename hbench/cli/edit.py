@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 @click.option("--sweep", "swept", type=int, metavar="K", help="Direction to vary from -S to S.")
 @click.option("--grid", "crossed", metavar="K,K", help="Two directions to cross, each from -S to S.")
 @click.option(
+    "--largest",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Largest magnitude of a sweep or grid, instead of S [default: the run's S].",
+)
+@click.option(
     "--samples",
     type=Count(2, MOST_COLUMNS),
     default=5,
@@ -66,6 +71,7 @@ def edit(
     shifts: tuple[str, ...],
     swept: int | None,
     crossed: str | None,
+    largest: float | None,
     samples: int,
     steps: int,
     precision: "Precision",
@@ -75,7 +81,8 @@ def edit(
 
     Each IMAGE is a picture of any size, or a folder of pictures. Each is inverted to x_T and generated again: as it
     is, which tells the error of the reconstruction, and with every --shift alone and all of them together, with a
-    --sweep, or with a --grid. Nothing is random.
+    --sweep, or with a --grid. A few generated images are inverted too, to see whether their x_T is found again. Nothing
+    is random.
 
     \b
     Example:
@@ -88,7 +95,7 @@ def edit(
     loaded = options.load(run)
     source = options.source(loaded)
     check_steps(loaded.experiment, steps)
-    edits = _requested(loaded, shifts, swept, crossed, samples)
+    edits = _requested(loaded, shifts, swept, crossed, largest, samples)
     read = read_images(images, loaded.experiment.data)
     folder = options.claim_result(run, "edit")
     for image in read:
@@ -97,18 +104,26 @@ def edit(
 
 
 def _requested(
-    run: "Run", shifts: tuple[str, ...], swept: int | None, crossed: str | None, samples: int
+    run: "Run", shifts: tuple[str, ...], swept: int | None, crossed: str | None, largest: float | None, samples: int
 ) -> "list[Edit]":
     """Return the edits that the options ask for."""
     from hbench.evaluation.edit import grid, singly_and_together, sweep
+    from hbench.store.run import LARGEST
 
     if bool(shifts) + (swept is not None) + bool(crossed) != 1:
         raise click.UsageError("give exactly one of --shift K=S (repeatable), --sweep K and --grid K,K")
+    if largest and shifts:
+        raise click.UsageError("--largest goes with --sweep or --grid: a --shift says its magnitude")
+    S = largest or run.S
+    if not S <= LARGEST:
+        raise click.BadParameter("the magnitude must be finite in float32", param_hint="--largest")
+    if S > run.S:
+        click.echo(f"--largest {S:g}: beyond S = {run.S:g}, the largest magnitude of the training", err=True)
     if swept is not None:
         check_directions(run, [swept], "--sweep")
-        return sweep(swept, run.S, samples)
+        return sweep(swept, S, samples)
     if crossed:
-        return grid(*_crossed(run, crossed), run.S, samples)
+        return grid(*_crossed(run, crossed), S, samples)
     edit: dict[int, float] = {}
     for shift in shifts:
         k, s = _shift(run, shift)

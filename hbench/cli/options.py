@@ -236,7 +236,7 @@ model_option = click.option(
     "--model", type=a_path, help="Weights of the diffusion model [default: runs/EXPERIMENT/pretrain]."
 )
 data_options = combined(
-    click.option("--data-root", type=a_path, help="Folder of the data set [env: HBENCH_DATA]."),
+    click.option("--data-root", type=a_path, help="Folder of the data set [default: data.root; env: HBENCH_DATA]."),
     click.option("--download", is_flag=True, help="Let torchvision download MNIST if it is missing."),
 )
 source_options = combined(

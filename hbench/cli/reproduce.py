@@ -15,6 +15,7 @@ from hbench.runtime.progress import duration, progress_is_shown
 
 if TYPE_CHECKING:
     from hbench.config import Experiment
+    from hbench.store.provenance import Provenance
 
 MADE_OF = "reproduced.json"
 """Name of the file with the settings and the weights that everything in the folder is made of."""
@@ -141,7 +142,7 @@ def _ablations(job: Job) -> list[str]:
     small = f"{job.experiment.name}-ablations"
     lenet = ["--lenet", str(file)] if (file := job.own_lenet()) else []
     experiment = small if small in known_experiments() else job.source
-    return ["ablations", experiment, "--model", job.measured, *lenet, *job.common]
+    return ["ablations", experiment, "--model", job.measured, *lenet, *job.data, *job.common]
 
 
 def _quiet() -> list[str]:
@@ -250,7 +251,7 @@ def _job(source: str, run: Path | None, from_scratch: bool, options: Options) ->
     """
     from dataclasses import replace
 
-    from hbench.experiments import load_experiment
+    from hbench.experiments import load_experiment, parse_experiment
     from hbench.reporting.report import Reproduced
     from hbench.store.run import SHIPPED, run_hashes
 
@@ -264,8 +265,12 @@ def _job(source: str, run: Path | None, from_scratch: bool, options: Options) ->
     folder = replace(options, overwrite=True).claim(Path("runs") / "reproduce" / settings.name)
     hashes = {} if run is None else run_hashes(run)
     made_of = Reproduced(experiment=settings.model_dump(mode="json"), weights_sha256=hashes)
-    if (folder / MADE_OF).is_file() and Reproduced.read(folder / MADE_OF) != made_of:
-        raise HBenchError(f"{folder}: was made of another run or with other settings: choose another `out`")
+    if (folder / MADE_OF).is_file():
+        before = Reproduced.read(folder / MADE_OF)
+        # read back, so that a setting that an older hbench did not know has its default
+        known = parse_experiment(before.experiment, str(folder / MADE_OF)).model_dump(mode="json")
+        if replace(before, experiment=known) != made_of:
+            raise HBenchError(f"{folder}: was made of another run or with other settings: choose another `out`")
     made_of.write(folder / MADE_OF)
     return Job(settings, source, run, folder, options)
 
@@ -316,7 +321,28 @@ def done(job: Job, task: Task, arguments: list[str]) -> bool:
     if measures_run and "weights_sha256" not in origin.details:
         raise HBenchError(f"{file}: does not say which weights were measured: record them as weights_sha256")
     same = not measures_run or origin.details.get("weights_sha256") == run_hashes(Path(job.measured))
+    if made_by != wanted and _without_root(made_by) == _without_root(wanted):
+        same &= _same_images(job, origin)
+        made_by = wanted
     return made_by == wanted and same and bool(origin.details.get("complete", True))
+
+
+def _without_root(words: list[str]) -> list[str]:
+    """Return a command line without the folder of its data."""
+    at = words.index("--data-root") if "--data-root" in words else len(words)
+    return words[:at] + words[at + 2 :]
+
+
+def _same_images(job: Job, origin: "Provenance") -> bool:
+    """Return True if a result was made of the images that now lie elsewhere. Cost: all of them are read."""
+    from hbench.store.datasets import load_set
+
+    before = origin.details.get("data", {})
+    if not before:
+        return False
+    root = job.options.data_root or job.experiment.data.root
+    now = load_set(job.experiment.data, root, before["split"], job.options.download).account
+    return bool(now.sha256 == before["sha256"])
 
 
 def _call(ctx: click.Context, job: Job, task: Task, arguments: list[str]) -> str | None:

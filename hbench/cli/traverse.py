@@ -20,17 +20,25 @@ from hbench.errors import MOST_COLUMNS
 
 @click.command()
 @run_argument
-@click.option("--examples", type=Count(), default=6, show_default=True, help="Number of rows: random x_T.")
+@click.option("--examples", type=Count(), default=6, show_default=True, help="Number of rows: x_T, see above.")
 @click.option(
     "--samples", type=Count(2, MOST_COLUMNS), default=5, show_default=True, help="Number of columns: s from -S to S."
 )
-@click.option("--pairs", type=Count(), default=1000, show_default=True, help="Number of fresh pairs to rank by.")
+@click.option(
+    "--pairs",
+    type=Count(),
+    help="Number of fresh pairs to rank by [default: those of the run's own rca.json, else 1000 fresh ones].",
+)
 @click.option("--rca", "measured", type=a_path, help='File rca.json of "hbench rca" to rank by, instead.')
 @shared(source_options, result_options, run_options)
-def traverse(run: Path, examples: int, samples: int, pairs: int, measured: Path | None, options: Options) -> None:
+def traverse(
+    run: Path, examples: int, samples: int, pairs: int | None, measured: Path | None, options: Options
+) -> None:
     """Draw a grid of images along every direction of a run.
 
-    The most recognisable direction comes first. Lines "index: name" of a names.txt in the run folder label the grids.
+    The most recognisable direction comes first: by the rca/rca.json in the run's folder or beside it, if there is one.
+    The rows are the first x_T whose sample the digit LeNet is sure of; for images that it does not know, the first x_T.
+    Lines "index: name" of a names.txt in the run folder label the grids.
 
     \b
     Example:

@@ -12,6 +12,7 @@
 | ``pool`` | seed of the ``starting_noise`` of a discovery's pool | seed |
 | ``mean_samples`` | seed of the ``starting_noise`` of the n samples in a mean direction | seed, n |
 | ``controls`` | weights of count untrained directions in a user study | seed, count |
+| ``untrained_blocks`` | weights of the shift block i that is compared with a trained one | seed, i, 4 |
 | ``properties_bootstrap`` | resampling of n measured samples | seed, n |
 | ``probe`` | weights and shifts of the steps that predict memory and time | seed, unmixed |
 | ``study_design`` | who sees which direction in a user study, and in which order | seed, unmixed |
@@ -91,6 +92,11 @@ def mean_samples(seed: int, n: int) -> int:
 def controls(seed: int, count: int) -> int:
     """Return the seed of the weights of ``count`` untrained directions."""
     return _mixed(seed, count)
+
+
+def untrained_blocks(seed: int, i: int) -> int:
+    """Return the seed of the weights of the shift block i that is compared with a trained one."""
+    return _mixed(seed, i, 4)
 
 
 def properties_bootstrap(seed: int, n: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -177,5 +178,6 @@ def late_means(curves: Curves, settings: str = "") -> LateMeans:
     late = curves.rows.tail(-(-len(curves.rows) // 3))
     means = late[[name for name in late.columns if name in (*LOSSES, *NEEDED)]].mean().to_dict()
     for name in ("D_raw", "D_shifted"):
-        means[f"{name}_low"], means[f"{name}_high"] = batch_means(late[name])
+        low, high = batch_means(late[name])
+        means[f"{name}_low"], means[f"{name}_high"] = float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
     return LateMeans(run=curves.name, settings=settings, steps=len(curves.rows), n=len(late), **means)

@@ -85,23 +85,22 @@ def compare(
     directions: Directions,
     shown: Sequence[int],
     values: Sequence[float],
-    examples: int,
-    seed: int = 0,
+    x_T: Tensor,
     M: int | None = None,
 ) -> Tensor:
     """Return the images of Fig. 9: float32 [shown, examples, 1 + 3 * values, C, H, W], on the CPU.
 
-    Each row shows one x_T: the original, then its own, mean and time-invariant edit at each magnitude of ``values``.
+    Each row shows one of x_T [examples, C, H, W]: the original, then its own, mean and time-invariant edit at each
+    magnitude of ``values``.
     """
     sampler = run.sampler.with_steps(M)
-    x_T = run.noise(examples, seed=seed)
     original = sampler.generate(x_T)
     panels = []
     for k in shown:
-        chosen = torch.full((examples,), k, device=run.device)
+        chosen = torch.full((len(x_T),), k, device=run.device)
         row = [original]
         for s in values:
-            magnitude = torch.full((examples,), s, device=run.device)
+            magnitude = torch.full((len(x_T),), s, device=run.device)
             row += [sampler.generate(x_T, source(chosen, magnitude)) for source in sources(run, directions)]
         panels.append(torch.stack(row, dim=1).cpu())
     return torch.stack(panels)

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
+from hbench.core.domain import Look, neighbours, outside
 from hbench.core.images import soft_clip
 from hbench.core.intervals import student, wilson
 from hbench.core.sampler import BATCH
@@ -17,6 +18,7 @@ from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.directions import DirectionSource, direction_source
+from hbench.store.folders import refuse_links
 from hbench.store.provenance import provenance
 from hbench.store.records import Confusion, Interval, Nonnegative, Positive, Share, ShareOrNone
 from hbench.store.results import Result
@@ -26,11 +28,16 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+MANY_OUTSIDE = 0.5
+"""Share of shifted samples outside the domain from which on directions rather destroy than edit."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RCA(Result):
     """Reconstructor classification accuracy on fresh pairs, and the numbers to read beside it."""
 
     NAME: ClassVar[str] = "rca"
+    SCHEMA: ClassVar[int] = 2
 
     n: Positive
     """Number of pairs."""
@@ -56,6 +63,34 @@ class RCA(Result):
     outside: Share
     """Share of shifted samples with a pixel beyond +-1.5; a high accuracy is worthless if many leave the domain."""
     outside_interval: Interval
+    outside_raw: Share | None
+    """Share of raw samples with such a pixel; none of a good diffusion model. None in files of older versions."""
+    outside_raw_interval: Interval | None
+    neighbours_raw: float | None
+    """Mean correlation of neighbouring pixels in raw samples, 0 for noise; None in files of older versions."""
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
+        """Return the values of an older form in today's; the first ones say nothing about raw samples."""
+        return {"outside_raw": None, "outside_raw_interval": None, "neighbours_raw": None} | values
+
+    def cautions(self) -> list[str]:
+        """Return what makes the accuracy worthless: a poor diffusion model, shifts that destroy, or mere guessing."""
+        found = []
+        if self.outside_raw is not None and self.neighbours_raw is not None:
+            found += Look(self.outside_raw, self.neighbours_raw).doubts()
+        if self.outside >= MANY_OUTSIDE:
+            found.append(
+                f"{self.outside:.0%} of the shifted samples leave the image domain: the directions destroy images, "
+                "which makes them easy to tell apart"
+            )
+        if self.interval[0] <= self.chance:
+            low, high = self.interval
+            found.append(
+                f"the interval of RCA, [{low:.3f}, {high:.3f}] of {self.n:,} pairs, does not lie above chance, "
+                f"{self.chance:.3f}: this may be guessing; train longer, or measure more pairs"
+            )
+        return found
 
     def __post_init__(self) -> None:
         """Check that the counts, the accuracies and n agree."""
@@ -66,17 +101,26 @@ class RCA(Result):
         if abs(sum(row[k] for k, row in enumerate(self.confusion)) / self.n - self.accuracy) > 1e-9:
             raise ValueError("accuracy is not that of the confusion")
 
+    @property
+    def brief(self) -> str:
+        """Accuracy with its interval and n, as in "0.680 [0.671, 0.689] at n = 10,000"."""
+        low, high = self.interval
+        return f"{self.accuracy:.3f} [{low:.3f}, {high:.3f}] at n = {self.n:,}"
+
     def ranking(self) -> list[int]:
         """Return the directions, most accurate first."""
         return [int(k) for k in np.argsort(-np.nan_to_num(np.array(self.per_direction)), kind="stable")]
 
     def summary(self) -> str:
-        """Return accuracy, magnitude error, D and the share outside, in three lines."""
+        """Return accuracy, magnitude error, D and the shares outside, and the larger measurement beside the run."""
         low, high = self.interval
+        raw = "not measured" if self.outside_raw is None else f"{self.outside_raw:.2%}"
+        larger = self.detail("larger_measurement", "")
         return (
             f"RCA {self.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {self.n}  chance {self.chance:.4f}\n"
             f"magnitude error {self.magnitude_error:.3f}  D raw {self.D_raw:.3f}  D shifted {self.D_shifted:.3f}\n"
-            f"shifted samples outside the domain {self.outside:.2%}"
+            f"samples outside the domain: raw {raw}, shifted {self.outside:.2%}"
+            + (larger and f"\nlarger measurement of this run: RCA {larger}")
         )
 
     def table(self) -> "DataFrame":
@@ -106,6 +150,9 @@ class _Seen(NamedTuple):
     D_shifted: np.ndarray
     outside: np.ndarray
     """True if the shifted sample has left the domain."""
+    outside_raw: np.ndarray
+    neighbours_raw: np.ndarray
+    """Correlation of neighbouring pixels in the raw sample."""
 
 
 @torch.no_grad()
@@ -143,14 +190,17 @@ def rca(
         if on_pairs:
             on_pairs(drawn)
         batches.append(_look(run, drawn))
+    known = known_rca(run, source)
+    larger = {"larger_measurement": known.brief} if known and known.n > pairs else {}
     seen = _Seen(*(np.concatenate(column) for column in zip(*all_gather(batches), strict=True)))
     K = run.experiment.discovery.K
     confusion = np.zeros((K, K), dtype=int)
     np.add.at(confusion, (seen.k, seen.k_hat), 1)
     right, n_of = confusion.diagonal(), confusion.sum(1)
     values = np.stack([seen.magnitude_error, seen.D_raw, seen.D_shifted, seen.outside], axis=1, dtype=float)
-    magnitude_error, D_raw, D_shifted, outside = values.mean(0).tolist()
-    bounds = [(float(low), float(high)) for low, high in zip(*student(values), strict=True)]
+    magnitude_error, D_raw, D_shifted, left = values.mean(0).tolist()
+    ends = np.stack(student(values)).clip(0, [np.inf, 1, 1, 1])  # of few pairs they may leave the range
+    bounds = [(float(low), float(high)) for low, high in ends.T]
     return RCA(
         n=pairs,
         accuracy=float(right.sum() / pairs),
@@ -165,9 +215,12 @@ def rca(
         D_raw_interval=bounds[1],
         D_shifted=D_shifted,
         D_shifted_interval=bounds[2],
-        outside=outside,
+        outside=left,
         outside_interval=wilson(int(seen.outside.sum()), pairs),
-        provenance=origin.finished(n=pairs),
+        outside_raw=float(seen.outside_raw.mean()),
+        outside_raw_interval=wilson(int(seen.outside_raw.sum()), pairs),
+        neighbours_raw=float(seen.neighbours_raw.mean()),
+        provenance=origin.finished(n=pairs, **larger),
     )
 
 
@@ -181,9 +234,28 @@ def _look(run: Run, pairs: Pairs) -> _Seen:
         (s_hat - pairs.s).abs().double(),
         judge(run.discriminator, raw).sigmoid().double(),
         judge(run.discriminator, shifted).sigmoid().double(),
-        pairs.x_0_shifted.abs().amax((1, 2, 3)) > 1.5,
+        outside(pairs.x_0_shifted),
+        outside(pairs.x_0),
+        neighbours(pairs.x_0),
     )
     return _Seen(*(value.cpu().numpy() for value in values))
+
+
+def known_rca(run: Run, source: DirectionSource | None = None) -> RCA | None:
+    """Return the largest measurement of this run and source in the folder ``rca`` of the run or beside it, if any.
+
+    Those of other weights or directions do not count.
+
+    Raises:
+        HBenchError: a file is damaged, or a link.
+    """
+    source = source or direction_source(run)
+    around = [run.folder, run.folder.resolve().parent] if run.folder else []
+    folders = [folder / RCA.NAME for folder in around if (folder / RCA.NAME / f"{RCA.NAME}.json").is_file()]
+    for folder in folders:
+        refuse_links(folder)
+    found = [result for result in map(RCA.load, folders) if is_of(result, run, source)]
+    return max(found, key=lambda result: result.n, default=None)
 
 
 def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:

@@ -1,7 +1,8 @@
-"""Samples and pairs for measurements."""
+"""Samples and pairs for measurements, and the samples that pictures show."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,14 @@ from hbench.core.directions import Source, draw_shifts, own_direction
 from hbench.core.sampler import BATCH, Sampler
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
+from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
 from hbench.store.run import Run
+
+SURE = 0.999
+"""Probability of one class from which on the classifier is sure: with 0.99, x_T 2 of the shipped run would pass, whose
+sample is half a 2 and half a 6."""
+SEARCHED = 16
+"""Number of x_T that are looked through, for each one that is wanted."""
 
 
 class Pairs(NamedTuple):
@@ -25,6 +33,55 @@ class Pairs(NamedTuple):
     """Directions, [B]."""
     s: Tensor
     """Magnitudes, [B]."""
+
+
+@dataclass(frozen=True)
+class ChosenNoise:
+    """The x_T that a picture shows, and the rule that chose them."""
+
+    indices: list[int]
+    """Indices i of the x_T, which depend on (seed, i) alone."""
+    seed: int
+    rule: str
+    """The rule in words, as in "the first x_T"."""
+
+    def noise(self, run: Run) -> Tensor:
+        """Return the x_T, float32 [len(indices), C, H, W], on the run's device."""
+        return torch.cat([run.noise(1, seed=self.seed, first=i) for i in self.indices])
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Details of a provenance."""
+        return {"x_T": self.indices, "x_T_rule": self.rule}
+
+
+@torch.no_grad()
+def choose_x_T(run: Run, count: int, seed: int = 0, M: int | None = None) -> ChosenNoise:
+    """Choose ``count`` x_T to show: the first ones whose sample the classifier is sure of.
+
+    A few samples of a small model are no digits, and directions that start from one show nothing. Only pictures choose:
+    the numbers, and what people mark in a user study, are of all x_T. The classifier is the shipped digit LeNet. For
+    images that it was not trained on, and where it is sure of too few samples, the first x_T are shown. Cost: one chain
+    for each x_T that is looked through, at most 16 ``count``.
+
+    Args:
+        run: run to draw.
+        count: number of x_T, at least 1.
+        seed: seed of x_T.
+        M: number of generation steps; the run's by default.
+    """
+    first = ChosenNoise(list(range(count)), seed, "the first x_T")
+    if not fits(SHIPPED_LENET, run.experiment.data):
+        return first
+    classifier, sampler = load_lenet(SHIPPED_LENET), run.sampler.with_steps(M)
+    found: list[int] = []
+    for batch in batches_of(SEARCHED * count):
+        samples = sampler.generate(run.noise(len(batch), seed=seed, first=batch[0])).cpu()
+        sure = classifier(samples.clamp(-1, 1)).softmax(1).amax(1) >= SURE
+        found += [i for i, is_sure in zip(batch, sure.tolist(), strict=True) if is_sure]
+        if len(found) >= count:
+            return ChosenNoise(found[:count], seed, "the first x_T whose sample the digit LeNet is sure of")
+    return first
 
 
 def sample_model(sampler: Sampler, count: int, seed: int = 0) -> Tensor:

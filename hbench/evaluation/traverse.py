@@ -1,10 +1,12 @@
 """Grids of images along every direction of a run, most recognisable first (Figs. 1 and 5 to 7)."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from hbench.errors import MOST_COLUMNS, check_at_least, check_seed, check_type
-from hbench.evaluation.rca import RCA, is_of, rca
+from hbench.evaluation.rca import RCA, is_of, known_rca, rca
+from hbench.evaluation.sampling import choose_x_T
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Count, Positive, ShareOrNone
@@ -13,6 +15,11 @@ from hbench.store.run import Run
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+PAIRS = 1000
+"""Number of fresh pairs to rank by, where no earlier measurement lies beside the run."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,7 @@ class Traversal(Result):
     samples: Positive
     """Number of columns: magnitudes evenly from -S to S."""
     pairs: Positive
-    """Number of fresh pairs that the accuracies were measured on."""
+    """Number of pairs that the accuracies were measured on."""
     directions: list[RankedDirection]
     """Directions, most recognisable first."""
     grid: Aside = field(default=None, compare=False, repr=False)
@@ -50,7 +57,7 @@ class Traversal(Result):
 
     def summary(self) -> str:
         """Return the directions with names and accuracies, a line a direction, most recognisable first."""
-        first = f"{len(self.directions)} directions, with their accuracy on {self.pairs} pairs"
+        first = f"{len(self.directions)} directions, ranked by n = {self.pairs:,} pairs, with their accuracy"
         return "\n".join([first, *(each.label for each in self.directions)])
 
     def table(self) -> "DataFrame":
@@ -70,7 +77,7 @@ def traverse(
     *,
     examples: int = 6,
     samples: int = 5,
-    pairs: int = 1000,
+    pairs: int | None = None,
     seed: int = 0,
     source: DirectionSource | None = None,
     ranking: RCA | None = None,
@@ -79,9 +86,10 @@ def traverse(
 
     Args:
         run: run with the directions.
-        examples: number of rows of each grid, at least 1.
+        examples: number of rows of each grid, at least 1; :func:`choose_x_T` chooses their x_T.
         samples: number of columns of each grid, at least 2.
-        pairs: number of fresh pairs to rank by, at least 1.
+        pairs: number of fresh pairs to rank by, at least 1. By default the run is ranked by its own ``rca.json``, see
+            :func:`known_rca`, and by 1,000 fresh pairs where there is none.
         seed: seed of the pairs and of x_T.
         source: kind of direction; each sample's own by default.
         ranking: earlier measurement of this run and source to rank by, instead of fresh ``pairs``.
@@ -91,14 +99,19 @@ def traverse(
         ValueError: a number out of range, or a ranking of another run or source.
     """
     check_type(Run, "as load_run returns it", run=run)
-    check_at_least(1, examples=examples, pairs=pairs)
+    check_at_least(1, examples=examples, pairs=PAIRS if pairs is None else pairs)
     check_at_least(2, most=MOST_COLUMNS, samples=samples)
     check_seed(seed)
     source = source or direction_source(run)
     if ranking is not None and not is_of(ranking, run, source):
         raise ValueError("ranking was measured on other weights or directions: give that of this run and source")
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
-    ranking = ranking or rca(run, pairs=pairs, seed=seed, source=source)
+    if ranking is None and pairs is None:
+        ranking = known_rca(run, source)
+    ranking = ranking or rca(run, pairs=pairs or PAIRS, seed=seed, source=source)
+    for caution in ranking.cautions():
+        log.warning("caution: %s", caution)
+    chosen = choose_x_T(run, examples, seed)
     order = ranking.ranking()
     return Traversal(
         examples=examples,
@@ -107,6 +120,6 @@ def traverse(
         directions=[
             RankedDirection(direction=k, name=run.names.get(k, ""), accuracy=ranking.per_direction[k]) for k in order
         ],
-        grid=run.traverse(order, examples=examples, samples=samples, seed=seed, source=source),
-        provenance=origin.finished(n=ranking.n),
+        grid=run.traverse(order, examples=chosen.indices, samples=samples, seed=seed, source=source),
+        provenance=origin.finished(n=ranking.n, **chosen.details),
     )

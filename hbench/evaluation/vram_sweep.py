@@ -185,9 +185,10 @@ class VramSweep(Result):
         return [row for row in self.cells if row.status == "failed"]
 
     def summary(self) -> str:
-        """Return memory, throughput and status of each cell, a line a cell."""
+        """Return memory, throughput and status of each cell, a line a cell, and how many steps were timed."""
         lines: str = self.table()[SHOWN].to_string(index=False, float_format="{:.1f}".format, na_rep="-")
-        return lines
+        timed = sorted({len(cell.step_seconds) for cell in self.cells if cell.step_seconds})
+        return f"{lines}\nn = {' or '.join(map(str, timed))} timed steps a cell" if timed else lines
 
     def table(self) -> "DataFrame":
         """Return all numbers except the seconds of single steps, a row a cell."""

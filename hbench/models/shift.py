@@ -13,6 +13,13 @@ def build_shift_block(experiment: Experiment, backbone: Backbone) -> "ShiftBlock
     return ShiftBlock(backbone.h_shape[0], backbone.emb_channels, experiment.discovery.K)
 
 
+def randomise_outputs(block: "ShiftBlock") -> "ShiftBlock":
+    """Give a shift block Gaussian output convolutions without bias, in place of the zeros it starts with; return it."""
+    nn.init.normal_(block.out_weight, std=block.out_weight.shape[-1] ** -0.5)
+    nn.init.zeros_(block.out_bias)
+    return block
+
+
 class ShiftBlock(nn.Module):
     """Asyrp's DeltaBlock (Kwon et al. 2023) with K output convolutions of 1x1, which start at zero.
 

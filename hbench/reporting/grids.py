@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hbench.evaluation.properties import Properties
     from hbench.evaluation.sample import Samples
     from hbench.evaluation.traverse import Traversal
+    from hbench.store.results import Result
 
 MOST_ROWS = 40
 """Number of rows in the picture of edits, at most; further ones are left out."""
@@ -28,7 +29,24 @@ def draw_traversal(result: "Traversal", path: Path) -> None:
     """Draw the grid of each direction, most recognisable first."""
     grid = at_hand(result, result.grid)
     labels = [plain(each.label) for each in result.directions]
-    draw_directions(grid.images, labels, grid.magnitudes[-1], title_of(result), path)
+    S = grid.magnitudes[-1]
+    caption = directions_caption(S, result.samples, result.pairs)
+    draw_directions(grid.images, labels, S, f"{title_of(result)}\n{caption}\n{rows_caption(result)}".rstrip(), path)
+
+
+def directions_caption(S: float | None, samples: int, pairs: int) -> str:
+    """Return what columns and brackets of direction grids show; ``S`` is None if each panel has another."""
+    span = "-S to S" if S is None else f"{-S:g} to {S:g}"
+    middle = ", the middle column is the original" if samples % 2 else ""
+    return f"s from {span}{middle}; in brackets the RCA of the direction, ranked by n = {pairs:,} pairs"
+
+
+def rows_caption(result: "Result") -> str:
+    """Return which x_T the rows show and by what rule, as in "rows: x_T 0, 1, 3 of seed 0, the first x_T"."""
+    indices = result.detail("x_T")
+    if not indices:
+        return ""
+    return f"rows: x_T {', '.join(map(str, indices))} of seed {result.provenance.seed}, {result.detail('x_T_rule')}"
 
 
 def draw_directions(
@@ -39,8 +57,8 @@ def draw_directions(
     Args:
         images: images in [-1, 1], float [directions, examples, samples, C, H, W].
         labels: line above each panel.
-        S: largest magnitude, for the title; None if each panel has another.
-        title: first words of the figure's title.
+        S: largest magnitude, for the numbers above the columns; None if each panel has another.
+        title: title of the figure.
         path: PNG file to write.
         columns: number of panels side by side, at most.
     """
@@ -62,10 +80,8 @@ def draw_directions(
             axis.set_xticks(across, [f"{s:.3g}" for s in magnitudes(S, samples)], fontsize=7)
             axis.xaxis.tick_top()
         axis.set_title(label, fontsize=9)
-    middle = ", the middle column is the original" if samples % 2 else ""
-    span = "-S to S" if S is None else f"{-S:g} to {S:g}"
-    figure.suptitle(f"{title}: s from {span}{middle}; RCA in brackets")
-    save_figure(figure, path)
+    figure.suptitle(title, fontsize=11)
+    save_figure(figure, path, crop=True)
 
 
 def draw_variants(result: "Ablations", path: Path) -> None:
@@ -78,7 +94,8 @@ def draw_variants(result: "Ablations", path: Path) -> None:
     labels = [label for each in shown for label in each.labels[:columns]]
     spans = {each.S for each in shown}
     S = spans.pop() if len(spans) == 1 else None
-    title = f"{title_of_training(result)}, training seed {result.seeds[0]}"
+    caption = directions_caption(S, images.shape[2], result.runs[0].n)
+    title = f"{title_of_training(result)}, training seed {result.seeds[0]}\n{caption}\n{rows_caption(result)}".rstrip()
     draw_directions(images, labels, S, title, path, columns)
 
 
@@ -117,9 +134,11 @@ def draw_sources(result: "Properties", path: Path) -> None:
         above.spines[:].set_visible(False)
         axis.set_title(plain(label), fontsize=9)
     figure.suptitle(
-        f"{title_of(result)}: the sample's own direction, the mean over samples, and the time-invariant one"
+        f"{title_of(result)}: the sample's own direction, the mean over samples, and the time-invariant one (global)\n"
+        f"{rows_caption(result)}".rstrip(),
+        fontsize=10,
     )
-    save_figure(figure, path)
+    save_figure(figure, path, crop=True)
 
 
 def draw_edits(result: "EditedImages", path: Path) -> None:
@@ -154,7 +173,7 @@ def draw_edits(result: "EditedImages", path: Path) -> None:
     source = result.detail("direction_source", "own")
     title = f"{result.title}, {source} directions, {result.detail('M')} steps{labels.heading}{left_out}"
     figure.suptitle(plain(title), fontsize=10)
-    save_figure(figure, path)
+    save_figure(figure, path, crop=True)
 
 
 class _EditLabels(NamedTuple):

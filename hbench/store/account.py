@@ -32,7 +32,7 @@ class Account:
     used: int
     """Number of pictures in the tensor."""
     split: str
-    """Part of the set that is used: "train", "test" or "all"."""
+    """Part of the set that is used: "train", "test", or "reference" for all pictures of a folder."""
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Names of files and folders that were left out, by reason; those of folders end with a slash."""
     modes: Mapping[str, int]

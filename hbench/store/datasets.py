@@ -163,10 +163,8 @@ def _load_folder(data: Data, root: Path, split: Split | Literal["reference"]) ->
         raise HBenchError(f"{root}: no such folder: give the folder of your images with `data_root`")
     found = find_pictures(root)
     images, seen = read_all(found.files, data, found.problems)
-    if split == "reference":
-        return DataSet(images, None, account(f"pictures in {root}", images, seen, data, "all", found.left_out))
-    images = _split(images, split)
-    return DataSet(images, None, account(f"pictures in {root}", images, seen, data, split, found.left_out))
+    used = images if split == "reference" else _split(images, split)
+    return DataSet(used, None, account(f"pictures in {root}", used, seen, data, split, found.left_out))
 
 
 class RealImage(NamedTuple):
@@ -199,7 +197,7 @@ def read_images(paths: str | Path | Sequence[str | Path], data: Data) -> list[Re
     for each in found:
         for reason, names in each.left_out.items():
             left_out.setdefault(reason, []).extend(names)
-    account("pictures", images, seen, data, "all", left_out).say()
+    account("pictures", images, seen, data, "reference", left_out).say()
     return [
         RealImage(file, pixels, facts.done(data), sha256(file))
         for file, pixels, facts in zip(files, images, seen, strict=True)

@@ -133,7 +133,8 @@ def _lock(folder: Path) -> Iterator[None]:
 def mark_cache(folder: Path) -> None:
     """Mark a folder as a cache, whose pictures nobody takes for data, and which backups leave out."""
     if not (folder / CACHE_TAG).is_file():
-        write_text(folder / CACHE_TAG, "Signature: 8a477f597d28d172789f06886806bc55\n# This is a cache of hbench.\n")
+        with suppress(HBenchError):  # the files that follow say where nothing can be written
+            write_text(folder / CACHE_TAG, "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of hbench.\n")
 
 
 def refuse_links(folder: Path) -> None:

@@ -63,6 +63,8 @@ class Run:
     """SHA-256 of the files that the run was read from."""
     names: dict[int, str] = field(default_factory=dict)
     """Names of directions, where somebody gave them."""
+    folder: Path | None = None
+    """Folder that the run was read from."""
 
     def __repr__(self) -> str:
         data, settings = self.experiment.data, self.experiment.discovery
@@ -170,7 +172,7 @@ class Run:
         self,
         directions: Sequence[int] | None = None,
         *,
-        examples: int = 6,
+        examples: int | Sequence[int] = 6,
         samples: int = 5,
         seed: int = 0,
         source: Source | None = None,
@@ -179,7 +181,8 @@ class Run:
 
         Args:
             directions: indices of the directions; all by default.
-            examples: rows of each direction: x_T 0 .. ``examples`` - 1 of the seed, the same for all directions.
+            examples: rows of each direction, the same x_T for all: the number of them, for x_T 0 .. ``examples`` - 1 of
+                the seed, or the indices of the x_T.
             samples: columns, at least 2: s runs evenly from -S to S, so the middle of an odd number is the original.
             seed: seed of x_T.
             source: kind of direction; each sample's own by default.
@@ -194,20 +197,23 @@ class Run:
         chosen = list(range(self.K) if directions is None else directions)
         self.check_edit(dict.fromkeys(chosen, 0.0))
         chosen = [int(k) for k in chosen]
-        check_at_least(1, examples=examples, directions=len(chosen))
+        if not isinstance(examples, Sequence):
+            check_at_least(1, examples=examples)
+            examples = range(examples)
+        check_at_least(1, examples=len(examples), directions=len(chosen))
         check_at_least(2, most=MOST_COLUMNS, samples=samples)
         check_seed(seed)
         source = self._checked(source)
-        x_T = self.noise(examples, seed=seed)
+        x_T = torch.cat([self.noise(1, seed=seed, first=i) for i in examples])
         s = magnitudes(self.S, samples)
         values = torch.tensor(s)
-        grid = torch.cartesian_prod(torch.tensor(chosen), torch.arange(examples), torch.arange(samples))
+        grid = torch.cartesian_prod(torch.tensor(chosen), torch.arange(len(examples)), torch.arange(samples))
         images = self.sampler.generate(x_T).cpu()[grid[:, 1]]
         shifted = values[grid[:, 2]].nonzero().squeeze(1)
         for batch in progress(shifted.split(BATCH), desc="grids", unit="batch"):
             k, example, column = grid[batch].to(self.device).unbind(1)
             images[batch] = self.sampler.generate(x_T[example], source(k, values.to(self.device)[column])).cpu()
-        shape = len(chosen), examples, samples, *self.image_shape
+        shape = len(chosen), len(examples), samples, *self.image_shape
         return Grid(images.reshape(shape), tuple(chosen), tuple(s), self.names)
 
     @property
@@ -370,6 +376,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
         discriminator=build_discriminator(experiment),
         hashes=hashes,
         names=load_names(folder, experiment.discovery.K),
+        folder=folder,
     )
     for role in ROLES:
         module: torch.nn.Module = getattr(run, role)

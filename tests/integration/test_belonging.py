@@ -9,13 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import hbench
+from hbench import load_model
 from hbench.errors import HBenchError
 from hbench.evaluation.ablations import ablations
 from hbench.evaluation.rca import RCA
 from hbench.evaluation.sample_cache import sample_folders
 from hbench.reporting.report import collect
 from hbench.store.metrics import read_metrics
-from hbench.store.run import ROLES, load_model, load_names, load_run, run_hashes
+from hbench.store.run import ROLES, load_names, load_run, run_hashes
 
 OTHER = "is not the file that provenance.json beside it was written with: bring it back from a copy, or train again"
 

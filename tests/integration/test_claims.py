@@ -7,10 +7,10 @@ import torch
 from command_line import invoke, refused, snapshot, tiny_options
 
 import hbench
+from hbench import load_model
 from hbench.errors import HBenchError
 from hbench.experiments import load_experiment
 from hbench.store.folders import claimed_folder
-from hbench.store.run import load_model
 
 
 class Failed(Exception):

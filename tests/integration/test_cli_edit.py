@@ -63,6 +63,8 @@ def test_edit_says_what_it_did_and_writes_every_image_in_its_size(tmp_path, tiny
     assert "b.png: 30x20 RGB -> 16x16 L, centre crop" in result.stderr
     assert result.stdout.count("reconstruction MSE") == 2
     assert "PSNR median" in result.stdout
+    assert "generated images inverted: correlation of inverted and true x_T" in result.stdout
+    assert "caution: 2 of 2 images reconstructed at less than 30 dB" in result.stderr  # pictures of noise
     kinds = ["original", "reconstruction", "0=2.5", "2=-1", "0=2.5_2=-1"]
     names = {f"{stem}-{kind}.png" for stem in ("00-a", "01-b") for kind in kinds}
     assert {path.name for path in (tmp_path / "images").iterdir()} == names
@@ -95,6 +97,11 @@ def test_edit_sweeps_and_crosses_with_any_source(tmp_path, tiny_run, pictures, m
     result = invoke("edit", *common, "--grid", "0,2", "--out", tmp_path / "grid")
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "grid" / "images").iterdir())) == 2 + 9
+    result = invoke("edit", *common, "--sweep", 1, "--largest", 2, "--out", tmp_path / "half")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "half" / "edit.json").read_text())["edits"] == [[[1, s]] for s in (-2, 0, 2)]
+    result = invoke("edit", *common, "--sweep", 1, "--largest", 9, "--out", tmp_path / "beyond")
+    assert "--largest 9: beyond S = 5" in result.stderr
     result = invoke("edit", *common, "--shift", "1=99", "--out", tmp_path / "far")
     assert result.exit_code == 0, result.output
     assert "beyond S = 5" in result.stderr
@@ -113,6 +120,8 @@ def test_mistakes_are_one_line_that_names_the_fix_and_write_nothing(tmp_path, ti
     assert "Missing argument 'IMAGE...'" in refused("edit", tiny_run)
     assert "give exactly one of --shift" in wrong(one)
     assert "give exactly one of --shift" in wrong(one, "--sweep", 1, "--grid", "0,1")
+    assert "--largest goes with --sweep or --grid" in wrong(one, "--shift", "0=1", "--largest", 2)
+    assert "must be finite" in wrong(one, "--sweep", 1, "--largest", "inf")
     assert "no such image or folder" in wrong(tmp_path / "absent.png", "--sweep", 1)
     assert "not a readable image" in wrong(tmp_path / "broken.png", "--sweep", 1)
     assert "no images there" in wrong(tmp_path / "empty", "--sweep", 1)

@@ -9,11 +9,13 @@ from samplers import sampler_of
 from torch import nn
 
 import hbench
+from hbench.config import Paper
 from hbench.core import seeds
 from hbench.core.directions import Directions, global_direction, mean_direction, own_direction, scaled, together
 from hbench.core.seeds import draw_x_T
 from hbench.errors import HBenchError
 from hbench.evaluation import evaluate
+from hbench.evaluation import untrained as untrained_blocks
 from hbench.evaluation.edit import (
     caption,
     edit_each,
@@ -24,11 +26,13 @@ from hbench.evaluation.edit import (
     singly_and_together,
     sweep,
 )
+from hbench.evaluation.estimates import Measured, Numbers, _summarise, jackknife_of
 from hbench.evaluation.mean_directions import compare, mean_directions
-from hbench.evaluation.properties import _jackknife, _Measured, _Numbers, _summarise, properties
+from hbench.evaluation.properties import Properties, properties
 from hbench.evaluation.rca import rca
 from hbench.experiments import parse_experiment
 from hbench.reporting.grids import _edit_labels, draw_edits
+from hbench.reporting.rows import edit_rows, property_rows
 from hbench.store.datasets import read_images
 from hbench.store.directions import direction_source, load_directions, save_directions
 from hbench.store.run import load_run
@@ -124,6 +128,48 @@ def test_properties_of_any_run_lie_in_their_ranges_and_intervals(run):
     assert result == properties(run, samples=10, pairs=20, seed=2)
 
 
+@pytest.mark.slow
+def test_an_untrained_block_has_the_homogeneity_that_a_run_made_of_it_has(run, monkeypatch):
+    monkeypatch.setattr(untrained_blocks, "BLOCKS", 2)
+    outputs, fresh = untrained_blocks.untrained(run, 6, 20, seed=3)
+    for found, make in ((outputs, untrained_blocks._random_outputs), (fresh, untrained_blocks._fresh)):
+        made = [dataclasses.replace(run, shift_block=block) for block in make(run, 3)]
+        results = [properties(each, samples=6, pairs=20, seed=3) for each in made]
+        means = {
+            name: [getattr(result, name).value[-1] for result in results] for name in ("homogeneity", "consistency")
+        }
+        assert found.blocks == 2
+        assert found.homogeneity == pytest.approx(np.mean(means["homogeneity"]), abs=1e-5)
+        assert found.consistency == pytest.approx(np.mean(means["consistency"]), abs=1e-5)
+        assert np.mean(found.homogeneity_at) == pytest.approx(found.homogeneity)
+        low, high = found.homogeneity_interval  # Student, 1 degree of freedom: half the difference times 12.706
+        assert (high - low) / 2 == pytest.approx(12.706 * np.ptp(means["homogeneity"]) / 2, rel=1e-2, abs=1e-4)
+    assert outputs != fresh
+    assert (run.shift_block.out_bias != 0).any()  # the run itself stays
+
+
+@pytest.mark.slow
+def test_the_floor_stands_beside_the_numbers_and_older_results_do_without(run, tmp_path):
+    result = properties(run, samples=4, pairs=20)
+    lines = result.summary().splitlines()
+    assert sum("n 10 blocks" in line for line in lines) == 4
+    assert lines[2].startswith("  random outputs on the same features")
+    assert lines[3].startswith("  untrained blocks")
+    names = [row.item and row.artifact for row in property_rows(result, Paper())]
+    assert [name.rpartition(", ")[2] for name in names[:3]] == [
+        "cosine of own and mean direction (homogeneity)",
+        "with random outputs on the same features",
+        "of wholly untrained blocks",
+    ]
+    assert not any("floor" in name for name in names)  # that two directions differ is no floor of these
+    old = result.to_json() | {"schema": 1}
+    del old["random_outputs"], old["untrained"]
+    read = Properties.from_json(old, "properties.json")
+    assert read == dataclasses.replace(result, random_outputs=None, untrained=None)
+    assert "blocks" not in read.summary()
+    assert len(property_rows(read, Paper())) == len(names) - 4
+
+
 def test_the_mean_can_be_recorded_on_another_grid(run):
     assert mean_directions(run, 2, M=6).timesteps == (999, 832, 665, 499)
     values = run.experiment.model_dump()
@@ -139,7 +185,7 @@ def linear(slope, offset, n=20, K=2):
     s_hat[..., 1] += 0.25
     k_hat = np.zeros((n, K, 3), dtype=int)
     k_hat[: n // 4, 0, 2] = 1
-    return _Measured(
+    return Measured(
         s=s,
         cosine=np.ones((n, K, 2)),
         edit=np.full((n, K), 2.0),
@@ -163,17 +209,17 @@ def test_numbers_of_a_linear_reconstructor_are_exact():
     assert [each.tolist() for each in numbers.homogeneity_at] == [[1, 1], [1, 1]]
     flat = numbers.flat()
     assert len(flat) == 12 + 2
-    assert _Numbers.of(flat) == numbers
+    assert Numbers.of(flat) == numbers
 
 
 def test_the_jackknife_of_a_mean_is_students_interval(run, monkeypatch):
     from scipy.stats import t
 
-    from hbench.evaluation import properties as module
+    from hbench.evaluation import estimates as module
 
     monkeypatch.setattr(module, "directions_of", lambda run, hidden: hidden)
     values = torch.randn(12, 1, dtype=torch.float64)
-    found = _jackknife(run, values, torch.ones(12), lambda mean: mean)
+    found = jackknife_of(run, values, torch.ones(12), lambda mean: mean)
     error = t.ppf(0.975, 11) * float(values.std()) / math.sqrt(12)
     assert found.value[0] == pytest.approx(float(values.mean()))
     assert found.high[0] - found.value[0] == pytest.approx(error)
@@ -244,9 +290,9 @@ def test_rca_and_traverse_take_another_source(run, tmp_path):
 
 def test_the_comparison_starts_with_the_original(run):
     found = mean_directions(run, 4)
-    images = compare(run, found, [2, 0], [-1.0, 5.0], examples=3, seed=4)
-    assert images.shape == (2, 3, 7, 1, 16, 16)
     x_T, generate = run.noise(3, seed=4), run.sampler.generate
+    images = compare(run, found, [2, 0], [-1.0, 5.0], x_T)
+    assert images.shape == (2, 3, 7, 1, 16, 16)
     torch.testing.assert_close(images[1, :, 0], generate(x_T))
     k, s = torch.zeros(3, dtype=torch.long), torch.full((3,), 5.0)
     torch.testing.assert_close(images[1, :, 6], generate(x_T, global_direction(found, k, s)))
@@ -308,8 +354,10 @@ def test_edits_of_real_images_are_a_result(edited_images, run, tmp_path):
     alone = run.edit(edited_images.pictures[:1, 0], {0: 2.0, 1: -1.0}, steps=4)
     torch.testing.assert_close(edited_images.pictures[:1, 3], alone, rtol=1e-3, atol=1e-3)
     lines = edited_images.summary().splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
     assert lines[2].startswith("n 2  MSE mean ")
+    assert lines[3].endswith("(1 expected)  n 2")
+    assert lines[4].endswith("n 16")
     folder = edited_images.save(tmp_path / "out")
     assert len(list((folder / "images").glob("*.png"))) == 2 * 4
     assert evaluate.EditedImages.load(folder) == edited_images
@@ -322,6 +370,53 @@ def test_a_perfect_reconstruction_is_null_in_json(edited_images, tmp_path):
     perfect.write(tmp_path / "edit.json")
     assert json.loads((tmp_path / "edit.json").read_text())["images"][0]["psnr"] is None
     assert evaluate.EditedImages.load(tmp_path) == perfect
+
+
+def test_x_T_of_an_inversion_is_measured(edited_images, run):
+    x_T = run.invert(edited_images.pictures[:, 0], steps=4)
+    for image, found in zip(edited_images.images, x_T, strict=True):
+        assert (image.x_T_mean, image.x_T_std) == pytest.approx((found.mean().item(), found.std().item()), abs=1e-4)
+    recovery = edited_images.recovery
+    true = run.noise(16)
+    sampler = run.sampler.with_steps(4)
+    again = sampler.invert(sampler.generate(true))
+    pairs = zip(true.flatten(1), again.flatten(1), strict=True)
+    values = [np.corrcoef(a.numpy(), b.numpy())[0, 1] for a, b in pairs]
+    assert recovery.n == 16
+    assert recovery.correlation == pytest.approx(np.mean(values), abs=1e-3)
+    assert recovery.interval[0] < recovery.correlation < recovery.interval[1]
+    assert recovery.x_T_std == pytest.approx(again.flatten(1).std(1).mean().item(), rel=1e-2)
+
+
+def test_a_poor_inversion_is_said_and_a_good_one_passes(edited_images):
+    (first, *_) = edited_images.images
+
+    def cautions(psnr, std, correlation):
+        image = dataclasses.replace(first, psnr=psnr, x_T_std=std)
+        recovery = dataclasses.replace(edited_images.recovery, correlation=correlation)
+        return dataclasses.replace(edited_images, images=[image], recovery=recovery).cautions()
+
+    assert cautions(42.0, 1.0, 0.95) == []
+    (poor,) = cautions(9.7, 1.0, 0.95)
+    assert "1 of 1 image reconstructed at less than 30 dB, the worst at 9.7 dB (a.png)" in poor
+    (flat,) = cautions(42.0, 0.64, 0.95)
+    assert "standard deviation of 0.64 instead of 1" in flat
+    (lost,) = cautions(42.0, 1.0, 0.48)
+    assert "correlation 0.48" in lost
+    assert "n = 16" in lost
+
+
+def test_older_edits_load_without_what_they_do_not_know(edited_images):
+    old = edited_images.to_json() | {"schema": 1}
+    del old["recovery"]
+    for image in old["images"]:
+        del image["x_T_mean"], image["x_T_std"]
+    read = evaluate.EditedImages.from_json(old, "edit.json")
+    assert [image.psnr for image in read.images] == edited_images.psnrs
+    assert math.isnan(read.images[0].x_T_std)
+    assert "x_T" not in read.summary()
+    assert [row.n for row in edit_rows(read, Paper())] == ["2 images"]
+    assert [row.n for row in edit_rows(edited_images, Paper())] == ["2 images", "2 images", "16 images", "16 images"]
 
 
 def test_images_are_there_to_draw_or_missed(run, tmp_path):

@@ -1,12 +1,21 @@
+import dataclasses
 import math
+import shutil
 
 import pytest
 import torch
+from command_line import invoke
 from safetensors.torch import load_file
 from torch import nn
 
-from hbench.evaluation.rca import rca
-from hbench.evaluation.sampling import draw_pairs
+from hbench.config import Paper
+from hbench.errors import HBenchError
+from hbench.evaluation import evaluate, sampling
+from hbench.evaluation.rca import known_rca, rca, read_rca
+from hbench.evaluation.sampling import ChosenNoise, choose_x_T, draw_pairs
+from hbench.reporting.rows import rca_rows
+from hbench.store.directions import DirectionSource
+from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from hbench.store.run import load_model, load_run
 
 CPU = torch.device("cpu")
@@ -34,9 +43,40 @@ class Oracle(nn.Module):
 
 
 def with_reconstructor(run, reconstructor):
-    import dataclasses
-
     return dataclasses.replace(run, reconstructor=reconstructor)
+
+
+def test_rca_says_when_the_diffusion_model_makes_noise(run):
+    result = rca(run, pairs=40)
+    assert (result.outside_raw, result.outside_raw_interval[1]) == (1, 1)
+    assert abs(result.neighbours_raw) < 0.1
+    assert "samples outside the domain: raw 100.00%, shifted 100.00%" in result.summary()
+    outside, noise, destroyed, chance = result.cautions()
+    assert outside.startswith("100% of the raw samples leave the image domain")
+    assert "the samples look like noise" in noise
+    assert destroyed.startswith("100% of the shifted samples leave the image domain")
+    assert "does not lie above chance, 0.333" in chance
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_intervals_of_few_pairs_stay_in_range(run, pairs):
+    result = rca(run, pairs=pairs)
+    for name, highest in (("magnitude_error", math.inf), ("D_raw", 1), ("D_shifted", 1)):
+        low, high = getattr(result, f"{name}_interval")
+        assert math.isnan(low) if pairs == 1 else 0 <= low <= getattr(result, name) <= high <= highest
+
+
+def test_rca_of_a_trained_run_has_no_cautions_and_older_files_do_not_know_the_raw_samples():
+    result = rca(load_run("mnist16", device=CPU), pairs=40)
+    assert result.cautions() == []
+    assert (result.outside_raw, result.neighbours_raw > 0.6) == (0, True)
+    values = result.to_json() | {"schema": 1}
+    for new in ("outside_raw", "outside_raw_interval", "neighbours_raw"):
+        del values[new]
+    old = type(result).from_json(values, "rca.json")
+    assert "raw not measured" in old.summary()
+    assert old.cautions() == []
+    assert len(rca_rows(old, Paper())) == len(rca_rows(result, Paper())) - 1
 
 
 @pytest.mark.slow
@@ -87,6 +127,93 @@ def test_traverse_has_the_original_in_the_middle(run):
     for direction in images:
         torch.testing.assert_close(direction[:, 2], raw, rtol=0.05, atol=0.05)
     assert not torch.equal(images[:, :, 0], images[:, :, 2])
+
+
+def measured(folder, run, *options):
+    """Measure the RCA of a run folder into another folder."""
+    result = invoke("rca", run, *options, "--out", folder, "--quiet")
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def around(tmp_path, tiny_run):
+    """A copy of the tiny run, with an RCA of 24 pairs in it and one of 40 beside it."""
+    folder = tmp_path / "train"
+    shutil.copytree(tiny_run, folder)
+    measured(folder / "rca", folder, "--pairs", 24)
+    measured(tmp_path / "rca", tiny_run, "--pairs", 40)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_largest_measurement_of_the_run_ranks_its_directions(tmp_path, around):
+    run = load_run(around, device=CPU)
+    assert known_rca(run).n == 40
+    assert known_rca(load_run(around.parent / "train", device="cpu")).brief.endswith("at n = 40")
+    by_it = invoke("traverse", around, "--examples", 1, "--quiet")
+    assert "ranked by n = 40 pairs" in by_it.stdout
+    assert evaluate.Traversal.load(around / "traverse").pairs == 40
+    fresh = invoke("traverse", around, "--examples", 1, "--pairs", 8, "--out", tmp_path / "fresh", "--quiet")
+    assert "ranked by n = 8 pairs" in fresh.stdout
+    said = measured(tmp_path / "small", around, "--pairs", 8).splitlines()
+    assert "n 8" in said[0]
+    assert said[-1] == f"larger measurement of this run: RCA {known_rca(run).brief}"
+    assert "larger" not in measured(tmp_path / "large", around, "--pairs", 64)
+
+
+@pytest.mark.slow
+def test_a_measurement_of_other_weights_or_directions_ranks_nothing(around):
+    run = load_run(around, device=CPU)
+    of_others = dataclasses.replace(run, hashes=run.hashes | {"shift_block": "0" * 64})
+    assert known_rca(of_others) is None
+    for found in (DirectionSource("mean", run.own, "1" * 64), DirectionSource("own", run.own, "1" * 64)):
+        assert known_rca(run, found) is None
+        with pytest.raises(HBenchError, match="other weights or directions"):
+            read_rca(around / "rca" / "rca.json", run, found)
+    (around / "rca" / "rca.json").write_text("{")
+    with pytest.raises(HBenchError, match=r"rca\.json"):
+        known_rca(run)
+
+
+def test_the_shipped_run_carries_its_measurement():
+    brief = known_rca(load_run("mnist16", device=CPU)).brief
+    assert brief == "0.680 [0.671, 0.689] at n = 10,000"
+
+
+@pytest.mark.slow
+def test_pictures_show_samples_that_the_classifier_is_sure_of(monkeypatch):
+    shipped = load_run("mnist16", device=CPU)
+    chosen = choose_x_T(shipped, 6)
+    lenet = load_lenet(SHIPPED_LENET)
+    sure = lenet(shipped.generate(shipped.noise(12)).clamp(-1, 1)).softmax(1).amax(1) >= 0.999
+    assert chosen.indices == sure.nonzero().flatten().tolist()[:6]
+    assert len(chosen.indices) == 6
+    assert chosen.indices != [0, 1, 2, 3, 4, 5]  # two of which are no digits
+    assert chosen.rule == "the first x_T whose sample the digit LeNet is sure of"
+    assert choose_x_T(shipped, 4).indices == chosen.indices[:4]
+    torch.testing.assert_close(chosen.noise(shipped)[3], shipped.noise(1, first=chosen.indices[3])[0])
+    walk = evaluate.traverse(shipped, examples=2, samples=3)
+    assert walk.detail("x_T") == chosen.indices[:2]
+    assert walk.detail("x_T_rule") == chosen.rule
+    originals = shipped.generate(shipped.noise(12))[chosen.indices[:2]]
+    torch.testing.assert_close(walk.grid.images[0, :, 1], originals, rtol=0.1, atol=0.1)
+    monkeypatch.setattr(sampling, "SURE", 1.1)  # of nothing
+    assert choose_x_T(shipped, 2) == ChosenNoise([0, 1], 0, "the first x_T")
+
+
+def test_images_without_a_classifier_show_the_first_x_T(run):
+    assert choose_x_T(run, 3, seed=2) == ChosenNoise([0, 1, 2], 2, "the first x_T")
+
+
+def test_rows_of_a_traversal_may_be_any_x_T(run):
+    images = run.traverse([1], examples=[5, 2], samples=3, seed=4).images
+    both = torch.cat([run.noise(1, seed=4, first=i) for i in (5, 2)])
+    torch.testing.assert_close(images[0, :, 1], run.generate(both))
+    with pytest.raises(ValueError, match="examples must be at least 1"):
+        run.traverse([1], examples=[])
+    with pytest.raises(ValueError, match="first must be at least 0"):
+        run.traverse([1], examples=[-1])
 
 
 def test_guided_diffusion_checkpoints_load_as_they_are(tmp_path, tiny, tiny_model):

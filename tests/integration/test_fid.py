@@ -27,6 +27,7 @@ from hbench.reporting.artifacts import plot
 from hbench.store.datasets import load_images, load_set
 from hbench.store.files import sha256
 from hbench.store.lenet import ROLE, SHIPPED_LENET, load_lenet
+from hbench.store.picture_folders import find_pictures
 from hbench.store.provenance import provenance
 from hbench.store.run import load_run
 from hbench.store.weights import save_weights
@@ -196,6 +197,13 @@ def test_digits_that_the_lenet_knows_are_not_warned_of(run, extractor, tmp_path)
     assert replace(result, provenance=provenance(None, CPU, 0, **read)).cautions() == []
 
 
+def test_a_cache_is_no_data(tmp_path):
+    image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path / "cache")
+    Image.new("L", (16, 16)).save(tmp_path / "own.png")
+    found = find_pictures(tmp_path)
+    assert (found.files, found.left_out) == ([tmp_path / "own.png"], {"of hbench": ["cache/"]})
+
+
 def test_features_are_found_by_content(extractor, tmp_path):
     def one(value):
         folder = tmp_path / str(value)
@@ -250,7 +258,12 @@ def test_fid_is_a_result_like_any_other(run, lenet, tmp_path):
     assert (result.metric, result.raw.n, result.detail("M")) == ("FD (LeNet digits)", 70, run.experiment.discovery.M)
     assert result.provenance.command is None
     assert [images.shape for images in result.images] == [(64, 1, 16, 16)] * 2
-    assert result.caveats == ["70 samples for 120 features: a rank-deficient covariance"]
+    fall, extrapolate, rank, real = result.cautions()
+    assert fall.startswith("FDs fall as n grows")
+    assert extrapolate == "70 samples are too few to extrapolate distances in 120 features: make more"
+    assert rank == "70 samples for 120 features: a rank-deficient covariance"
+    assert real.startswith("the 179 real images are few: a part of every FD")
+    assert (result.raw.infinity, result.ratio_infinity) == (None, None)
     result.save(tmp_path / "fid")
     back = type(result).load(tmp_path / "fid")
     assert back == result

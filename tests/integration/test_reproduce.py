@@ -3,8 +3,11 @@ import shutil
 from dataclasses import replace
 
 import click
+import numpy as np
 import pytest
+import torch
 from command_line import invoke
+from PIL import Image
 
 from hbench.cli import main
 from hbench.cli.options import Options
@@ -13,7 +16,8 @@ from hbench.errors import HBenchError
 from hbench.experiments import load_experiment
 from hbench.reporting.artifacts import ARTIFACTS
 from hbench.reporting.report import REASONS
-from hbench.store.provenance import Provenance
+from hbench.store.datasets import load_set
+from hbench.store.provenance import Provenance, provenance
 
 
 @pytest.fixture
@@ -99,6 +103,42 @@ def test_reproduce_mixes_no_runs_and_no_settings(few_tasks, results, tmp_path):
     experiment.write_text(text)
     (run / "shift_block.safetensors").unlink()
     assert "no finished discovery there" in invoke(*arguments, "--overwrite").output
+
+
+def test_a_reproduction_goes_on_where_only_its_data_moved(job, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "before").mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(tmp_path / "before" / f"{i}.png")
+    data = job.experiment.data.model_copy(update={"dataset": "folder"})
+    job = replace(job, experiment=job.experiment.model_copy(update={"data": data}))
+    task = Task("pretrain", lambda job: ["pretrain", job.source, *job.data])
+
+    def is_done(folder):
+        moved = replace(job, options=Options(data_root=tmp_path / folder))
+        return done(moved, task, task.words(moved))
+
+    read = load_set(data, tmp_path / "before").account.to_json()
+    command = f"hbench pretrain digits16 --data-root {tmp_path}/before"
+    (job.folder / "pretrain").mkdir()
+    origin = replace(provenance(job.experiment, torch.device("cpu"), 0, data=read), command=command)
+    origin.write(job.folder / "pretrain" / "provenance.json")
+    assert is_done("before")
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    assert is_done("after")
+    (tmp_path / "after" / "3.png").unlink()
+    assert not is_done("after")
+
+
+def test_a_reproduction_goes_on_after_a_setting_was_added(few_tasks, results, tmp_path):
+    arguments = ["reproduce", "digits16", "--run", results, "--out", tmp_path, "--quiet"]
+    assert invoke(*arguments).exit_code == 0
+    made_of = json.loads((tmp_path / "reproduced.json").read_text())
+    del made_of["experiment"]["data"]["flip"]
+    (tmp_path / "reproduced.json").write_text(json.dumps(made_of))
+    again = invoke(*arguments)
+    assert again.exit_code == 0, again.output
+    assert "done before" in again.output
 
 
 def test_a_failed_lenet_leaves_all_but_the_fd(job):

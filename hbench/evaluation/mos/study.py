@@ -18,7 +18,7 @@ from torch import Tensor
 from hbench.core import seeds
 from hbench.core.images import to_uint8
 from hbench.errors import MOST_ASSESSORS, MOST_COLUMNS, check_at_least, check_seed, check_type
-from hbench.models.shift import ShiftBlock
+from hbench.models.shift import ShiftBlock, randomise_outputs
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Count, Positive, Record, Share
 from hbench.store.results import Result
@@ -272,8 +272,7 @@ def untrained(run: Run, count: int, examples: int, seed: int = 0) -> Run:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.controls(seed, count))
-        block = ShiftBlock(run.model.h_shape[0], run.model.emb_channels, count)
-        torch.nn.init.normal_(block.out_weight, std=run.model.h_shape[0] ** -0.5)
+        block = randomise_outputs(ShiftBlock(run.model.h_shape[0], run.model.emb_channels, count))
     x_T = run.noise(examples, seed=seed)
     control = replace(run, shift_block=block.to(run.device).eval().requires_grad_(False))
     wanted = delta_h_rms(run, x_T).square().mean().sqrt()

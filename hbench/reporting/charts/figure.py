@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG in one move. Characters that the font lacks become boxes."""
+def save_figure(figure: "Figure", path: Path, *, crop: bool = False) -> None:
+    """Write a figure as PNG in one move, cropped if asked. Characters that the font lacks become boxes."""
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
-        figure.savefig(temporary, format="png", dpi=120)
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight" if crop else None)
 
 
 def show_pixels(axis: "Axes", pixels: "Tensor", grey: bool) -> None:

@@ -9,9 +9,10 @@ from hbench.reporting.charts.figure import at_hand, save_figure, show_pixels, ti
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from hbench.evaluation.estimates import Estimate
     from hbench.evaluation.fid import Fidelity
     from hbench.evaluation.lenet import TrainedLeNet
-    from hbench.evaluation.properties import Estimate, Properties
+    from hbench.evaluation.properties import Properties
     from hbench.evaluation.rca import RCA
 
 
@@ -85,12 +86,26 @@ def draw_fidelity(result: "Fidelity", path: Path) -> None:
     bars, *grids = figure.subplots(1, 3)
     values = [result.raw, result.shifted]
     errors = [[d.fd - d.interval[0] for d in values], [d.interval[1] - d.fd for d in values]]
-    bars.bar(["raw", "shifted"], [d.fd for d in values], yerr=errors, capsize=6, width=0.6)
-    bars.axhline(result.halves, color="grey", linestyle=":", label=f"halves of the real images {result.halves:.3g}")
-    low, high = result.ratio_interval
-    bars.set(title=f"shifted / raw = {result.ratio:.2f} [{low:.2f}, {high:.2f}]", ylabel=result.metric)
-    bars.margins(y=0.25)  # room for the legend
-    bars.legend(loc="upper left")
+    n, half = result.raw.n, result.n_real // 2
+    bars.bar(
+        ["raw", "shifted"], [d.fd for d in values], yerr=errors, capsize=6, width=0.6, alpha=0.6, label=f"n = {n:,}"
+    )
+    for x, d in enumerate(values):
+        if d.infinity is not None and d.infinity_interval:
+            low, high = d.infinity_interval
+            error = [[max(0, d.infinity - low)], [max(0, high - d.infinity)]]
+            label = None if x else "n to infinity"
+            bars.errorbar([x + 0.18], [d.infinity], yerr=error, fmt="o", color="black", capsize=4, label=label)
+    label = f"halves of the real images {result.halves:.3g}, n = {half:,} each"
+    bars.axhline(result.halves, color="grey", linestyle=":", label=label)
+    ratios = [(f"n = {n:,}", result.ratio, result.ratio_interval)]
+    if result.ratio_infinity is not None and result.ratio_infinity_interval:
+        ratios.append(("infinity", result.ratio_infinity, result.ratio_infinity_interval))
+    lines = [f"{ratio:.2f} [{low:.2f}, {high:.2f}] at {where}" for where, ratio, (low, high) in ratios]
+    bars.set(title="shifted / raw = " + ",\n".join(lines), ylabel=result.metric)
+    bars.title.set_fontsize(10)
+    bars.margins(y=0.35)  # room for the legend
+    bars.legend(loc="upper left", fontsize=8)
     for axis, images, name, d in zip(grids, shown, ("raw", "shifted"), values, strict=True):
         tiles = tile(images, side, rows=side, edge=1, background=(128, 128, 128))
         show_pixels(axis, tiles.pixels[1:, 1:], grey=images.shape[1] == 1)  # no line at the top and on the left
@@ -113,12 +128,21 @@ def draw_properties(result: "Properties", path: Path) -> None:
     overall = {"color": "black", "linewidth": 2, "capsize": 3, "marker": "o", "markersize": 4}
 
     _draw_estimates(homogeneity, result.timesteps, result.homogeneity_at, overall)
-    homogeneity.axhline(result.others.value[-1], color="grey", linestyle=":", label="cosine of two directions")
-    homogeneity.invert_xaxis()
-    homogeneity.set(
-        title="homogeneity: cosine of own and mean direction", xlabel="t, as generation goes", ylim=(None, 1.02)
+    floors = (
+        (result.random_outputs, "random outputs on the same features", "--"),
+        (result.untrained, "untrained blocks", ":"),
     )
-    homogeneity.legend(fontsize=8)
+    for floor, name, style in floors:
+        if floor:
+            homogeneity.plot(result.timesteps, floor.homogeneity_at, color="tab:red", linestyle=style, label=name)
+    homogeneity.invert_xaxis()
+    lowest = homogeneity.get_ylim()[0]
+    homogeneity.set(
+        title="homogeneity: cosine of own and mean direction",
+        xlabel="t, as generation goes",
+        ylim=(lowest - 0.3 * (1 - lowest), 1.02),  # room for the legend
+    )
+    homogeneity.legend(fontsize=8, loc="lower left", ncols=2)
 
     between = np.array(result.consistency_between)
     picture = consistency.imshow(between, cmap="viridis", vmin=min(0.0, float(between.min())), vmax=1)
@@ -130,7 +154,12 @@ def draw_properties(result: "Properties", path: Path) -> None:
         for row, column in np.ndindex(between.shape):
             shade = "white" if between[row, column] < 0.6 else "black"
             consistency.text(column, row, f"{between[row, column]:.2f}", ha="center", va="center", color=shade)
-    consistency.set(title="consistency: cosine of mean directions\nbetween timesteps", xlabel="t", ylabel="t")
+    beside = f" (untrained {result.untrained.consistency:.2f})" if result.untrained else ""
+    consistency.set(
+        title=f"consistency: cosine of mean directions\nbetween timesteps, {result.consistency.value[-1]:.2f}{beside}",
+        xlabel="t",
+        ylabel="t",
+    )
     figure.colorbar(picture, ax=consistency)
 
     K = len(result.slope.value) - 1

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hbench.experiments import load_experiment as load_experiment
     from hbench.reporting.artifacts import plot as plot
     from hbench.runtime.progress import show_progress as show_progress
+    from hbench.runtime.threads import choose_threads as choose_threads
     from hbench.store.datasets import load_images as load_images
     from hbench.store.datasets import read_images as read_images
     from hbench.store.directions import direction_source as direction_source
@@ -46,6 +47,7 @@ _HOME = {
     "Sampler": "hbench.core.sampler",
     "backpropagate": "hbench.core.chain",
     "show_progress": "hbench.runtime.progress",
+    "choose_threads": "hbench.runtime.threads",
     "HBenchError": "hbench.errors",
 }
 """Modules of the public names, in the order of docs/api.md."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from hbench.config import Diffusion, Experiment, Paper, Precision
 from hbench.errors import HBenchError, as_list, shown
+from hbench.text import read_text
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +64,12 @@ def load_experiment(name: str | Path, overrides: str | Sequence[str] = (), /, **
     Raises:
         HBenchError: no such experiment, unreadable TOML, unknown key, or a value out of range.
     """
-    path = Path(name) if str(name).endswith(".toml") else experiments_folder() / f"{name}.toml"
+    path = Path(name) if str(name).lower().endswith(".toml") else experiments_folder() / f"{name}.toml"
     if not path.is_file():
         known = known_experiments()
         raise HBenchError(f'no experiment "{name}": choose one of {", ".join(known)}, or give the path of a .toml file')
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise HBenchError(f"{path}: not valid TOML: {error}") from error
     if "name" in values:  # results go to a folder of this name

@@ -84,7 +84,7 @@ def ablations(
         lenet=lenet,
         data_root=options.data_root,
         download=options.download,
-        device=options.torch_device(),
+        device=options.torch_device(options.earlier_threads(folder)),
         draw=draw_curves,
         **options.training,
     )

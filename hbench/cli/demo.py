@@ -7,6 +7,7 @@ import click
 
 from hbench.cli.options import Count, Options, out_of, overwrite_option, publish, run_options, shared
 from hbench.errors import counted
+from hbench.runtime.progress import duration, progress_is_shown
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 SHIPPED = "mnist16"
 PAIRS, EXAMPLES = 1000, 4
 """Fresh pairs and rows of a finished run."""
+COLUMNS = 5
+"""Magnitudes of a traversal."""
 LOOK_PAIRS, LOOK_SAMPLES = 256, 5
 """Fresh pairs and columns at a checkpoint."""
 CHECKPOINTS = 4
@@ -45,10 +48,12 @@ def demo(training_steps: int, options: Options) -> None:
     device = options.torch_device()
     out = options.claim(Path("runs/demo"))
     shipped, fresh = out / "shipped", out / "fresh"
-    click.echo("1. The shipped run, directions of MNIST digits")
     run = load_run(SHIPPED, device=device)
-    _measure(run, shipped, options.seed)
     experiment = _fresh_experiment(run.experiment, training_steps)
+    if progress_is_shown():
+        click.echo(f"about {duration(_seconds(run, experiment))} in all", err=True)
+    click.echo("1. The shipped run, directions of MNIST digits")
+    _measure(run, shipped, options.seed)
     click.echo(f"2. A fresh discovery, {experiment.title}, {counted(training_steps, 'step')} from scratch")
     grown = _discover(experiment, run, fresh, device, options)
     if grown is None:
@@ -72,7 +77,25 @@ def _measure(run: "Run", folder: Path, seed: int) -> None:
     ranking = rca(run, pairs=PAIRS, seed=seed)
     publish(ranking, folder / "rca")
     ranking = known_rca(run) or ranking
-    publish(traverse(run, examples=EXAMPLES, seed=seed, ranking=ranking), folder / "traverse")
+    publish(traverse(run, examples=EXAMPLES, samples=COLUMNS, seed=seed, ranking=ranking), folder / "traverse")
+
+
+def _seconds(run: "Run", experiment: "Experiment") -> float:
+    """Return the seconds of the demo, from a batch of pairs and a few training steps."""
+    from hbench.evaluation.sampling import draw_pairs
+    from hbench.reporting.charts.training import draw_curves
+    from hbench.runtime.device import wall_seconds
+    from hbench.store.directions import direction_source
+    from hbench.training.discover import estimated_seconds
+
+    batch, source = 32, direction_source(run)
+    draw_pairs(run, 0, 0, batch, source)
+    pair = wall_seconds(lambda: draw_pairs(run, 0, 0, batch, source), run.device) / batch
+    M, settings = run.experiment.discovery.M, experiment.discovery
+    images = EXAMPLES * COLUMNS * run.K + (EXAMPLES * COLUMNS + CHECKPOINTS * EXAMPLES * LOOK_SAMPLES) * settings.K
+    pairs = PAIRS + (PAIRS + CHECKPOINTS * LOOK_PAIRS) * settings.M / M
+    training = estimated_seconds(experiment, run.model, device=run.device, draw=draw_curves)
+    return training + (pairs + images / 2) * pair
 
 
 def _fresh_experiment(shipped: "Experiment", steps: int) -> "Experiment":

@@ -19,6 +19,7 @@ from hbench.cli.options import (
     run_argument,
     shared,
     source_options,
+    threads_option,
 )
 from hbench.errors import MOST_COLUMNS
 
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Precision of the networks; bfloat16 inverts a little less exactly.",
 )
-@shared(source_options, result_options, device_option, quiet_option)
+@shared(source_options, result_options, device_option, threads_option, quiet_option)
 def edit(
     run: Path,
     images: tuple[Path, ...],

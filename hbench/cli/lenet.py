@@ -16,6 +16,7 @@ from hbench.cli.options import (
     quiet_option,
     seed_option,
     shared,
+    threads_option,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @click.command()
 @experiment_options
 @click.option("--epochs", type=Count(), default=5, show_default=True, help="Number of passes over the images.")
-@shared(out_of("runs/EXPERIMENT/lenet"), data_options, overwrite_option, seed_option, quiet_option)
+@shared(out_of("runs/EXPERIMENT/lenet"), data_options, overwrite_option, threads_option, seed_option, quiet_option)
 def lenet(experiment: "Experiment", epochs: int, options: Options) -> None:
     """Train a digit LeNet, whose features "hbench fid" compares.
 
@@ -38,6 +39,7 @@ def lenet(experiment: "Experiment", epochs: int, options: Options) -> None:
     from hbench.evaluation.lenet import lenet as train
 
     folder = options.claim(Path("runs") / experiment.name / "lenet")
+    options.choose_threads()
     result = train(experiment, epochs=epochs, data_root=options.data_root, download=options.download, seed=options.seed)
     publish(result, folder)
     click.echo(folder / "lenet.safetensors")

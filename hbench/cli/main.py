@@ -36,6 +36,8 @@ from hbench.cli.vram_sweep import vram_sweep
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import only_main_process_prints, world_size
+from hbench.runtime.streams import open_missing_streams
+from hbench.runtime.threads import wait_asleep
 
 OUT_OF_MEMORY = {
     "pretrain": "lower pretrain.batch_size, or choose another --device",
@@ -52,6 +54,8 @@ class Group(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run a command line, the one that provenance records."""
+        open_missing_streams()
+        wait_asleep()
         args = sys.argv[1:] if args is None else list(args)
         command = shlex.join(["hbench", *map(str, args)])
         with only_main_process_prints():

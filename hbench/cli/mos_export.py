@@ -62,12 +62,14 @@ def export(
     """
     from hbench.evaluation.mos.study import mos_study
     from hbench.reporting.sheets import refuse_marked, write_sheets
+    from hbench.store.run import load_run
 
     if votes and votes > assessors:
         raise click.BadParameter(f"at most {assessors}, the number of assessors", param_hint="--votes")
     if len(set(runs)) < len(runs):
         raise click.BadParameter("the same run twice", param_hint="RUN")
-    loaded = {str(run): options.load(run) for run in runs}
+    device = options.torch_device()
+    loaded = {str(run): load_run(run, device=device) for run in runs}
     folder = options.claim(Path("runs/mos"))
     refuse_marked(folder)
     study = mos_study(

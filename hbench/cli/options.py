@@ -1,5 +1,6 @@
 """Options that several commands share, handed to a command as one object, and the publishing of results."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hbench.errors import MOST, MOST_SEED, shown
+from hbench.errors import MOST, MOST_SEED, HBenchError, shown
 from hbench.runtime.distributed import check_processes, rank
-from hbench.runtime.progress import show_progress
+from hbench.runtime.progress import progress_is_shown, show_progress
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from hbench.store.directions import DirectionSource
     from hbench.store.results import Result
     from hbench.store.run import Run
+
+log = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -30,6 +33,7 @@ class Options:
     """The shared options of a command; those it does not offer have their defaults."""
 
     device: str = "auto"
+    threads: int | None = None
     seed: int = 0
     out: Path | None = None
     overwrite: bool = False
@@ -45,14 +49,34 @@ class Options:
         """Arguments that every training takes."""
         return {"seed": self.seed, "resume": self.resume, "max_minutes": self.max_minutes}
 
-    def torch_device(self) -> "torch.device":
-        """Return the device, after joining the processes of a torchrun on it."""
+    def torch_device(self, earlier_threads: int | None = None) -> "torch.device":
+        """Return the device, after joining the processes of a torchrun on it and choosing the threads of the CPU.
+
+        Args:
+            earlier_threads: number of threads of the work that goes on now.
+        """
         from hbench.runtime.device import pick_device
         from hbench.runtime.distributed import start
 
         device = pick_device(self.device)
         start(device)
+        if self.threads or device.type == "cpu":
+            self.choose_threads(earlier_threads)
         return device
+
+    def choose_threads(self, earlier: int | None = None) -> None:
+        """Choose the number of threads, and say it; see :func:`hbench.runtime.threads.choose_threads`."""
+        from hbench.runtime.threads import choose_threads
+
+        chosen = choose_threads(self.threads, earlier=earlier)
+        if progress_is_shown():
+            log.info("%s", chosen)
+
+    def earlier_threads(self, folder: Path) -> int | None:
+        """Return the number of threads of the training in a folder that goes on now; None where none does."""
+        from hbench.training.checkpoint import threads_of
+
+        return threads_of(folder) if self.resume else None
 
     def load(self, run: Path) -> "Run":
         """Return the run on the device."""
@@ -177,6 +201,11 @@ run_argument = click.argument("run", type=a_path)
 device_option = click.option(
     "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda", "cuda:N" or "mps".'
 )
+threads_option = click.option(
+    "--threads",
+    type=Count(),
+    help="Number of threads on the CPU; it changes rounding [default: measured, or OMP_NUM_THREADS].",
+)
 seed_option = click.option("--seed", type=Count(0, MOST_SEED), default=0, show_default=True, help="Random seed.")
 quiet_option = click.option(
     "--quiet",
@@ -197,7 +226,7 @@ many_steps_option = click.option(
     metavar="M,M,...",
     help="Numbers of generation steps M [default: M/2, M, 2M, 4M of EXPERIMENT].",
 )
-run_options = combined(device_option, seed_option, quiet_option)
+run_options = combined(device_option, threads_option, seed_option, quiet_option)
 result_options = combined(out_option, overwrite_option)
 training_options = combined(
     click.option(
@@ -305,10 +334,19 @@ def with_steps(name: str, run: "Run", steps: int | None) -> str:
     return name if steps in (None, M) else f"{name}-{steps}-steps"
 
 
-def check_steps(experiment: "Experiment", steps: int | None) -> None:
-    """Refuse more --steps than there are timesteps."""
-    if steps and steps > experiment.diffusion.T:
+def check_steps(experiment: "Experiment", steps: int | None, *, shifts: bool = True) -> None:
+    """Refuse more --steps than there are timesteps, and too few for a shifted one among them."""
+    from hbench.training.discover import check_shift_interval
+
+    if not steps:
+        return
+    if steps > experiment.diffusion.T:
         raise click.BadParameter(f"at most {experiment.diffusion.T}, the number of timesteps", param_hint="--steps")
+    if shifts:
+        try:
+            check_shift_interval(experiment, steps)
+        except HBenchError as error:
+            raise click.BadParameter(str(error), param_hint="--steps") from error
 
 
 def check_directions(run: "Run", directions: Iterable[int], option: str) -> None:

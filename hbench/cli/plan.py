@@ -7,6 +7,7 @@ import click
 from hbench.cli.options import (
     Options,
     a_path,
+    check_steps,
     experiment_options,
     many_steps_option,
     overwrite_option,
@@ -34,7 +35,8 @@ def plan(experiment: "Experiment", steps: list[int] | None, options: Options) ->
     The table has a line for each strategy of back-propagation and each M, and tells the steps that "auto" keeps. One
     short training step is measured for node, vanilla and auto, in the memory of node, and a few short steps for each
     other strategy; a strategy that does not fit is left out, with a note. Memory is meant as "hbench vram-sweep"
-    measures it. The strategy "auto" keeps the graphs of the last "keep" of M steps: 0 is node, M is vanilla.
+    measures it. The strategy "auto" keeps the graphs of the last "keep" of M steps: 0 is node, M is vanilla. Time and
+    memory of EXPERIMENT's own discovery and pretraining follow the table.
 
     \b
     Example:
@@ -42,6 +44,8 @@ def plan(experiment: "Experiment", steps: list[int] | None, options: Options) ->
     """
     from hbench.evaluation.plan import plan as predict
 
+    for M in steps or []:
+        check_steps(experiment, M)
     folder = options.out and options.claim(options.out)
     result = predict(experiment, steps=steps, device=options.torch_device(), seed=options.seed)
     if folder:
@@ -50,6 +54,8 @@ def plan(experiment: "Experiment", steps: list[int] | None, options: Options) ->
         click.echo(result.summary())
     for reason in result.left_out:
         click.echo(f"not in the table: {reason}", err=True)
+    for training in result.trainings:
+        click.echo(str(training), err=True)
     click.echo(f"memory budget {result.budget_mib:,.0f} MiB", err=True)
     if result.advice:
         raise HBenchError(result.advice)

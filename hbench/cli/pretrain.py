@@ -1,7 +1,8 @@
 """``hbench pretrain``."""
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +20,9 @@ from hbench.cli.options import (
 if TYPE_CHECKING:
     from hbench.config import Experiment
 
+LATE_STEPS = 100
+"""Last steps whose loss is averaged."""
+
 
 @click.command()
 @experiment_options
@@ -31,14 +35,31 @@ def pretrain(experiment: "Experiment", options: Options) -> None:
         hbench pretrain digits16 --max-minutes 10
     """
     from hbench.reporting.charts.training import draw_curves
-    from hbench.runtime.distributed import main_process_first
+    from hbench.runtime.distributed import main_process_first, rank
     from hbench.store.datasets import load_set
     from hbench.training.pretrain import pretrain as train_model
 
-    device = options.torch_device()
+    folder = options.out or Path("runs") / experiment.name / "pretrain"
+    device = options.torch_device(options.earlier_threads(folder))
     with main_process_first():  # since it may download them
         data = load_set(experiment.data, options.data_root, download=options.download)
-    folder = options.out or Path("runs") / experiment.name / "pretrain"
     settings = {"device": device, "draw": draw_curves, "account": data.account, **options.training}
-    if train_model(experiment, data.images, folder, **settings):
+    if train_model(experiment, data.images, folder, **settings) and not rank():
+        _tell(folder, click.get_current_context().params)
         click.echo(folder / "model.safetensors")
+
+
+def _tell(folder: Path, given: dict[str, Any]) -> None:
+    """Print the loss of a finished training, its time, its samples, and what comes next."""
+    import pandas as pd
+
+    from hbench.runtime.progress import duration
+    from hbench.store.provenance import FILE, Provenance
+
+    losses = pd.read_csv(folder / "metrics.csv")["loss"]
+    late = losses.tail(LATE_STEPS)
+    click.echo(f"loss {late.mean():.4f}, mean of the last {len(late)} of {len(losses)} steps", err=True)
+    click.echo(f"see {max((folder / 'samples').glob('*.png'))}", err=True)
+    sets = [word for each in given["overrides"] for word in ("--set", each)]
+    following = shlex.join(["hbench", "train", given["experiment"], *sets, "--model", str(folder)])
+    click.echo(f"took {duration(Provenance.read(folder / FILE).wall_seconds)}; next: {following}", err=True)

@@ -1,6 +1,7 @@
 """``hbench reproduce``: every artifact of the paper for one experiment, by the commands that make them."""
 
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from hbench.cli.options import Options, a_path, data_options, out_of, overwrite_option, run_options, shared
 from hbench.errors import HBenchError
-from hbench.runtime.progress import progress_is_shown
+from hbench.runtime.progress import duration, progress_is_shown
 
 if TYPE_CHECKING:
     from hbench.config import Experiment
@@ -49,9 +50,14 @@ class Job:
         return root + (["--download"] if self.options.download else [])
 
     @property
+    def threads(self) -> list[str]:
+        """Option with the number of threads, where it was given."""
+        return [f"--threads={self.options.threads}"] if self.options.threads else []
+
+    @property
     def common(self) -> list[str]:
         """Options of nearly every command."""
-        words = ["--device", self.options.device, "--seed", str(self.options.seed)]
+        words = ["--device", self.options.device, "--seed", str(self.options.seed), *self.threads]
         return words if progress_is_shown() else [*words, "--quiet"]
 
     def own_lenet(self) -> Path | None:
@@ -118,7 +124,16 @@ def _edit(job: Job) -> list[str]:
     s = f"{job.experiment.discovery.S / 2:g}"
     best = RCA.load(job.folder / "rca").ranking()[:2]
     shifts = [word for k in best for word in ("--shift", f"{k}={s}")]
-    return ["edit", job.measured, str(job.folder / "real-images"), *shifts, "--device", job.options.device, *_quiet()]
+    return [
+        "edit",
+        job.measured,
+        str(job.folder / "real-images"),
+        *shifts,
+        "--device",
+        job.options.device,
+        *job.threads,
+        *_quiet(),
+    ]
 
 
 def _ablations(job: Job) -> list[str]:
@@ -160,7 +175,7 @@ TASKS = (
     ),
     Task(
         "lenet",
-        lambda job: ["lenet", job.source, *job.data, "--seed", str(job.options.seed), *_quiet()],
+        lambda job: ["lenet", job.source, *job.data, "--seed", str(job.options.seed), *job.threads, *_quiet()],
         wanted=Job.needs_lenet,
         essential=_from_scratch,
     ),
@@ -278,7 +293,9 @@ def _do(ctx: click.Context, job: Job, task: Task, number: int, reasons: dict[str
     if done(job, task, arguments):
         click.echo("    done before", err=True)
         return None
+    began = time.monotonic()
     reason = _call(ctx, job, task, arguments)
+    click.echo(f"    took {duration(time.monotonic() - began)}", err=True)
     if reason and task.essential(job):
         raise HBenchError(f"hbench {arguments[0]}: {reason}")
     if not reason and not done(job, task, arguments):
@@ -297,7 +314,7 @@ def done(job: Job, task: Task, arguments: list[str]) -> bool:
         return False
     origin = Provenance.read(file)
     made_by, wanted = (
-        [word for word in words if word not in WITHOUT_EFFECT]
+        [word for word in words if word not in WITHOUT_EFFECT and not word.startswith("--threads=")]
         for words in (shlex.split(origin.command or "")[1:], arguments)
     )
     measures_run = any(artifact.of_run for artifact in ARTIFACTS if artifact.folder == task.folder)

@@ -48,7 +48,7 @@ def sample(model: Path, experiment: str | None, samples: int, steps: int, option
 
     device = options.torch_device()
     settings = model_experiment(model, load_experiment(experiment) if experiment else None)
-    check_steps(settings, steps)
+    check_steps(settings, steps, shifts=False)
     network = load_model(model, settings, device=device)
     folder = options.claim_result(model.parent if model.is_file() else model, "samples")
     result = generate(network, settings, samples=samples, steps=steps, seed=options.seed, device=device)

@@ -1,5 +1,6 @@
 """``hbench train``."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,12 @@ from hbench.cli.options import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from hbench.config import Experiment
+
+PAIRS, FEWEST_PAIRS = 256, 8
+"""Fresh pairs that a finished training is measured on, and those of a short one."""
 
 
 @click.command()
@@ -39,8 +45,33 @@ def train(experiment: "Experiment", model: Path | None, options: Options) -> Non
     from hbench.store.model import model_to_train_on
     from hbench.training.discover import train as discover
 
-    device = options.torch_device()
     folder = options.out or Path("runs") / experiment.name / "train"
+    device = options.torch_device(options.earlier_threads(folder))
     experiment, network = model_to_train_on(model, folder, experiment, options.resume)
     if discover(experiment, network, folder, device=device, draw=draw_curves, **options.training):
+        _tell(folder, device, options.seed)
         click.echo(folder)
+
+
+def _tell(folder: Path, device: "torch.device", seed: int) -> None:
+    """Print the accuracy of a finished training on a few pairs, its time, and what comes next; all processes call it.
+
+    Cost: a twentieth of the training at most.
+    """
+    from hbench.evaluation.rca import rca
+    from hbench.runtime.distributed import barrier, rank
+    from hbench.runtime.progress import duration
+    from hbench.store.provenance import FILE, Provenance
+    from hbench.store.run import load_run
+
+    barrier()  # the main process has written the run
+    run = load_run(folder, device=device)
+    settings = run.experiment.discovery
+    found = rca(run, pairs=min(PAIRS, max(FEWEST_PAIRS, settings.steps * settings.batch_size // 20)), seed=seed)
+    if rank():
+        return
+    click.echo(found.summary(), err=True)
+    for caution in found.cautions():
+        click.echo(f"caution: {caution}", err=True)
+    took = duration(Provenance.read(folder / FILE).wall_seconds)
+    click.echo(f"took {took}; next: {shlex.join(['hbench', 'traverse', str(folder)])}", err=True)

@@ -10,6 +10,7 @@ from hbench.cli.options import (
     Count,
     Options,
     adjusted_experiment_options,
+    check_steps,
     many_steps_option,
     out_of,
     overwrite_option,
@@ -85,6 +86,8 @@ def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> N
 
     if options.resume and options.overwrite:
         raise click.UsageError("--resume keeps what --overwrite would replace: leave one of them out")
+    for M in settings["steps"] or [experiment.discovery.M]:
+        check_steps(experiment, M)
     folder = options.claim(Path("runs") / experiment.name / VramSweep.NAME)
     has_begun = options.resume and (folder / PROVENANCE).is_file()  # else it was killed before anything was measured
 
@@ -94,11 +97,12 @@ def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> N
             draw(sweep, folder)
             sweep.write_into(folder)
 
+    earlier = VramSweep.load(folder) if has_begun else None
     result = measure(
         experiment,
-        device=options.torch_device(),
+        device=options.torch_device(earlier.provenance.threads if earlier else None),
         seed=options.seed,
-        resume_from=VramSweep.load(folder) if has_begun else None,
+        resume_from=earlier,
         on_row=save,
         **settings,
     )

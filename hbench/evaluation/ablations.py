@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from hbench.evaluation.sampling import ChosenNoise, Pairs, choose_x_T
 from hbench.evaluation.traverse import direction_label
 from hbench.experiments import override
 from hbench.runtime.device import pick_device
+from hbench.runtime.progress import duration, is_asked_for
 from hbench.store.files import sha256, write_text
 from hbench.store.folders import claimed_folder
 from hbench.store.provenance import FILE as PROVENANCE
@@ -33,7 +35,8 @@ from hbench.store.results import Result
 from hbench.store.run import Run, load_run, run_hashes
 from hbench.store.weights import save_weights, tensors_sha256, write_experiment
 from hbench.training.checkpoint import read_checkpoint
-from hbench.training.discover import train
+from hbench.training.discover import check_shift_interval, estimated_seconds, train
+from hbench.training.estimate import FEWEST
 from hbench.training.loop import check_minutes
 
 if TYPE_CHECKING:
@@ -254,7 +257,7 @@ def ablations(
     for name, overrides in variants.items():
         if not name or Path(name).name != name:
             raise ValueError(f"variant {name!r} names a folder of its trainings: leave out slashes")
-        override(experiment, overrides)  # a wrong one is refused before any is trained
+        check_shift_interval(override(experiment, overrides))  # a wrong one is refused before any is trained
     weights, out, device = choose_lenet(lenet, experiment, pairs), Path(out), pick_device(device)
     reference = None
     if weights:
@@ -312,6 +315,8 @@ def train_variants(
                 missing.append((changed, folder, seed))
             elif origin_of(folder).details.get("model_tensors_sha256") != tensors_sha256(out / SHARED):
                 raise HBenchError(f"{folder}: was trained on another model than {out / SHARED}: choose another `out`")
+    if is_asked_for() and len(missing) > 1 and experiment.discovery.steps >= FEWEST:
+        log.info("%d trainings: about %s", len(missing), duration(_seconds_of_all(missing, model, device, draw)))
     for i, (changed, folder, seed) in enumerate(missing):
         left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
         if left is not None and left <= 0:
@@ -329,6 +334,20 @@ def origin_of(folder: Path) -> Provenance:
     """Return the provenance of a finished training, after comparing its files with it."""
     run_hashes(folder)
     return Provenance.read(folder / PROVENANCE)
+
+
+def _seconds_of_all(
+    trainings: Sequence[tuple[Experiment, Path, int]],
+    model: DiffusionModel,
+    device: torch.device,
+    draw: Callable[[Path], None] | None,
+) -> float:
+    """Return the seconds of trainings, from a few steps of each experiment among them."""
+    counts = Counter(experiment.model_dump_json() for experiment, _, _ in trainings)
+    settings = {experiment.model_dump_json(): experiment for experiment, _, _ in trainings}
+    return sum(
+        count * estimated_seconds(settings[key], model, device=device, draw=draw) for key, count in counts.items()
+    )
 
 
 def measure_variants(

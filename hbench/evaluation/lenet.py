@@ -1,6 +1,8 @@
 """Training of the digit LeNet whose features measure distances between sets of digits."""
 
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, get_args
@@ -18,7 +20,7 @@ from hbench.errors import HBenchError, check_at_least, check_seed, check_type
 from hbench.evaluation.features import lenet_features
 from hbench.evaluation.frechet import keep_reference, real_reference
 from hbench.models.digit_lenet import DigitLeNet
-from hbench.runtime.progress import progress
+from hbench.runtime.progress import duration, is_asked_for, progress
 from hbench.store.datasets import Split, load_set
 from hbench.store.files import sha256
 from hbench.store.lenet import FILE, ROLE
@@ -26,9 +28,16 @@ from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Confusion, Interval, Positive, Share
 from hbench.store.results import Result
 from hbench.store.weights import save_weights
+from hbench.training.estimate import FEWEST, Parts, timed_steps, undone
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+log = logging.getLogger(__name__)
+
+BATCH = 128
+"""Images of a training step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +174,33 @@ def train_lenet(
     torch.manual_seed(seeds.initial_weights(seed))
     network = DigitLeNet(experiment.data.channels, experiment.data.size, int(labels.max()) + 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+
+    def take_step(chosen: Tensor) -> dict[str, float]:
+        loss = F.cross_entropy(network(to_float(images[chosen])), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {}
+
+    first = torch.arange(min(BATCH, len(images)))
+    if len(first) > 1:
+        steps = epochs * math.ceil(len(images) / BATCH)
+        _announce(steps, {"network": network, "optimizer": optimizer}, lambda step: take_step(first))
     for _ in progress(range(epochs), desc="LeNet", unit="epoch"):
-        for chosen in torch.randperm(len(images)).split(128):
+        for chosen in torch.randperm(len(images)).split(BATCH):
             if len(chosen) > 1:  # batch norm needs two
-                loss = F.cross_entropy(network(to_float(images[chosen])), labels[chosen])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                take_step(chosen)
     return network.eval()
+
+
+@torch.random.fork_rng(devices=[])
+def _announce(steps: int, parts: Parts, take_step: Callable[[int], dict[str, float]]) -> None:
+    """Say how long the training takes, where progress is shown, by a few steps that are undone."""
+    if steps < FEWEST or not is_asked_for():
+        return
+    with undone(parts):
+        seconds, _ = timed_steps(take_step, torch.device("cpu"), steps)
+    log.info("%s steps of %d images: about %s", f"{steps:,}", BATCH, duration(steps * seconds))
 
 
 @torch.no_grad()

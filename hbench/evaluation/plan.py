@@ -16,12 +16,23 @@ from hbench.errors import HBenchError, as_list, check_at_least, check_seed, chec
 from hbench.evaluation import vram_sweep
 from hbench.runtime.device import pick_device
 from hbench.runtime.memory import free_mib
-from hbench.runtime.progress import progress
+from hbench.runtime.progress import progress, ticking
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside
 from hbench.store.results import Result
-from hbench.training.cost import SHARE_OF_FREE, Prediction, Probe, budget_of, largest_keep, predict, predictions
-from hbench.training.probe import measure_apart, shortened
+from hbench.training.cost import (
+    SHARE_OF_FREE,
+    Prediction,
+    Probe,
+    Whole,
+    budget_of,
+    largest_keep,
+    predict,
+    predictions,
+    whole_discovery,
+)
+from hbench.training.discover import check_shift_interval
+from hbench.training.probe import measure_apart, measure_pretraining_apart, shortened
 from hbench.training.strategy import what_would_fit
 
 if TYPE_CHECKING:
@@ -43,6 +54,8 @@ class Plan(Result):
     """Measured parts of one training step."""
     predictions: list[Prediction]
     """Rows of the plan; "auto" is among them if anything fits into the budget."""
+    trainings: list[Whole] = field(default_factory=list)
+    """Time and memory of the experiment's own discovery and pretraining; empty in plans of older versions."""
     left_out: list[str]
     """Reasons why strategies are missing in the predictions, in words."""
     advice: Aside = field(default=None, compare=False)
@@ -54,9 +67,16 @@ class Plan(Result):
         return {"left_out": []} | values | {"probe": {"free_mib": None} | values["probe"]}
 
     def summary(self) -> str:
-        """Return the predictions, a line each."""
-        lines: str = self.table().to_string(index=False, float_format="{:.1f}".format)
-        return lines
+        """Return the predictions, a line each; those for the experiment's own M are marked."""
+        head, *lines = self.table().to_string(index=False, float_format="{:.1f}".format).splitlines()
+        marks = ["  <- this M" if row.M == self.M else "" for row in self.predictions]
+        return "\n".join([head, *(line + mark for line, mark in zip(lines, marks, strict=True))])
+
+    @property
+    def M(self) -> int:
+        """Number of generation steps of the experiment."""
+        M: int = self.provenance.experiment["discovery"]["M"]
+        return M
 
     def table(self) -> "DataFrame":
         """Return the predictions, a row each."""
@@ -91,32 +111,56 @@ def plan(
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_seed(seed)
     device = pick_device(device)
+    check_shift_interval(experiment)
     origin = provenance(experiment, device, seed)
     Ms = sorted(set(vram_sweep.default_steps(experiment) if steps is None else as_list(steps)))
     check_at_least(1, steps=len(Ms))
-    vram_sweep.cells(experiment, ["node"], Ms, device=str(device))  # refuses an M that the schedule does not have
+    vram_sweep.cells(experiment, ["node"], Ms, device=str(device))  # refuses an M that no training takes
     others = [name for name in vram_sweep.STRATEGIES if name not in BY_ARITHMETIC]
     if device.type == "cuda":
         others.append("offload")
-    with progress(total=1 + len(others), desc="probes") as bar:
-        probe = measure_apart(experiment, str(device), seed)
-        bar.update()
+    trainings, left_out = [], []
+    with progress(total=2 + len(others), desc="probes") as bar:
+        with ticking(bar, "node, vanilla and auto"):
+            probe = measure_apart(experiment, str(device), seed)
         budget = budget_of(experiment, device, probe)
-        rows, left_out = predictions(probe, experiment, Ms, budget), []
+        rows = predictions(probe, experiment, Ms, budget)
+        own = own_prediction(probe, experiment, budget)
         for strategy in others:
             try:
-                rows += measured_line(experiment, strategy, Ms, probe, str(device), seed)
+                with ticking(bar, strategy):
+                    line = measured_line(experiment, strategy, [*Ms, experiment.discovery.M], probe, str(device), seed)
+                rows += line[:-1]
+                own = line[-1] if strategy == experiment.discovery.strategy else own
             except HBenchError as error:
                 left_out.append(str(error))
-            bar.update()
+        if own and experiment.discovery.gradient == "chain":
+            trainings.append(whole_discovery(probe, experiment, own))
+        try:
+            with ticking(bar, "pretraining"):
+                trainings.append(measure_pretraining_apart(experiment, str(device), seed))
+        except HBenchError as error:
+            left_out.append(str(error))
     fits = largest_keep(probe, experiment, experiment.discovery.M, budget) is not None
     return Plan(
         budget_mib=budget,
         probe=probe,
         predictions=rows,
+        trainings=trainings,
         left_out=left_out,
         advice=None if fits else what_would_fit(probe, experiment, budget),
         provenance=origin.finished(),
+    )
+
+
+def own_prediction(probe: Probe, experiment: Experiment, budget_mib: float) -> Prediction | None:
+    """Return the prediction for the experiment's own M and strategy, if it follows from the probe."""
+    settings = experiment.discovery
+    if settings.strategy == "auto":
+        return next(iter(predictions(probe, experiment, [settings.M], budget_mib)[2:]), None)
+    keep = settings.M if settings.strategy == "vanilla" else settings.keep
+    return (
+        predict(probe, experiment, settings.M, keep, settings.strategy) if settings.strategy in BY_ARITHMETIC else None
     )
 
 

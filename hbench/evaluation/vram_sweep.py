@@ -21,6 +21,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -34,18 +35,19 @@ from hbench.config import Experiment, Precision
 from hbench.core import seeds
 from hbench.core.backbone import DiffusionModel
 from hbench.core.chain import Strategy
-from hbench.core.sampler import Sampler
+from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, as_list, check_at_least, check_seed, check_type, is_out_of_memory
 from hbench.experiments import parse_experiment, without_pool
 from hbench.models import build_model
 from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, gpu_memory, gpu_processes, saved_tensors_peak, watch_resident
-from hbench.runtime.progress import progress
+from hbench.runtime.progress import duration, progress, progress_is_shown, ticking
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.records import Count, Positive
 from hbench.store.results import Result
 from hbench.training.cost import DoesNotFitError
+from hbench.training.discover import check_shift_interval
 from hbench.training.freeze import freeze
 from hbench.training.loop import stop_requests
 from hbench.training.step import initial, raw_pairs, train_step
@@ -135,7 +137,7 @@ def cells(
     """Return the cells of a sweep, strategy by strategy, M ascending; the experiment's pool is left out.
 
     Raises:
-        HBenchError: an unknown strategy, or more steps than the schedule has.
+        HBenchError: an unknown strategy, or more steps than the schedule has, or too few to shift one.
     """
 
     def cell(strategy: str, M: int) -> Cell:
@@ -145,15 +147,19 @@ def cells(
         discovery["keep"] = min(discovery["keep"], M) if strategy == "node" else 0
         if strategy != "auto":
             discovery["memory_budget"] = None
-        return Cell(parse_experiment(values, f"{strategy}, M = {M}"), device, seed, repeats, memory_limit_mib)
+        changed = parse_experiment(values, f"{strategy}, M = {M}")
+        check_shift_interval(changed, M)
+        return Cell(changed, device, seed, repeats, memory_limit_mib)
 
     return [cell(strategy, M) for strategy in dict.fromkeys(strategies) for M in sorted(set(Ms))]
 
 
 def default_steps(experiment: Experiment) -> list[int]:
-    """Return half, one, two and four times the experiment's M, at most T."""
-    M, T = experiment.discovery.M, experiment.diffusion.T
-    return sorted({max(1, M // 2), M, min(2 * M, T), min(4 * M, T)})
+    """Return half, one, two and four times the experiment's M, at most T, and enough to shift a timestep."""
+    settings, T = experiment.discovery, experiment.diffusion.T
+    M = settings.M
+    Ms = {max(1, M // 2), M, min(2 * M, T), min(4 * M, T)}
+    return sorted(each for each in Ms if each == M or visited(experiment, each)[0] >= settings.t_shift)
 
 
 # Sweep --------------------------------------------------------------------------------------------------------------
@@ -316,25 +322,41 @@ def measure_all(todo: Sequence[Cell], on_row: Callable[[Row], None], *, allow_bu
     """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # the cells need the memory that this process still holds in reserve
-    with stop_requests(None) as stop_reason, progress(total=len(todo), unit="cell") as bar:
+    with stop_requests(None) as stop_reason, progress(total=len(todo), desc="sweep", unit="cell") as bar:
         for number, cell in enumerate(todo, start=1):
             strategy, M = cell.key
-            bar.set_description_str(f"{strategy}, M = {M}")
             others = _other_processes(torch.device(cell.device))
             if others and not allow_busy:
                 raise HBenchError(
                     f"another process is on the GPU (PID {', '.join(map(str, others))}): wait for it to end, or "
                     "measure beside it with `allow_busy=True`"
                 )
-            row = replace(measure_apart(cell), other_processes=None if others is None else len(others))
+            began = time.monotonic()
+            with ticking(bar, f"{strategy}, M = {M}"):
+                row = replace(measure_apart(cell), other_processes=None if others is None else len(others))
             on_row(row)
-            bar.update()
+            if number == 1 and row.step_seconds and todo[1:] and progress_is_shown():
+                rest = seconds_of_rest(row, todo[1:], time.monotonic() - began)
+                log.info("%d more cells: about %s", len(todo) - 1, duration(rest))
             if row.status != "ok":
                 log.warning("%s, M = %d: %s: %s", strategy, M, row.status, row.error)
             if number < len(todo) and (reason := stop_reason()):
                 log.warning("stopped by %s after %d of %d cells: go on with `resume=True`", reason, number, len(todo))
                 return False
     return True
+
+
+def seconds_of_rest(first: Row, rest: Sequence[Cell], seconds: float) -> float:
+    """Return the seconds of the rest of a sweep, from its first cell: steps take as long as they have M.
+
+    Args:
+        first: row of the first cell.
+        rest: cells to come.
+        seconds: seconds of the first cell.
+    """
+    steps = sum(first.step_seconds) / len(first.step_seconds) * (WARM_UP + len(first.step_seconds))
+    start = max(0.0, seconds - steps)
+    return sum(start + steps * cell.experiment.discovery.M / first.M for cell in rest)
 
 
 def _other_processes(device: torch.device) -> list[int] | None:

@@ -1,7 +1,6 @@
 """Sheets for assessors: pages that work offline, pictures and empty tables of marks."""
 
 import base64
-import csv
 import io
 import math
 import re
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from hbench.core.images import ORANGE, tile
 from hbench.errors import HBenchError
+from hbench.evaluation.mos.score import read_rows
 from hbench.evaluation.mos.study import COLUMNS, KEY, Direction, Key, Sheet
 from hbench.runtime.progress import progress
 from hbench.store.files import replacing, write_json, write_text
@@ -121,10 +121,16 @@ def refuse_marked(folder: Path) -> None:
         if not re.fullmatch(r"\d{3,}\.png|README\.txt|marks_\d+\.csv", file.name):
             raise HBenchError(f"{file}: is not of hbench, and would be lost: choose another `out`")
     for file in sorted(folder.rglob("marks*.csv")):
-        lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        delimiter = max(",;\t", key=(lines or [""])[0].count)
-        if any((row.get("mark") or "").strip() for row in csv.DictReader(lines, delimiter=delimiter)):
+        if _holds_marks(file):
             raise HBenchError(f"{file}: holds marks, which a new study could not score: choose another `out`")
+
+
+def _holds_marks(file: Path) -> bool:
+    """Return whether a CSV file holds marks; one that cannot be read may."""
+    try:
+        return any(row["mark"] for _, row in read_rows(file))
+    except HBenchError:
+        return bool(file.read_bytes().strip())
 
 
 def write_sheets(

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import re
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import hbench
 
@@ -28,6 +31,7 @@ def run_apart(module: str, given: Mapping[str, Any]) -> "subprocess.CompletedPro
         capture_output=True,
         text=True,
         cwd=Path(hbench.__file__).parent.parent,  # the same copy of hbench
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # as this process computes
         start_new_session=True,  # Ctrl-C is for this process, which lets it finish
         preexec_fn=end_with_parent,
         check=False,

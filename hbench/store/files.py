@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hbench.errors import HBenchError
+from hbench.text import read_text
 
 
 def a_path(path: str | Path) -> Path:
@@ -95,7 +96,7 @@ def read_json(path: Path, remedy: str = "make it again") -> Any:
         HBenchError: it cannot be read or is damaged; the message ends with ``remedy``, the advice.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise HBenchError(f"{path}: cannot be read ({error}): {remedy}") from error
 

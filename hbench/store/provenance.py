@@ -20,6 +20,7 @@ from hbench.errors import HBenchError
 from hbench.experiments import parse_experiment
 from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import backend, world_size
+from hbench.runtime.threads import wait_policy
 from hbench.store.files import sha256
 from hbench.store.records import Aside, Count, Positive, Record
 
@@ -87,6 +88,8 @@ class Provenance(Record):
     device: str
     driver: str | None = None
     threads: Positive
+    wait_policy: str | None = None
+    """Waiting of the threads on the CPU, as the environment says it; None where it says nothing."""
     processes: Positive = 1
     backend: str | None = None
     """Collectives of several processes: "gloo" or "nccl"."""
@@ -177,6 +180,7 @@ def provenance(
         device=_device_name(device),
         driver=_driver_version() if device.type == "cuda" else None,
         threads=torch.get_num_threads(),
+        wait_policy=wait_policy(),
         processes=world_size(),
         backend=backend(),
         seed=seed,

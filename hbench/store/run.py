@@ -36,6 +36,7 @@ from hbench.store.weights import (
     read_metadata,
     read_written_experiment,
 )
+from hbench.text import read_text
 
 ROLES = ("model", "shift_block", "reconstructor", "discriminator")
 """Networks of a run; each has a file of its name."""
@@ -403,7 +404,7 @@ def load_names(path: str | Path, K: int | None = None) -> dict[int, str]:
     if not file.is_file():
         return names
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(file).splitlines()
     except UnicodeDecodeError as error:
         raise HBenchError(f"{file}: not UTF-8: save it as UTF-8") from error
     for number, line in enumerate(lines, start=1):

@@ -165,6 +165,17 @@ def read_checkpoint(
     return about
 
 
+def threads_of(folder: Path) -> int | None:
+    """Return the number of CPU threads that a training in the folder, or in one of its folders, took last.
+
+    None where there is no checkpoint yet, or an older hbench wrote it.
+    """
+    for path in (folder / CHECKPOINT, *sorted(folder.glob(f"*/{CHECKPOINT}"))):
+        if path.is_file() and (pieces := Checkpoint.read(path, _LOST).pieces):
+            return pieces[-1].threads
+    return None
+
+
 def _check_images(folder: Path, before: TrainedOn | None, now: TrainedOn | None) -> None:
     """Raise an HBenchError where a training would go on with other images than it was started with."""
     if now is None or now == before:

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from hbench.config import Experiment
+from hbench.config import Discovery, Experiment, Pretrain
 from hbench.core.sampler import visited
 from hbench.errors import HBenchError
 from hbench.runtime.distributed import local_world_size
+from hbench.runtime.progress import duration
 from hbench.store.records import Number
 
 SHARE_OF_FREE = {"cuda": 0.9, "mps": 0.5, "cpu": 0.5}
@@ -79,6 +81,26 @@ class Prediction:
     images_per_second: float
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Time and memory of a whole training, predicted."""
+
+    stage: Literal["discovery", "pretraining"]
+    steps: int
+    batch_size: int
+    strategy: str | None
+    """Strategy of back-propagation; None for pretraining."""
+    seconds: float
+    """Seconds of all steps, with a discovery's pool and a pretraining's sample grids."""
+    memory_mib: float
+
+    def __str__(self) -> str:
+        """Return the prediction in one line."""
+        name, unit = ("this training", "pairs") if self.stage == "discovery" else ("its pretraining", "images")
+        memory = f"{self.memory_mib:,.0f} MiB" + (f" with {self.strategy}" if self.strategy else "")
+        return f"{name}: {self.steps:,} steps of {self.batch_size} {unit} = {duration(self.seconds)}, {memory}"
+
+
 def passes(parts: Parts, experiment: Experiment, M: int) -> list[Pass]:
     """Return the generation steps of a chain of M, x_T first."""
     shifted = [t >= experiment.discovery.t_shift for t in visited(experiment, M)]
@@ -109,6 +131,32 @@ def predict(probe: Probe, experiment: Experiment, M: int, keep: int, strategy: s
     else:
         seconds += sum(step.beside for step in recomputed) + keep * probe.regular.forward
     return Prediction(strategy, M, keep, memory, settings.batch_size / seconds)
+
+
+def whole_seconds(
+    settings: Pretrain | Discovery,
+    done: int,
+    step: float,
+    *,
+    once: float = 0.0,
+    checkpoint: float = 0.0,
+    grid: float = 0.0,
+) -> float:
+    """Return the seconds of a training after ``done`` steps, from those of a step, a checkpoint and a sample grid."""
+
+    def times(every: int) -> int:  # of what comes every so many steps and at the end
+        return settings.steps // every - done // every + bool(settings.steps % every)
+
+    grids = times(settings.sample_every) if isinstance(settings, Pretrain) else 0
+    return once + (settings.steps - done) * step + times(settings.checkpoint_every) * checkpoint + grids * grid
+
+
+def whole_discovery(probe: Parts, experiment: Experiment, row: Prediction) -> Whole:
+    """Return time and memory of an experiment's whole discovery, from the prediction for its M and strategy."""
+    settings = experiment.discovery
+    pool = settings.pool / settings.batch_size * sum(step.forward for step in passes(probe, experiment, settings.M))
+    seconds = whole_seconds(settings, 0, settings.batch_size / row.images_per_second, once=pool)
+    return Whole("discovery", settings.steps, settings.batch_size, row.strategy, seconds, row.memory_mib)
 
 
 def predictions(probe: Probe, experiment: Experiment, Ms: Sequence[int], budget_mib: float) -> list[Prediction]:

@@ -20,10 +20,11 @@ from hbench.store.metrics import FILE as METRICS
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.run import WEIGHTS, Run
 from hbench.store.weights import load_weights, save_weights, tensors_sha256
+from hbench.training.estimate import announce, discovery_seconds
 from hbench.training.freeze import freeze
 from hbench.training.loop import Start, begin, restore, run_steps, started, stop_requests
 from hbench.training.step import Trained, initial, lr_factor, raw_pairs, train_step
-from hbench.training.strategy import resolve_once
+from hbench.training.strategy import resolve, resolve_once
 
 LOOKED_AT = 64
 """Raw samples at most that are looked at before a training, since one on noise finds nothing."""
@@ -102,6 +103,12 @@ def train(
         running = resolve_once(experiment, sampler, seed, start.out)
 
         # Train.
+        announce(
+            running.discovery,
+            start.saved.step,
+            "pairs",
+            partial(discovery_seconds, running, sampler, trained, seed, start.saved.step, draw),
+        )
         take_step = partial(train_step, running, sampler, trained, raw_pairs(running, sampler, seed), seed)
 
         def after_checkpoint(done: int) -> None:
@@ -128,11 +135,26 @@ def check_settings(experiment: Experiment, model: DiffusionModel) -> None:
                 raise HBenchError(f"the model has {each.name} = {found}, the experiment {value}: give both the same")
 
 
-def check_shift_interval(experiment: Experiment) -> None:
-    """Raise an HBenchError where no visited timestep reaches ``discovery.t_shift``."""
-    t_shift, latest = experiment.discovery.t_shift, visited(experiment)[0]
+def estimated_seconds(
+    experiment: Experiment,
+    model: DiffusionModel,
+    *,
+    seed: int = 0,
+    device: torch.device,
+    draw: Callable[[Path], None] | None = None,
+) -> float:
+    """Return the seconds that :func:`train` takes with these arguments. Cost: a few steps of throw-away networks."""
+    sampler = Sampler.of(experiment, freeze(experiment, model, device), device)
+    running = resolve(experiment, sampler, seed)
+    return discovery_seconds(running, sampler, initial(running, sampler, seed), seed, draw=draw)
+
+
+def check_shift_interval(experiment: Experiment, M: int | None = None) -> None:
+    """Raise an HBenchError where no visited timestep of M reaches ``discovery.t_shift``; M is the experiment's own."""
+    t_shift, latest = experiment.discovery.t_shift, visited(experiment, M)[0]
     if latest < t_shift:
-        raise HBenchError(f"discovery.t_shift = {t_shift} shifts no timestep: need at most {latest}, or more M")
+        steps = "" if M is None else f" of M = {M}"
+        raise HBenchError(f"discovery.t_shift = {t_shift} shifts no timestep{steps}: need at most {latest}, or more M")
 
 
 def kept_model(start: Start, model: DiffusionModel) -> DiffusionModel:

@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 
 from hbench.config import Discovery, Experiment, Pretrain
 from hbench.core.backbone import DiffusionModel
@@ -28,6 +27,7 @@ from hbench.runtime import distributed
 from hbench.runtime.device import pick_device
 from hbench.runtime.distributed import agreed, check_batch_size, launched, rank
 from hbench.runtime.progress import progress
+from hbench.runtime.threads import counted
 from hbench.store.files import sha256
 from hbench.store.folders import CHECKPOINT, claimed_folder
 from hbench.store.provenance import FILE as PROVENANCE
@@ -35,9 +35,8 @@ from hbench.store.provenance import Provenance, checked_sha256, provenance
 from hbench.store.run import ROLES, WEIGHTS
 from hbench.store.weights import save_weights, write_experiment
 from hbench.training.checkpoint import Metrics, Saved, Stage, TrainedOn, load_checkpoint, save_checkpoint
+from hbench.training.estimate import Parts
 
-Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
-"""Networks and optimisers by name: everything that a training changes, and so everything that a checkpoint holds."""
 NAMES = {"pretrain": "pretrain", "discovery": "train"}
 """Names of the stages beside the progress bar."""
 IN_BAR = ("loss", "accuracy", "D_raw", "D_shifted")
@@ -131,6 +130,10 @@ def started(
     ):
         origin = provenance(experiment, device, seed, **details)
         saved = load_checkpoint(out, experiment, seed, stage, names, images) if resume else Saved()
+        if device.type == "cpu" and saved.pieces and (before := saved.pieces[-1].threads) != origin.threads:
+            log.warning(
+                "%s: began with %s, goes on with %d: it rounds differently", out, counted(before), origin.threads
+            )
         weights = [out / f"{role}{WEIGHTS}" for role in (ROLES if stage == "discovery" else ("model",))]
         is_complete = saved.step == settings.steps and all(file.is_file() for file in (out / PROVENANCE, *weights))
         if is_complete and rank() == 0:

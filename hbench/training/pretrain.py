@@ -22,7 +22,7 @@ from hbench.core.images import to_float
 from hbench.core.sampler import Sampler
 from hbench.errors import check_type
 from hbench.models import build_model
-from hbench.runtime.device import autocast
+from hbench.runtime.device import autocast, wall_seconds
 from hbench.runtime.distributed import all_reduce_mean, average_gradients, rank, shard, world_size
 from hbench.store.account import Account, content_sha256
 from hbench.store.files import sha256
@@ -31,6 +31,7 @@ from hbench.store.pictures import save_grid
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.weights import save_weights, tensors_sha256
 from hbench.training.checkpoint import TrainedOn
+from hbench.training.estimate import announce, training_seconds
 from hbench.training.loop import begin, restore, run_steps, started, stop_requests
 
 GRID_SAMPLES, GRID_STEPS = 64, 20
@@ -126,17 +127,25 @@ def pretrain(
         trained = initial(experiment, seed, start.device)
         restore(start, vars(trained))
         start = begin(start)
-        sampler = Sampler.of(
-            experiment,
-            trained.averaged_model.eval(),
-            start.device,
-            M=min(GRID_STEPS, experiment.diffusion.T),
-            spacing="trailing",
-            precision=settings.precision,
-        )
+        sampler = grid_sampler(experiment, trained, start.device)
 
         # Train.
         take_step = partial(train_step, settings, trained, sampler, images, seed, flip=experiment.data.flip)
+
+        announce(
+            settings,
+            start.saved.step,
+            "images",
+            lambda: training_seconds(
+                settings,
+                start.saved.step,
+                vars(trained),
+                take_step,
+                start.device,
+                draw=draw,
+                grid=grid_seconds(experiment, sampler),
+            ),
+        )
 
         def after_step(done: int) -> None:
             if done % settings.sample_every == 0 or done == settings.steps:
@@ -167,6 +176,18 @@ def initial(experiment: Experiment, seed: int, device: torch.device) -> Pretrain
     model = build_model(experiment).to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
     return Pretrained(model, average, torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True))
+
+
+def grid_sampler(experiment: Experiment, trained: Pretrained, device: torch.device) -> Sampler:
+    """Return the sampler of the average, for sample grids."""
+    return Sampler.of(
+        experiment,
+        trained.averaged_model.eval(),
+        device,
+        M=min(GRID_STEPS, experiment.diffusion.T),
+        spacing="trailing",
+        precision=experiment.pretrain.precision,
+    )
 
 
 def train_step(
@@ -249,6 +270,14 @@ def lr_factor(settings: Pretrain, step: int) -> float:
     if not settings.decay:
         return 1.0
     return (settings.steps - step) / max(1, settings.steps - settings.warmup_steps)
+
+
+def grid_seconds(experiment: Experiment, sampler: Sampler) -> float:
+    """Return the seconds of a sample grid, from one pass of the sampler's network after another."""
+    one = Sampler.of(experiment, sampler.backbone, sampler.device, M=1, precision=sampler.precision)
+    x_T = one.noise(GRID_SAMPLES, seed=0)
+    one.generate(x_T)
+    return len(sampler.timesteps) * wall_seconds(lambda: one.generate(x_T), sampler.device)
 
 
 def draw_samples(sampler: Sampler, path: Path) -> Tensor:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,10 @@ from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.distributed import shard
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, free_mib, gpu_memory, mps_memory, saved_tensors_peak, watch_resident
-from hbench.training.cost import DoesNotFitError, Parts, Pass, Probe, passes, peak_mib
+from hbench.training import pretrain
+from hbench.training.checkpoint import Stage
+from hbench.training.cost import DoesNotFitError, Parts, Pass, Probe, Whole, passes, peak_mib, whole_seconds
+from hbench.training.estimate import timed_steps
 from hbench.training.freeze import freeze
 from hbench.training.step import Trained, initial, losses, raw_pairs, train_discriminator, train_step
 
@@ -62,7 +66,7 @@ def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = 
     trained = initial(short, sampler, seed)
     step = partial(train_step, short, sampler, trained, raw_pairs(short, sampler, seed), seed)
     free = free_mib(sampler.device)
-    before, peak = memory_of_steps(step, sampler.device, idle)
+    before, peak = memory_of(lambda: [step(i) for i in range(STEPS)], sampler.device, idle)
     parts = measure_parts(draw_batch(short, sampler, trained), repeats)
     explained = sum(peak_mib(parts, passes(parts, short, short.discovery.M), keep=0))
     return Probe(**vars(parts), free_mib=free, before_mib=before, other_mib=peak - explained)
@@ -80,13 +84,8 @@ def shortened(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"discovery": settings.model_copy(update=values)})
 
 
-def memory_of_steps(step: Callable[[int], object], device: torch.device, idle: int) -> tuple[float, float]:
-    """Take the probe's whole steps; return the MiB on the GPU before (0 on the CPU), and their peak on top of that."""
-
-    def take_steps() -> None:
-        for i in range(STEPS):
-            step(i)
-
+def memory_of(take_steps: Callable[[], object], device: torch.device, idle: int) -> tuple[float, float]:
+    """Take training steps; return the MiB on the GPU before (0 on the CPU), and their peak on top of that."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         before = gpu_memory(device, idle)[0]
@@ -212,6 +211,21 @@ def median_seconds(work: Callable[[], object], device: torch.device, repeats: in
     return float(np.median([wall_seconds(work, device) for _ in range(repeats)]))
 
 
+# Pretraining --------------------------------------------------------------------------------------------------------
+
+
+def measure_pretraining(experiment: Experiment, device: torch.device, seed: int, idle: int = 0) -> Whole:
+    """Return time and memory of a whole pretraining, from three steps or a few more on random images."""
+    settings, steps = experiment.pretrain, []
+    trained = pretrain.initial(experiment, seed, device)
+    sampler = pretrain.grid_sampler(experiment, trained, device)
+    images = torch.randint(256, (settings.batch_size, *experiment.data.image_shape), dtype=torch.uint8)
+    step = partial(pretrain.train_step, settings, trained, sampler, images, seed)
+    before, peak = memory_of(lambda: steps.append(timed_steps(step, device, settings.steps)[0]), device, idle)
+    seconds = whole_seconds(settings, 0, steps[0], grid=pretrain.grid_seconds(experiment, sampler))
+    return Whole("pretraining", settings.steps, settings.batch_size, None, seconds, before + peak)
+
+
 # A fresh process ----------------------------------------------------------------------------------------------------
 
 
@@ -222,24 +236,41 @@ def measure_apart(experiment: Experiment, device: str, seed: int, repeats: int =
         DoesNotFitError: the process died of too little memory.
         HBenchError: the process died of something else.
     """
-    given = {"experiment": experiment.model_dump(mode="json"), "device": device, "seed": seed, "repeats": repeats}
-    done = run_apart("hbench.training.probe", given)
-    if done.returncode:
-        killed = was_killed(done)
-        reason = "killed by the system, as it does when memory runs out" if killed else reason_of(done)
-        kind = DoesNotFitError if killed or is_out_of_memory(RuntimeError(reason)) else HBenchError
-        raise kind(f"the probe of one step failed ({reason}): lower discovery.batch_size")
-    values = json.loads(done.stdout.splitlines()[-1])
+    values = _probed(experiment, "discovery", device=device, seed=seed, repeats=repeats)
     first, shifted, regular = (Pass(**values.pop(name)) for name in ("first", "shifted", "regular"))
     return Probe(first=first, shifted=shifted, regular=regular, **values)
 
 
-if __name__ == "__main__":
-    die_first()
-    given = json.load(sys.stdin)
+def measure_pretraining_apart(experiment: Experiment, device: str, seed: int) -> Whole:
+    """Return the :func:`measure_pretraining` of a fresh process; see :func:`measure_apart` for its errors."""
+    return Whole(**_probed(experiment, "pretrain", device=device, seed=seed))
+
+
+def _probed(experiment: Experiment, stage: Stage, **given: str | int) -> dict[str, Any]:
+    """Return what a fresh process found about a stage of training."""
+    given |= {"stage": stage}
+    done = run_apart("hbench.training.probe", {"experiment": experiment.model_dump(mode="json"), **given})
+    if done.returncode:
+        killed = was_killed(done)
+        reason = "killed by the system, as it does when memory runs out" if killed else reason_of(done)
+        kind = DoesNotFitError if killed or is_out_of_memory(RuntimeError(reason)) else HBenchError
+        raise kind(f"the probe of one {stage} step failed ({reason}): lower {stage}.batch_size")
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+def _probe(given: dict[str, Any]) -> Probe | Whole:
+    """Return what this process finds, of the stage of training that it was asked about."""
     wanted = parse_experiment(given["experiment"], "probe")
     device = pick_device(given["device"])
     idle = torch.cuda.device_memory_used(device) if device.type == "cuda" else 0  # before there is a CUDA context
     torch.manual_seed(seeds.probe(given["seed"]))
+    if given["stage"] == "pretrain":
+        return measure_pretraining(wanted, device, given["seed"], idle)
     sampler = Sampler.of(wanted, freeze(wanted, build_model(wanted), device), device)
-    print(json.dumps(asdict(measure(wanted, sampler, given["seed"], given["repeats"], idle))))
+    return measure(wanted, sampler, given["seed"], given["repeats"], idle)
+
+
+if __name__ == "__main__":
+    die_first()
+    print(json.dumps(asdict(_probe(json.load(sys.stdin)))))

@@ -8,11 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
-import nbformat
 import pytest
 import torch
-from nbclient import NotebookClient
 
 import hbench
 from hbench.errors import HBenchError
@@ -127,6 +124,7 @@ def test_generated_documents_are_up_to_date():
 
 @pytest.mark.slow
 def test_committed_results_are_as_their_schemas_say():
+    jsonschema = pytest.importorskip("jsonschema")
     generator = load_generator()
     of_file = {
         **{f"{record.NAME}.json": record for record in generator.records() if hasattr(record, "NAME")},
@@ -146,9 +144,11 @@ def test_committed_results_are_as_their_schemas_say():
 
 @pytest.mark.slow
 def test_the_notebook_runs_from_load_to_an_edited_picture(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
     notebook = nbformat.read(ROOT / "docs" / "first-steps.ipynb", as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     assert not any(output.get("name") == "stderr" for output in outputs)

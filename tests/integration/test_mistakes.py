@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from command_line import invoke, tiny_options
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from hbench.cli import main
@@ -22,6 +20,15 @@ from hbench.errors import HBenchError
 from hbench.experiments import experiments_folder, load_experiment, parse_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.store.datasets import load_images
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
+HealthCheck, example, given, settings = (
+    hypothesis.HealthCheck,
+    hypothesis.example,
+    hypothesis.given,
+    hypothesis.settings,
+)
 
 OPTIONS = tiny_options()
 PRESET = (experiments_folder() / "digits16.toml").read_text()

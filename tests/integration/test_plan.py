@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import time
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,18 @@ from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.runtime.memory import free_mib, saved_tensors_peak, watch_resident
 from hbench.store.model import load_model
-from hbench.training.cost import Pass, Probe, budget_of, largest_keep, predict
+from hbench.training.cost import (
+    Pass,
+    Prediction,
+    Probe,
+    Whole,
+    budget_of,
+    largest_keep,
+    passes,
+    predict,
+    whole_discovery,
+    whole_seconds,
+)
 from hbench.training.discover import train
 from hbench.training.freeze import freeze
 from hbench.training.probe import measure, shortened
@@ -227,6 +239,8 @@ def plan(*arguments):
 def probed(monkeypatch):
     """A probe that is made up at once, in place of a fresh process."""
     monkeypatch.setattr("hbench.evaluation.plan.measure_apart", lambda *_: PROBE)
+    pretraining = Whole("pretraining", 4, 4, None, 7200.0, 50.0)
+    monkeypatch.setattr("hbench.evaluation.plan.measure_pretraining_apart", lambda *_: pretraining)
 
 
 @pytest.mark.slow
@@ -245,6 +259,9 @@ def test_plan_command(tmp_path):
         *("plan.json", "plan.csv", "plan.png", "provenance.json")
     }
     assert Plan.load(tmp_path / "plan").summary() == result.stdout.strip("\n")
+    discovery, pretraining = (line for line in result.stderr.splitlines() if " steps of " in line)
+    assert re.fullmatch(r"this training: 4 steps of 4 pairs = \d+ s, [\d,]+ MiB with auto", discovery)
+    assert re.fullmatch(r"its pretraining: 4 steps of 4 images = \d+ s, [\d,]+ MiB", pretraining)
     assert plan("--out", str(tmp_path / "plan")).exit_code == 1  # nothing is replaced
 
 
@@ -256,9 +273,10 @@ def test_a_plan_of_an_older_version_is_read():
 
 def test_plan_command_refuses(probed, monkeypatch):
     result = plan("--m", "2000")
-    assert result.exit_code == 1
-    assert "M" in result.output
-    monkeypatch.setattr("hbench.evaluation.plan.measured_line", lambda *_: [])
+    assert result.exit_code == 2
+    assert "at most 1000, the number of timesteps" in result.output
+    line = [Prediction("torch-checkpoint", 3, 0, 1.0, 1.0)]
+    monkeypatch.setattr("hbench.evaluation.plan.measured_line", lambda *_: line)
     result = plan("--set", "discovery.memory_budget=0.0001")
     assert result.exit_code == 1
     assert "discovery.checkpoint_blocks=true" in result.output
@@ -273,6 +291,30 @@ def test_plan_command_leaves_out_a_strategy_that_fails(probed, monkeypatch):
     assert result.exit_code == 0, result.output
     assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ["node", "vanilla", "auto"]
     assert "not in the table: torch-checkpoint, M = 30: out of memory" in result.stderr
+    assert "its pretraining: 4 steps of 4 images = 2.0 h, 50 MiB" in result.stderr
+    assert not any("<- this M" in line for line in result.stdout.splitlines())
+    lines = plan("--steps", "2,3").stdout.splitlines()
+    assert [line.endswith("<- this M") for line in lines[1:]] == [False, True] * 3
+
+
+def test_a_whole_training_by_hand():
+    settings = load_experiment("digits16", [*TINY, "pretrain.steps=10", "pretrain.checkpoint_every=4"]).pretrain
+    # three steps of 2 s, the checkpoints after steps 8 and 10, the grids after 8 (every 4) and 10
+    assert whole_seconds(settings, 7, 2.0, once=5.0, checkpoint=0.5, grid=0.25) == 5 + 6 + 1 + 0.5
+    wanted = experiment("discovery.steps=100", "discovery.pool=40", "discovery.batch_size=4")
+    row = Prediction("auto", wanted.discovery.M, 1, 473.0, 2.0)
+    forwards = sum(step.forward for step in passes(PROBE, wanted, wanted.discovery.M))
+    whole = whole_discovery(PROBE, wanted, row)
+    assert whole.seconds == pytest.approx(100 * 4 / 2.0 + 10 * forwards)
+    assert str(replace(whole, seconds=16_900.0)) == "this training: 100 steps of 4 pairs = 4.7 h, 473 MiB with auto"
+
+
+def test_no_step_count_that_shifts_nothing_is_planned(probed):
+    few = ["--set", "discovery.spacing=leading", "--set", "discovery.t_shift=600"]  # M = 3 visits 666, M = 1 only 0
+    result = plan("--steps", "1", *few)
+    assert result.exit_code == 2
+    assert "shifts no timestep of M = 1: need at most 0, or more M" in result.stderr
+    assert "shifts no timestep: need at most 666" in plan(*few, "--set", "discovery.t_shift=700").stderr
 
 
 def test_offload_is_not_tried_where_it_would_crowd_the_memory(monkeypatch):

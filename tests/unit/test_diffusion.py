@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from samplers import sampler_of
 
 import hbench
@@ -22,6 +20,10 @@ from hbench.core.diffusion import (
 from hbench.core.seeds import draw_x_T
 from hbench.errors import HBenchError
 from hbench.models.adm import ADMConfig, UNetModel
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
+given, settings = hypothesis.given, hypothesis.settings
 
 A = alpha_bar_schedule()
 

@@ -1,6 +1,7 @@
 import copy
 import io
 import json
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -8,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from marks import HEADER, as_dict, make_images, make_key, rows_of, write_rows
 
 from hbench.core.images import ORANGE
@@ -20,6 +19,11 @@ from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.sheets import draw_grid, refuse_marked, write_sheets
 from hbench.store.files import write_json
 from hbench.store.run import load_names
+from hbench.text import decoded
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
+example, given, settings = hypothesis.example, hypothesis.given, hypothesis.settings
 
 
 @settings(max_examples=50, deadline=None)
@@ -141,9 +145,9 @@ def test_no_agreement_is_no_traceback(tmp_path):
     assert (result.self_agreement.mean, result.self_agreement.n) == (None, 0)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_spreadsheets_of_all_locales_are_read(tmp_path, encoding, delimiter, end):
     key = make_key()
     rows = rows_of(key, name=lambda *_: 'größer; dünn, "rund"')
@@ -151,6 +155,48 @@ def test_spreadsheets_of_all_locales_are_read(tmp_path, encoding, delimiter, end
     marks = read_marks([path], key)
     assert len(marks) == len(rows)
     assert {mark.name for mark in marks} == {'größer; dünn, "rund"'}
+
+
+TIDY = "".join(",".join(row) + "\n" for row in [HEADER.split(","), *rows_of(make_key())])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "sep=;\n" + text.replace(",", ";"),
+        lambda text: '\n"SEP=|"\r\n' + text.replace(",", "|"),
+        lambda text: "sep=,\n" + text,
+        lambda text: re.sub(r",([01]),\n", r",\1.0,\n", text),
+        lambda text: re.sub(r"(\d+),(\d+),([01]),\n", r"\1.0,\2.0,\3.00,\n", text),
+        lambda text: re.sub(r",([01]),\n", r",\1;0,\n", text).replace(",", "\t").replace(";", ","),
+        lambda text: re.sub(r",([01]),\n", r',"\1,0",\n', text),
+        lambda text: text.replace("\n", ",,,\n") + ",,,\n\n,,,,,,,,\n",
+        lambda text: re.sub(r"([^,\n]+)", r'"\1"', text),
+        lambda text: text.replace(",", ", ").replace("\n", " \n"),
+        lambda text: re.sub(r",([01]),\n", ",\u00a0\\1\u00a0,\n", text),
+        lambda text: text.replace("sheet,assessor,item,mark,name", "Sheet,Assessor,Item,Mark,Name"),
+    ],
+)
+def test_harmless_dialects_are_read(tmp_path, change):
+    (tmp_path / "m.csv").write_text(change(TIDY), newline="")
+    assert change(TIDY) != TIDY
+    assert as_dict(read_marks([tmp_path / "m.csv"], make_key())) == as_dict(
+        read_marks([write_rows(tmp_path / "n.csv", rows_of(make_key()))], make_key())
+    )
+
+
+def test_lines_are_counted_as_in_the_file(tmp_path):
+    (tmp_path / "m.csv").write_text("sep=;\n" + TIDY.replace(",", ";").replace(";0;", ";7;", 1))
+    with pytest.raises(HBenchError, match=r"m\.csv, line [34]: mark '7' is out of range"):
+        read_marks([tmp_path / "m.csv"], make_key())
+
+
+def test_marks_in_utf_16_are_work_of_people_too(tmp_path):
+    file = tmp_path / "sheet_1" / "marks_1.csv"
+    file.parent.mkdir()
+    file.write_text("sheet,assessor,item,mark,name\ns,1,1,1,\n", encoding="utf-16")
+    with pytest.raises(HBenchError, match="holds marks"):
+        refuse_marked(tmp_path)
 
 
 def test_other_columns_in_any_order_are_ignored(tmp_path):
@@ -184,7 +230,7 @@ def test_bad_marks_are_refused_by_file_and_line(tmp_path):
     assert "line 2: item '99' is not in" in problem(0, item="99")
     assert "line 2: item '١' is not in" in problem(0, item="١")
     assert "line 3: item 2 has no mark: let assessor 1 finish" in problem(1, mark="")
-    for wrong in ("2", "-1", "1.0", "yes", "١", "0 1"):
+    for wrong in ("2", "-1", "0.5", "1.", "1.0.0", "yes", "١", "0 1"):
         assert f"line 3: mark {wrong!r} is out of range: need 0 or 1" in problem(1, mark=wrong)
     assert f"line 3: item 1 is already marked in {path}, line 2" in problem(1, item="1")
     rows = rows_of(key)
@@ -214,7 +260,8 @@ def test_what_is_no_csv_of_marks_is_refused(tmp_path):
     assert "line 1: need one column mark" in problem(text.replace("mark", "score", 1).encode())
     assert "line 1: need one column sheet" in problem(b"\x89PNG".decode("latin-1").encode())
     assert 'line 2: not UTF-8: in the spreadsheet, save it as "CSV UTF-8"' in problem((HEADER + "\nä").encode("cp1252"))
-    assert "line 1: not UTF-8" in problem(text.encode("utf-16"))
+    assert "not UTF-8: in the spreadsheet" in problem(text.encode("utf-16")[:-1])
+    assert "line 1: need one column sheet" in problem(text.encode("utf-16")[2:])
     assert "line 3: 6 fields, need 5" in problem(
         "\n".join([*text.splitlines()[:2], text.splitlines()[2] + ",more"]).encode()
     )
@@ -303,7 +350,7 @@ def mutated(draw):
 
 def independently_read(content):
     """The marks in a CSV as pandas reads them."""
-    text = content.decode("utf-8-sig")
+    text = decoded(content)
 
     def read(separator, **kwargs):
         table = pd.read_csv(
@@ -313,14 +360,23 @@ def independently_read(content):
             keep_default_na=False,
             engine="python",
             index_col=False,
+            skipinitialspace=True,
             **kwargs,
         )
-        return table.rename(columns=str.strip)
+        return table.rename(columns=lambda name: name.strip().lower())
 
     separator = next(s for s in (",", ";", "\t") if {"sheet", "mark"} <= set(read(s, nrows=0).columns))
     table = read(separator)
     table = table.fillna("").apply(lambda column: column.str.strip())
-    return {(row["assessor"], int(row["item"])): int(row["mark"]) for _, row in table.iterrows() if row["mark"]}
+
+    def whole(text):
+        return str(int(float(text.replace(",", "."))))
+
+    return {
+        (whole(row["assessor"]), int(whole(row["item"]))): int(whole(row["mark"]))
+        for _, row in table.iterrows()
+        if row["mark"]
+    }
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import hbench
 
 PACKAGE = Path(hbench.__file__).parent
-ROOMS = ["errors", "config", "experiments", "runtime", "core", "models", "store", "training", "evaluation"]
+ROOMS = ["errors", "text", "config", "experiments", "runtime", "core", "models", "store", "training", "evaluation"]
 ROOMS += ["reporting", "cli"]
 """Each may import those before it, and itself."""
 ONLY_IN = {"click": "cli", "matplotlib": "reporting"}

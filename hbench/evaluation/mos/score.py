@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.records import Count, Positive, Share
 from hbench.store.results import Result
+from hbench.text import decoded
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -236,7 +238,8 @@ def read_marks(paths: Sequence[Path], key: Key, partial: bool = False) -> list[M
     """Read the marks in some CSV files, in the order of the key.
 
     The columns are those of :data:`COLUMNS`, in any order; others are ignored, ``name`` may be missing. Fields are
-    separated by commas, semicolons or tabs; the text is UTF-8, with or without a byte order mark.
+    separated by commas, semicolons or tabs, or as a first line "sep=;" says; the text is UTF-8, or UTF-16 with a byte
+    order mark. Whole numbers may look like "1.0" or "1,0".
 
     Args:
         paths: files; the marks of a sheet are in one file or in several.
@@ -251,7 +254,7 @@ def read_marks(paths: Sequence[Path], key: Key, partial: bool = False) -> list[M
     found: dict[tuple[str, int], Mark] = {}
     lines: dict[tuple[str, int], str] = {}
     for path in paths:
-        for number, row in _read_rows(path):
+        for number, row in read_rows(path):
             line = f"{path}, line {number}"
             mark = _read_mark(row, sheets, line)
             cell = (row["sheet"], mark.item.item)
@@ -284,36 +287,45 @@ def _read_mark(row: Mapping[str, str], sheets: Mapping[str, Sheet], line: str) -
         raise HBenchError(
             f"{line}: sheet {_short(row['sheet'])} is not of this study: leave it out, or give its own `key`"
         )
-    if row["assessor"] != sheet.assessor:
+    if sheet.assessor not in (row["assessor"], _whole(row["assessor"])):
         raise HBenchError(
             f"{line}: {sheet.sheet} is of assessor {sheet.assessor}, not {_short(row['assessor'])}: restore it"
         )
-    item = next((item for item in sheet.items if str(item.item) == row["item"]), None)
+    item = next((item for item in sheet.items if str(item.item) == _whole(row["item"])), None)
     if item is None:
         raise HBenchError(
             f"{line}: item {_short(row['item'])} is not in {sheet.sheet}, which has 1 to {len(sheet.items)}"
         )
     if not row["mark"]:
         raise HBenchError(f"{line}: item {row['item']} has no mark: let assessor {sheet.assessor} finish")
-    if row["mark"] not in ("0", "1"):
+    if (mark := _whole(row["mark"])) not in ("0", "1"):
         raise HBenchError(f"{line}: mark {_short(row['mark'])} is out of range: need 0 or 1")
-    return Mark(sheet.assessor, item, int(row["mark"]), tidy(_unguarded(row.get("name", ""))))
+    return Mark(sheet.assessor, item, int(mark), tidy(_unguarded(row.get("name", ""))))
 
 
-def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _whole(text: str) -> str:
+    """Return a whole number without the decimals that a spreadsheet or pandas gave it: "1" for "1.0" and "1,0"."""
+    return re.sub(r"^([0-9]+)[.,]0+$", r"\1", text)
+
+
+def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Return the lines of a CSV file as (line number, field by column), blank lines left out."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise HBenchError(f"{path}: cannot be read ({error.strerror}): give a CSV file of marks") from error
     try:
-        text = content.decode("utf-8-sig")
+        text = decoded(content)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise HBenchError(f'{path}, line {line}: not UTF-8: in the spreadsheet, save it as "CSV UTF-8"') from error
-    header = text.lstrip("\r\n").partition("\n")[0]
+    said = re.match(r'\n*("?)sep=([,;|:\t])\1 *\n', text, re.IGNORECASE)  # Excel's word for the separator
+    if said:
+        text = text[: said.start(1)] + text[said.end() - 1 :]  # its line stays, and is blank
+    header = text.lstrip("\n").partition("\n")[0]
+    separator = said[2] if said else max(",;\t", key=header.count)
     csv.field_size_limit(FIELD_LIMIT)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
+    reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True, skipinitialspace=separator != "\t")
     rows: list[tuple[int, dict[str, str]]] = []
     columns: list[str] = []
     start = 1
@@ -323,8 +335,10 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             values = [field.strip() for field in fields]
             if not any(values):
                 continue
+            while len(values) > len(columns) and not values[-1]:  # empty columns to the right
+                values.pop()
             if not columns:
-                columns = values
+                columns = [value.lower() for value in values]
                 lost = [name for name in COLUMNS[:-1] if columns.count(name) != 1]
                 if lost or columns.count("name") > 1:
                     raise HBenchError(

@@ -74,7 +74,7 @@ def draw_sweep(result: "VramSweep", path: Path) -> None:
 def draw_plan(result: "Plan", path: Path) -> None:
     """Draw predicted memory and throughput of training against M, one line per strategy, all axes logarithmic.
 
-    The dotted line is the memory budget.
+    The dotted lines are the memory budget and the experiment's own M.
     """
     from matplotlib.figure import Figure
 
@@ -92,6 +92,8 @@ def draw_plan(result: "Plan", path: Path) -> None:
     right.set(title="predicted throughput in images / s", xlabel=_GENERATION_STEPS)
     for axis in (left, right):
         _scale(axis, Ms, names)
+        if len(Ms) > 1:
+            axis.axvline(result.M, color="grey", label="M of the experiment" if axis is left else None)
     figure.legend(loc="outside lower center", ncols=6)
     device = result.provenance.device if result.provenance else ""
     figure.suptitle(f"{result.title}{_varied(Ms)}, {device}")

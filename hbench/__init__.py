@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from hbench.store.datasets import load_images as load_images
     from hbench.store.datasets import read_images as read_images
     from hbench.store.directions import direction_source as direction_source
+    from hbench.store.model import load_model as load_model
     from hbench.store.pictures import Grid as Grid
     from hbench.store.run import Run as Run
-    from hbench.store.run import load_model as load_model
     from hbench.store.run import load_run as load_run
     from hbench.training.discover import train as train
     from hbench.training.pretrain import pretrain as pretrain
@@ -41,7 +41,7 @@ _HOME = {
     "read_images": "hbench.store.datasets",
     "pretrain": "hbench.training.pretrain",
     "train": "hbench.training.discover",
-    "load_model": "hbench.store.run",
+    "load_model": "hbench.store.model",
     "Backbone": "hbench.core.backbone",
     "Sampler": "hbench.core.sampler",
     "backpropagate": "hbench.core.chain",

@@ -73,6 +73,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "can't allocate memory" in text
         or "CUDA error: out of memory" in text
         or "CUDA out of memory" in text
+        or "MPS backend out of memory" in text
         or "STATUS_ALLOC_FAILED" in text  # cuBLAS's and cuDNN's
     )
 

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +14,36 @@ from hbench.config import Diffusion, Experiment, Paper, Precision
 from hbench.errors import HBenchError, as_list, shown
 
 log = logging.getLogger(__name__)
+
+FLAGS = {
+    "image_size": "data.size",
+    "in_channels": "data.channels",
+    "num_channels": "model.model_channels",
+    "diffusion_steps": "diffusion.T",
+    "timesteps": "diffusion.T",
+    "lr_anneal_steps": "pretrain.steps",
+    "ema_rate": "pretrain.ema",
+}
+"""Flags of guided-diffusion that have another name here."""
+UNSUPPORTED = {
+    "num_heads_upsample": "the decoder has as many heads as the encoder, as without that flag",
+    "class_cond": "models are unconditional",
+    "num_classes": "models are unconditional",
+    "noise_schedule": "the schedule is linear",
+    "schedule": "the schedule is linear",
+    "beta_schedule": "the schedule is linear",
+    "predict_xstart": "models of guided-diffusion predict eps, as without that flag",
+    "prediction_type": "models of guided-diffusion predict eps",
+    "rescale_timesteps": "timesteps are 0..T-1, as without that flag",
+    "use_fp16": "weights of 16 bits are read as they are",
+    "use_checkpoint": "the setting is discovery.checkpoint_blocks",
+    "timestep_respacing": "the setting is discovery.M",
+    "use_ddim": "sampling is DDIM's",
+    "use_kl": "it only matters in training",
+    "rescale_learned_sigmas": "it only matters in training",
+    "weight_decay": "Adam has none",
+}
+"""Flags of guided-diffusion and others that have no setting here, and why."""
 
 
 def experiments_folder() -> Path:
@@ -85,6 +115,27 @@ def override(experiment: Experiment, overrides: str | Sequence[str]) -> Experime
     for each in overrides:
         _set(values, *_parse_override(each))
     return parse_experiment(values, source=", ".join(overrides))
+
+
+def filled_in(experiment: Experiment, values: Mapping[str, Mapping[str, Any]]) -> Experiment:
+    """Return the experiment with other values for the settings that were left out; they go on to count as left out.
+
+    Args:
+        experiment: experiment to change.
+        values: values by section and setting.
+
+    Raises:
+        HBenchError: settings that do not go together.
+    """
+    sections = {}
+    for name, wanted in values.items():
+        section = getattr(experiment, name)
+        left_out = {key: value for key, value in wanted.items() if key not in section.model_fields_set}
+        filled = {**dict(section), **left_out}
+        sections[name] = type(section).model_construct(set(section.model_fields_set), **filled)
+    filled_in = experiment.model_copy(update=sections)
+    parse_experiment(filled_in.model_dump(), source=experiment.name)
+    return filled_in
 
 
 def warn_of_schedule(experiment: Experiment) -> None:
@@ -166,6 +217,11 @@ def _first_problem(error: ValidationError) -> str:
             section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
         valid = list(section.model_fields)
         lower = {each.lower(): each for each in valid}
+        name = str(problem["loc"][-1])
+        if name in FLAGS:
+            return f'unknown key "{key}": it is called {FLAGS[name]} here'
+        if name in UNSUPPORTED:
+            return f'unknown key "{key}": {UNSUPPORTED[name]}; leave it out'
         near = difflib.get_close_matches(str(problem["loc"][-1]).lower(), lower, n=1, cutoff=0.5)
         hint = f'did you mean "{lower[near[0]]}"?' if near else f"valid keys: {', '.join(valid)}"
         return f'unknown key "{key}": {hint}'

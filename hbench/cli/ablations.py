@@ -10,12 +10,13 @@ from hbench.cli.options import (
     Count,
     Options,
     a_path,
+    adjusted_experiment_options,
     data_options,
-    experiment_options,
     model_option,
     publish,
     run_options,
     shared,
+    trained_on_model,
     training_options,
 )
 from hbench.errors import MOST_SEED
@@ -33,7 +34,7 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
 
 
 @click.command()
-@experiment_options
+@adjusted_experiment_options(trained_on_model)
 @model_option
 @click.option(
     "--over", multiple=True, metavar="KEY=VALUE,...", help="Values of a setting to compare instead; repeatable."
@@ -69,12 +70,13 @@ def ablations(
     from hbench.evaluation.ablations import ablations as measure
     from hbench.experiments import one_at_a_time
     from hbench.reporting.charts.training import draw_curves
-    from hbench.store.run import model_to_train_on
+    from hbench.store.model import model_to_train_on
 
     folder = options.out or Path("runs") / experiment.name / ("settings" if over else "ablations")
+    experiment, network = model_to_train_on(model, folder, experiment, options.resume)
     result = measure(
         experiment,
-        model_to_train_on(model, folder, experiment, options.resume),
+        network,
         folder,
         variants=one_at_a_time(over) if over else None,
         seeds=seeds,

@@ -175,7 +175,7 @@ class FilledPath(click.Path):
 a_path = FilledPath(path_type=Path)
 run_argument = click.argument("run", type=a_path)
 device_option = click.option(
-    "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda" or "cuda:N".'
+    "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda", "cuda:N" or "mps".'
 )
 seed_option = click.option("--seed", type=Count(0, MOST_SEED), default=0, show_default=True, help="Random seed.")
 quiet_option = click.option(
@@ -200,7 +200,11 @@ many_steps_option = click.option(
 run_options = combined(device_option, seed_option, quiet_option)
 result_options = combined(out_option, overwrite_option)
 training_options = combined(
-    click.option("--resume", is_flag=True, help="Go on in --out, where a training was stopped or killed."),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on in --out, where a training was stopped or killed, or is to get more steps.",
+    ),
     click.option("--max-minutes", type=Finite(min=0, min_open=True), help="Minutes after which to stop cleanly."),
 )
 model_option = click.option(
@@ -240,6 +244,15 @@ def out_of(default: str) -> Decorator[Any]:
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add EXPERIMENT, --set and --dry-run to a command, which takes the resolved ``experiment``."""
     return adjusted_experiment_options(lambda experiment, values: experiment)(command)
+
+
+def trained_on_model(experiment: "Experiment", values: dict[str, Any]) -> "Experiment":
+    """Return the experiment as a training on --model has it, where that option is given."""
+    if values["model"] is None:
+        return experiment
+    from hbench.store.model import model_experiment
+
+    return model_experiment(values["model"], experiment)
 
 
 def adjusted_experiment_options(

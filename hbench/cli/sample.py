@@ -35,8 +35,8 @@ from hbench.cli.options import (
 def sample(model: Path, experiment: str | None, samples: int, steps: int, options: Options) -> None:
     """Draw a grid of samples of a diffusion model.
 
-    MODEL is a folder with model.safetensors, such a file, the name of a shipped run, or a state dict (.pt) of
-    guided-diffusion.
+    MODEL is a folder with model.safetensors, such a file, the name of a shipped run, or a state dict (.pt,
+    .safetensors) of guided-diffusion.
 
     \b
     Example:
@@ -44,10 +44,10 @@ def sample(model: Path, experiment: str | None, samples: int, steps: int, option
     """
     from hbench.evaluation.sample import sample as generate
     from hbench.experiments import load_experiment
-    from hbench.store.run import load_model, model_experiment
+    from hbench.store.model import load_model, model_experiment
 
     device = options.torch_device()
-    settings = load_experiment(experiment) if experiment else model_experiment(model)
+    settings = model_experiment(model, load_experiment(experiment) if experiment else None)
     check_steps(settings, steps)
     network = load_model(model, settings, device=device)
     folder = options.claim_result(model.parent if model.is_file() else model, "samples")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hbench.runtime.device import float64_device
+
 log = logging.getLogger(__name__)
 
 DOMAIN = 1.5
@@ -48,7 +50,7 @@ class Look:
 
 def look(images: Tensor) -> Look:
     """Return the numbers of samples [B, C, H, W], B of at least 1."""
-    return Look(outside(images).double().mean().item(), neighbours(images).mean().item())
+    return Look(outside(images).cpu().double().mean().item(), neighbours(images).mean().item())
 
 
 def log_look(images: Tensor) -> None:
@@ -70,7 +72,7 @@ def neighbours(images: Tensor) -> Tensor:
     It is the mean over neighbours side by side and one above the other, of deviations from each channel's mean. Images
     that are flat, too small to have neighbours, or not finite have 0.
     """
-    pixels = images.double()
+    pixels = images.to(float64_device(images.device)).double()
     pixels = pixels - pixels.mean((2, 3), keepdim=True)
     pairs = ((pixels[..., 1:], pixels[..., :-1]), (pixels[..., 1:, :], pixels[..., :-1, :]))
     found = []

@@ -233,7 +233,7 @@ def ablations(
         data_root: folder of the real images for the KID, see :func:`hbench.store.datasets.load_images`.
         download: let torchvision download MNIST if it is missing.
         seed: seed of the pairs.
-        device: device of trainings and measurements: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        device: device of trainings and measurements: "auto", "cpu", "cuda", "cuda:N", "mps" or a torch device.
         resume: leave finished trainings in ``out`` alone, go on with the others, and measure all of them again.
         max_minutes: stop cleanly after this time.
         draw: function that draws the curves of a training's folder.
@@ -307,7 +307,8 @@ def train_variants(
         for variant, overrides in variants.items():
             changed = override(experiment, overrides)
             folder = training_folder(out, variant, seed)
-            if not ((folder / PROVENANCE).is_file() and read_checkpoint(folder, changed, seed, "discovery")):
+            about = read_checkpoint(folder, changed, seed, "discovery") if (folder / PROVENANCE).is_file() else None
+            if about is None or about.step != changed.discovery.steps:
                 missing.append((changed, folder, seed))
             elif origin_of(folder).details.get("model_tensors_sha256") != tensors_sha256(out / SHARED):
                 raise HBenchError(f"{folder}: was trained on another model than {out / SHARED}: choose another `out`")

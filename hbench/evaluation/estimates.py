@@ -145,7 +145,7 @@ def jackknife_of(run: Run, sums: Tensor, sizes: Tensor, statistic: Callable[[Ten
     """Return a statistic [K] of the mean directions with its 95 % interval, by the jackknife over groups of samples."""
 
     def of(total: Tensor, count: Tensor) -> Array:
-        return _with_mean(statistic(directions_of(run, total / count)).double().cpu().numpy())
+        return _with_mean(statistic(directions_of(run, total / count)).cpu().double().numpy())
 
     whole = of(sums.sum(0), sizes.sum())
     without = np.stack([of(sums.sum(0) - one, sizes.sum() - size) for one, size in zip(sums, sizes, strict=True)])

@@ -10,6 +10,7 @@ from torch import Tensor
 from hbench.core import seeds
 from hbench.core.directions import Directions, Source, global_direction, mean_direction
 from hbench.core.sampler import BATCH, Sampler
+from hbench.runtime.device import float64_device
 from hbench.runtime.progress import progress
 from hbench.store.run import Run
 
@@ -53,8 +54,9 @@ def grouped_means(run: Run, n: int, seed: int, M: int | None) -> GroupedMeans:
         for first in range(0, n, BATCH):
             _, hidden = regular_with_hidden(run, sampler, run.noise(min(BATCH, n - first), seed=stream, first=first))
             if sums is None:
-                sums = hidden.new_zeros(int(group.max()) + 1, *hidden[0].shape, dtype=torch.float64)
-            sums.index_add_(0, group[first : first + BATCH].to(hidden.device), hidden.double())
+                shape, where = (int(group.max()) + 1, *hidden[0].shape), float64_device(hidden.device)
+                sums = torch.zeros(shape, dtype=torch.float64, device=where)
+            sums.index_add_(0, group[first : first + BATCH].to(sums.device), hidden.to(sums.device).double())
             bar.update(len(hidden))
     assert sums is not None
     means = Directions(sampler.shift_interval, directions_of(run, sums.sum(0) / n), n, seed)
@@ -76,7 +78,8 @@ def regular_with_hidden(run: Run, sampler: Sampler, x_T: Tensor) -> tuple[Tensor
 @torch.no_grad()
 def directions_of(run: Run, hidden: Tensor) -> Tensor:
     """Return all directions, float32 [K, timesteps, C, H, W], of mean hidden features [timesteps, C, H, W]."""
-    return torch.stack([run.shift_block.direction(hidden.float(), k) for k in range(run.shift_block.K)])
+    hidden = hidden.float().to(run.device)
+    return torch.stack([run.shift_block.direction(hidden, k) for k in range(run.shift_block.K)])
 
 
 @torch.no_grad()

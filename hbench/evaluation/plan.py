@@ -80,7 +80,7 @@ def plan(
     Args:
         experiment: settings of the training.
         steps: numbers of generation steps M, 1..T; M/2, M, 2M and 4M of the experiment by default.
-        device: device of the training: "auto" is CUDA where there is one, else the CPU.
+        device: device of the training: "auto" is a GPU where there is one, else the CPU.
         seed: seed of the training steps.
 
     Raises:
@@ -126,8 +126,9 @@ def measured_line(
     """Predict a strategy whose memory autograd's hooks do not show, by the lines through two short cells of a sweep.
 
     Raises:
-        HBenchError: one of the cells failed, or "offload" would crowd the CPU's memory.
+        HBenchError: nothing measures the device, one of the cells failed, or "offload" would crowd the CPU's memory.
     """
+    vram_sweep.check_measurable(torch.device(device))
     few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 10)
     ends = (2 * few, 10 * few)  # so far apart that the noise of their memory does not tilt the line
     if strategy == "offload":

@@ -231,9 +231,9 @@ def _look(run: Run, pairs: Pairs) -> _Seen:
     values = (
         pairs.k,
         logits.argmax(1),
-        (s_hat - pairs.s).abs().double(),
-        judge(run.discriminator, raw).sigmoid().double(),
-        judge(run.discriminator, shifted).sigmoid().double(),
+        (s_hat - pairs.s).abs().cpu().double(),  # some devices have no float64
+        judge(run.discriminator, raw).sigmoid().cpu().double(),
+        judge(run.discriminator, shifted).sigmoid().cpu().double(),
         outside(pairs.x_0_shifted),
         outside(pairs.x_0),
         neighbours(pairs.x_0),

@@ -82,7 +82,7 @@ def sample(
         samples: number of samples, at least 1.
         steps: number of generation steps M, 1..T.
         seed: seed of x_T.
-        device: device that generates them: "auto" is CUDA where there is one, else the CPU.
+        device: device that generates them: "auto" is a GPU where there is one, else the CPU.
 
     Raises:
         TypeError: not a model, or not an experiment.

@@ -40,7 +40,7 @@ class SampleSet(Record):
     """Number of generation steps."""
     seed: Count
     device: str
-    """Type of the device: "cpu" or "cuda"."""
+    """Type of the device: "cpu", "cuda" or "mps"."""
     versions: dict[str, str]
 
     @property

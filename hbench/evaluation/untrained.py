@@ -18,6 +18,7 @@ from hbench.core.sampler import BATCH
 from hbench.evaluation.estimates import consistency
 from hbench.evaluation.mean_directions import directions_of
 from hbench.models.shift import ShiftBlock, build_shift_block, randomise_outputs
+from hbench.runtime.device import float64_device
 from hbench.runtime.progress import progress
 from hbench.store.records import Interval, Number
 from hbench.store.run import Run
@@ -91,19 +92,20 @@ def _measure(
 ) -> tuple[Array, Array]:
     """Return the homogeneity at each timestep, [blocks, timesteps], and the consistency, [blocks]."""
     timesteps = run.sampler.with_steps(M).shift_interval
-    sums = torch.zeros(len(blocks), len(timesteps), *run.model.h_shape, dtype=torch.float64, device=run.device)
+    shape, where = (len(blocks), len(timesteps), *run.model.h_shape), float64_device(run.device)
+    sums = torch.zeros(shape, dtype=torch.float64, device=where)
 
     def add(i: int, b: int, hidden: Tensor) -> None:
-        sums[b, i] += hidden.double().sum(0)
+        sums[b, i] += hidden.to(where).double().sum(0)
 
     _visit(run, blocks, samples, seeds.mean_samples(seed, samples), M, add)
-    means = (sums / samples).float()
+    means = (sums / samples).float().to(run.device)
     cosines = np.zeros((len(blocks), len(timesteps)))
 
     def compare(i: int, b: int, hidden: Tensor) -> None:
         for k in range(run.K):
             own, mean = blocks[b].direction(hidden, k), blocks[b].direction(means[b, i], k)
-            cosines[b, i] += F.cosine_similarity(own.flatten(1), mean.flatten()[None]).double().sum().item()
+            cosines[b, i] += F.cosine_similarity(own.flatten(1), mean.flatten()[None]).cpu().double().sum().item()
 
     _visit(run, blocks, pairs, seed, M, compare)
     between = [

@@ -222,7 +222,7 @@ def vram_sweep(
         repeats: number of timed steps of each cell, at least 1.
         memory_limit_mib: memory of a smaller card, beyond which a cell is out of memory; None for no limit.
         allow_busy: measure although another process computes on the GPU.
-        device: device to measure: "auto" is CUDA where there is one, else the CPU.
+        device: device to measure: "auto" is a GPU where there is one, else the CPU.
         seed: seed of the training steps.
         resume_from: earlier part of the same sweep; all its cells but failed ones are kept.
         on_row: function that is called with the sweep so far, before the first cell and after each.
@@ -242,6 +242,7 @@ def vram_sweep(
         raise ValueError(f"memory_limit_mib must be positive and finite, got {memory_limit_mib}")
     experiment = without_pool(experiment, batch_size, precision)
     device = pick_device(device)
+    check_measurable(device)
     wanted = cells(
         experiment,
         strategies,
@@ -269,6 +270,12 @@ def vram_sweep(
         on_row(so_far())
     measure_all([cell for cell in wanted if cell.key not in rows], add, allow_busy=allow_busy)
     return so_far()
+
+
+def check_measurable(device: torch.device) -> None:
+    """Raise an HBenchError where the memory of a training step cannot be measured exactly."""
+    if device.type == "mps":
+        raise HBenchError("the memory of a Mac's GPU (mps) cannot be measured exactly: use `device=cpu`")
 
 
 def kept(earlier: VramSweep, origin: Provenance) -> list[Row]:

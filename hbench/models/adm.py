@@ -128,10 +128,15 @@ def config_of(experiment: Experiment, out_channels: int) -> ADMConfig:
     )
 
 
+def unet_config(experiment: Experiment) -> ADMConfig:
+    """Return the shape of an experiment's UNet."""
+    channels = experiment.data.channels
+    return config_of(experiment, 2 * channels if experiment.model.learn_sigma else channels)
+
+
 def build_unet(experiment: Experiment) -> "UNetModel":
     """Return the UNet of an experiment with ADM's random initial weights."""
-    channels = experiment.data.channels
-    return UNetModel(config_of(experiment, 2 * channels if experiment.model.learn_sigma else channels))
+    return UNetModel(unet_config(experiment))
 
 
 class EncoderHalf(nn.Module):

@@ -1,9 +1,48 @@
-"""Constructor arguments of openai/guided-diffusion's networks, read as an :class:`ADMConfig`."""
+"""The settings of openai/guided-diffusion: arguments of its networks, and defaults of its command line."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from hbench.config import Experiment
+from hbench.errors import HBenchError
+from hbench.experiments import filled_in
 from hbench.models.adm import ADMConfig
+
+SILENT = {
+    "model": ("num_heads", "num_head_channels", "use_new_attention_order"),
+    "diffusion": ("T", "beta_start", "beta_end"),
+}
+"""Settings with defaults that change the images, but no name and no shape in a state dict."""
+
+
+def with_its_defaults(experiment: Experiment) -> Experiment:
+    """Return the experiment for a state dict of guided-diffusion: silent settings left out are as its flags left out.
+
+    Its linear schedule of T steps has the betas 1e-4 and 0.02, times 1000 / T.
+
+    Raises:
+        HBenchError: that schedule has betas of 1 and more.
+    """
+    given = experiment.diffusion
+    scale = 1000 / given.T if "T" in given.model_fields_set else 1.0
+    if scale * 0.02 >= 1 and "beta_end" not in given.model_fields_set:
+        raise HBenchError(f"diffusion.T = {given.T} is too small for guided-diffusion's linear schedule: give beta_end")
+    betas = {"beta_start": scale * 1e-4, "beta_end": scale * 0.02}
+    heads = {"num_heads": 4, "num_head_channels": -1, "use_new_attention_order": False}
+    return filled_in(experiment, {"model": heads, "diffusion": {"T": 1000, **betas}})
+
+
+def silent_settings(experiment: Experiment) -> str:
+    """Return the settings that no state dict betrays, in words, each with where it comes from."""
+    words = []
+    for section, names in SILENT.items():
+        settings = getattr(experiment, section)
+        for name in names:
+            if name == "num_heads" and experiment.model.num_head_channels != -1:
+                continue  # without effect
+            origin = "given" if name in settings.model_fields_set else "its default"
+            words.append(f"{name} = {str(getattr(settings, name)).lower()} ({origin})")
+    return ", ".join(words)
 
 
 def config_from_guided_diffusion(

@@ -28,11 +28,13 @@ def free_mib(device: torch.device) -> float:
     """Return the MiB that this process could still take on a device, the reserve of PyTorch's allocator included.
 
     The CPU's is the available memory of the system, or the rest of the limit of the container or the job (cgroup v2) if
-    that is less.
+    that is less. A Mac's GPU shares it, and takes so much at most as its driver recommends.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / MIB
+    if device.type == "mps":
+        return min(free_mib(torch.device("cpu")), torch.mps.recommended_max_memory() / MIB - mps_memory())
     available: float = psutil.virtual_memory().available / MIB
     for group in _groups():
         with suppress(OSError, ValueError):  # no limit
@@ -42,6 +44,11 @@ def free_mib(device: torch.device) -> float:
             cache = int(statistics[statistics.index("inactive_file") + 1])  # given back when memory is asked for
             available = min(available, (limit - used + cache) / MIB)
     return available
+
+
+def mps_memory() -> float:
+    """Return the MiB that this process holds on the GPU of a Mac, the reserve of PyTorch's allocator included."""
+    return torch.mps.driver_allocated_memory() / MIB
 
 
 def _groups() -> list[Path]:

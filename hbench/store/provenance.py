@@ -174,7 +174,7 @@ def provenance(
             "python": platform.python_version(),
             **{package: _version(package) for package in PACKAGES},
         },
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        device=_device_name(device),
         driver=_driver_version() if device.type == "cuda" else None,
         threads=torch.get_num_threads(),
         processes=world_size(),
@@ -236,6 +236,12 @@ def _driver_version() -> str | None:
         return str(pynvml.nvmlSystemGetDriverVersion())
     except pynvml.NVMLError:
         return None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, its GPU (mps)" if device.type == "mps" else _cpu_name()
 
 
 def _cpu_name() -> str:

@@ -1,4 +1,4 @@
-"""Runs and models read back from disk; a name such as "mnist16" stands for the run shipped with hbench."""
+"""Runs read back from disk; a name such as "mnist16" stands for the run shipped with hbench."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from hbench.config import Experiment, Precision
 from hbench.core.backbone import DiffusionModel
 from hbench.core.directions import Edit, Source, edited, magnitudes, own_direction
 from hbench.core.sampler import BATCH, Sampler
-from hbench.errors import MOST_COLUMNS, MOST_SEED, HBenchError, check_at_least, check_seed, check_type, counted, shown
+from hbench.errors import MOST_COLUMNS, MOST_SEED, HBenchError, check_at_least, check_seed, counted, shown
 from hbench.experiments import parse_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel
@@ -26,12 +26,11 @@ from hbench.runtime.device import pick_device
 from hbench.runtime.progress import progress
 from hbench.store.files import a_path
 from hbench.store.folders import EXPERIMENT, refuse_links
+from hbench.store.foreign import refuse_elsewhere
 from hbench.store.pictures import Grid
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import REMEDY, Provenance, checked_sha256
 from hbench.store.weights import (
-    load_pickled,
-    load_tensors,
     load_weights,
     read_experiment,
     read_metadata,
@@ -315,8 +314,12 @@ def run_hashes(path: str | Path) -> dict[str, str]:
         HBenchError: not a run folder, unfinished, a damaged provenance, or a file of another training.
     """
     folder = locate(path)
+    if not (folder / f"shift_block{WEIGHTS}").is_file():
+        refuse_elsewhere(folder)
+    if folder.is_file():
+        raise HBenchError(f"{path}: is a file, and a run is a folder that a discovery wrote: give one, or {shipped()}")
     if not folder.is_dir():
-        raise HBenchError(f"{path}: no such run: give the folder of one, or {_shipped()}")
+        raise HBenchError(f"{path}: no such run: give the folder of one, or {shipped()}")
     # the provenance is written last
     missing = [name for name in (*(f"{role}{WEIGHTS}" for role in ROLES), PROVENANCE) if not (folder / name).is_file()]
     if missing:
@@ -359,7 +362,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
 
     Args:
         path: a folder that a discovery wrote, or the name of a shipped run, such as "mnist16".
-        device: device of the run; "auto" is CUDA where there is one, else the CPU.
+        device: device of the run; "auto" is a GPU where there is one, else the CPU.
 
     Raises:
         HBenchError: not a run folder, unfinished, damaged, or with a file of another training.
@@ -383,69 +386,6 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
         load_weights(folder / f"{role}.safetensors", module, role)
         module.to(device).eval().requires_grad_(False)
     return run
-
-
-@torch.random.fork_rng(devices=[])
-def load_model(
-    path: str | Path, experiment: Experiment | None = None, *, device: str | torch.device = "auto"
-) -> DiffusionModel:
-    """Return a diffusion model.
-
-    Args:
-        path: a file of hbench's, a folder with ``model.safetensors``, the name of a shipped run, or any other file as a
-            state dict, as guided-diffusion saves it.
-        experiment: experiment of the model; by default the one that the file carries. A state dict carries none.
-        device: device of the model; "auto" is CUDA where there is one, else the CPU.
-
-    Raises:
-        HBenchError: missing, damaged, foreign, of other settings, or not the file of the provenance beside it.
-    """
-    if experiment is not None:
-        check_type(Experiment, "as load_experiment returns it", experiment=experiment)
-    file, device = _model_file(path), pick_device(device)
-    if file.suffix != WEIGHTS:
-        model = build_model(experiment or model_experiment(path))
-        load_tensors(model, load_pickled(file), str(file))
-        return model.to(device).eval()
-    trained_with = read_experiment(file)
-    if experiment is not None:
-        if trained_with.data.image_shape != experiment.data.image_shape:
-            both = (trained_with.data, experiment.data)
-            shapes = [f"{data.size}x{data.size} with {counted(data.channels, 'channel')}" for data in both]
-            raise HBenchError(f"{file}: was trained on images of {shapes[0]}, not {shapes[1]}: use its [data] settings")
-        for section in ("model", "diffusion"):
-            wanted = getattr(experiment, section).model_dump()
-            for key, value in getattr(trained_with, section).model_dump().items():
-                if value != wanted[key]:
-                    raise HBenchError(
-                        f"{file}: was trained with {section}.{key} = {value!r}, not {wanted[key]!r}: use its settings"
-                    )
-    checked_sha256(file)
-    model = build_model(trained_with)
-    load_weights(file, model, "model")
-    return model.to(device).eval()
-
-
-def model_to_train_on(given: Path | None, folder: Path, experiment: Experiment, resume: bool) -> DiffusionModel:
-    """Return the model for a discovery in ``folder``, on the CPU: by default the pretrained one of the experiment.
-
-    A resumed discovery goes on with the model in its folder, if there is one already and none is given.
-    """
-    if given is None and resume and (folder / f"model{WEIGHTS}").is_file():
-        return load_model(folder, experiment, device="cpu")
-    return load_model(given or Path("runs") / experiment.name / "pretrain", experiment, device="cpu")
-
-
-def model_experiment(path: str | Path) -> Experiment:
-    """Return the experiment that a model carries; ``path`` is that of :func:`load_model`.
-
-    Raises:
-        HBenchError: the file is missing, or a state dict, which carries none.
-    """
-    file = _model_file(path)
-    if file.suffix != WEIGHTS:
-        raise HBenchError(f"{file}: a state dict does not know its settings: name its `experiment`")
-    return read_experiment(file)
 
 
 def load_names(path: str | Path, K: int | None = None) -> dict[int, str]:
@@ -481,14 +421,6 @@ def load_names(path: str | Path, K: int | None = None) -> dict[int, str]:
     return names
 
 
-def _shipped() -> str:
+def shipped() -> str:
+    """Return the names of the shipped runs, for advice."""
     return "the shipped " + ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
-
-
-def _model_file(path: str | Path) -> Path:
-    file = locate(path)
-    if file.is_dir() or not (file.suffix or file.is_file()):
-        file = file / f"model{WEIGHTS}"
-    if not file.is_file():
-        raise HBenchError(f"{file}: no such model: pretrain it, or give another one, such as {_shipped()}")
-    return file

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,13 +135,25 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
         shown = "; ".join(f"{n}: file {found.get(n)}, model {needed.get(n)}" for n in differing[:5])
         hint = "make the [model] settings match"
-        if "label_emb.weight" in found:
-            hint = "it is class-conditional, and hbench takes unconditional models alone"
-        elif differing == ["out.2.bias", "out.2.weight"]:
+        if differing == ["out.2.bias", "out.2.weight"]:
             hint = "set model.learn_sigma = true, or false"
+        elif "input_blocks.0.0.weight" in differing and len(shape := found.get("input_blocks.0.0.weight", ())) == 4:
+            hint = f"set data.channels = {shape[1]} and model.model_channels = {shape[0]}, and the rest likewise"
         raise HBenchError(f"{source}: {len(differing)} of its parameters do not fit the model ({shown}): {hint}")
+    for name, value in module.state_dict().items():
+        if not _is_plain(tensors[name], value.is_floating_point()):
+            raise HBenchError(
+                f"{source}: {name} is {tensors[name].dtype}, quantised or sparse: give weights in 16 or 32 bits"
+            )
     check_finite(tensors, source, "it is damaged, or its training diverged; give another file")
     module.load_state_dict(dict(tensors))
+
+
+def _is_plain(tensor: Tensor, is_float: bool) -> bool:
+    """Return whether a tensor holds plain numbers of its kind, such as load_state_dict takes over as they are."""
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    fits = tensor.dtype in floats if is_float else not tensor.is_floating_point()
+    return fits and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str, advice: str) -> None:
@@ -147,6 +161,28 @@ def check_finite(tensors: Mapping[str, Tensor], source: str, advice: str) -> Non
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise HBenchError(f"{source}: {name} holds NaN or infinity: {advice}")
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file is safetensors, by its name or by the start of its header."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        return has_header(file.read(9))
+
+
+def has_header(first: bytes) -> bool:
+    """Return whether the first bytes of a file are those of safetensors: the header's length, and the header, JSON."""
+    return first[4:9] == b"\0\0\0\0{"
+
+
+def carries_experiment(path: Path) -> bool:
+    """Return whether a file is one of hbench's, which carry their settings; others are state dicts.
+
+    Raises:
+        HBenchError: damaged safetensors, or written by a newer hbench.
+    """
+    return is_safetensors(path) and not {"role", "experiment", "hbench"}.isdisjoint(read_metadata(path))
 
 
 def load_pickled(path: Path) -> dict[str, Any]:
@@ -169,12 +205,29 @@ def load_pickled(path: Path) -> dict[str, Any]:
         TypeError,
         AttributeError,
     ) as error:
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise HBenchError(
+                f"{path}: not a checkpoint of plain tensors: it holds objects ({named[1]}), whose code could do "
+                "anything, and was refused; where you trust it, load it and save its state dict by itself"
+            ) from error
         raise HBenchError(
             f"{path}: not a checkpoint of plain tensors, or damaged: it was refused; get the file again"
         ) from error
     if not isinstance(values, dict):
-        raise HBenchError(f"{path}: holds {type(values).__name__}, need a dict of tensors")
+        raise HBenchError(
+            f"{path}: holds {type(values).__name__}, need a dict of tensors: save the state dict by itself"
+        )
     return values
+
+
+def names_in_pickle(path: Path) -> list[str]:
+    """Return the words in a pickle that may be names of parameters, without loading it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    except (zipfile.BadZipFile, OSError):
+        return []
+    return [word.decode() for word in re.findall(rb"[A-Za-z_][\w.]{3,}", content)]
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hbench.config import Experiment
+from hbench.config import Discovery, Experiment, Pretrain
 from hbench.errors import HBenchError
 from hbench.experiments import parse_experiment
 from hbench.store.files import replacing, sha256, write_text
@@ -65,6 +65,8 @@ class Checkpoint(Record):
     """Processes that have trained so far."""
     images: TrainedOn | None = None
     """Images of the training; None for a discovery, which sees none, and in a checkpoint of an older hbench."""
+    steps_before: tuple[int, ...] = ()
+    """Numbers of steps that the training was to have before it was given another one."""
 
 
 def save_checkpoint(
@@ -75,6 +77,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     pieces: Sequence[Piece] = (),
     images: TrainedOn | None = None,
+    steps_before: Sequence[int] = (),
     model_sha256: str | None = None,
 ) -> None:
     """Write everything that training needs to go on after ``step`` steps as if it had never stopped.
@@ -90,6 +93,7 @@ def save_checkpoint(
         state: state of each part, by name.
         pieces: processes that have trained so far.
         images: images of the training, where it sees any.
+        steps_before: numbers of steps that the training was to have before.
         model_sha256: SHA-256 of the file of the frozen model; None for a pretraining.
 
     Raises:
@@ -112,6 +116,7 @@ def save_checkpoint(
         experiment=values,
         model_sha256=model_sha256,
         pieces=tuple(pieces),
+        steps_before=tuple(steps_before),
         images=images,
     )
     about.write(folder / CHECKPOINT)
@@ -125,9 +130,12 @@ def read_checkpoint(
 ) -> Checkpoint | None:
     """Return the pointer to the last checkpoint of a training; None where there is none yet.
 
+    The number of steps may be another one, if the training has not passed it.
+
     Raises:
         HBenchError: the checkpoint is of another seed, of other settings of the stage, the data, the model or the
-            diffusion, of other images, of a newer hbench, damaged, or gone from a finished training.
+            diffusion, of other images, of a newer hbench, damaged, gone from a finished training, or past the wanted
+            steps.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -141,7 +149,14 @@ def read_checkpoint(
     saved, wanted = parse_experiment(about.experiment, str(path)).model_dump(), experiment.model_dump()
     for section in ("data", "model", "diffusion", stage):
         for key, new in wanted[section].items():
-            if (old := saved[section][key]) != new and key not in WITHOUT_EFFECT:
+            if (old := saved[section][key]) == new or key in WITHOUT_EFFECT:
+                continue
+            if key == "steps" and new < about.step:
+                raise HBenchError(
+                    f"{folder}: has taken {about.step} of {old} steps, and {section}.steps = {new} asks for fewer: "
+                    f"make it {about.step} or more, or use another `out`"
+                )
+            if key != "steps":
                 raise HBenchError(
                     f"{folder}: was started with {section}.{key} = {old!r}: resume with the same settings, "
                     "or use another `out`"
@@ -173,6 +188,10 @@ class Saved:
     """Processes that did them."""
     state: dict[str, Any] = field(default_factory=dict)
     """State of each part after these steps."""
+    settings: Pretrain | Discovery | None = None
+    """Settings of the stage that the steps had; None for a new training."""
+    steps_before: tuple[int, ...] = ()
+    """Numbers of steps that the training was to have before the wanted one."""
 
 
 def load_checkpoint(
@@ -214,7 +233,15 @@ def load_checkpoint(
     state = load_pickled(file)
     if state.keys() != set(parts):
         raise HBenchError(f"{folder}: was started by another command of hbench: choose another `out`")
-    return Saved(about.step, about.pieces, state)
+    settings = _settings(parse_experiment(about.experiment, str(folder / CHECKPOINT)), stage)
+    before = about.steps_before
+    if settings.steps != _settings(experiment, stage).steps:
+        before = (*before, settings.steps)
+    return Saved(about.step, about.pieces, state, settings, before)
+
+
+def _settings(experiment: Experiment, stage: Stage) -> Pretrain | Discovery:
+    return experiment.pretrain if stage == "pretrain" else experiment.discovery
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

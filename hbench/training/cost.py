@@ -11,8 +11,9 @@ from hbench.errors import HBenchError
 from hbench.runtime.distributed import local_world_size
 from hbench.store.records import Number
 
-SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.5}
-"""Share of the free memory in the default budget, by kind of device; a CPU's memory is not training's alone."""
+SHARE_OF_FREE = {"cuda": 0.9, "mps": 0.5, "cpu": 0.5}
+"""Share of the free memory in the default budget, by kind of device; a CPU's memory is not training's alone, and a
+Mac's GPU shares it."""
 
 
 class DoesNotFitError(HBenchError):

@@ -13,6 +13,7 @@ from hbench.core.backbone import Backbone, DiffusionModel
 from hbench.core.domain import log_look
 from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, check_type
+from hbench.models.adm import UNetModel, unet_config
 from hbench.runtime.distributed import rank
 from hbench.store.files import sha256
 from hbench.store.metrics import FILE as METRICS
@@ -21,7 +22,7 @@ from hbench.store.run import WEIGHTS, Run
 from hbench.store.weights import load_weights, save_weights, tensors_sha256
 from hbench.training.freeze import freeze
 from hbench.training.loop import Start, begin, restore, run_steps, started, stop_requests
-from hbench.training.step import Trained, initial, raw_pairs, train_step
+from hbench.training.step import Trained, initial, lr_factor, raw_pairs, train_step
 from hbench.training.strategy import resolve_once
 
 LOOKED_AT = 64
@@ -45,15 +46,16 @@ def train(
 
     The folder gets the frozen model, shift block, reconstructor and discriminator as safetensors, metrics, checkpoint
     and provenance, and needs nothing but itself. A resumed training ends as if it had never stopped, on the CPU with
-    the same bits. Several processes call this alike and share each batch; the main one writes. A line at the start says
-    what raw samples look like, with a warning where they are noise.
+    the same bits, even with more ``discovery.steps`` than before, unless they had begun to decay. Several processes
+    call this alike and share each batch; the main one writes. A line at the start says what raw samples look like, with
+    a warning where they are noise.
 
     Args:
         experiment: settings.
         model: diffusion model, of which a frozen copy is used.
         out: output folder, made where it is missing.
         seed: random seed of initial weights, x_T, k and s.
-        device: device to train on: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        device: device to train on: "auto", "cpu", "cuda", "cuda:N", "mps" or a torch device.
         overwrite: accept a folder that already holds something.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet.
         max_minutes: stop cleanly after this time, but not before a first step.
@@ -63,15 +65,26 @@ def train(
     Raises:
         TypeError: not an experiment or not a model.
         ValueError: a seed or a time out of range.
-        HBenchError: no timestep is shifted, the processes cannot share a batch, a loss is not finite (the last good
-            checkpoint stays), or ``out`` holds something else or cannot be written.
+        HBenchError: the model has other settings, no timestep is shifted, the processes cannot share a batch, a loss is
+            not finite (the last good checkpoint stays), or ``out`` holds something else or cannot be written.
     """
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_type(Backbone, "as load_model returns it", model=model)
     check_shift_interval(experiment)
+    check_settings(experiment, model)
     names = [field.name for field in fields(Trained)]
     with (
-        started(experiment, "discovery", out, names, seed, device, overwrite=overwrite, resume=resume) as start,
+        started(
+            experiment,
+            "discovery",
+            out,
+            names,
+            seed,
+            device,
+            lr_factor=lr_factor,
+            overwrite=overwrite,
+            resume=resume,
+        ) as start,
         stop_requests(max_minutes) as stop_reason,
     ):
         kept = kept_model(start, model)
@@ -103,6 +116,16 @@ def train(
         if rank() == 0:
             write_run(start, trained, strategy=running.discovery.strategy, keep=running.discovery.keep)
     return True
+
+
+def check_settings(experiment: Experiment, model: DiffusionModel) -> None:
+    """Raise an HBenchError where a UNet was built with other settings than those that its run would keep."""
+    if isinstance(model, UNetModel):
+        wanted = unet_config(experiment)
+        for each in fields(wanted):
+            found, value = (getattr(config, each.name) for config in (model.config, wanted))
+            if found != value:
+                raise HBenchError(f"the model has {each.name} = {found}, the experiment {value}: give both the same")
 
 
 def check_shift_interval(experiment: Experiment) -> None:
@@ -139,7 +162,7 @@ def write_run(start: Start, trained: Trained, **strategy: str | int) -> None:
         path = start.out / f"{role}.safetensors"
         save_weights(path, getattr(trained, role), start.experiment, role, start.experiment.discovery.weights)
         hashes[role] = sha256(path)
-    found = start.origin.finished(
+    found = start.finished(
         weights_sha256=hashes,
         model_tensors_sha256=tensors_sha256(start.out / "model.safetensors"),
         metrics_sha256=sha256(start.out / METRICS),

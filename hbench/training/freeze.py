@@ -31,6 +31,8 @@ def freeze(experiment: Experiment, model: DiffusionModel, device: torch.device) 
     frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
     cast_frozen(frozen, settings.precision)
     checkpoint_blocks(frozen, settings.checkpoint_blocks)
+    if settings.compile and device.type == "mps":
+        raise HBenchError("discovery.compile = true is for CUDA and the CPU: leave it out, or use `device=cpu`")
     if settings.compile:  # on CUDA also captured as CUDA graphs, and replayed for every timestep
         mode = "reduce-overhead" if device.type == "cuda" else None
         # Triton builds its launchers in C, the CPU's kernels are C++

@@ -70,6 +70,11 @@ class Start:
     model_sha256: str | None = None
     """SHA-256 of the file of the frozen model; None in a pretraining, and where ``metrics`` are None."""
 
+    def finished(self, **details: Any) -> Provenance:
+        """Return the provenance of the complete training."""
+        before = {"steps_before": list(self.saved.steps_before)} if self.saved.steps_before else {}
+        return self.origin.finished(**before, **details)
+
 
 @contextmanager
 def started(
@@ -80,6 +85,7 @@ def started(
     seed: int,
     device: str | torch.device,
     *,
+    lr_factor: Callable[[Any, int], float],
     overwrite: bool,
     resume: bool,
     images: TrainedOn | None = None,
@@ -96,6 +102,7 @@ def started(
         names: names of the parts that a checkpoint must hold.
         seed: random seed.
         device: device to train on.
+        lr_factor: function of the stage's settings and a step that returns the share of the learning rate.
         overwrite: accept a folder that already holds something.
         resume: go on from the folder's checkpoint, or from the start where there is none yet.
         images: images of the training, where it sees any.
@@ -129,6 +136,7 @@ def started(
         if is_complete and rank() == 0:
             for file in weights:
                 checked_sha256(file)
+        check_schedule(saved, settings, lr_factor)
         yield Start(experiment, stage, settings, seed, device, out, origin, saved, is_complete, images)
 
 
@@ -147,12 +155,29 @@ def begin(start: Start, model: DiffusionModel | None = None) -> Start:
     kept = start.out / f"model{WEIGHTS}"
     if not start.saved.step:  # a later resume would take an overwritten training for this one
         (start.out / CHECKPOINT).unlink(missing_ok=True)
-        (start.out / PROVENANCE).unlink(missing_ok=True)
+    (start.out / PROVENANCE).unlink(missing_ok=True)  # it is complete no more, if it is to get more steps
     write_experiment(start.out, start.experiment)
     if model is not None and not start.saved.step:
         save_weights(kept, model, start.experiment, "model", start.experiment.pretrain.weights)
     found = sha256(kept) if model is not None else None
     return replace(start, metrics=Metrics(start.out, start.saved.step), model_sha256=found)
+
+
+def check_schedule(saved: Saved, settings: Pretrain | Discovery, lr_factor: Callable[[Any, int], float]) -> None:
+    """Log a notice where a training gets another number of steps, and whether it ends as if it had had them at once."""
+    old = saved.settings
+    if old is None or old.steps == settings.steps:
+        return
+    schedules = [settings.model_copy(update={"steps": steps}) for steps in (*saved.steps_before, settings.steps)]
+    if len({tuple(lr_factor(each, step) for step in range(saved.step)) for each in schedules}) == 1:
+        result = "it ends as if it had had them from the start"
+    else:
+        last, following = lr_factor(old, saved.step - 1), lr_factor(settings, min(saved.step, settings.steps - 1))
+        result = (
+            f"its learning rate, {last:.1%} by the schedule of {old.steps}, is {following:.1%} in the next step, so it "
+            f"differs from one training of {settings.steps}; without decay it would not"
+        )
+    log.warning("goes on after step %d to %d steps instead of %d: %s", saved.step, settings.steps, old.steps, result)
 
 
 def restore(start: Start, parts: Parts) -> None:
@@ -195,7 +220,17 @@ def run_steps(
             draw(start.out)
         states = {name: part.state_dict() for name, part in parts.items()}
         pieces = [*start.saved.pieces, start.origin.piece()]
-        save_checkpoint(start.out, start.experiment, start.seed, done, states, pieces, start.images, start.model_sha256)
+        save_checkpoint(
+            start.out,
+            start.experiment,
+            start.seed,
+            done,
+            states,
+            pieces,
+            start.images,
+            steps_before=start.saved.steps_before,
+            model_sha256=start.model_sha256,
+        )
 
     with progress(total=steps, initial=start.saved.step, desc=NAMES[start.stage], unit="step") as bar:
         for step in range(start.saved.step, steps):

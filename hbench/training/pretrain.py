@@ -68,16 +68,17 @@ def pretrain(
     """Train a diffusion model and write it to ``out``. Return False if stopped early, with a checkpoint to resume from.
 
     The folder gets the average as ``model.safetensors``, sample grids, metrics, checkpoint and provenance. A resumed
-    training ends as if it had never stopped, on the CPU with the same bits. A line at the end says what the
-    samples look like, with a warning where they are noise. Several processes call this alike and share each batch, and
-    the main one writes; only dropout depends on their number.
+    training ends as if it had never stopped, on the CPU with the same bits, even with more ``pretrain.steps`` than
+    before, unless their learning rate had begun to decay. A line at the end says what the samples look like, with a
+    warning where they are noise. Several processes call this alike and share each batch, and the main one writes; only
+    dropout depends on their number.
 
     Args:
         experiment: settings.
         images: training images, uint8 [N, C, H, W].
         out: output folder, made where it is missing.
         seed: random seed of initial weights, batches and noise.
-        device: device to train on: "auto", "cpu", "cuda", "cuda:N" or a torch device.
+        device: device to train on: "auto", "cpu", "cuda", "cuda:N", "mps" or a torch device.
         overwrite: accept a folder that already holds something.
         resume: go on from the checkpoint in ``out``, from the start where there is none yet; the images must be the
             same.
@@ -110,6 +111,7 @@ def pretrain(
             names,
             seed,
             device,
+            lr_factor=lr_factor,
             images=trained_on,
             n_images=trained_on.n,
             data=read,
@@ -154,7 +156,7 @@ def pretrain(
                 "model_tensors_sha256": tensors_sha256(weights),
                 "metrics_sha256": sha256(start.out / METRICS),
             }
-            start.origin.finished(**hashes).after(start.saved.pieces).write(start.out / PROVENANCE)
+            start.finished(**hashes).after(start.saved.pieces).write(start.out / PROVENANCE)
     return True
 
 

@@ -33,7 +33,7 @@ from hbench.models import build_model
 from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.distributed import shard
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
-from hbench.runtime.memory import MIB, free_mib, gpu_memory, saved_tensors_peak, watch_resident
+from hbench.runtime.memory import MIB, free_mib, gpu_memory, mps_memory, saved_tensors_peak, watch_resident
 from hbench.training.cost import DoesNotFitError, Parts, Pass, Probe, passes, peak_mib
 from hbench.training.freeze import freeze
 from hbench.training.step import Trained, initial, losses, raw_pairs, train_discriminator, train_step
@@ -93,6 +93,12 @@ def memory_of_steps(step: Callable[[int], object], device: torch.device, idle: i
         take_steps()
         torch.cuda.synchronize(device)
         return before, gpu_memory(device, idle)[0] - before  # the allocator keeps its peak; kernels loaded count too
+    if device.type == "mps":
+        torch.mps.empty_cache()
+        before = mps_memory()
+        take_steps()
+        torch.mps.synchronize()
+        return before, mps_memory() - before
     with watch_resident() as (baseline, peak, _):
         take_steps()
         return 0.0, peak() - baseline

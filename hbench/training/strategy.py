@@ -53,8 +53,10 @@ def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
     settings = experiment.discovery
     if settings.gradient == "per-step":
         return with_keep(experiment, 0)
-    if settings.strategy == "offload" and sampler.device.type == "cpu":
-        raise HBenchError('discovery.strategy = "offload" moves graphs to the CPU, and this is one: take "auto"')
+    if settings.strategy == "offload" and sampler.device.type != "cuda":
+        raise HBenchError(
+            'discovery.strategy = "offload" moves graphs from CUDA\'s memory to the CPU\'s: take "auto" here'
+        )
     if settings.strategy != "auto":
         return experiment
     keeps, refusals = zip(*all_gather([keep_or_refusal(experiment, sampler, seed)]), strict=True)

@@ -26,8 +26,8 @@ from hbench.evaluation import vram_sweep as sweep
 from hbench.experiments import load_experiment
 from hbench.models.discriminator import judge
 from hbench.runtime.device import autocast, pick_device
+from hbench.store.model import load_model
 from hbench.store.provenance import provenance
-from hbench.store.run import load_model
 from hbench.training.cost import predict
 from hbench.training.freeze import freeze
 from hbench.training.probe import measure

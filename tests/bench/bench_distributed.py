@@ -23,8 +23,8 @@ from hbench.models import build_discriminator, build_model, build_reconstructor,
 from hbench.models.batch_norm import GlobalBatchNorm
 from hbench.runtime import distributed
 from hbench.store.files import write_json
+from hbench.store.model import load_model
 from hbench.store.provenance import FILE, provenance
-from hbench.store.run import load_model
 from hbench.training.step import initial, raw_pairs, train_step
 
 SETTINGS = ["discovery.pool=0"]  # as in the paper: new raw pairs in every step

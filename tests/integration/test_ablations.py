@@ -26,7 +26,8 @@ from hbench.reporting.artifacts import plot
 from hbench.reporting.rows import variants
 from hbench.store.datasets import load_set
 from hbench.store.lenet import SHIPPED_LENET, load_lenet
-from hbench.store.run import SHIPPED, load_model, load_run
+from hbench.store.model import load_model
+from hbench.store.run import SHIPPED, load_run
 from hbench.store.weights import read_written_experiment
 from hbench.training.checkpoint import CHECKPOINT
 from hbench.training.discover import train
@@ -287,6 +288,16 @@ def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, c
     assert not train_variants(tiny, build_model(tiny), {"full": []}, (0, 1), tmp_path, device=CPU, max_minutes=0)
     assert begun == [0]  # each call gets further
     assert "stopped by `max_minutes` before full-seed1: go on with `resume=True`" in caplog.text
+
+
+def test_a_finished_training_goes_on_where_it_is_to_get_more_steps(tmp_path, tiny, tiny_run, monkeypatch):
+    begun = []
+    monkeypatch.setattr("hbench.evaluation.ablations.train", lambda wanted, *_, **__: begun.append(wanted) or True)
+    shutil.copytree(tiny_run, tmp_path / "full-seed0")
+    for steps, expected in ((4, 0), (5, 1)):
+        longer = load_experiment("digits16", [*TINY, f"discovery.steps={steps}"])
+        assert train_variants(longer, build_model(tiny), {"full": []}, (0,), tmp_path, device=CPU)
+        assert len(begun) == expected
 
 
 @pytest.mark.slow

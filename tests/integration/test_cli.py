@@ -117,8 +117,10 @@ def test_wrong_input_is_one_line_that_names_the_fix(tmp_path, tiny_run, tiny_mod
     assert "or the shipped mnist16" in refused("rca", tmp_path / "absent")
     assert "no finished discovery there" in refused("rca", tiny_model)
     assert "is not in the range" in refused("rca", tiny_run, "--pairs", 0)
-    for name in ("abacus", "mps"):
+    for name in ("abacus", "meta", "mps:1"):
         assert "no such device" in refused("rca", tiny_run, "--device", name)
+    if not torch.backends.mps.is_available():
+        assert "no GPU of a Mac can be used here" in refused("rca", tiny_run, "--device", "mps")
     assert "at most 1000" in refused("sample", tiny_model, "--steps", 1001)
     if not torch.cuda.is_available():
         assert "found 0 CUDA devices" in refused("rca", tiny_run, "--device", "cuda")
@@ -148,12 +150,12 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
     assert "not a checkpoint of plain tensors" in train_on(bad)
     assert not (tmp_path / "owned").exists()
     (tmp_path / "page.pt").write_text("<html>404</html>")
-    assert "not a checkpoint of plain tensors" in train_on(tmp_path / "page.pt")
+    assert "is a web page" in train_on(tmp_path / "page.pt")
     torch.save({"time_embed.0.weight": torch.zeros(3)}, tmp_path / "other.pt")
     assert "parameters do not fit the model" in train_on(tmp_path / "other.pt")
     weights = load_file(tiny_model / "model.safetensors")
-    torch.save({"state_dict": weights, "step": 3}, tmp_path / "wrapped.pt")
-    assert '"state_dict" in it is a dict, need tensors alone' in train_on(tmp_path / "wrapped.pt")
+    torch.save({"model": weights, "teacher": weights}, tmp_path / "two.pt")
+    assert 'holds 2 models, "model", "teacher"' in train_on(tmp_path / "two.pt")
     torch.save({**weights, "label_emb.weight": torch.zeros(10, 128)}, tmp_path / "classes.pth")
     assert "class-conditional" in train_on(tmp_path / "classes.pth")
     twice = {name: torch.cat([weights[name]] * 2) for name in ("out.2.weight", "out.2.bias")}
@@ -165,7 +167,9 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    assert "not made by hbench" in train_on(tmp_path / "foreign.safetensors")
+    assert "holds no model known here (x)" in train_on(tmp_path / "foreign.safetensors")
+    assert "is an address" in train_on("https://example.org/ema.pt")
+    assert "an id of the Hugging Face Hub is not read" in train_on("google/ddpm-celebahq-256")
     assert not (tmp_path / "out").exists()
 
 

@@ -13,7 +13,7 @@ from hbench.cli.main import main
 from hbench.cli.options import Renamed
 from hbench.experiments import load_experiment
 from hbench.models import build_model
-from hbench.store.run import load_model
+from hbench.store.model import load_model
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]

@@ -16,7 +16,8 @@ from hbench.evaluation.sampling import ChosenNoise, choose_x_T, draw_pairs
 from hbench.reporting.rows import rca_rows
 from hbench.store.directions import DirectionSource
 from hbench.store.lenet import SHIPPED_LENET, load_lenet
-from hbench.store.run import load_model, load_run
+from hbench.store.model import load_model
+from hbench.store.run import load_run
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from hbench.evaluation.plan import Plan, measured_line
 from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.runtime.memory import free_mib, saved_tensors_peak, watch_resident
-from hbench.store.run import load_model
+from hbench.store.model import load_model
 from hbench.training.cost import Pass, Probe, budget_of, largest_keep, predict
 from hbench.training.discover import train
 from hbench.training.freeze import freeze

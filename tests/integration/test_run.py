@@ -10,8 +10,9 @@ from hbench.errors import HBenchError
 from hbench.evaluation.edit import EditedImages, edit
 from hbench.evaluation.rca import RCA, rca
 from hbench.store.datasets import load_images, read_images
+from hbench.store.model import load_model
 from hbench.store.pictures import Grid
-from hbench.store.run import load_model, load_run
+from hbench.store.run import load_run
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from hbench.errors import HBenchError
 from hbench.experiments import experiments_folder, load_experiment
 from hbench.store.datasets import load_images
+from hbench.store.model import load_model
 from hbench.store.provenance import provenance
-from hbench.store.run import load_model
 from hbench.store.weights import read_metadata
 from hbench.training.checkpoint import read_checkpoint
 from hbench.training.discover import train
@@ -343,3 +343,91 @@ def test_trainings_say_that_the_samples_are_noise(tmp_path, tiny, tiny_model, ca
     caplog.clear()
     assert train(tiny, load_model(tiny_model, tiny), tmp_path / "train", device=CPU, resume=True)
     assert noise not in caplog.text  # said before
+
+
+def longer(tiny_model, folder, *settings):
+    """Return a function of more settings that trains or goes on with a discovery, or without a model a pretraining."""
+
+    def go(*more, resume=False, **options):
+        experiment = load_experiment("digits16", [*TINY, *settings, *more])
+        if tiny_model is None:
+            return pretrain(experiment, load_images(experiment.data), folder, device=CPU, resume=resume, **options)
+        model = load_model(tiny_model, experiment)
+        return train(experiment, model, folder, device=CPU, resume=resume, **options)
+
+    return go
+
+
+def weights_of(folder):
+    return {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+
+
+def same(found, expected):
+    return found.keys() == expected.keys() and all(
+        torch.equal(value, expected[file][name]) for file, tensors in found.items() for name, value in tensors.items()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "discovery"])
+def test_a_longer_training_without_decay_has_the_bits_of_one_that_was_as_long(stage, tmp_path, tiny_model, caplog):
+    model = tiny_model if stage == "discovery" else None
+    flat = "discovery.decay=0" if model else "pretrain.decay=false"
+    whole, part = (longer(model, tmp_path / name, flat) for name in ("whole", "part"))
+    assert whole(f"{stage}.steps=8")
+    assert part()  # 4 steps, complete
+    with_4 = weights_of(tmp_path / "part")
+    caplog.clear()
+    assert not part(f"{stage}.steps=6", resume=True, max_minutes=1e-6)
+    assert "goes on after step 4 to 6 steps instead of 4: it ends as if it had had them from the start" in caplog.text
+    assert not (tmp_path / "part" / "provenance.json").exists()  # it is complete no more
+    assert same(weights_of(tmp_path / "part"), with_4)  # but still what it was
+    assert part(f"{stage}.steps=8", f"{stage}.checkpoint_every=3", resume=True)  # stopped, and longer again
+    assert same(weights_of(tmp_path / "part"), weights_of(tmp_path / "whole"))
+    origin = json.loads((tmp_path / "part" / "provenance.json").read_text())
+    assert origin["steps_before"] == [4, 6]
+    assert origin["experiment"][stage]["steps"] == 8
+    assert len(origin["pieces"]) == 3
+    rows = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("part", "whole")]
+    pd.testing.assert_frame_equal(*rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "discovery"])
+def test_a_longer_training_with_decay_says_what_that_means(stage, tmp_path, tiny_model, caplog):
+    model = tiny_model if stage == "discovery" else None
+    settings = ["discovery.decay=0.5"] if model else ["pretrain.decay=true", "pretrain.warmup_steps=2"]
+    go = longer(model, tmp_path / "run", *settings)
+    assert go()
+    assert go(f"{stage}.steps=5", resume=True)
+    assert "its learning rate, 50.0% by the schedule of 4, is " in caplog.text
+    assert "so it differs from one training of 5; without decay it would not" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_training_that_has_not_begun_to_decay_may_grow(tmp_path, tiny_model, caplog):
+    whole, part = (longer(tiny_model, tmp_path / name, "discovery.decay=0.25") for name in ("whole", "part"))
+    assert not part(max_minutes=1e-6)
+    assert part("discovery.steps=6", resume=True)
+    assert "as if it had had them from the start" in caplog.text
+    assert whole("discovery.steps=6")
+    assert same(weights_of(tmp_path / "part"), weights_of(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_fewer_steps_than_were_taken_are_refused(tmp_path, tiny_model):
+    go = longer(tiny_model, tmp_path / "run")
+    assert go()
+    before = snapshot(tmp_path)
+    with pytest.raises(HBenchError, match=r"has taken 4 of 4 steps, and discovery.steps = 3 asks for fewer"):
+        go("discovery.steps=3", resume=True)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_stopped_training_may_end_where_it_is(tmp_path, tiny_model):
+    short, cut = (longer(tiny_model, tmp_path / name, "discovery.decay=0") for name in ("short", "cut"))
+    assert not cut(max_minutes=1e-6)
+    assert cut("discovery.steps=1", resume=True)
+    assert short("discovery.steps=1")
+    assert same(weights_of(tmp_path / "cut"), weights_of(tmp_path / "short"))

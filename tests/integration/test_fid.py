@@ -182,7 +182,7 @@ def test_files_in_the_place_of_mnist_are_warned_of(tmp_path, caplog):
     assert (read["confidence"] < 0.9, read["as_learned"]) == (True, False)
     raw, shifted = torch.randn(2, 40, 120)
     result = fidelity(raw, shifted, reference, shipped.metric)
-    assert result.cautions() == []
+    assert not any("LeNet gives" in said or "MNIST" in said for said in result.cautions())
     said = replace(result, provenance=provenance(None, CPU, 0, **read)).cautions()
     assert said[0].startswith("measured by a digit LeNet on images that are not MNIST")
     assert said[1].startswith("the digit LeNet gives the classes of the real images a probability of only 0.")
@@ -194,7 +194,8 @@ def test_digits_that_the_lenet_knows_are_not_warned_of(run, extractor, tmp_path)
     reference, read = real_images(run, extractor, tmp_path, None, download=False)
     assert (read["confidence"] < 0.9, read["as_learned"]) == (True, True)  # it learned little, but these very images
     result = fidelity(*torch.randn(2, 40, 120), reference, extractor.metric)
-    assert replace(result, provenance=provenance(None, CPU, 0, **read)).cautions() == []
+    said = replace(result, provenance=provenance(None, CPU, 0, **read)).cautions()
+    assert said == result.cautions()  # of few images, and nothing else
 
 
 def test_a_cache_is_no_data(tmp_path):

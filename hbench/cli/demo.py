@@ -43,7 +43,7 @@ def demo(training_steps: int, options: Options) -> None:
 
     device = options.torch_device()
     out = options.claim(Path("runs/demo"))
-    shipped, fresh = out / "shipped", out / "fresh"
+    shipped, fresh = out / f"shipped-{SHIPPED}", out / "train"
     click.echo("1. The shipped run, directions of MNIST digits")
     run = load_run(SHIPPED, device=device)
     _measure(run, shipped, options.seed)

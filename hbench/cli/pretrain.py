@@ -1,6 +1,5 @@
 """``hbench pretrain``."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -33,12 +32,13 @@ def pretrain(experiment: "Experiment", options: Options) -> None:
     from hbench.reporting.charts.training import draw_curves
     from hbench.runtime.distributed import main_process_first
     from hbench.store.datasets import load_set
+    from hbench.store.places import experiment_folder
     from hbench.training.pretrain import pretrain as train_model
 
     device = options.torch_device()
     with main_process_first():  # since it may download them
         data = load_set(experiment.data, options.data_root, download=options.download)
-    folder = options.out or Path("runs") / experiment.name / "pretrain"
+    folder = options.out or experiment_folder(experiment.name) / "pretrain"
     settings = {"device": device, "draw": draw_curves, "account": data.account, **options.training}
     if train_model(experiment, data.images, folder, **settings):
         click.echo(folder / "model.safetensors")

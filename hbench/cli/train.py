@@ -35,11 +35,12 @@ def train(experiment: "Experiment", model: Path | None, options: Options) -> Non
         hbench train mnist16 --model mnist16 --set discovery.K=8
     """
     from hbench.reporting.charts.training import draw_curves
+    from hbench.store.places import experiment_folder
     from hbench.store.run import model_to_train_on
     from hbench.training.discover import train as discover
 
     device = options.torch_device()
-    folder = options.out or Path("runs") / experiment.name / "train"
+    folder = options.out or experiment_folder(experiment.name) / "train"
     network = model_to_train_on(model, folder, experiment, options.resume)
     if discover(experiment, network, folder, device=device, draw=draw_curves, **options.training):
         click.echo(folder)

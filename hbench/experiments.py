@@ -1,6 +1,7 @@
 """Experiment files: TOML read into settings, with overrides and errors that name the nearest key."""
 
 import difflib
+import json
 import logging
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,8 @@ UNSUPPORTED = {
     "weight_decay": "Adam has none",
 }
 """Flags of guided-diffusion and others that have no setting here, and why."""
+OF_IMAGES = ("dataset", "size", "channels")
+"""Settings of the data that make other images."""
 
 
 def experiments_folder() -> Path:
@@ -162,6 +165,21 @@ def without_pool(
     """
     chosen = {"pool": 0, "batch_size": batch_size or experiment.evaluation.sweep_batch_size, "precision": precision}
     return override(experiment, [f"discovery.{key}={value}" for key, value in chosen.items() if value is not None])
+
+
+def settings_of_model(experiment: Experiment, section: str | None = None) -> dict[str, object]:
+    """Return the settings of the images, the diffusion model and a further section by key: "model.model_channels"."""
+    whole = {each: True for each in ("model", "diffusion", section) if each}
+    values = experiment.model_dump(mode="json", include={"data": set(OF_IMAGES), **whole})
+    return {f"{section}.{key}": value for section, table in values.items() for key, value in table.items()}
+
+
+def changes(experiment: Experiment, name: str) -> list[str]:
+    """Return the overrides by which the experiment ``name`` has the images and the diffusion model of this one."""
+    theirs = settings_of_model(load_experiment(name))
+    return [
+        f"{key}={json.dumps(value)}" for key, value in settings_of_model(experiment).items() if theirs[key] != value
+    ]
 
 
 def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:

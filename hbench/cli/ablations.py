@@ -13,6 +13,7 @@ from hbench.cli.options import (
     adjusted_experiment_options,
     data_options,
     model_option,
+    out_of,
     publish,
     run_options,
     shared,
@@ -41,9 +42,17 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
 )
 @click.option("--seeds", default="0,1,2", show_default=True, callback=parse_seeds, help="Seeds of the trainings.")
 @click.option("--pairs", type=Count(), default=1000, show_default=True, help="Number of fresh pairs a training.")
-@click.option("--lenet", type=a_path, help='Weights of the digit LeNet, by "hbench lenet" [default: the shipped ones].')
-@click.option("--out", type=a_path, help="Output folder [default: runs/EXPERIMENT/ablations, or settings].")
-@shared(data_options, training_options, run_options)
+@click.option(
+    "--lenet",
+    type=a_path,
+    help='Weights of the digit LeNet, by "hbench lenet" [default: the shipped ones, or runs/EXPERIMENT/lenet].',
+)
+@shared(
+    out_of("runs/EXPERIMENT/ablations; with --over runs/EXPERIMENT/settings"),
+    data_options,
+    training_options,
+    run_options,
+)
 def ablations(
     experiment: "Experiment",
     model: Path | None,
@@ -70,9 +79,11 @@ def ablations(
     from hbench.evaluation.ablations import ablations as measure
     from hbench.experiments import one_at_a_time
     from hbench.reporting.charts.training import draw_curves
+    from hbench.store.lenet import lenet_for
     from hbench.store.model import model_to_train_on
+    from hbench.store.places import experiment_folder
 
-    folder = options.out or Path("runs") / experiment.name / ("settings" if over else "ablations")
+    folder = options.out or experiment_folder(experiment.name) / ("settings" if over else "ablations")
     experiment, network = model_to_train_on(model, folder, experiment, options.resume)
     result = measure(
         experiment,
@@ -81,7 +92,7 @@ def ablations(
         variants=one_at_a_time(over) if over else None,
         seeds=seeds,
         pairs=pairs,
-        lenet=lenet,
+        lenet=lenet or lenet_for(experiment),
         data_root=options.data_root,
         download=options.download,
         device=options.torch_device(options.earlier_threads(folder)),

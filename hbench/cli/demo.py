@@ -47,7 +47,7 @@ def demo(training_steps: int, options: Options) -> None:
 
     device = options.torch_device()
     out = options.claim(Path("runs/demo"))
-    shipped, fresh = out / "shipped", out / "fresh"
+    shipped, fresh = out / f"shipped-{SHIPPED}", out / "train"
     run = load_run(SHIPPED, device=device)
     experiment = _fresh_experiment(run.experiment, training_steps)
     if progress_is_shown():

@@ -10,16 +10,17 @@ from hbench.cli.options import (
     Options,
     Renamed,
     a_path,
-    check_directions,
     check_steps,
     device_option,
+    directions_named,
     publish,
     quiet_option,
-    result_options,
+    result_of,
     run_argument,
     shared,
     source_options,
     threads_option,
+    with_source,
 )
 from hbench.errors import MOST_COLUMNS
 
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 @click.command()
 @run_argument
 @click.argument("images", nargs=-1, required=True, type=a_path, metavar="IMAGE...")
-@click.option("--shift", "shifts", multiple=True, metavar="K=S", help="Direction and magnitude; repeatable.")
-@click.option("--sweep", "swept", type=int, metavar="K", help="Direction to vary from -S to S.")
+@click.option(
+    "--shift", "shifts", multiple=True, metavar="K=S", help="Direction, by number or name, and magnitude; repeatable."
+)
+@click.option("--sweep", "swept", metavar="K", help="Direction to vary from -S to S.")
 @click.option("--grid", "crossed", metavar="K,K", help="Two directions to cross, each from -S to S.")
 @click.option(
     "--largest",
@@ -64,12 +67,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Precision of the networks; bfloat16 inverts a little less exactly.",
 )
-@shared(source_options, result_options, device_option, threads_option, quiet_option)
+@shared(source_options, result_of("edit"), device_option, threads_option, quiet_option)
 def edit(
     run: Path,
     images: tuple[Path, ...],
     shifts: tuple[str, ...],
-    swept: int | None,
+    swept: str | None,
     crossed: str | None,
     largest: float | None,
     samples: int,
@@ -82,12 +85,12 @@ def edit(
     Each IMAGE is a picture of any size, or a folder of pictures. Each is inverted to x_T and generated again: as it
     is, which tells the error of the reconstruction, and with every --shift alone and all of them together, with a
     --sweep, or with a --grid. A few generated images are inverted too, to see whether their x_T is found again. Nothing
-    is random.
+    is random. A name of the run's names.txt, or its beginning, stands for the number of a direction.
 
     \b
     Example:
         hbench edit mnist16 digit.png --shift 3=2.5 --shift 7=-1
-        hbench edit mnist16 folder/of/digits --sweep 3 --samples 7
+        hbench edit mnist16 folder/of/digits --sweep "thin to bold" --samples 7
     """
     from hbench.evaluation.edit import edit as edit_images
     from hbench.store.datasets import read_images
@@ -97,14 +100,14 @@ def edit(
     check_steps(loaded.experiment, steps)
     edits = _requested(loaded, shifts, swept, crossed, largest, samples)
     read = read_images(images, loaded.experiment.data)
-    folder = options.claim_result(run, "edit")
+    folder = options.claim_result(run, with_source("edit", source))
     for image in read:
         click.echo(f"{image.file}: {image.done}", err=True)
     publish(edit_images(loaded, read, edits, steps=steps, precision=precision, source=source), folder)
 
 
 def _requested(
-    run: "Run", shifts: tuple[str, ...], swept: int | None, crossed: str | None, largest: float | None, samples: int
+    run: "Run", shifts: tuple[str, ...], swept: str | None, crossed: str | None, largest: float | None, samples: int
 ) -> "list[Edit]":
     """Return the edits that the options ask for."""
     from hbench.evaluation.edit import grid, singly_and_together, sweep
@@ -120,8 +123,8 @@ def _requested(
     if S > run.S:
         click.echo(f"--largest {S:g}: beyond S = {run.S:g}, the largest magnitude of the training", err=True)
     if swept is not None:
-        check_directions(run, [swept], "--sweep")
-        return sweep(swept, S, samples)
+        (k,) = directions_named(run, [swept], "--sweep")
+        return sweep(k, S, samples)
     if crossed:
         return grid(*_crossed(run, crossed), S, samples)
     edit: dict[int, float] = {}
@@ -134,29 +137,36 @@ def _requested(
 
 
 def _crossed(run: "Run", text: str) -> tuple[int, int]:
-    """Return the two directions of "3,7"."""
+    """Return the two directions of "3,7", or of names, which may have commas themselves."""
     parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+    splits = [[",".join(parts[:i]), ",".join(parts[i:])] for i in range(1, len(parts))]
+    if not splits:
         raise click.BadParameter(f'"{text}": write two directions, as in 3,7', param_hint="--grid")
-    first, second = (int(part) for part in parts)
-    check_directions(run, [first, second], "--grid")
+    for i, split in enumerate(splits):
+        try:
+            first, second = directions_named(run, split, "--grid")
+        except click.BadParameter:
+            if i + 1 == len(splits):
+                raise
+        else:
+            break
     if first == second:
         raise click.BadParameter("give two different directions, or use --sweep", param_hint="--grid")
     return first, second
 
 
 def _shift(run: "Run", text: str) -> tuple[int, float]:
-    """Return direction and magnitude of "3=2.5"; note a magnitude beyond S."""
+    """Return direction and magnitude of "3=2.5" or "thickness=2.5"; note a magnitude beyond S."""
     from hbench.store.run import LARGEST
 
-    first, _, second = text.partition("=")
+    first, _, second = text.rpartition("=")  # a name may hold the sign itself
     try:
-        k, s = int(first), float(second)
+        s = float(second if first else "")
     except ValueError:
         raise click.BadParameter(f'"{text}": write direction=magnitude, as in 3=2.5', param_hint="--shift") from None
     if not abs(s) <= LARGEST:
         raise click.BadParameter(f'"{text}": the magnitude must be finite in float32', param_hint="--shift")
+    (k,) = directions_named(run, [first], "--shift")
     if abs(s) > run.S:
         click.echo(f"--shift {text}: beyond S = {run.S:g}, the largest magnitude of the training", err=True)
-    check_directions(run, [k], "--shift")
     return k, s

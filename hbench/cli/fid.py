@@ -11,7 +11,7 @@ from hbench.cli.options import (
     data_options,
     processes_option,
     publish,
-    result_options,
+    result_of,
     run_argument,
     run_options,
     shared,
@@ -31,12 +31,14 @@ from hbench.cli.options import (
     "digits, else inception-v3-compat].",
 )
 @click.option(
-    "--weights", type=a_path, help="Weights of the extractor [default: torch-fidelity's, or the shipped LeNet]."
+    "--weights",
+    type=a_path,
+    help="Weights of the extractor [default: torch-fidelity's; the shipped LeNet, or that in runs/EXPERIMENT/lenet].",
 )
 @click.option(
     "--cache", type=a_path, default=Path("runs/cache"), show_default=True, help="Folder of images and features."
 )
-@shared(data_options, result_options, processes_option, run_options)
+@shared(data_options, result_of("fid-EXTRACTOR"), processes_option, run_options)
 def fid(
     run: Path,
     samples: int | None,
@@ -59,8 +61,11 @@ def fid(
     """
     from hbench.evaluation.features import choose_extractor
     from hbench.evaluation.fid import fid as measure
+    from hbench.store.lenet import lenet_for
 
     loaded = options.load(run)
+    if weights is None and extractor in (None, "lenet-digits"):
+        weights = lenet_for(loaded.experiment, run)
     chosen = choose_extractor(loaded.experiment.data, extractor, weights)
     folder = options.claim_result(run, with_steps(f"fid-{chosen.name}", loaded, steps))
     result = measure(

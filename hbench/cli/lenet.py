@@ -1,6 +1,5 @@
 """``hbench lenet``."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -37,8 +36,9 @@ def lenet(experiment: "Experiment", epochs: int, options: Options) -> None:
         hbench lenet digits16 --epochs 20
     """
     from hbench.evaluation.lenet import lenet as train
+    from hbench.store.places import experiment_folder
 
-    folder = options.claim(Path("runs") / experiment.name / "lenet")
+    folder = options.claim(experiment_folder(experiment.name) / "lenet")
     options.choose_threads()
     result = train(experiment, epochs=epochs, data_root=options.data_root, download=options.download, seed=options.seed)
     publish(result, folder)

@@ -6,7 +6,6 @@ Numbers go to stdout, everything else to stderr. Commands import torch only when
 import errno
 import io
 import logging
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from hbench.cli.plan import plan
 from hbench.cli.pretrain import pretrain
 from hbench.cli.properties import properties
 from hbench.cli.rca import rca
+from hbench.cli.repeats import leaf
 from hbench.cli.report import report
 from hbench.cli.reproduce import reproduce
 from hbench.cli.sample import sample
@@ -33,6 +33,7 @@ from hbench.cli.train import train
 from hbench.cli.train_curves import train_curves
 from hbench.cli.traverse import traverse
 from hbench.cli.vram_sweep import vram_sweep
+from hbench.cli.words import in_options, options_of
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import only_main_process_prints, world_size
@@ -73,8 +74,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except HBenchError as error:
-            message = _without_unknown(" ".join(str(error).split()), _options_of(self, ctx.invoked_subcommand))
-            raise click.ClickException(_with_flags(message)) from error
+            message = in_options(" ".join(str(error).split()), options_of(_called(ctx)))
+            raise click.ClickException(message) from error
         except click.NoSuchOption as error:
             raise click.UsageError(_setting_meant(error) or error.format_message(), error.ctx) from error
         except click.BadParameter as error:  # its value may have several lines
@@ -83,9 +84,9 @@ class Group(click.Group):
             if not is_out_of_memory(error):
                 raise
             first = (str(error).splitlines() or ["no more is known"])[0]
-            name = ctx.invoked_subcommand or ""
-            general = "choose another --device" if "device" in _options_of(self, name) else "free some memory"
-            raise click.ClickException(f"out of memory: {OUT_OF_MEMORY.get(name, general)} ({first})") from error
+            general = "choose another --device" if "device" in options_of(_called(ctx)) else "free some memory"
+            advice = OUT_OF_MEMORY.get(ctx.invoked_subcommand or "", general)
+            raise click.ClickException(f"out of memory: {advice} ({first})") from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever reads the output has seen enough
                 raise
@@ -102,37 +103,21 @@ class Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        tqdm.write(_with_flags(record.getMessage()), file=sys.stderr)
+        context = click.get_current_context(silent=True)
+        options = options_of(context.command) if context else set()
+        tqdm.write(in_options(record.getMessage(), options, is_notice=True), file=sys.stderr)
 
 
 logging.getLogger("hbench").addHandler(Notices())
 logging.getLogger("hbench").setLevel(logging.INFO)
 
 
-def _options_of(group: click.Group, name: str | None) -> set[str]:
-    """Return the names of all options of a command, those of its subcommands included."""
-    command = group.commands.get(name or "")
-    if isinstance(command, click.Group):
-        return set().union(*(_options_of(command, each) for each in command.commands))
-    return {
-        option.lstrip("-").replace("-", "_") for each in (command.params if command else ()) for option in each.opts
-    }
-
-
-def _without_unknown(message: str, options: set[str]) -> str:
-    """Return a library's message without the advice to use an argument that the command does not offer."""
-    advice = r",? or (?:add )?`(?P<name>[a-z_]+)(?:=[^`]*)?`"
-    return re.sub(advice, lambda found: found[0] if found["name"] in options else "", message)
-
-
-def _with_flags(message: str) -> str:
-    """Return a library's message with options in place of the arguments that it names: `name` or `name=value`."""
-
-    def flag(found: re.Match[str]) -> str:
-        name, value = found["name"], found["value"]
-        return f"--{name.replace('_', '-')}" + (f" {value}" if value not in (None, "True") else "")
-
-    return re.sub(r"`(?P<name>[a-z_]+)(?:=(?P<value>[^`]*))?`", flag, message)
+def _called(ctx: click.Context) -> click.Command:
+    """Return the command of a command line, which may be one of a group; the group of all where there is none."""
+    try:
+        return leaf(ctx.command, shlex.split(ctx.obj)[1:])[0]
+    except click.UsageError:
+        return ctx.command
 
 
 def _setting_meant(error: click.NoSuchOption) -> str:

@@ -14,8 +14,8 @@ def mos() -> None:
 
     \b
     Example:
-        hbench mos export mnist16 --out runs/mos
-        hbench mos score marks_*.csv --key runs/mos/key.json
+        hbench mos export mnist16
+        hbench mos score marks_*.csv --key runs/shipped-mnist16/mos/key.json
     """
 
 

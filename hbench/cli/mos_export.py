@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import Count, Finite, Options, a_path, overwrite_option, publish, run_options, shared
+from hbench.cli.options import Count, Finite, Options, a_path, publish, result_of, run_options, shared
 from hbench.errors import MOST_ASSESSORS, MOST_COLUMNS
 
 
@@ -31,11 +31,7 @@ def _odd(ctx: click.Context, param: click.Parameter, value: int) -> int:
 @click.option("--controls", type=Count(0), default=3, show_default=True, help="Number of untrained directions a run.")
 @click.option("--asked-by", metavar="TEXT", default="", help="Who asks; the sheets say it.")
 @click.option("--label-studio", is_flag=True, help="Write tasks and configuration for Label Studio too.")
-@shared(
-    click.option("--out", type=a_path, default=Path("runs/mos"), show_default=True, help="Output folder."),
-    overwrite_option,
-    run_options,
-)
+@shared(result_of("mos"), run_options)
 def export(
     runs: tuple[Path, ...],
     assessors: int,
@@ -70,7 +66,7 @@ def export(
         raise click.BadParameter("the same run twice", param_hint="RUN")
     device = options.torch_device()
     loaded = {str(run): load_run(run, device=device) for run in runs}
-    folder = options.claim(Path("runs/mos"))
+    folder = options.claim_result(runs[0], "mos")
     refuse_marked(folder)
     study = mos_study(
         loaded,

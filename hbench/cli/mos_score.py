@@ -16,7 +16,7 @@ a_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--device", hidden=True, expose_value=False)  # accepted since other commands take it; nothing to compute
 @click.option("--quiet", hidden=True, expose_value=False, is_flag=True)
 @shared(
-    click.option("--out", type=a_path, help="Output folder [default: score/ beside the key]."),
+    click.option("--out", type=a_path, help="Output folder [default: score beside a key in RUN, else RUN/mos/score]."),
     overwrite_option,
     seed_option,
 )
@@ -30,12 +30,14 @@ def score(marks: tuple[Path, ...], key: Path, partial: bool, options: Options) -
 
     \b
     Example:
-        hbench mos score marks_*.csv --key runs/mos/key.json
+        hbench mos score marks_*.csv --key runs/shipped-mnist16/mos/key.json
     """
     from hbench.evaluation.mos.score import mos_score
+    from hbench.evaluation.mos.study import Key
+    from hbench.store.places import score_folder
 
     result = mos_score(marks, key, partial=partial, seed=options.seed)
-    folder = options.claim(key.parent / "score")
+    folder = options.claim(score_folder(key, Key.read(key).runs[0].run))
     publish(result, folder)
     for run, file in result.names_files().items():
         click.echo(f"names proposed for {run}: {folder / file}", err=True)

@@ -105,8 +105,18 @@ class Options:
         return folder
 
     def claim_result(self, run: Path, name: str) -> Path:
-        """Claim the folder of a run's result: inside the run's, or under runs/ for a shipped run."""
-        return self.claim(result_folder(run) / name)
+        """Claim the folder of a run's result, by default in the run's, with a number beside those of other options."""
+        from hbench.store.places import run_folder
+
+        return self.claim_numbered(run_folder(run) / name)
+
+    def claim_numbered(self, default: Path) -> Path:
+        """Claim --out, or the default folder, with a number beside results of other options."""
+        from hbench.cli.repeats import is_repeat
+        from hbench.store.places import free
+
+        is_old = self.overwrite or self.resume
+        return self.claim(free(default, is_repeat, replace=is_old) if self.out is None else default)
 
 
 def shared(*options: Decorator[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -214,7 +224,6 @@ quiet_option = click.option(
     callback=lambda ctx, param, value: show_progress(not value),
     help="Show no progress.",
 )
-out_option = click.option("--out", type=a_path, help="Output folder [default: inside the run's].")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
 steps_option = click.option("--steps", type=Count(), help="Number of generation steps M [default: the run's].")
 many_steps_option = click.option(
@@ -227,7 +236,6 @@ many_steps_option = click.option(
     help="Numbers of generation steps M [default: M/2, M, 2M, 4M of EXPERIMENT].",
 )
 run_options = combined(device_option, threads_option, seed_option, quiet_option)
-result_options = combined(out_option, overwrite_option)
 training_options = combined(
     click.option(
         "--resume",
@@ -265,9 +273,19 @@ processes_option = click.option(
 """Option of the commands that several processes can share: the others refuse to run under torchrun."""
 
 
+NUMBERED = "beside results of other options with a number, -2"
+"""What is said of a default folder that gets a number."""
+
+
 def out_of(default: str) -> Decorator[Any]:
-    """Return the option --out of a command with another default folder than the run's."""
+    """Return the option --out of a command with this default folder."""
     return click.option("--out", type=a_path, help=f"Output folder [default: {default}].")
+
+
+def result_of(name: str, argument: str = "RUN") -> Decorator[Any]:
+    """Return the options --out and --overwrite of a command whose result lies in the run's folder."""
+    default = f"{argument}/{name}, of a shipped run runs/shipped-{argument}/{name}; {NUMBERED}"
+    return combined(out_of(default), overwrite_option)
 
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -320,18 +338,16 @@ def adjusted_experiment_options(
     return decorate
 
 
-def result_folder(run: Path) -> Path:
-    """Return the folder of a run's results: its own, or one under runs/ for a run shipped with hbench."""
-    from hbench.store.run import locate
-
-    return run if locate(run) == run else Path("runs") / f"shipped-{run.name}"
-
-
 def with_steps(name: str, run: "Run", steps: int | None) -> str:
     """Return the name of a result, with its generation steps where they differ from the run's."""
     check_steps(run.experiment, steps)
     M = run.experiment.discovery.M
     return name if steps in (None, M) else f"{name}-{steps}-steps"
+
+
+def with_source(name: str, source: "DirectionSource") -> str:
+    """Return the name of a result, with the kind of its directions where it is not the sample's own."""
+    return name if source.name == "own" else f"{name}-{source.name}"
 
 
 def check_steps(experiment: "Experiment", steps: int | None, *, shifts: bool = True) -> None:
@@ -349,11 +365,14 @@ def check_steps(experiment: "Experiment", steps: int | None, *, shifts: bool = T
             raise click.BadParameter(str(error), param_hint="--steps") from error
 
 
-def check_directions(run: "Run", directions: Iterable[int], option: str) -> None:
-    """Refuse directions that the run does not have."""
-    for k in directions:
-        if k not in range(run.K):
-            raise click.BadParameter(f"no direction {k}: the run has 0 to {run.K - 1}", param_hint=option)
+def directions_named(run: "Run", words: Iterable[str], option: str) -> list[int]:
+    """Return the directions that words name, by number or by name, after a check of each."""
+    from hbench.store.directions import direction_named
+
+    try:
+        return [direction_named(run, word) for word in words]
+    except HBenchError as error:
+        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 def publish(result: "Result", folder: Path) -> None:

@@ -37,9 +37,10 @@ def pretrain(experiment: "Experiment", options: Options) -> None:
     from hbench.reporting.charts.training import draw_curves
     from hbench.runtime.distributed import main_process_first, rank
     from hbench.store.datasets import load_set
+    from hbench.store.places import experiment_folder
     from hbench.training.pretrain import pretrain as train_model
 
-    folder = options.out or Path("runs") / experiment.name / "pretrain"
+    folder = options.out or experiment_folder(experiment.name) / "pretrain"
     device = options.torch_device(options.earlier_threads(folder))
     with main_process_first():  # since it may download them
         data = load_set(experiment.data, options.data_root, download=options.download)

@@ -7,9 +7,9 @@ import click
 from hbench.cli.options import (
     Count,
     Options,
-    check_directions,
+    directions_named,
     publish,
-    result_options,
+    result_of,
     run_argument,
     run_options,
     shared,
@@ -38,18 +38,18 @@ from hbench.cli.options import (
 @click.option(
     "--direction",
     "shown",
-    type=int,
     multiple=True,
-    help="Direction in the picture; repeatable [default: the four best recognised].",
+    metavar="K",
+    help="Direction in the picture, by number or name; repeatable [default: the four best recognised].",
 )
 @steps_option
-@shared(result_options, run_options)
+@shared(result_of("properties"), run_options)
 def properties(
     run: Path,
     samples: int,
     pairs: int,
     examples: int,
-    shown: tuple[int, ...],
+    shown: tuple[str, ...],
     steps: int | None,
     options: Options,
 ) -> None:
@@ -66,9 +66,9 @@ def properties(
     from hbench.evaluation.properties import properties as measure
 
     loaded = options.load(run)
-    check_directions(loaded, shown, "--direction")
+    directions = directions_named(loaded, shown, "--direction")
     folder = options.claim_result(run, with_steps("properties", loaded, steps))
     result = measure(
-        loaded, samples=samples, pairs=pairs, steps=steps, examples=examples, directions=shown, seed=options.seed
+        loaded, samples=samples, pairs=pairs, steps=steps, examples=examples, directions=directions, seed=options.seed
     )
     publish(result, folder)

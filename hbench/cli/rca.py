@@ -9,18 +9,19 @@ from hbench.cli.options import (
     Options,
     processes_option,
     publish,
-    result_options,
+    result_of,
     run_argument,
     run_options,
     shared,
     source_options,
+    with_source,
 )
 
 
 @click.command()
 @run_argument
 @click.option("--pairs", type=Count(), default=10_000, show_default=True, help="Number of fresh pairs.")
-@shared(source_options, result_options, processes_option, run_options)
+@shared(source_options, result_of("rca"), processes_option, run_options)
 def rca(run: Path, pairs: int, options: Options) -> None:
     """Measure the reconstructor's classification accuracy (RCA).
 
@@ -34,5 +35,5 @@ def rca(run: Path, pairs: int, options: Options) -> None:
 
     loaded = options.load(run)
     source = options.source(loaded)
-    folder = options.claim_result(run, "rca")
+    folder = options.claim_result(run, with_source("rca", source))
     publish(measure(loaded, pairs=pairs, seed=options.seed, source=source), folder)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import a_path, result_folder
+from hbench.cli.options import a_path
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=a_path, metavar="RUN...")
-@click.option("--out", type=a_path, help="Output folder [default: that of the first RUN's results].")
+@click.option("--out", type=a_path, help="Output folder [default: RUN, of a shipped run runs/shipped-RUN].")
 @click.option("--summary", type=a_path, help="Markdown file for one table of all RUNs.")
 @click.option(
     "--not-run",
@@ -30,8 +30,10 @@ def report(
 ) -> None:
     """Write one page of all results, beside the paper's.
 
-    RUN is a run folder, a shipped run with results, or any folder of results. The page report.html needs no other file;
-    report.md, report.csv and report.json hold the same. An earlier report is replaced.
+    RUN is a run folder, the folder of an experiment with the run "train", a shipped run, or any folder of results. The
+    page shows what lies in the run's folder, and of its experiment's folder what has the same images and model. The
+    page report.html needs no other file; report.md, report.csv and report.json hold the same. An earlier report is
+    replaced.
 
     \b
     Example:
@@ -41,14 +43,14 @@ def report(
     from hbench.experiments import load_experiment
     from hbench.reporting import report as pages
 
-    folders = list(dict.fromkeys(result_folder(run) for run in runs))
     if redraw:
-        for folder in folders:
-            pages.redraw(folder)
-    reports = [pages.collect(folder) for folder in folders]
+        for run in runs:
+            pages.redraw(run)
+    reports = list({report.folder: report for report in map(pages.collect, runs)}.values())  # a run named twice is one
+    folder = out or reports[0].folder or Path()
     absent = [pages.not_run(load_experiment(name), reason) for name, reason in not_run]
-    pages.write_pages(reports, out or folders[0])
-    click.echo((out or folders[0]) / "report.html")
+    pages.write_pages(reports, folder)
+    click.echo(folder / "report.html")
     if summary:
         pages.write_summary([*reports, *absent], summary, ctx.obj)
         click.echo(summary)

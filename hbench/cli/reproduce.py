@@ -15,32 +15,64 @@ from hbench.runtime.progress import duration, progress_is_shown
 
 if TYPE_CHECKING:
     from hbench.config import Experiment
+    from hbench.reporting.report import Reproduced
     from hbench.store.provenance import Provenance
 
 MADE_OF = "reproduced.json"
-"""Name of the file with the settings and the weights that everything in the folder is made of."""
+"""Name of the file with the settings and the weights that a folder is made of."""
 REAL_IMAGES = 6
 """Number of real images that are edited."""
-WITHOUT_EFFECT = {"--resume", "--overwrite", "--quiet"}
-"""Options that change no result."""
+TRAININGS = {"pretrain": "pretrain", "train": "discovery"}
+"""Folders of the trainings, each with the section of its settings."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A reproduction: experiment, run and folder."""
+    """A reproduction: experiment, run and folders."""
 
     experiment: "Experiment"
     source: str
     """EXPERIMENT as it was given."""
     run: Path | None
     """Run to measure; None for the one that is trained first."""
-    folder: Path
     options: Options = field(default_factory=Options)
+    seed: int | None = None
+    """Seed that was asked for; None accepts finished results of any seed."""
+    changed: list[str] = field(default_factory=list)
+    """Options that give the experiment the run's images and diffusion model, where they differ."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the page."""
+        from hbench.store.places import run_folder
+
+        return self.options.out or run_folder(self.measured)
 
     @property
     def measured(self) -> str:
         """Run that is measured, as commands take it."""
-        return str(self.run or self.folder / "train")
+        return str(self.run or self.place("train"))
+
+    @property
+    def variants(self) -> str:
+        """Experiment whose variants are compared, as commands take it."""
+        from hbench.experiments import known_experiments
+
+        small = f"{self.experiment.name}-ablations"
+        return small if small in known_experiments() else self.source
+
+    def place(self, folder: str) -> Path:
+        """Return the folder of a task's result: the default one of its command, or one inside of --out."""
+        from hbench.reporting.artifacts import ARTIFACTS
+        from hbench.store.places import experiment_folder
+
+        if self.options.out:
+            return self.options.out / folder
+        if folder == "ablations" and self.variants != self.source:
+            return experiment_folder(self.variants) / folder
+        if folder in TRAININGS or any(each.of_experiment for each in ARTIFACTS if each.folder == folder):
+            return experiment_folder(self.experiment.name) / folder
+        return self.folder / folder
 
     @property
     def data(self) -> list[str]:
@@ -61,10 +93,10 @@ class Job:
         return words if progress_is_shown() else [*words, "--quiet"]
 
     def own_lenet(self) -> Path | None:
-        """Return the LeNet that was trained here, where the shipped one does not serve."""
+        """Return the LeNet that was trained for these images, where the shipped one does not serve."""
         from hbench.store.lenet import FILE
 
-        file = self.folder / "lenet" / FILE
+        file = self.place("lenet") / FILE
         return file if file.is_file() else None
 
     def needs_lenet(self) -> bool:
@@ -120,14 +152,14 @@ def _edit(job: Job) -> list[str]:
     except HBenchError as error:
         raise HBenchError(f"no data: {error}") from error
     for i, image in enumerate(real[:REAL_IMAGES]):
-        save_image(to_float(image), job.folder / "real-images" / f"{i}.png")
+        save_image(to_float(image), job.place("real-images") / f"{i}.png")
     s = f"{job.experiment.discovery.S / 2:g}"
-    best = RCA.load(job.folder / "rca").ranking()[:2]
+    best = RCA.load(job.place("rca")).ranking()[:2]
     shifts = [word for k in best for word in ("--shift", f"{k}={s}")]
     return [
         "edit",
         job.measured,
-        str(job.folder / "real-images"),
+        str(job.place("real-images")),
         *shifts,
         "--device",
         job.options.device,
@@ -137,12 +169,8 @@ def _edit(job: Job) -> list[str]:
 
 
 def _ablations(job: Job) -> list[str]:
-    from hbench.experiments import known_experiments
-
-    small = f"{job.experiment.name}-ablations"
     lenet = ["--lenet", str(file)] if (file := job.own_lenet()) else []
-    experiment = small if small in known_experiments() else job.source
-    return ["ablations", experiment, "--model", job.measured, *lenet, *job.data, *job.common]
+    return ["ablations", job.variants, *job.changed, "--model", job.measured, *lenet, *job.data, *job.common]
 
 
 def _quiet() -> list[str]:
@@ -167,7 +195,7 @@ TASKS = (
     ),
     Task(
         "train",
-        lambda job: ["train", job.source, "--model", str(job.folder / "pretrain"), *job.common],
+        lambda job: ["train", job.source, "--model", str(job.place("pretrain")), *job.common],
         needs=("pretrain",),
         wanted=_from_scratch,
         resumable=True,
@@ -175,14 +203,23 @@ TASKS = (
     ),
     Task(
         "lenet",
-        lambda job: ["lenet", job.source, *job.data, "--seed", str(job.options.seed), *job.threads, *_quiet()],
+        lambda job: [
+            "lenet",
+            job.source,
+            *job.changed,
+            *job.data,
+            "--seed",
+            str(job.options.seed),
+            *job.threads,
+            *_quiet(),
+        ],
         wanted=Job.needs_lenet,
         essential=_from_scratch,
     ),
     Task("rca", lambda job: ["rca", job.measured, *job.common], essential=_always),
     Task(
         "traverse",
-        lambda job: ["traverse", job.measured, "--rca", str(job.folder / "rca" / "rca.json"), *job.common],
+        lambda job: ["traverse", job.measured, "--rca", str(job.place("rca") / "rca.json"), *job.common],
         needs=("rca",),
     ),
     Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.experiment.data.is_digits),
@@ -190,7 +227,7 @@ TASKS = (
     Task("train-curves", lambda job: ["train-curves", job.measured]),
     Task("properties", lambda job: ["properties", job.measured, *job.common]),
     Task("edit", _edit, needs=("rca",)),
-    Task("vram-sweep", lambda job: ["vram-sweep", job.source, *job.common], resumable=True),
+    Task("vram-sweep", lambda job: ["vram-sweep", job.source, *job.changed, *job.common], resumable=True),
     Task("ablations", _ablations, resumable=True),
     Task("mos", lambda job: ["mos", "export", job.measured, *job.common]),
 )
@@ -212,16 +249,19 @@ def _registered(folder: str, command: str) -> Task:
 
 @click.command()
 @click.argument("experiment")
-@click.option("--run", type=a_path, help="Run to measure [default: the shipped one of that name].")
+@click.option(
+    "--run", type=a_path, help="Run to measure [default: the shipped one of that name, or runs/EXPERIMENT/train]."
+)
 @click.option("--from-scratch", is_flag=True, help="Train the model and its directions first.")
-@shared(out_of("runs/reproduce/EXPERIMENT"), overwrite_option, data_options, run_options)
+@shared(out_of("those of the commands"), overwrite_option, data_options, run_options)
 @click.pass_context
 def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratch: bool, options: Options) -> None:
     """Make every artifact of the paper, and one page of them all.
 
-    Each artifact is one command, printed before it runs, with a folder of its own. Called again, the reproduction goes
-    on where it stopped. An artifact that cannot be made, without data for example, is marked so on the page. Digits
-    that the shipped LeNet does not fit get a LeNet of their own first.
+    Each artifact is one command, printed before it runs, and lies in the default folder of that command; with --out all
+    of them lie there. Finished results of this run are taken as they are, so that a reproduction goes on where it
+    stopped. The page lies where "hbench report" puts it. An artifact that cannot be made, without data for example, is
+    marked so on the page. Digits that the shipped LeNet does not fit get a LeNet of their own first.
 
     \b
     Example:
@@ -230,7 +270,8 @@ def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratc
     """
     from hbench.reporting.report import REASONS, NotRun, collect, write_pages
 
-    job = _job(experiment, run, from_scratch, options)
+    given = ctx.get_parameter_source("seed") is not click.core.ParameterSource.DEFAULT
+    job = _job(experiment, run, from_scratch, options, options.seed if given else None)
     reasons = {"mos/score": 'it needs people: hand out the sheets of "hbench mos export", then "hbench mos score"'}
     if job.experiment.data.is_digits:
         reasons["fid-inception-v3-compat"] = "Inception knows no digits: the FD in LeNet features stands in"
@@ -238,41 +279,91 @@ def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratc
         if reason := _do(ctx, job, task, number, reasons):
             reasons[task.folder] = reason
             click.echo(f"    not run: {reason}", err=True)
-        NotRun(reasons=reasons).write(job.folder / REASONS)
-    write_pages([collect(job.folder)], job.folder)
+    NotRun(reasons=reasons).write(job.folder / REASONS)
+    write_pages([collect(options.out or job.measured)], job.folder)
     click.echo(job.folder / "report.html")
 
 
-def _job(source: str, run: Path | None, from_scratch: bool, options: Options) -> Job:
-    """Return the reproduction, its folder claimed.
+def _job(source: str, run: Path | None, from_scratch: bool, options: Options, seed: int | None) -> Job:
+    """Return the reproduction, the folder of --out claimed.
 
     Raises:
-        HBenchError: no run is shipped and none was given, or the folder was made of something else.
+        HBenchError: there is no run, it is of another experiment, or the folder was made of something else.
     """
     from dataclasses import replace
 
-    from hbench.experiments import load_experiment, parse_experiment
-    from hbench.reporting.report import Reproduced
-    from hbench.store.run import SHIPPED, run_hashes
+    from hbench.experiments import load_experiment
+    from hbench.store.places import TRAINED, experiment_folder
+    from hbench.store.run import SHIPPED, locate
 
     if run and from_scratch:
         raise click.UsageError("give --run or --from-scratch, not both")
     settings = load_experiment(source)
     if not from_scratch and run is None:
-        if not (SHIPPED / settings.name).is_dir():
-            raise HBenchError(f"no run of {settings.name} is shipped: give one with `run`, or add `from_scratch=True`")
-        run = Path(settings.name)
-    folder = replace(options, overwrite=True).claim(Path("runs") / "reproduce" / settings.name)
-    hashes = {} if run is None else run_hashes(run)
-    made_of = Reproduced(experiment=settings.model_dump(mode="json"), weights_sha256=hashes)
-    if (folder / MADE_OF).is_file():
-        before = Reproduced.read(folder / MADE_OF)
-        # read back, so that a setting that an older hbench did not know has its default
-        known = parse_experiment(before.experiment, str(folder / MADE_OF)).model_dump(mode="json")
-        if replace(before, experiment=known) != made_of:
-            raise HBenchError(f"{folder}: was made of another run or with other settings: choose another `out`")
-    made_of.write(folder / MADE_OF)
-    return Job(settings, source, run, folder, options)
+        is_shipped = (SHIPPED / settings.name).is_dir()
+        run = Path(settings.name) if is_shipped else experiment_folder(settings.name) / "train"
+    if run and not (locate(run) / TRAINED).is_file():
+        raise HBenchError(f"{run}: no finished run there: give one with `run`, or add `from_scratch=True`")
+    changed: list[str] = []
+    if run:
+        settings, changed = _as_trained(settings, source, run, options)
+    job = Job(settings, source, run, options, seed, changed)
+    if options.out:
+        _check_made_of(job, replace(options, overwrite=True).claim(options.out))
+    if options.out or run:  # else the folder is that of the training, which must be empty
+        _made_of(job).write(job.folder / MADE_OF)
+    return job
+
+
+def _as_trained(experiment: "Experiment", source: str, run: Path, options: Options) -> "tuple[Experiment, list[str]]":
+    """Return an experiment with the images and the diffusion model of a run, and the options that make it so.
+
+    Raises:
+        HBenchError: not a run, or one of an experiment of another name, whose results lie elsewhere.
+    """
+    from hbench.experiments import changes, override
+    from hbench.store.places import TRAINED
+    from hbench.store.run import locate
+    from hbench.store.weights import read_experiment
+
+    trained = read_experiment(locate(run) / TRAINED)
+    if trained.name != experiment.name and not options.out:
+        raise HBenchError(
+            f"{run}: is a run of {trained.name}, not of {experiment.name}: name that experiment, or choose an `out`"
+        )
+    changed = changes(trained, source)
+    differing = {
+        f"discovery.{key}={value!r}"
+        for key, value in trained.discovery.model_dump().items()
+        if getattr(experiment.discovery, key) != value
+    }
+    if changed or differing:
+        click.echo(f"{run}: was trained with {', '.join([*changed, *sorted(differing)])}", err=True)
+    return override(experiment, changed), [word for each in changed for word in ("--set", each)]
+
+
+def _made_of(job: Job) -> "Reproduced":
+    from hbench.reporting.report import Reproduced
+    from hbench.store.run import run_hashes
+
+    hashes = {} if job.run is None else run_hashes(job.run)
+    return Reproduced(experiment=job.experiment.model_dump(mode="json"), weights_sha256=hashes)
+
+
+def _check_made_of(job: Job, folder: Path) -> None:
+    """Raise an HBenchError where a folder was made of another run or with other settings."""
+    from dataclasses import replace
+
+    from hbench.experiments import parse_experiment
+    from hbench.reporting.report import Reproduced
+
+    if not (folder / MADE_OF).is_file():
+        return
+    before = Reproduced.read(folder / MADE_OF)
+    # read back, so that a setting that an older hbench did not know has its default
+    known = parse_experiment(before.experiment, str(folder / MADE_OF)).model_dump(mode="json")
+    if replace(before, experiment=known) != _made_of(job):
+        raise HBenchError(f"{folder}: was made of another run or with other settings: choose another `out`")
 
 
 def _do(ctx: click.Context, job: Job, task: Task, number: int, reasons: dict[str, str]) -> str | None:
@@ -285,62 +376,59 @@ def _do(ctx: click.Context, job: Job, task: Task, number: int, reasons: dict[str
     try:
         if missing:
             raise HBenchError(f"needs {missing[0]}, which was not run")
-        arguments = [*task.words(job), "--out", str(job.folder / task.folder)]
+        arguments = task.words(job)
     except HBenchError as error:
         click.echo(f"[{number}] {task.folder}", err=True)
         return str(error)
+    if job.options.out:
+        arguments += ["--out", str(job.place(task.folder))]
     click.echo(f"[{number}] hbench {shlex.join(arguments)}", err=True)
-    if done(job, task, arguments):
-        click.echo("    done before", err=True)
+    if made_by := done(job, task):
+        click.echo(f"    done before, by {made_by}", err=True)
         return None
     began = time.monotonic()
     reason = _call(ctx, job, task, arguments)
     click.echo(f"    took {duration(time.monotonic() - began)}", err=True)
     if reason and task.essential(job):
         raise HBenchError(f"hbench {arguments[0]}: {reason}")
-    if not reason and not done(job, task, arguments):
+    if not reason and not done(job, task):
         raise HBenchError("stopped: go on with the same command")
     return reason
 
 
-def done(job: Job, task: Task, arguments: list[str]) -> bool:
-    """Return True if the task's folder holds the complete result of this very command and of the run's weights."""
+def done(job: Job, task: Task) -> str | None:
+    """Return the command that made the complete result of a task for this run and experiment; None if there is none.
+
+    Raises:
+        HBenchError: the result does not say of which weights it is.
+    """
     from hbench.reporting.artifacts import ARTIFACTS
+    from hbench.reporting.lookup import other_settings
     from hbench.store.provenance import FILE, Provenance
     from hbench.store.run import run_hashes
 
-    file = job.folder / task.folder / FILE
+    file = job.place(task.folder) / FILE
     if not file.is_file():
-        return False
+        return None
     origin = Provenance.read(file)
-    made_by, wanted = (
-        [word for word in words if word not in WITHOUT_EFFECT and not word.startswith("--threads=")]
-        for words in (shlex.split(origin.command or "")[1:], arguments)
-    )
-    measures_run = any(artifact.of_run for artifact in ARTIFACTS if artifact.folder == task.folder)
-    if measures_run and "weights_sha256" not in origin.details:
-        raise HBenchError(f"{file}: does not say which weights were measured: record them as weights_sha256")
-    same = not measures_run or origin.details.get("weights_sha256") == run_hashes(Path(job.measured))
-    if made_by != wanted and _without_root(made_by) == _without_root(wanted):
-        same &= _same_images(job, origin)
-        made_by = wanted
-    return made_by == wanted and same and bool(origin.details.get("complete", True))
+    if any(artifact.of_run for artifact in ARTIFACTS if artifact.folder == task.folder):
+        if "weights_sha256" not in origin.details:
+            raise HBenchError(f"{file}: does not say which weights were measured: record them as weights_sha256")
+        same = origin.details["weights_sha256"] == run_hashes(job.measured)
+    else:
+        same = not other_settings(origin, job.experiment, section=TRAININGS.get(task.folder))
+    other_seed = None not in (job.seed, origin.seed) and job.seed != origin.seed
+    is_done = same and not other_seed and bool(origin.details.get("complete", True)) and _of_same_images(job, origin)
+    return (origin.command or "a call from Python") if is_done else None
 
 
-def _without_root(words: list[str]) -> list[str]:
-    """Return a command line without the folder of its data."""
-    at = words.index("--data-root") if "--data-root" in words else len(words)
-    return words[:at] + words[at + 2 :]
-
-
-def _same_images(job: Job, origin: "Provenance") -> bool:
-    """Return True if a result was made of the images that now lie elsewhere. Cost: all of them are read."""
+def _of_same_images(job: Job, origin: "Provenance") -> bool:
+    """Return False if a result is of other images than those in the given folder, which is read if it is another."""
     from hbench.store.datasets import load_set
 
-    before = origin.details.get("data", {})
-    if not before:
-        return False
-    root = job.options.data_root or job.experiment.data.root
+    root, before = job.options.data_root, origin.details.get("data", {})
+    if not root or not before or str(root) in shlex.split(origin.command or ""):
+        return True
     now = load_set(job.experiment.data, root, before["split"], job.options.download).account
     return bool(now.sha256 == before["sha256"])
 
@@ -349,13 +437,13 @@ def _call(ctx: click.Context, job: Job, task: Task, arguments: list[str]) -> str
     """Call a command as a user would. Return the line of its error if it failed."""
     from hbench.store.provenance import FILE
 
-    folder = job.folder / task.folder
+    folder = job.place(task.folder)
     begun = folder.is_dir() and any(folder.iterdir())
     if (folder / FILE).is_file() and not task.resumable and not job.options.overwrite:
         raise HBenchError(
-            f"{folder}: was made by another command or of other weights: choose another `out`, or add `overwrite=True`"
+            f"{folder}: is of other weights, settings or another seed: choose another `out`, or add `overwrite=True`"
         )
-    again = [] if not begun else ["--resume"] if task.resumable else ["--overwrite"]
+    again = [] if not begun else ["--resume"] if task.resumable else ["--overwrite", "--out", str(folder)]
     program: Any = ctx.find_root().command
     try:
         program.main([*arguments, *again], prog_name="hbench", standalone_mode=False)

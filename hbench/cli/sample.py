@@ -12,7 +12,7 @@ from hbench.cli.options import (
     check_steps,
     processes_option,
     publish,
-    result_options,
+    result_of,
     run_options,
     shared,
 )
@@ -31,7 +31,7 @@ from hbench.cli.options import (
     help="Number of samples.",
 )
 @click.option("--steps", type=Count(), default=20, show_default=True, help="Number of generation steps M.")
-@shared(result_options, processes_option, run_options)
+@shared(result_of("sample", "MODEL"), processes_option, run_options)
 def sample(model: Path, experiment: str | None, samples: int, steps: int, options: Options) -> None:
     """Draw a grid of samples of a diffusion model.
 
@@ -50,6 +50,6 @@ def sample(model: Path, experiment: str | None, samples: int, steps: int, option
     settings = model_experiment(model, load_experiment(experiment) if experiment else None)
     check_steps(settings, steps, shifts=False)
     network = load_model(model, settings, device=device)
-    folder = options.claim_result(model.parent if model.is_file() else model, "samples")
+    folder = options.claim_result(model.parent if model.is_file() else model, "sample")
     result = generate(network, settings, samples=samples, steps=steps, seed=options.seed, device=device)
     publish(result, folder)

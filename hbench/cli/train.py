@@ -43,9 +43,10 @@ def train(experiment: "Experiment", model: Path | None, options: Options) -> Non
     """
     from hbench.reporting.charts.training import draw_curves
     from hbench.store.model import model_to_train_on
+    from hbench.store.places import experiment_folder
     from hbench.training.discover import train as discover
 
-    folder = options.out or Path("runs") / experiment.name / "train"
+    folder = options.out or experiment_folder(experiment.name) / "train"
     device = options.torch_device(options.earlier_threads(folder))
     experiment, network = model_to_train_on(model, folder, experiment, options.resume)
     if discover(experiment, network, folder, device=device, draw=draw_curves, **options.training):

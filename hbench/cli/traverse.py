@@ -9,11 +9,12 @@ from hbench.cli.options import (
     Options,
     a_path,
     publish,
-    result_options,
+    result_of,
     run_argument,
     run_options,
     shared,
     source_options,
+    with_source,
 )
 from hbench.errors import MOST_COLUMNS
 
@@ -30,7 +31,7 @@ from hbench.errors import MOST_COLUMNS
     help="Number of fresh pairs to rank by [default: those of the run's own rca.json, else 1000 fresh ones].",
 )
 @click.option("--rca", "measured", type=a_path, help='File rca.json of "hbench rca" to rank by, instead.')
-@shared(source_options, result_options, run_options)
+@shared(source_options, result_of("traverse"), run_options)
 def traverse(
     run: Path, examples: int, samples: int, pairs: int | None, measured: Path | None, options: Options
 ) -> None:
@@ -50,7 +51,7 @@ def traverse(
     loaded = options.load(run)
     source = options.source(loaded)
     ranking = read_rca(measured, loaded, source) if measured else None
-    folder = options.claim_result(run, "traverse")
+    folder = options.claim_result(run, with_source("traverse", source))
     result = walk(
         loaded, examples=examples, samples=samples, pairs=pairs, seed=options.seed, source=source, ranking=ranking
     )

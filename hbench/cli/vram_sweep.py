@@ -1,12 +1,12 @@
 """``hbench vram-sweep``."""
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hbench.cli.options import (
+    NUMBERED,
     Count,
     Options,
     adjusted_experiment_options,
@@ -61,7 +61,7 @@ def _mebibytes(ctx: click.Context, param: click.Parameter, value: str | None) ->
 )
 @click.option("--allow-busy", is_flag=True, help="Measure although another process is on the GPU.")
 @shared(
-    out_of("runs/EXPERIMENT/vram-sweep"),
+    out_of(f"runs/EXPERIMENT/vram-sweep; {NUMBERED}"),
     overwrite_option,
     click.option("--resume", is_flag=True, help="Measure only the cells that are missing in --out."),
     run_options,
@@ -81,6 +81,7 @@ def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> N
     from hbench.evaluation.vram_sweep import VramSweep
     from hbench.evaluation.vram_sweep import vram_sweep as measure
     from hbench.reporting.artifacts import draw
+    from hbench.store.places import experiment_folder
     from hbench.store.provenance import FILE as PROVENANCE
     from hbench.store.weights import write_experiment
 
@@ -88,7 +89,7 @@ def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> N
         raise click.UsageError("--resume keeps what --overwrite would replace: leave one of them out")
     for M in settings["steps"] or [experiment.discovery.M]:
         check_steps(experiment, M)
-    folder = options.claim(Path("runs") / experiment.name / VramSweep.NAME)
+    folder = options.claim_numbered(experiment_folder(experiment.name) / VramSweep.NAME)
     has_begun = options.resume and (folder / PROVENANCE).is_file()  # else it was killed before anything was measured
 
     def save(sweep: VramSweep) -> None:

@@ -4,12 +4,13 @@ Commands, reproduction, report and the README's table read :data:`ARTIFACTS`. A 
 and one entry here.
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hbench.config import Paper
+from hbench.config import Data, Experiment, Paper
 from hbench.errors import HBenchError, check_type
 from hbench.evaluation.ablations import Ablations
 from hbench.evaluation.curves import TrainingCurves
@@ -23,6 +24,7 @@ from hbench.evaluation.rca import RCA
 from hbench.evaluation.sample import Samples
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
+from hbench.experiments import changes, known_experiments
 from hbench.reporting.charts.measurements import draw_confusion, draw_digits, draw_fidelity, draw_properties
 from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.charts.sweep import draw_plan, draw_sweep
@@ -54,6 +56,7 @@ from hbench.reporting.rows import (
     sweep_rows,
     variants,
 )
+from hbench.store.lenet import SHIPPED_LENET, fits
 from hbench.store.results import Result
 
 Chart = Callable[[Any, Path], None]
@@ -73,7 +76,7 @@ class Artifact:
     item: str
     """Item of the paper: "Table 1", "Fig. 4"; empty if the paper has none."""
     command: str
-    """Command that makes it, after ``hbench``."""
+    """Command that makes it, after ``hbench``, with the options without which it makes another artifact."""
     rows: Callable[[Any, Paper], list[Row]]
     """Function (result, paper) -> lines of the table."""
     charts: Mapping[str, Chart] = field(default_factory=dict)
@@ -90,8 +93,18 @@ class Artifact:
     """Function (result) -> its directions that have a name."""
     comparison: Callable[[Any], Comparison | None] = lambda _: None
     """Function (result) -> table of its trainings side by side, if it compares trainings."""
+    arguments: str = "{run}"
+    """Arguments of the command, in which ``{run}``, ``{experiment}``, ``{variants}``, the experiment of ablations, and
+    ``{data}``, the option for the images' folder, stand for those of the page."""
+    needs: Callable[[Data], tuple[str, str] | None] = lambda _: None
+    """Function (kind of images) -> folder of the artifact that must be there first, and the command with arguments that
+    makes it; None where one command is enough."""
     of_run: bool = False
     """True if it measures the run's weights; its provenance then has their SHA-256 as ``weights_sha256``."""
+    of_experiment: bool = False
+    """True if it is made of the experiment alone, in the folder of which it then lies."""
+    suits: Callable[[Data], bool] = lambda _: True
+    """Function (kind of images) -> True if there is such a result of them."""
     on_page: bool = True
     """True if the page of a run shows it."""
 
@@ -161,6 +174,8 @@ ARTIFACTS = (
         "mos score",
         mos_rows,
         {"mos.png": draw_mos},
+        arguments="MARKS.csv... --key {mos}/key.json",
+        needs=lambda _: ("mos", "mos export {run}"),
         published=lambda paper: published_number(paper.mos),
         caption=(
             "MOS is the share of people's marks that call a direction interpretable, averaged over the "
@@ -186,6 +201,8 @@ ARTIFACTS = (
         ),
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
+        arguments="{run}{data}",
+        suits=lambda data: not data.is_digits,
     ),
     Artifact(
         "fid-lenet-digits",
@@ -204,6 +221,8 @@ ARTIFACTS = (
         ),
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
+        needs=lambda data: None if fits(SHIPPED_LENET, data) else ("lenet", "lenet {experiment}{data}"),
+        suits=lambda data: data.is_digits,
     ),
     Artifact(
         "train-curves",
@@ -245,6 +264,8 @@ ARTIFACTS = (
             ),
         },
         highlights=sweep_highlights,
+        arguments="{experiment}",
+        of_experiment=True,
     ),
     Artifact(
         "edit",
@@ -254,6 +275,7 @@ ARTIFACTS = (
         "edit",
         edit_rows,
         {"edits.png": draw_edits},
+        arguments="{run} IMAGE... --shift K=S",
         of_run=True,
         caption=(
             "Real images are inverted to noise by DDIM and generated again, without an edit (the reconstruction) "
@@ -303,6 +325,8 @@ ARTIFACTS = (
             "beyond 1.5."
         ),
         seen=VARIANTS_SEEN,
+        arguments="{variants} --model {run}",
+        of_experiment=True,
     ),
     Artifact(
         "settings",
@@ -318,9 +342,11 @@ ARTIFACTS = (
             "is the RCA of guessing, and outside the domain are samples with a pixel beyond 1.5."
         ),
         seen=VARIANTS_SEEN,
+        arguments="KEY=VALUE,... {variants} --model {run}",
+        of_experiment=True,
     ),
     Artifact(
-        "samples",
+        "sample",
         Samples,
         "Samples of the diffusion model",
         "",
@@ -329,7 +355,18 @@ ARTIFACTS = (
         {"samples.png": draw_samples},
         on_page=False,
     ),
-    Artifact("lenet", TrainedLeNet, "Digit LeNet", "", "lenet", no_rows, {"lenet.png": draw_digits}, on_page=False),
+    Artifact(
+        "lenet",
+        TrainedLeNet,
+        "Digit LeNet",
+        "",
+        "lenet",
+        no_rows,
+        {"lenet.png": draw_digits},
+        arguments="{experiment}{data}",
+        of_experiment=True,
+        on_page=False,
+    ),
     Artifact(
         "plan",
         Plan,
@@ -338,10 +375,48 @@ ARTIFACTS = (
         "plan",
         no_rows,
         {"plan.png": draw_plan},
+        arguments="{experiment}",
+        of_experiment=True,
         on_page=False,
     ),
 )
 """Artifacts in the order of the page."""
+
+
+def command_lines(
+    artifact: Artifact, experiment: Experiment, *, run: str, folder: Path, out: Path | None = None
+) -> list[str]:
+    """Return the command lines that make an artifact of a run: the one that comes first if it needs one, and its own.
+
+    Args:
+        artifact: artifact to make.
+        experiment: experiment of the run.
+        run: RUN as commands take it.
+        folder: folder of the run's results.
+        out: folder for the result, where the default one does not serve.
+    """
+    known = known_experiments()
+    small = f"{experiment.name}-ablations"
+    words = {
+        "run": shlex.quote(run),
+        "experiment": _experiment_words(experiment, experiment.name),
+        "variants": _experiment_words(experiment, small if small in known else experiment.name),
+        "data": "" if experiment.data.dataset == "digits" else " --data-root DATA",
+        "mos": shlex.quote(str(folder / "mos")),
+    }
+    needed = artifact.needs(experiment.data)
+    templates = [needed[1]] if needed else []
+    lines = [f"hbench {each.format(**words)}" for each in (*templates, f"{artifact.command} {artifact.arguments}")]
+    if out:
+        lines[-1] += f" --out {shlex.quote(str(out))}"
+    return lines
+
+
+def _experiment_words(experiment: Experiment, name: str) -> str:
+    """Return EXPERIMENT on a command line, with the options that give it the images and the model of this one."""
+    if name not in known_experiments():
+        return shlex.quote(f"{name}.toml")
+    return shlex.join([name, *(word for each in changes(experiment, name) for word in ("--set", each))])
 
 
 def artifact_of(result: Result) -> Artifact | None:

@@ -23,18 +23,18 @@ from hbench.config import Experiment
 from hbench.errors import HBenchError, counted
 from hbench.evaluation.curves import TrainingCurves, differences
 from hbench.evaluation.mos.score import MosScore
-from hbench.experiments import paper_of, parse_experiment
+from hbench.experiments import paper_of
 from hbench.reporting.artifacts import ARTIFACTS, Artifact
 from hbench.reporting.charts.figure import NothingToDrawError
 from hbench.reporting.highlights import Highlight
+from hbench.reporting.lookup import NOTHING, Found, look
 from hbench.reporting.rows import Comparison, Named, Row
 from hbench.store.files import sha256, write_text
-from hbench.store.folders import refuse_links
 from hbench.store.metrics import FILE as METRICS
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance
 from hbench.store.records import Record
-from hbench.store.run import ROLES, SHIPPED, WEIGHTS, origin_of_training, run_hashes
+from hbench.store.run import ROLES, WEIGHTS, origin_of_training, run_hashes
 
 GENERATED = "not to be edited"
 """Words in every summary, by which it is known before it is replaced."""
@@ -107,55 +107,45 @@ class ReportTable(Record):
     rows: list[dict[str, Any]]
 
 
-def collect(folder: Path) -> Report:
-    """Return the results in a folder.
+def collect(path: str | Path) -> Report:
+    """Return the results of a run, of the run in an experiment's folder, or in a folder of results alone.
+
+    Args:
+        path: folder, or the name of a shipped run.
 
     Raises:
         HBenchError: no result of hbench, results of different weights, or a damaged one.
     """
-    if folder.is_dir():
-        refuse_links(folder)
-    origins = {
-        artifact.folder: Provenance.read(file, f'make it again with "hbench {artifact.command}"')
-        for artifact in ARTIFACTS
-        if artifact.on_page and (file := folder / artifact.folder / PROVENANCE).is_file()
-    }
-    found = [origin.experiment for origin in origins.values() if origin.experiment]
-    if not found:
-        raise HBenchError(
-            f'{folder}: no results there: "hbench rca" and others leave some; "hbench reproduce" makes all of them, '
-            "and this page, in runs/reproduce"
-        )
-    experiment = parse_experiment(found[0], str(folder))
+    looked = look(path)
+    folder, experiment = looked.place.folder, looked.experiment
+    if not looked.found:
+        raise HBenchError(f"{folder}: {NOTHING}")
     measured = {
-        each.folder: origins[each.folder].details.get("weights_sha256")
-        for each in ARTIFACTS
-        if each.of_run and each.folder in origins
+        each.folder.name: each.origin.details.get("weights_sha256") for each in looked.found if each.artifact.of_run
     }
     if any(weights != next(iter(measured.values())) for weights in measured.values()):
         raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
-    if trained := _weights_at_hand(folder):
+    if trained := looked.place.weights or _weights_at_hand(folder):
         check_measured(
-            trained, [(each.folder, each, origins[each.folder]) for each in ARTIFACTS if each.folder in origins]
+            trained, [(f"{each.artifact.folder}{each.suffix}", each.artifact, each.origin) for each in looked.found]
         )
     reasons = NotRun.read(folder / REASONS).reasons if (folder / REASONS).is_file() else {}
     rows, sections = [], []
     for artifact in [each for each in ARTIFACTS if each.on_page]:
-        if origin := origins.get(artifact.folder):
-            lines, section = _read(artifact, folder / artifact.folder, origin, experiment)
+        found = [each for each in looked.found if each.artifact is artifact]
+        for each in found:
+            lines, section = _read(each, experiment)
             rows += lines
             sections.append(section)
-        elif artifact.item or artifact.folder in reasons:
-            default = f'no {artifact.folder}/ in {folder}: "hbench {artifact.command}" makes it'
+        if not found and (artifact.folder in reasons or (artifact.item and artifact.suits(experiment.data))):
+            missing = looked.left_out.get(artifact.folder, f"no {artifact.folder}/ in {folder}")
+            default = f"{missing}: {looked.advice(artifact)}"
             rows.append(_missing(artifact, experiment, reasons.get(artifact.folder, default)))
     return Report(folder, experiment, rows, sections)
 
 
 def _weights_at_hand(folder: Path) -> Path | None:
-    """Return the folder of the run whose results lie in a folder; None where its weights are elsewhere."""
-    shipped = SHIPPED / folder.name.removeprefix("shipped-")
-    if folder.name.startswith("shipped-") and shipped.is_dir():
-        return shipped
+    """Return the folder of the training whose results lie in a folder; None where its weights are elsewhere."""
     own = ("experiment.json", PROVENANCE, *(f"{role}{WEIGHTS}" for role in ROLES))
     return next((each for each in (folder, folder / "train") if any((each / name).is_file() for name in own)), None)
 
@@ -194,37 +184,45 @@ def _is_of(artifact: Artifact, origin: Provenance, hashes: Mapping[str, str], lo
     return not artifact.of_run or origin.weights == hashes
 
 
-def redraw(folder: Path) -> list[Path]:
-    """Draw the charts on a folder's page anew and return their paths; pictures of images stay as they are.
+def redraw(path: str | Path) -> list[Path]:
+    """Draw the charts on a page anew and return their paths; pictures of images stay as they are.
 
     Nothing is computed again: a chart shows the numbers of its result's JSON.
+
+    Args:
+        path: folder, or the name of a shipped run, as :func:`collect` takes it.
 
     Raises:
         HBenchError: a damaged result.
     """
     drawn = []
-    for artifact in ARTIFACTS:
-        if artifact.on_page and (folder / artifact.folder / PROVENANCE).is_file():
-            result = artifact.result.load(folder / artifact.folder)
-            for name, chart in artifact.charts.items():
-                with suppress(NothingToDrawError):
-                    chart(result, folder / artifact.folder / name)
-                    drawn.append(folder / artifact.folder / name)
+    for found in look(path).found:
+        result = found.artifact.result.load(found.folder)
+        for name, chart in found.artifact.charts.items():
+            with suppress(NothingToDrawError):
+                chart(result, found.folder / name)
+                drawn.append(found.folder / name)
     return drawn
 
 
-def _read(artifact: Artifact, folder: Path, origin: Provenance, experiment: Experiment) -> tuple[list[Row], Section]:
+def _read(found: Found, experiment: Experiment) -> tuple[list[Row], Section]:
     """Return the lines of the table and the section of the page for one result."""
+    artifact, folder, origin = found.artifact, found.folder, found.origin
     result = artifact.result.load(folder, f'make it again with "hbench {artifact.command}"')
     file = folder / PROVENANCE
     rows = [
-        replace(row, provenance=file, experiment=origin.title or experiment.title)
+        replace(
+            row,
+            artifact=f"{row.artifact}{found.suffix}",
+            provenance=file,
+            experiment=origin.title or experiment.title,
+        )
         for row in artifact.rows(result, paper_of(experiment))
     ]
     pictures = sorted(folder.glob("*.png"))
     known = [folder / name for name in artifact.charts if folder / name in pictures]
     section = Section(
-        artifact,
+        replace(artifact, title=f"{artifact.title}{found.suffix}", folder=found.name),
         artifact.published(paper_of(experiment)),
         artifact.highlights(result, paper_of(experiment)),
         rows,

@@ -1,8 +1,12 @@
 """Files of mean directions, as safetensors."""
 
+import difflib
+import re
+import unicodedata
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -64,6 +68,40 @@ def direction_source(run: Run, name: str = "own", directions: str | Path | None 
     means = load_directions(Path(directions), run)
     source = partial(mean_direction if name == "mean" else global_direction, means)
     return DirectionSource(name, source, sha256(Path(directions)))
+
+
+def direction_named(run: Run, word: str) -> int:
+    """Return the direction that a word names: by its number, or by its name in the run's ``names.txt``.
+
+    Letters may be of either case, and the beginning of a name is enough if no other name has it.
+
+    Raises:
+        HBenchError: no direction has that number or name, or several have the name.
+    """
+    if re.fullmatch("[+-]?[0-9]+", number := word.strip()):
+        k = int(number) if len(number) < 10 else run.K  # Python converts no number of thousands of digits
+        if k not in range(run.K):
+            raise HBenchError(f"no direction {shorten(number, 20)}: the run has 0 to {run.K - 1}")
+        return k
+    names = {k: _plain(name) for k, name in sorted(run.names.items()) if k in range(run.K)}
+    wanted = _plain(word)
+    found = [k for k, name in names.items() if name == wanted] or [
+        k for k, name in names.items() if wanted and name.startswith(wanted)
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        shown = "; ".join(f"{k} {run.names[k]}" for k in found)
+        raise HBenchError(f'several directions are called "{word}" ({shown}): give the number of one')
+    near = difflib.get_close_matches(wanted, names.values(), n=3, cutoff=0.4) or list(names.values())[:3]
+    shown = "; ".join(f"{k} {run.names[k]}" for k, name in names.items() if name in near)
+    known = f", or a name in its names.txt, such as {shown}" if names else "; its names.txt has no names"
+    raise HBenchError(f'no direction is called "{word}": give a number, 0 to {run.K - 1}{known}')
+
+
+def _plain(name: str) -> str:
+    """Return a name as it is compared: in one kind of letters and spaces."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def save_directions(path: Path, directions: Directions, experiment: Experiment, shift_block_sha256: str) -> None:

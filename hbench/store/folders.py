@@ -67,7 +67,7 @@ def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = Fals
 @contextmanager
 def _leaving_nothing_half_done(folder: Path) -> Iterator[None]:
     """Empty a folder that was empty before, where the block fails and no file in it vouches for finished work."""
-    was_empty, succeeded = not _held(folder), False
+    was_empty, succeeded = not held_in(folder), False
     try:
         yield
         succeeded = True
@@ -78,7 +78,7 @@ def _leaving_nothing_half_done(folder: Path) -> Iterator[None]:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _held(folder: Path) -> set[str]:
+def held_in(folder: Path) -> set[str]:
     """Return the names in a folder, but not those of a lock and of files that are being written."""
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return {name for name in held if name != LOCK and writer_of(name) is None}
@@ -87,11 +87,12 @@ def _held(folder: Path) -> set[str]:
 def _check_claim(folder: Path, overwrite: bool, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise HBenchError(f"{folder}: is a file, not a folder: choose another `out`")
-    held = _held(folder)
+    held = held_in(folder)
     if resume and (not folder.is_dir() or (held and EXPERIMENT not in held)):
         raise HBenchError(f"{folder}: nothing to resume there: leave `resume=True` out, or give its `out`")
     if held and not overwrite and not resume:
-        raise HBenchError(f"{folder}: already holds results: choose another `out`, or add `overwrite=True`")
+        resuming = ", go on with `resume=True`" if EXPERIMENT in held else ""
+        raise HBenchError(f"{folder}: already holds results: choose another `out`{resuming}, or add `overwrite=True`")
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from hbench.config import Data
+from hbench.config import Data, Experiment
 from hbench.errors import HBenchError
 from hbench.models.digit_lenet import DigitLeNet
+from hbench.store.places import experiment_folders
 from hbench.store.provenance import checked_sha256
 from hbench.store.run import SHIPPED
 from hbench.store.weights import load_tensors, read_experiment, read_metadata
@@ -33,6 +34,19 @@ def load_lenet(path: Path) -> DigitLeNet:
     lenet = DigitLeNet(data.channels, data.size, len(tensors.get("head.3.bias", ())))
     load_tensors(lenet, tensors, str(path))
     return lenet.eval()
+
+
+def lenet_for(experiment: Experiment, around: Path | None = None) -> Path | None:
+    """Return the LeNet for an experiment's images: the shipped one where it fits, else that in its folder, else None.
+
+    Args:
+        experiment: experiment of the images.
+        around: run of the experiment, beside which the LeNet may lie too.
+    """
+    if not experiment.data.is_digits:
+        return None
+    own = [folder / "lenet" / FILE for folder in experiment_folders(experiment.name, around)]
+    return next((path for path in (SHIPPED_LENET, *own) if path.is_file() and fits(path, experiment.data)), None)
 
 
 def fits(path: Path, data: Data) -> bool:

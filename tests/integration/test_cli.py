@@ -183,7 +183,7 @@ def test_demo_runs_through(tmp_path, monkeypatch):
     named = [Path(line.split()[0]) for line in result.stdout.split("Open:")[1].splitlines() if line.strip()]
     assert len(named) == 4
     assert all(path.exists() for path in named)
-    assert len(list((tmp_path / "fresh" / "growth").glob("*.png"))) == 4
+    assert len(list((tmp_path / "train" / "growth").glob("*.png"))) == 4
     page = (tmp_path / "report.html").read_text()
     assert page.count("<h2>") == 2  # the shipped run and the fresh one
     assert page.count("data:image/png;base64,") == 6
@@ -193,7 +193,7 @@ def test_samples_lie_beside_their_model(tiny_model, tmp_path):
     file = shutil.copy(tiny_model / "model.safetensors", tmp_path)
     result = invoke("sample", file, "--count", 4, "--steps", 2, "--quiet")
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "samples" / "samples.png").is_file()
+    assert (tmp_path / "sample" / "samples.png").is_file()
 
 
 def test_resume_takes_the_model_of_the_run(tiny_run, tiny_model, tmp_path):

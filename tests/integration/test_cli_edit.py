@@ -1,10 +1,15 @@
 import csv
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from command_line import invoke, refused, snapshot
 from PIL import Image
+
+from hbench.errors import HBenchError
+from hbench.store.directions import direction_named
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +156,61 @@ def test_results_are_never_written_over(tiny_run, measured, pictures):
     assert "add --overwrite" in refused("properties", tiny_run, "--out", measured)
     assert "add --overwrite" in refused("edit", tiny_run, pictures, "--sweep", 1, "--out", measured)
     assert snapshot(measured) == before
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("2", 2),
+        (" 2 ", 2),
+        ("thickness", 1),
+        ("THICK", 1),
+        ("slanted  to upright", 2),
+        ("slanted to upright, 8 to 3", 3),
+        ("slanted", 'several directions are called "slanted" (2 slanted to upright; 3 slanted to upright, 8 to 3)'),
+        ("3 to 8", 'no direction is called "3 to 8": give a number, 0 to 4, or a name in its names.txt, such as'),
+        ("", "no direction is called"),
+        ("5", "no direction 5: the run has 0 to 4"),
+        ("-1", "no direction -1: the run has 0 to 4"),
+        ("caf\u00e9", 0),
+        ("cafe\u0301", 0),
+        ("beyond", "no direction is called"),
+    ],
+)
+def test_a_direction_has_a_number_and_a_name(word, found):
+    names = {0: "caf\u00e9", 1: "Thickness", 2: "slanted to upright", 3: "slanted to upright, 8 to 3", 9: "beyond"}
+    run = SimpleNamespace(K=5, names=names)
+    if isinstance(found, int):
+        assert direction_named(run, word) == found
+        return
+    with pytest.raises(HBenchError) as error:
+        direction_named(run, word)
+    assert found in str(error.value)
+
+
+def test_a_run_without_names_says_so():
+    with pytest.raises(HBenchError, match=r"give a number, 0 to 2; its names.txt has no names"):
+        direction_named(SimpleNamespace(K=3, names={}), "thickness")
+
+
+@pytest.mark.slow
+def test_names_work_where_numbers_do(tmp_path, tiny_run, pictures):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "names.txt").write_text("0: thin, then bold\n1: a = b\n2: upright\n")
+    one = [run, pictures / "a.png", "--steps", 2, "--quiet"]
+    for option, value, kinds in (
+        ("--shift", "a = b=2", ["1=2"]),
+        ("--shift", "Thin, then bold=-1", ["0=-1"]),
+        ("--sweep", "upright", ["2=-5", "2=5"]),
+        ("--grid", "thin, then bold,upright", ["0=-5_2=5", "0=5_2=5", "0=-5_2=-5", "0=5_2=-5"]),
+        ("--grid", "2,a = b", ["2=-5_1=5", "2=5_1=5", "2=-5_1=-5", "2=5_1=-5"]),
+    ):
+        out = tmp_path / "out"
+        result = invoke("edit", *one, option, value, "--samples", 2, "--out", out, "--overwrite")
+        assert result.exit_code == 0, result.output
+        found = {path.stem.removeprefix("00-a-") for path in (out / "images").iterdir()}
+        assert found == {"original", "reconstruction", *kinds}
+    assert "names.txt, such as 2 upright" in refused("edit", *one, "--sweep", "uprigth")
+    assert "no direction is called" in refused("edit", *one, "--grid", "a,b,c")
+    assert "the same direction twice" in refused("edit", *one, "--shift", "2=1", "--shift", "upright=1")
+    assert "no direction is called" in refused("properties", run, "--direction", "upright", "--direction", "down")

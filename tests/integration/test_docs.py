@@ -98,7 +98,9 @@ def test_unknown_commands_and_options_are_found():
     assert unknown("--m 5") == {"--m"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/cluster.md", "experiments/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guide.md", "docs/cluster.md", "experiments/README.md", "results/mnist16/README.md"]
+)
 def test_commands_of_the_pages_exist(page):
     found = list(snippets(page))
 

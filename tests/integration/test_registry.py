@@ -13,11 +13,11 @@ from PIL import Image
 
 import hbench
 from hbench.cli import main
-from hbench.cli.options import publish, result_options, run_argument, run_options, shared
+from hbench.cli.options import publish, result_of, run_argument, run_options, shared
 from hbench.cli.reproduce import tasks
 from hbench.errors import HBenchError
 from hbench.evaluation.rca import RCA
-from hbench.reporting import artifacts, report
+from hbench.reporting import artifacts, lookup, report
 from hbench.reporting.artifacts import ARTIFACTS, Artifact
 from hbench.reporting.rows import Row
 from hbench.store.provenance import provenance
@@ -62,7 +62,7 @@ TOY = Artifact(
 
 @pytest.fixture
 def registered(monkeypatch):
-    for module in (artifacts, report):
+    for module in (artifacts, lookup, report):
         monkeypatch.setattr(module, "ARTIFACTS", (*ARTIFACTS, TOY))
 
 
@@ -96,7 +96,7 @@ def test_reproduce_runs_what_is_registered(registered, tiny_run, tmp_path, monke
 
     @click.command("brightness")
     @run_argument
-    @shared(result_options, run_options)
+    @shared(result_of("brightness"), run_options)
     def brightness(run, options):
         loaded = options.load(run)
         folder = options.claim_result(run, "brightness")

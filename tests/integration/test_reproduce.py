@@ -24,7 +24,7 @@ from hbench.store.provenance import Provenance, provenance
 def job(results, tmp_path):
     folder = tmp_path / "digits16"
     shutil.copytree(results / "rca", folder / "rca")
-    return Job(load_experiment("digits16"), "digits16", results, folder, Options(device="cpu"))
+    return Job(load_experiment("digits16"), "digits16", results, Options(device="cpu", out=folder))
 
 
 def wanted(job):
@@ -102,7 +102,7 @@ def test_reproduce_mixes_no_runs_and_no_settings(few_tasks, results, tmp_path):
     assert "with other settings: choose another --out" in invoke(*arguments).output
     experiment.write_text(text)
     (run / "shift_block.safetensors").unlink()
-    assert "no finished discovery there" in invoke(*arguments, "--overwrite").output
+    assert "no finished run there" in invoke(*arguments, "--overwrite").output
 
 
 def test_a_reproduction_goes_on_where_only_its_data_moved(job, tmp_path):
@@ -115,8 +115,7 @@ def test_a_reproduction_goes_on_where_only_its_data_moved(job, tmp_path):
     task = Task("pretrain", lambda job: ["pretrain", job.source, *job.data])
 
     def is_done(folder):
-        moved = replace(job, options=Options(data_root=tmp_path / folder))
-        return done(moved, task, task.words(moved))
+        return done(replace(job, options=Options(data_root=tmp_path / folder, out=job.folder)), task)
 
     read = load_set(data, tmp_path / "before").account.to_json()
     command = f"hbench pretrain digits16 --data-root {tmp_path}/before"
@@ -159,7 +158,7 @@ def test_reproduce_replaces_nothing_that_another_command_made(few_tasks, results
     made = (out / "rca" / "rca.json").read_bytes()
     refused = invoke(*arguments, "--seed", 1)
     assert refused.exit_code == 1
-    assert "was made by another command or of other weights" in refused.output
+    assert "of other weights, settings or another seed" in refused.output
     assert (out / "rca" / "rca.json").read_bytes() == made
     assert invoke(*arguments, "--seed", 1, "--overwrite").exit_code == 0
     assert (out / "rca" / "rca.json").read_bytes() != made
@@ -167,13 +166,15 @@ def test_reproduce_replaces_nothing_that_another_command_made(few_tasks, results
 
 def test_a_result_counts_only_when_complete_and_of_these_weights(job):
     task = Task("rca", lambda job: ["rca", "x"])
-    words = ["rca", "x", "--out", "y"]
+    job = replace(job, experiment=load_experiment("digits16"))
     origin = Provenance.read(job.folder / "rca" / "provenance.json")
     for details, expected in [({}, True), ({"complete": False}, False), ({"weights_sha256": {"model": "b"}}, False)]:
-        changed = replace(origin, command="hbench rca x --quiet --out y", details=origin.details | details)
+        changed = replace(origin, command="hbench rca x --pairs 5", details=origin.details | details)
         changed.write(job.folder / "rca" / "provenance.json")
-        assert done(job, task, words) is expected
-    assert not done(job, task, [*words, "--seed", "1"])
+        assert done(job, task) == ("hbench rca x --pairs 5" if expected else None)
+    origin.write(job.folder / "rca" / "provenance.json")
+    assert done(replace(job, seed=0), task)
+    assert not done(replace(job, seed=1), task)
 
 
 def test_nothing_goes_on_without_an_essential_part(monkeypatch, results, tmp_path):

@@ -311,8 +311,8 @@ def test_a_kill_between_checkpoint_and_pointer_leaves_the_one_before(half, tiny,
 
 
 def test_a_kill_just_after_the_last_checkpoint_costs_no_picture(half, tiny_run, monkeypatch):
-    def killed(*arguments):
-        save_checkpoint(*arguments)
+    def killed(*arguments, **named):
+        save_checkpoint(*arguments, **named)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

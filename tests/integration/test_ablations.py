@@ -223,7 +223,7 @@ def test_train_curves_of_runs_of_different_length(tmp_path, tiny_run, tiny):
     assert "add --overwrite" in refused("train-curves", other, "--out", out)
     assert "loss_l1" not in record[0]  # none of the runs has it
     back = TrainingCurves.load(out)
-    assert back.runs[0] == train_curves([tiny_run, other]).runs[0]
+    assert back == train_curves([tiny_run, other])
     assert back.provenance.seed is None  # nothing in it is random
     with pytest.raises(HBenchError, match="has nothing to draw"):
         plot(back, tmp_path / "curves.png")
@@ -294,6 +294,7 @@ def test_a_finished_training_goes_on_where_it_is_to_get_more_steps(tmp_path, tin
     begun = []
     monkeypatch.setattr("hbench.evaluation.ablations.train", lambda wanted, *_, **__: begun.append(wanted) or True)
     shutil.copytree(tiny_run, tmp_path / "full-seed0")
+    shutil.copy(tiny_run / "model.safetensors", tmp_path)
     for steps, expected in ((4, 0), (5, 1)):
         longer = load_experiment("digits16", [*TINY, f"discovery.steps={steps}"])
         assert train_variants(longer, build_model(tiny), {"full": []}, (0,), tmp_path, device=CPU)

@@ -291,7 +291,7 @@ def test_a_shipped_run_has_a_folder_of_its_own(workplace):
         assert {"rca", "vram-sweep", "ablations"} == {each.artifact.folder for each in look(run).found}
     advised = missing("mnist16")
     assert advised["Edits of real images"].endswith('"hbench edit mnist16 IMAGE... --shift K=S" makes it')
-    assert advised["Frechet distance in LeNet features"].endswith(
+    assert advised["Fréchet distance in LeNet features"].endswith(
         '"hbench fid --feature-extractor lenet-digits mnist16" makes it'
     )
 

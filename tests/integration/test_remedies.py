@@ -132,6 +132,9 @@ ELSEWHERE = {
     "X: a state dict does not know its settings: name its `experiment`",  # all commands but sample know them
     "X: was started with another model than the given one: leave `model` out",  # train resumes, and demo does not
     "`device=X`: found X CUDA devices: use `device=cpu`",  # commands without the option are of the CPU
+    "`device=X`: no GPU of a Mac can be used here (X): use `device=cpu`",
+    "`device=X`: processes cannot share a Mac's GPU: use `device=cpu`",
+    "; X would be X times as fast now, with other rounding: `threads=X`",  # end of a notice
     "`device=X`: X processes need a GPU each: use `device=cuda`",
     "the processes read different images: give all of them the same folder as `data_root`",  # pretrain alone reads any
 }

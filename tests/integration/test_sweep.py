@@ -270,7 +270,7 @@ def test_sigterm_lets_the_cell_finish(tmp_path, monkeypatch, measured):
     [
         (["--m", "5,x"], "write whole numbers with commas"),
         (["--m", "0"], "is not in the range"),
-        (["--m", "1001"], "discovery.M must not exceed"),
+        (["--m", "1001"], "at most 1000, the number of timesteps"),
         (["--strategies", "fast"], "input should be 'auto', 'node', 'vanilla', 'offload' or 'torch-checkpoint'"),
         (["--memory-limit", "24"], "write a number with its unit"),
         (["--memory-limit", "0GiB"], "write a number with its unit"),

@@ -24,7 +24,7 @@ from hbench.store.provenance import provenance
 from hbench.store.run import Run
 from hbench.training import pretrain
 from hbench.training.freeze import freeze
-from hbench.training.probe import memory_of_steps
+from hbench.training.probe import memory_of
 from hbench.training.step import initial, raw_pairs, train_step
 from hbench.training.strategy import resolve
 
@@ -173,8 +173,8 @@ def test_memory_of_a_mac(mac, monkeypatch):
     monkeypatch.setattr(torch.mps, "synchronize", lambda: None)
     assert free_mib(MPS) == 1
     taken = []
-    assert memory_of_steps(taken.append, MPS, 0) == (2048, 3072)
-    assert taken == [0, 1]
+    assert memory_of(lambda: taken.append(1), MPS, 0) == (2048, 3072)
+    assert taken == [1]
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
 
 

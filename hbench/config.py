@@ -55,7 +55,7 @@ class Data(Section):
     """Source of the images, and the shape they get."""
 
     dataset: Literal["digits", "mnist", "folder"]
-    label: str = Field(pattern=r"^\w[\w .()+-]*$", max_length=100)
+    label: str = Field(default="Pictures", pattern=r"^\w[\w .()+-]*$", max_length=100)
     """Name of the data in the paper's notation, "MNIST" in MNIST32-400-20-32-5."""
     size: int = Field(ge=8, le=1024)
     """Height and width in pixels after resizing and centre crop."""
@@ -222,16 +222,16 @@ class Discovery(Section):
     """Number of directions."""
     S: float = Field(gt=0, le=1e6)
     """Largest magnitude: s is uniform in [-S, S]."""
-    M: int = Field(ge=1, le=100_000)
+    M: int = Field(default=20, ge=1, le=100_000)
     """Number of generation steps."""
-    t_shift: int = Field(ge=0, le=100_000)
+    t_shift: int = Field(default=400, ge=0, le=100_000)
     """Lower end of the shift interval: h_t is shifted at timesteps t >= t_shift."""
     spacing: Literal["trailing", "linspace", "leading"] = "trailing"
     """Placement of the M timesteps in 0..T-1 [reconstructed]."""
     min_magnitude: float = Field(default=0.5, ge=0, le=1e6)
     """Smallest magnitude: a smaller |s| is raised to it, as in GANLatentDiscovery [reconstructed]."""
     steps: Count
-    batch_size: Batch
+    batch_size: Batch = 32
     """Pairs of a step: at least 2, for the batch norm of the reconstructor."""
     lr: Rate = 1e-3
     """Adam's learning rate for shift block and reconstructor."""
@@ -254,7 +254,7 @@ class Discovery(Section):
     soft_clip: float = Field(default=1.1, gt=0, le=1e6)
     """Bound beyond which the reconstructor and the discriminator see a tenth of a value's excess. Values that no image
     has cannot win, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
-    reconstructor: Literal["lenet", "resnet18"]
+    reconstructor: Literal["lenet", "resnet18"] = "lenet"
     strategy: Literal["auto", "node", "vanilla", "offload", "torch-checkpoint"] = "auto"
     """Strategy of back-propagation through the chain (hbench.core.chain): all give the same gradients. "auto" measures
     one step and takes "node" with as many kept graphs as fit into ``memory_budget``."""

@@ -7,6 +7,7 @@ import click
 from hbench.cli.options import (
     Count,
     Options,
+    Renamed,
     a_path,
     data_options,
     processes_option,
@@ -26,9 +27,11 @@ from hbench.cli.options import (
 @steps_option
 @click.option(
     "--feature-extractor",
+    "--extractor",
     "extractor",
-    help="Feature extractor: one of torch-fidelity's with plain weights, or lenet-digits [default: lenet-digits for "
-    "digits, else inception-v3-compat].",
+    cls=Renamed,
+    help="Feature extractor: lenet-digits, one of torch-fidelity's with plain weights, or random-resnet18, without a "
+    "download [default: lenet-digits for digits, else inception-v3-compat].",
 )
 @click.option(
     "--weights",

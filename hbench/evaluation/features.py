@@ -1,4 +1,4 @@
-"""Features of images, by the extractors of torch-fidelity and by a digit LeNet, which is registered among them.
+"""Features of images, by the extractors of torch-fidelity, among them a digit LeNet and a random network of ours.
 
 Inception knows no digits, so the FID of digits says little. Distances in the LeNet's features have the same formulas,
 but are never called FID.
@@ -30,6 +30,7 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 from hbench.config import Data
 from hbench.core.images import to_float
 from hbench.errors import HBenchError, is_out_of_memory
+from hbench.evaluation.random_features import RANDOM, RandomExtractor
 from hbench.models.digit_lenet import DigitLeNet
 from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runtime.progress import progress_is_shown
@@ -78,9 +79,10 @@ class LeNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
 
 def extractors() -> Mapping[str, type[FeatureExtractorBase]]:
-    """Return torch-fidelity's feature extractors by name, after registering the digit LeNet among them."""
-    if LENET not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(LENET, LeNetExtractor)
+    """Return torch-fidelity's feature extractors by name, after registering ours among them."""
+    for name, extractor in ((LENET, LeNetExtractor), (RANDOM, RandomExtractor)):
+        if name not in FEATURE_EXTRACTORS_REGISTRY:
+            register_feature_extractor(name, extractor)
     registered: Mapping[str, type[FeatureExtractorBase]] = FEATURE_EXTRACTORS_REGISTRY
     return registered
 
@@ -96,7 +98,9 @@ class Extractor:
     @property
     def metric(self) -> str:
         """Name of a Frechet distance in these features: "FID" only with Inception's."""
-        return {INCEPTION: "FID", LENET: "FD (LeNet digits)"}.get(self.name, f"FD ({self.name})")
+        return {INCEPTION: "FID", LENET: "FD (LeNet digits)", RANDOM: "FD (random ResNet-18)"}.get(
+            self.name, f"FD ({self.name})"
+        )
 
     @property
     def sha256(self) -> str | None:
@@ -120,7 +124,8 @@ def choose_extractor(data: Data, name: str | None = None, weights: str | Path | 
         raise HBenchError(f'no feature extractor "{name}": choose one of {", ".join(sorted(extractors()))}')
     if name.startswith(("clip-", "dinov2-")):
         raise HBenchError(
-            f"{name}: comes as code that would be run, not as plain weights: choose {INCEPTION}, vgg16 or {LENET}"
+            f"{name}: comes as code that would be run, not as plain weights: "
+            f"choose {INCEPTION}, vgg16, {RANDOM} or {LENET}"
         )
     if name == LENET:
         chosen = Path(weights or SHIPPED_LENET)
@@ -129,6 +134,8 @@ def choose_extractor(data: Data, name: str | None = None, weights: str | Path | 
                 f"{chosen}: was trained on other images than the run: train a LeNet on these, and pass its `weights`"
             )
         return Extractor(name, chosen)
+    if weights is not None and name == RANDOM:
+        raise HBenchError(f"{name}: has random weights of its own: leave `weights` out")
     if weights is not None:
         load_pickled(Path(weights))  # torch-fidelity would load it without this care
     return Extractor(name, Path(weights) if weights else None)
@@ -206,7 +213,8 @@ def _network(extractor: Extractor, layer: str, cuda: bool) -> FeatureExtractorBa
         file_name = URL_INCEPTION_V3.rpartition("/")[2] if inception else "the file of its documentation"
         raise HBenchError(
             f"the weights of {extractor.name} cannot be fetched ({error.reason}): "
-            f"put {file_name} into {get_dir()}/checkpoints, or pass it as `weights`"
+            f"put {file_name} into {get_dir()}/checkpoints, or pass it as `weights`, "
+            f"or compare other features with `extractor={RANDOM}`"
         ) from error
 
 

@@ -205,6 +205,26 @@ ARTIFACTS = (
         suits=lambda data: not data.is_digits,
     ),
     Artifact(
+        "fid-random-resnet18",
+        Fidelity,
+        "Fréchet distance in random features",
+        "",
+        "fid --feature-extractor random-resnet18",
+        fidelity_rows,
+        {"fid.png": draw_fidelity},
+        of_run=True,
+        caption=(
+            "FD is the Fréchet distance between the features that an untrained ResNet-18 has of samples and of real "
+            "images, 0 for the same distribution and comparable with no FID; raw samples have no direction added, "
+            "shifted ones a random direction, and KID is another distance of the same features, without bias for few "
+            "samples."
+        ),
+        seen=SAMPLES_SEEN,
+        highlights=fidelity_highlights,
+        arguments="{run}{data}",
+        suits=lambda data: not data.is_digits,
+    ),
+    Artifact(
         "fid-lenet-digits",
         Fidelity,
         "Fréchet distance in LeNet features",

@@ -24,17 +24,19 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
 
 
-def test_the_experiment_file_of_the_guide_takes_a_checkpoint_of_its_shape(tmp_path):
+def test_the_experiment_file_of_the_guide_is_for_small_colour_pictures_as_the_guide_advises(tmp_path):
     (text,) = blocks("toml")
     (tmp_path / "my.toml").write_text(text)
     experiment = load_experiment(str(tmp_path / "my.toml"))
-    assert experiment.title == "Faces64-400-40-64-2"
+    assert experiment.title == "Faces32-400-10-8-4"
+    assert experiment.data.root == str(tmp_path / "pictures")
+    assert experiment.discovery.lambda_adv == 1
     with torch.device("meta"):
         model = build_model(experiment)
-    assert model.h_shape == (512, 8, 8)
-    small = experiment.model_copy(update={"model": experiment.model.model_copy(update={"model_channels": 32})})
-    torch.save(build_model(small).state_dict(), tmp_path / "ema.pt")
-    assert load_model(tmp_path / "ema.pt", small).state_dict()["out.2.bias"].shape == (6,)
+    assert model.h_shape == (64, 4, 4)
+    assert sum(each.numel() for each in model.parameters()) < 2_000_000
+    torch.save(build_model(experiment).state_dict(), tmp_path / "ema.pt")
+    assert load_model(tmp_path / "ema.pt", experiment).state_dict()["out.2.bias"].shape == (3,)
 
 
 @pytest.mark.slow

@@ -16,9 +16,17 @@ from hbench.core.images import to_uint8
 from hbench.errors import HBenchError
 from hbench.evaluation.features import INCEPTION, LENET, Extractor, choose_extractor, features, lenet_features
 from hbench.evaluation.fid import fid, fidelity
-from hbench.evaluation.frechet import distance, frechet_distance, keep_reference, lenet_reference, real_reference
+from hbench.evaluation.frechet import (
+    distance,
+    frechet_distance,
+    keep_reference,
+    lenet_reference,
+    real_reference,
+    statistics,
+)
 from hbench.evaluation.lenet import TrainedLeNet, classify, train_lenet
 from hbench.evaluation.lenet import lenet as train_on_digits
+from hbench.evaluation.random_features import RANDOM, random_resnet18
 from hbench.evaluation.real_images import real_images
 from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
 from hbench.evaluation.sampling import draw_pairs
@@ -61,6 +69,7 @@ def test_only_inception_features_are_called_fid():
     assert Extractor(INCEPTION).metric == "FID"
     assert Extractor(LENET).metric == "FD (LeNet digits)"
     assert Extractor("vgg16").metric == "FD (vgg16)"
+    assert Extractor(RANDOM).metric == "FD (random ResNet-18)"
 
 
 def test_digits_get_the_lenet_and_other_images_inception(lenet, tiny):
@@ -69,6 +78,31 @@ def test_digits_get_the_lenet_and_other_images_inception(lenet, tiny):
     assert choose_extractor(load_experiment("afhq128").data) == Extractor(INCEPTION)
     with pytest.raises(HBenchError, match="trained on other images"):
         choose_extractor(load_experiment("mnist32").data)  # the shipped one knows images of 16 pixels
+
+
+def test_random_features_are_the_same_everywhere_and_have_a_readable_size():
+    state = torch.get_rng_state()
+    first, second = random_resnet18(), random_resnet18()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    generator = torch.Generator().manual_seed(1)
+    smooth = torch.rand(64, 3, 8, 8, generator=generator) * 2 - 1
+    spread = first(torch.nn.functional.interpolate(smooth, size=64, mode="bilinear")).std(dim=0)
+    assert spread.min() > 0.5
+    assert spread.max() < 2
+
+
+def test_a_distance_in_random_features_grows_with_noise(tmp_path, tiny):
+    images, halves = load_images(tiny.data)[:400], []
+    noise = torch.randn(200, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+    for level in (0, 60, 120):
+        changed = (images[200:] + level * noise).clamp(0, 255).to(torch.uint8)
+        halves.append(features(pngs(image_folder(changed, tmp_path)), Extractor(RANDOM), tmp_path, CPU))
+    real = features(pngs(image_folder(images[:200], tmp_path)), Extractor(RANDOM), tmp_path, CPU)
+    found = [frechet_distance(statistics(each), statistics(real)) for each in halves]
+    assert found[0] < found[1] < found[2]
+    with pytest.raises(HBenchError, match="random weights of its own: leave `weights` out"):
+        choose_extractor(tiny.data, RANDOM, tmp_path / "x.pt")
 
 
 def test_lenet_features_do_not_depend_on_neighbours(extractor, tiny, tmp_path):
@@ -248,7 +282,9 @@ def test_missing_weights_name_the_place(tmp_path, tiny, monkeypatch):
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
     paths = pngs(image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path))
-    with pytest.raises(HBenchError, match=r"weights-inception-2015-12-05-6726825d.pth .* as `weights`"):
+    with pytest.raises(
+        HBenchError, match=r"weights-inception-2015-12-05-6726825d.pth .* as `weights`, .*`extractor=random-resnet18`"
+    ):
         features(paths, Extractor(INCEPTION), tmp_path, CPU)
 
 

@@ -138,11 +138,21 @@ class Model(Section):
 
 
 class Diffusion(Section):
-    """The linear noise schedule of DDPM."""
+    """What the network predicts, and the linear noise schedule of DDPM."""
+
+    prediction: Literal["eps", "v", "x_0"] = "eps"
+    """Quantity that the network predicts: the noise, as in the paper and in guided-diffusion; the velocity v =
+    sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022); or the clean image. The noise needs a longer
+    training: near t = T - 1 the error of x_0 is some 150 times that of eps, but no larger than that of v."""
 
     T: int = Field(default=1000, ge=2, le=100_000)
     beta_start: float = Field(default=1e-4, ge=1e-9, lt=1)
     beta_end: float = Field(default=0.02, ge=1e-9, lt=1)
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """Arguments of the noise schedule."""
+        return self.model_dump(exclude={"prediction"})
 
     @property
     def last_alpha_bar(self) -> float:

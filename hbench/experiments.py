@@ -25,6 +25,7 @@ FLAGS = {
     "timesteps": "diffusion.T",
     "lr_anneal_steps": "pretrain.steps",
     "ema_rate": "pretrain.ema",
+    "prediction_type": "diffusion.prediction",
 }
 """Flags of guided-diffusion that have another name here."""
 UNSUPPORTED = {
@@ -34,8 +35,7 @@ UNSUPPORTED = {
     "noise_schedule": "the schedule is linear",
     "schedule": "the schedule is linear",
     "beta_schedule": "the schedule is linear",
-    "predict_xstart": "models of guided-diffusion predict eps, as without that flag",
-    "prediction_type": "models of guided-diffusion predict eps",
+    "predict_xstart": "models that were trained with it have diffusion.prediction = 'x_0'",
     "rescale_timesteps": "timesteps are 0..T-1, as without that flag",
     "use_fp16": "weights of 16 bits are read as they are",
     "use_checkpoint": "the setting is discovery.checkpoint_blocks",

@@ -75,7 +75,7 @@ class Sampler:
         settings = experiment.discovery
         return cls(
             backbone=backbone,
-            alpha_bar=alpha_bar_schedule(**experiment.diffusion.model_dump()),
+            alpha_bar=alpha_bar_schedule(**experiment.diffusion.schedule),
             timesteps=visited(experiment, M, spacing),
             t_shift=settings.t_shift,
             precision=precision or settings.precision,

@@ -10,7 +10,8 @@ load as they are. :mod:`hbench.models.guided_diffusion` reads its constructor ar
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,8 @@ class ADMConfig:
     """Resizing inside residual blocks, in place of ``conv_resample``."""
     use_new_attention_order: bool = False
     """Order of the qkv channels; it changes the output but no name or shape, so it must match the checkpoint."""
+    prediction: Literal["eps", "v", "x_0"] = "eps"
+    """Quantity that the UNet predicts; nothing in the network depends on it."""
 
     def __post_init__(self) -> None:
         halvings = len(self.channel_mult) - 1
@@ -131,7 +134,8 @@ def config_of(experiment: Experiment, out_channels: int) -> ADMConfig:
 def unet_config(experiment: Experiment) -> ADMConfig:
     """Return the shape of an experiment's UNet."""
     channels = experiment.data.channels
-    return config_of(experiment, 2 * channels if experiment.model.learn_sigma else channels)
+    config = config_of(experiment, 2 * channels if experiment.model.learn_sigma else channels)
+    return replace(config, prediction=experiment.diffusion.prediction)
 
 
 def build_unet(experiment: Experiment) -> "UNetModel":
@@ -210,15 +214,14 @@ class EncoderHalf(nn.Module):
 
 
 class UNetModel(EncoderHalf, DiffusionModel):
-    """ADM's UNet, a diffusion model that predicts eps.
+    """ADM's UNet, a diffusion model.
 
-    With learned sigma it has 2 ``in_channels`` outputs: eps first, then the variance, which hbench ignores.
+    With learned sigma it has 2 ``in_channels`` outputs: the prediction first, then the variance, which hbench ignores.
     """
-
-    prediction = "eps"
 
     def __init__(self, config: ADMConfig) -> None:
         super().__init__(config)
+        self.prediction = config.prediction
         channels, skip_channels = config.channels[-1], config.skip_channels
         blocks = []
         for level, out_channels in reversed(list(enumerate(config.channels))):

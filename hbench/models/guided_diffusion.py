@@ -10,7 +10,7 @@ from hbench.models.adm import ADMConfig
 
 SILENT = {
     "model": ("num_heads", "num_head_channels", "use_new_attention_order"),
-    "diffusion": ("T", "beta_start", "beta_end"),
+    "diffusion": ("prediction", "T", "beta_start", "beta_end"),
 }
 """Settings with defaults that change the images, but no name and no shape in a state dict."""
 
@@ -29,7 +29,7 @@ def with_its_defaults(experiment: Experiment) -> Experiment:
         raise HBenchError(f"diffusion.T = {given.T} is too small for guided-diffusion's linear schedule: give beta_end")
     betas = {"beta_start": scale * 1e-4, "beta_end": scale * 0.02}
     heads = {"num_heads": 4, "num_head_channels": -1, "use_new_attention_order": False}
-    return filled_in(experiment, {"model": heads, "diffusion": {"T": 1000, **betas}})
+    return filled_in(experiment, {"model": heads, "diffusion": {"prediction": "eps", "T": 1000, **betas}})
 
 
 def silent_settings(experiment: Experiment) -> str:

@@ -309,7 +309,7 @@ def _check_kind(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def check_schedule(tensors: Mapping[str, Tensor], experiment: Experiment, source: str) -> None:
     """Raise an HBenchError where a file keeps its noise schedule, and it is another than the experiment's."""
-    wanted = alpha_bar_schedule(**experiment.diffusion.model_dump())
+    wanted = alpha_bar_schedule(**experiment.diffusion.schedule)
     for name, value in tensors.items():
         last = name.rpartition(".")[2]
         if last not in ("betas", "alphas_cumprod") or value.ndim != 1:

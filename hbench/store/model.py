@@ -48,7 +48,7 @@ def load_model(
     else:
         load_tensors(model, read_state_dict(file, settings), str(file))
         log.warning(
-            "%s: read as guided-diffusion's: %s, linear schedule, no classes, predicts eps, as many heads in the "
+            "%s: read as guided-diffusion's: %s, linear schedule, no classes, as many heads in the "
             "decoder; wrong ones would load as well: look at samples",
             file,
             silent_settings(settings),

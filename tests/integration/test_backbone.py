@@ -7,8 +7,11 @@ from torch import nn
 import hbench
 from hbench.core.backbone import Backbone
 from hbench.core.diffusion import alpha_bar_schedule
+from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
+from hbench.experiments import override
 from hbench.models import build_model
+from hbench.store.weights import save_weights
 from hbench.training.freeze import freeze
 from hbench.training.pretrain import prediction_mse
 
@@ -77,3 +80,30 @@ def test_blocks_that_a_backbone_lacks_are_refused(tiny):
     discovery = tiny.discovery.model_copy(update={"checkpoint_blocks": True})
     with pytest.raises(HBenchError, match="ToyUNet has no blocks to recompute"):
         freeze(tiny.model_copy(update={"discovery": discovery}), build_model(tiny), torch.device("cpu"))
+
+
+def test_what_the_unet_predicts_is_a_setting_that_its_weights_carry(tiny, tmp_path, monkeypatch):
+    monkeypatch.undo()  # the UNet again
+    of_v = override(tiny, ["diffusion.prediction=v"])
+    model = build_model(of_v)
+    assert model.prediction == "v"
+    save_weights(tmp_path / "model.safetensors", model, of_v, "model")
+    assert hbench.load_model(tmp_path / "model.safetensors", device="cpu").prediction == "v"
+    with pytest.raises(HBenchError, match=r"trained with diffusion.prediction = 'v', not 'eps'"):
+        hbench.load_model(tmp_path / "model.safetensors", override(tiny, ["diffusion.prediction=eps"]), device="cpu")
+    with pytest.raises(HBenchError, match="the model has prediction = v, the experiment eps"):
+        hbench.train(tiny, model, tmp_path / "train", device="cpu")
+    noise = torch.randn(2, *tiny.data.image_shape)
+    kinds = {
+        kind: Sampler.of(
+            override(tiny, [f"diffusion.prediction={kind}"]),
+            build_model(override(tiny, [f"diffusion.prediction={kind}"])),
+            torch.device("cpu"),
+        )
+        for kind in ("eps", "v", "x_0")
+    }
+    # an untrained UNet predicts 0: no noise, no velocity, no image
+    images = {kind: sampler.generate(noise) for kind, sampler in kinds.items()}
+    assert images["x_0"].abs().max() == 0
+    assert images["v"].abs().max() < 5
+    assert images["eps"].abs().max() > 50

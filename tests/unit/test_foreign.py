@@ -41,6 +41,7 @@ OTHER = {
     "model.conv_resample": [False],
     "model.learn_sigma": [True],
     "model.use_new_attention_order": [True],
+    "diffusion.prediction": ["v", "x_0"],
     "diffusion.T": [4000],
     "diffusion.beta_start": [1e-3],
     "diffusion.beta_end": [0.01],
@@ -110,7 +111,9 @@ def test_settings_left_out_are_as_guided_diffusion_has_them(weights, tmp_path, c
     assert model.config.num_heads == 4
     (said,) = caplog.messages
     assert "num_heads = 4 (its default), num_head_channels = -1 (its default)" in said
-    assert "use_new_attention_order = false (its default), T = 1000 (its default)" in said
+    assert (
+        "use_new_attention_order = false (its default), prediction = eps (its default), T = 1000 (its default)" in said
+    )
     caplog.clear()
     given = experiment("model.num_heads=2", "model.use_new_attention_order=true", "diffusion.beta_end=0.01")
     assert load_model(tmp_path / "ema.pt", given).config.num_heads == 2

@@ -275,7 +275,7 @@ ARTIFACTS = (
         published=lambda _: "node flat, vanilla past 24 GB",
         caption=(
             "Memory and speed of a training step against M, the number of generation steps that the gradient "
-            "passes through: vanilla keeps the graphs of all steps, node computes one at a time anew, torch- "
+            "passes through: vanilla keeps the graphs of all steps, node computes one at a time anew, torch-"
             "checkpoint is PyTorch's recomputation of each step."
         ),
         seen={

@@ -127,6 +127,8 @@ def _setting_meant(error: click.NoSuchOption) -> str:
     command = error.ctx.command if error.ctx else None
     if not command or "overrides" not in [parameter.name for parameter in command.params]:
         return ""
+    if any(option.startswith(error.option_name[:-1]) for option in error.possibilities or ()):
+        return ""  # --strategies is near enough to --strategy, and sets what --set would not
     key = {name.lower(): name for name in ("K", "S", "M")}.get(name := error.option_name.lstrip("-").lower(), name)
     key = key.replace("-", "_")
     sections = ["pretrain", "discovery"] if command.name == "pretrain" else ["discovery", "pretrain"]

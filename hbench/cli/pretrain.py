@@ -16,6 +16,7 @@ from hbench.cli.options import (
     shared,
     training_options,
 )
+from hbench.errors import counted
 
 if TYPE_CHECKING:
     from hbench.config import Experiment
@@ -59,7 +60,7 @@ def _tell(folder: Path, given: dict[str, Any]) -> None:
 
     losses = pd.read_csv(folder / "metrics.csv")["loss"]
     late = losses.tail(LATE_STEPS)
-    click.echo(f"loss {late.mean():.4f}, mean of the last {len(late)} of {len(losses)} steps", err=True)
+    click.echo(f"loss {late.mean():.4f}, mean of the last {len(late)} of {counted(len(losses), 'step')}", err=True)
     click.echo(f"see {max((folder / 'samples').glob('*.png'))}", err=True)
     sets = [word for each in given["overrides"] for word in ("--set", each)]
     following = shlex.join(["hbench", "train", given["experiment"], *sets, "--model", str(folder)])

@@ -1,42 +1,34 @@
-"""Variants of the training over several seeds, measured alike: those of Fig. 3 and Sec. 4.4, or any settings."""
+"""Variants of the training compared: those of Fig. 3 and Sec. 4.4, or any settings, each a mean over training seeds.
+
+:mod:`hbench.evaluation.variants` trains and measures them.
+"""
 
 import logging
 import math
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from hbench.config import Experiment
 from hbench.core.backbone import Backbone, DiffusionModel
 from hbench.core.intervals import student, student_of_logarithms, student_of_shares
-from hbench.errors import HBenchError, as_list, check_at_least, check_seed, check_type
-from hbench.evaluation.curves import late_means, read_curves
-from hbench.evaluation.digits import choose_lenet, digit_distances, real_digits
-from hbench.evaluation.frechet import Distance, Reference
-from hbench.evaluation.rca import RCA, rca
-from hbench.evaluation.sampling import ChosenNoise, Pairs, choose_x_T
-from hbench.evaluation.traverse import direction_label
+from hbench.errors import as_list, check_at_least, check_seed, check_type, counted
+from hbench.evaluation.digits import choose_lenet, real_digits
+from hbench.evaluation.variants import SHARED, Measured, measure_variants, train_variants
 from hbench.experiments import override
 from hbench.runtime.device import pick_device
-from hbench.runtime.progress import duration, is_asked_for
 from hbench.store.files import sha256, write_text
 from hbench.store.folders import claimed_folder
-from hbench.store.provenance import FILE as PROVENANCE
-from hbench.store.provenance import Provenance, provenance
-from hbench.store.records import Aside, Count, Number, Positive, Share, ShareOrNone
+from hbench.store.provenance import provenance
+from hbench.store.records import Aside, Number, Positive
 from hbench.store.results import Result
-from hbench.store.run import Run, load_run, run_hashes
 from hbench.store.weights import save_weights, tensors_sha256, write_experiment
-from hbench.training.checkpoint import read_checkpoint
-from hbench.training.discover import check_shift_interval, estimated_seconds, train
-from hbench.training.estimate import FEWEST
+from hbench.training.discover import check_shift_interval
 from hbench.training.loop import check_minutes
 
 if TYPE_CHECKING:
@@ -51,52 +43,12 @@ PAPER = {
     "per-step": ["discovery.fidelity=adversarial", "discovery.gradient=per-step"],
 }
 """Overrides of each variant of Fig. 3 and Sec. 4.4; all other settings are the experiment's."""
-DIRECTIONS, EXAMPLES, SAMPLES = 4, 4, 5
-"""Directions, x_T and magnitudes in the picture of each variant."""
-SHARED = "model.safetensors"
-"""Name of the file of the model that all are trained on."""
 SHARES = ("rca", "D_raw", "D_shifted")
 """Fields of :class:`Measured` that lie between 0 and 1, and not at 0 as a rule."""
 POSITIVE = ("magnitude_error", "fd_raw", "fd_shifted")
 """Fields of :class:`Measured` that lie above 0."""
 METRICS = ("rca", "kid_raw", "kid_shifted", "fd_raw", "fd_shifted", "magnitude_error", "outside", "D_raw", "D_shifted")
 """Fields of :class:`Measured` that are averaged over the seeds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Numbers of one training of a variant, on ``n`` fresh pairs unless they say otherwise.
-
-    All trainings get the same x_T, and those of equal K and S the same k and s.
-    """
-
-    variant: str
-    seed: Count
-    """Seed of the training."""
-    n: Positive
-    chance: Share
-    """Accuracy of guessing, 1/K."""
-    rca: Share
-    rca_low: Share
-    """Ends of the 95 % Wilson interval."""
-    rca_high: Share
-    magnitude_error: Annotated[float, Field(ge=0)]
-    outside: Share
-    """Share of shifted samples with a pixel beyond +-1.5."""
-    D_raw: ShareOrNone
-    """Mean output of the training's discriminator over the last third of its steps, on raw samples."""
-    D_shifted: ShareOrNone
-    kid_raw: Number
-    """KID (LeNet digits), which does not depend on n; nan where the real images were not at hand."""
-    kid_shifted: Number
-    fd_raw: Number
-    """FD (LeNet digits) of n samples, comparable only at equal n; nan where there is no LeNet for the images."""
-    fd_shifted: Number
-    device: str
-    """Device of the training, as the fields below are its threads, wall time and commit; threads change rounding."""
-    threads: Positive
-    seconds: Annotated[float, Field(ge=0)]
-    commit: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,26 +66,6 @@ class VariantMean:
     max: float
 
 
-class Shown(NamedTuple):
-    """The most accurate directions of a variant's first training, to be drawn."""
-
-    variant: str
-    S: float
-    """Largest magnitude."""
-    directions: list[int]
-    accuracies: list[float]
-    images: Tensor
-    """Images along the directions, in [-1, 1]: [directions, examples, samples, C, H, W]."""
-    chosen: ChosenNoise
-    """The x_T of the examples, the same for all variants."""
-
-    @property
-    def labels(self) -> list[str]:
-        """Variant, index and accuracy of each direction."""
-        numbers = zip(self.directions, self.accuracies, strict=True)
-        return [f"{self.variant}: {direction_label(k, accuracy)}" for k, accuracy in numbers]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Ablations(Result):
     """Variants of a training, each measured over several training seeds.
@@ -149,7 +81,7 @@ class Ablations(Result):
     means: Annotated[list[VariantMean], Field(alias="summary")]
     """Means over the seeds, metric by metric."""
     shown: Aside = field(default=None, compare=False, repr=False)
-    """List with :class:`Shown` of each variant; None in a result read back."""
+    """List with :class:`hbench.evaluation.variants.Shown` of each variant; None in a result read back."""
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
@@ -184,7 +116,7 @@ class Ablations(Result):
     def summary(self) -> str:
         """Return the number of pairs, and the means over the seeds as a table."""
         text: str = self.means_table().round(4).to_string(index=False)
-        return f"n = {self.runs[0].n:,} pairs a training\n{text}"
+        return f"n = {counted(self.runs[0].n, 'pair')} a training\n{text}"
 
     def table(self) -> "DataFrame":
         """Return the numbers of each training, a row a training."""
@@ -263,7 +195,8 @@ def ablations(
     if weights:
         reference = real_digits(weights, experiment.data, data_root, download)
     else:
-        log.warning("no digit LeNet for these images, so neither KID nor FD: `lenet` takes the file of one")
+        advice = ": `lenet` takes the file of one" if experiment.data.is_digits else ""
+        log.warning("no digit LeNet for these images, so neither KID nor FD%s", advice)
     shared = out / SHARED
     with claimed_folder(out, resume=resume):
         origin = provenance(experiment, device, seed, variants=variants, training_seeds=seeds)
@@ -284,109 +217,6 @@ def ablations(
         **shown[0].chosen.details,
     )
     return Ablations(runs=measured, means=summarise(measured), shown=shown, provenance=found)
-
-
-def train_variants(
-    experiment: Experiment,
-    model: DiffusionModel,
-    variants: Mapping[str, Sequence[str]],
-    seeds: Sequence[int],
-    out: Path,
-    *,
-    device: torch.device,
-    max_minutes: float | None = None,
-    draw: Callable[[Path], None] | None = None,
-) -> bool:
-    """Train every variant with every seed. Return False if stopped early; the next call goes on.
-
-    Finished trainings in ``out`` are left alone, a half-finished one is resumed.
-
-    Raises:
-        HBenchError: trainings in ``out`` have other settings.
-    """
-    started = time.monotonic()
-    missing = []
-    for seed in seeds:
-        for variant, overrides in variants.items():
-            changed = override(experiment, overrides)
-            folder = training_folder(out, variant, seed)
-            about = read_checkpoint(folder, changed, seed, "discovery") if (folder / PROVENANCE).is_file() else None
-            if about is None or about.step != changed.discovery.steps:
-                missing.append((changed, folder, seed))
-            elif origin_of(folder).details.get("model_tensors_sha256") != tensors_sha256(out / SHARED):
-                raise HBenchError(f"{folder}: was trained on another model than {out / SHARED}: choose another `out`")
-    if is_asked_for() and len(missing) > 1 and experiment.discovery.steps >= FEWEST:
-        log.info("%d trainings: about %s", len(missing), duration(_seconds_of_all(missing, model, device, draw)))
-    for i, (changed, folder, seed) in enumerate(missing):
-        left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
-        if left is not None and left <= 0:
-            if i:
-                log.warning("stopped by `max_minutes` before %s: go on with `resume=True`", folder.name)
-                return False
-            left = max_minutes  # at least one step
-        folder.mkdir(exist_ok=True)
-        if not train(changed, model, folder, seed=seed, device=device, resume=True, max_minutes=left, draw=draw):
-            return False
-    return True
-
-
-def origin_of(folder: Path) -> Provenance:
-    """Return the provenance of a finished training, after comparing its files with it."""
-    run_hashes(folder)
-    return Provenance.read(folder / PROVENANCE)
-
-
-def _seconds_of_all(
-    trainings: Sequence[tuple[Experiment, Path, int]],
-    model: DiffusionModel,
-    device: torch.device,
-    draw: Callable[[Path], None] | None,
-) -> float:
-    """Return the seconds of trainings, from a few steps of each experiment among them."""
-    counts = Counter(experiment.model_dump_json() for experiment, _, _ in trainings)
-    settings = {experiment.model_dump_json(): experiment for experiment, _, _ in trainings}
-    return sum(
-        count * estimated_seconds(settings[key], model, device=device, draw=draw) for key, count in counts.items()
-    )
-
-
-def measure_variants(
-    out: Path,
-    variants: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    pairs: int,
-    lenet: Path | None,
-    reference: Reference | None,
-    seed: int = 0,
-    device: torch.device,
-) -> tuple[list[Measured], list[Shown]]:
-    """Measure all trainings of :func:`train_variants`, and generate along directions of each variant's first.
-
-    Args:
-        out: folder of the trainings.
-        variants: names of the variants.
-        seeds: seeds of the trainings.
-        pairs: fresh pairs, on which KID and FD are measured too.
-        lenet: file of the LeNet for KID and FD; without one there are none.
-        reference: real images in its features, see :func:`hbench.evaluation.digits.real_digits`.
-        seed: seed of the pairs.
-        device: device that generates the pairs.
-    """
-    rows, shown = [], []
-    chosen: ChosenNoise | None = None
-    for variant in variants:
-        for training_seed in seeds:
-            folder = training_folder(out, variant, training_seed)
-            run = load_run(folder, device=device)
-            drawn: list[Pairs] = []
-            found = rca(run, pairs=pairs, seed=seed, on_pairs=drawn.append)
-            distances = digit_distances(drawn, lenet, reference) if lenet and reference else None
-            rows.append(_measured(folder, variant, training_seed, found, distances))
-            if training_seed == seeds[0]:
-                chosen = chosen or choose_x_T(run, EXAMPLES, seed)
-                shown.append(_shown(run, variant, found, chosen))
-    return rows, shown
 
 
 def summarise(measured: Sequence[Measured]) -> list[VariantMean]:
@@ -424,53 +254,7 @@ def _interval(metric: str, values: "Series[float]", n: int) -> tuple[float, floa
         return student_of_shares(values, n)
     if metric in POSITIVE:
         return student_of_logarithms(values)
-    low, high = (float(bound) for bound in student(values))
-    return (max(0.0, low), min(1.0, high)) if metric == "outside" else (low, high)
-
-
-def training_folder(out: Path, variant: str, seed: int) -> Path:
-    """Return the folder of the training of a variant and seed."""
-    return out / f"{variant}-seed{seed}"
-
-
-def _measured(
-    folder: Path, variant: str, seed: int, found: RCA, distances: tuple[Distance, Distance] | None
-) -> Measured:
-    (curves,) = read_curves([folder])
-    late = late_means(curves)
-    origin = origin_of(folder)
-    kids = [math.nan if each.kid is None else each.kid for each in distances or ()] or [math.nan] * 2
-    fds = [each.fd for each in distances or ()] or [math.nan] * 2
-    return Measured(
-        variant=variant,
-        seed=seed,
-        n=found.n,
-        chance=found.chance,
-        rca=found.accuracy,
-        rca_low=found.interval[0],
-        rca_high=found.interval[1],
-        magnitude_error=found.magnitude_error,
-        outside=found.outside,
-        D_raw=late.D_raw,
-        D_shifted=late.D_shifted,
-        kid_raw=kids[0],
-        kid_shifted=kids[1],
-        fd_raw=fds[0],
-        fd_shifted=fds[1],
-        device=origin.device,
-        threads=origin.threads,
-        seconds=origin.wall_seconds,
-        commit=origin.git.commit if origin.git else None,
-    )
-
-
-def _shown(run: Run, variant: str, found: RCA, chosen: ChosenNoise) -> Shown:
-    best = found.ranking()[:DIRECTIONS]
-    return Shown(
-        variant=variant,
-        S=run.S,
-        directions=best,
-        accuracies=[found.per_direction[k] for k in best],
-        images=run.traverse(best, examples=chosen.indices, samples=SAMPLES, seed=chosen.seed).images,
-        chosen=chosen,
-    )
+    low, high = student(values)
+    if metric == "outside":
+        low, high = np.clip([low, high], 0, 1)  # nan, of one seed, stays
+    return float(low), float(high)

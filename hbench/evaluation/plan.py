@@ -13,7 +13,7 @@ import torch
 
 from hbench.config import Experiment
 from hbench.errors import HBenchError, as_list, check_at_least, check_seed, check_type
-from hbench.evaluation import vram_sweep
+from hbench.evaluation import sweep_cells, vram_sweep
 from hbench.runtime.device import pick_device
 from hbench.runtime.memory import free_mib
 from hbench.runtime.progress import progress, ticking
@@ -115,7 +115,7 @@ def plan(
     origin = provenance(experiment, device, seed)
     Ms = sorted(set(vram_sweep.default_steps(experiment) if steps is None else as_list(steps)))
     check_at_least(1, steps=len(Ms))
-    vram_sweep.cells(experiment, ["node"], Ms, device=str(device))  # refuses an M that no training takes
+    sweep_cells.cells(experiment, ["node"], Ms, device=str(device))  # refuses an M that no training takes
     others = [name for name in vram_sweep.STRATEGIES if name not in BY_ARITHMETIC]
     if device.type == "cuda":
         others.append("offload")
@@ -172,13 +172,13 @@ def measured_line(
     Raises:
         HBenchError: nothing measures the device, one of the cells failed, or "offload" would crowd the CPU's memory.
     """
-    vram_sweep.check_measurable(torch.device(device))
+    sweep_cells.check_measurable(torch.device(device))
     few = min(shortened(experiment).discovery.M, experiment.diffusion.T // 10)
     ends = (2 * few, 10 * few)  # so far apart that the noise of their memory does not tilt the line
     if strategy == "offload":
         check_offload(experiment, ends[1], probe)
-    cells = vram_sweep.cells(experiment, [strategy], ends, device=device, seed=seed, repeats=2)
-    rows = [vram_sweep.measure_apart(cell) for cell in cells]
+    cells = sweep_cells.cells(experiment, [strategy], ends, device=device, seed=seed, repeats=2)
+    rows = [sweep_cells.measure_apart(cell) for cell in cells]
     used = [row.memory_mib for row in rows if row.memory_mib is not None]
     if len(used) < len(rows):
         failed = next(row for row in rows if row.memory_mib is None)

@@ -12,7 +12,7 @@ from hbench.core.domain import Look, neighbours, outside
 from hbench.core.images import soft_clip
 from hbench.core.intervals import student, wilson
 from hbench.core.sampler import BATCH
-from hbench.errors import HBenchError, check_at_least, check_seed, check_type
+from hbench.errors import HBenchError, check_at_least, check_seed, check_type, counted
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
@@ -87,8 +87,8 @@ class RCA(Result):
         if self.interval[0] <= self.chance:
             low, high = self.interval
             found.append(
-                f"the interval of RCA, [{low:.3f}, {high:.3f}] of {self.n:,} pairs, does not lie above chance, "
-                f"{self.chance:.3f}: this may be guessing; train longer, or measure more pairs"
+                f"the interval of RCA, [{low:.3f}, {high:.3f}] of {counted(self.n, 'pair')}, does not lie above "
+                f"chance, {self.chance:.3f}: this may be guessing; train longer, or measure more pairs"
             )
         return found
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from hbench.errors import counted
 from hbench.reporting.charts.figure import at_hand, plain, save_figure, show_pixels, styled, title_of
 from hbench.reporting.charts.training import title_of_training
 
@@ -39,7 +40,7 @@ def directions_caption(S: float | None, samples: int, pairs: int) -> str:
     """Return what columns and brackets of direction grids show; ``S`` is None if each panel has another."""
     span = "-S to S" if S is None else f"{-S:g} to {S:g}"
     middle = ", the middle column is the original" if samples % 2 else ""
-    return f"s from {span}{middle}; in brackets the RCA of the direction, ranked by n = {pairs:,} pairs"
+    return f"s from {span}{middle}; in brackets the RCA of the direction, ranked by n = {counted(pairs, 'pair')}"
 
 
 def rows_caption(result: "Result") -> str:

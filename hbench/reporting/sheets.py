@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hbench.core.images import ORANGE, tile
 from hbench.errors import HBenchError
-from hbench.evaluation.mos.score import read_rows
+from hbench.evaluation.mos.marks import read_rows
 from hbench.evaluation.mos.study import COLUMNS, KEY, Direction, Key, Sheet
 from hbench.runtime.progress import progress
 from hbench.store.files import replacing, write_json, write_text

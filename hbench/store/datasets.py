@@ -111,8 +111,9 @@ def _find_root(data: Data, data_root: str | Path | None, download: bool) -> Path
     root = _known_root(data, data_root, download)
     if root is None:
         raise HBenchError(
-            f'data set "{data.dataset}" needs its folder: set data.root in the experiment, give it with '
-            "`data_root=FOLDER` or set HBENCH_DATA" + (", or add `download=True`" if data.dataset == "mnist" else "")
+            f'data set "{data.dataset}" needs its folder: give it with `data_root=FOLDER`, set HBENCH_DATA, or write '
+            "data.root into an experiment's file, of which a run keeps none"
+            + (", or add `download=True`" if data.dataset == "mnist" else "")
         )
     return root
 

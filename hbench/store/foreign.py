@@ -23,8 +23,8 @@ from hbench.store.weights import has_header, is_safetensors, load_pickled, names
 log = logging.getLogger(__name__)
 
 INSTEAD = (
-    "hbench reads its own models and UNets of guided-diffusion alone: pretrain a model on your images, or give a "
-    "checkpoint of guided-diffusion"
+    "hbench reads its own models and UNets of guided-diffusion alone: pretrain a model on your images, or give the "
+    "file of a checkpoint of guided-diffusion"
 )
 """Advice where a model is of another kind."""
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -88,6 +88,7 @@ SUFFIXES = {
     ".keras": "a model of Keras",
     ".tflite": "a model of TensorFlow",
     ".msgpack": "a model of Flax",
+    ".npz": "arrays of NumPy",
     ".gguf": "a quantised model (GGUF)",
 }
 """Suffixes of other programs, and the kinds of file they stand for."""
@@ -96,22 +97,25 @@ SUFFIXES = {
 # Places -------------------------------------------------------------------------------------------------------------
 
 
-def refuse_elsewhere(path: Path) -> None:
-    """Raise an HBenchError where a path is an address, an id of the Hugging Face Hub, or a folder of other programs."""
+def refuse_elsewhere(path: Path, advice: str = INSTEAD) -> None:
+    """Raise an HBenchError where a path is an address, an id of the Hugging Face Hub, or a folder of other programs.
+
+    Args:
+        path: path of which nothing of hbench's was found.
+        advice: remedy where it is of another kind.
+    """
     text = re.sub(r"^(\w+):/(?!/)", r"\1://", path.as_posix())  # a path has no two slashes in a row
-    if re.match(r"(https?|ftp|hf|s3|gs|file|git)://|(www\.)?huggingface\.co/", text):
+    if re.match(r"(https?|ftp|hf|s3|gs|file|git)://|(www\.)?(huggingface\.co|hf\.co)/", text):
         raise HBenchError(f"{text}: is an address: hbench downloads no models: fetch the file, and give its path")
     if path.is_dir():
-        _refuse_folder(path)
+        _refuse_folder(path, advice)
     parts = path.parts
     is_id = len(parts) == 2 and all(re.fullmatch(r"[A-Za-z0-9][\w.@:-]*", part) for part in parts)
     if is_id and path.suffix not in WEIGHTS and parts[0] != "runs" and not Path(parts[0]).exists():
-        raise HBenchError(
-            f"{text}: no such file or folder, and an id of the Hugging Face Hub is not read: {INSTEAD}, by its path"
-        )
+        raise HBenchError(f"{text}: no such file or folder, and an id of the Hugging Face Hub is not read: {advice}")
 
 
-def _refuse_folder(folder: Path) -> None:
+def _refuse_folder(folder: Path, advice: str) -> None:
     kind = ""
     settings = [_json(folder / name) for name in ("model_index.json", "config.json", "unet/config.json")]
     if any("_class_name" in each or "_diffusers_version" in each for each in settings):
@@ -128,7 +132,7 @@ def _refuse_folder(folder: Path) -> None:
     elif (folder / "saved_model.pb").is_file() or next(folder.glob("*.ckpt*.index"), None):
         kind = "a model of TensorFlow"
     if kind:
-        raise HBenchError(f"{folder}: is {kind}: {INSTEAD}")
+        raise HBenchError(f"{folder}: is {kind}: {advice}")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -122,6 +122,8 @@ def _model_file(path: str | Path) -> Path:
     file = inside if inside.is_file() else file
     if not file.is_file():
         refuse_elsewhere(file)
+        if (file / "pretrain" / inside.name).is_file():
+            raise HBenchError(f"{file}: holds no {inside.name}: give {file / 'pretrain'}")
         if found := weights_beside(file):
             raise HBenchError(f"{file}: holds no {inside.name}: give one of its files, such as {file / found[0]}")
         missing = inside if file.is_dir() or not file.suffix else file

@@ -316,7 +316,7 @@ def run_hashes(path: str | Path) -> dict[str, str]:
     """
     folder = locate(path)
     if not (folder / f"shift_block{WEIGHTS}").is_file():
-        refuse_elsewhere(folder)
+        refuse_elsewhere(folder, f"give the folder of a run, which a discovery wrote, or {shipped()}")
     if folder.is_file():
         raise HBenchError(f"{path}: is a file, and a run is a folder that a discovery wrote: give one, or {shipped()}")
     if not folder.is_dir():
@@ -324,10 +324,12 @@ def run_hashes(path: str | Path) -> dict[str, str]:
     # the provenance is written last
     missing = [name for name in (*(f"{role}{WEIGHTS}" for role in ROLES), PROVENANCE) if not (folder / name).is_file()]
     if missing:
-        raise HBenchError(
-            f"{folder}: no finished discovery there ({missing[0]} is missing): train it, or "
-            "resume its training if it was stopped"
-        )
+        remedy = "train it, or resume its training if it was stopped"
+        if (folder / "train" / f"shift_block{WEIGHTS}").is_file():
+            remedy = f"the run is {folder / 'train'}"
+        elif (folder / "samples").is_dir():  # a pretraining has them
+            remedy = "it is a diffusion model, of which directions are to be trained first"
+        raise HBenchError(f"{folder}: no finished discovery there ({missing[0]} is missing): {remedy}")
     files = {role: folder / f"{role}{WEIGHTS}" for role in ROLES}
     for file in files.values():
         read_metadata(file)  # what is damaged, or of a newer hbench, is called so

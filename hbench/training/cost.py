@@ -8,7 +8,7 @@ import torch
 
 from hbench.config import Discovery, Experiment, Pretrain
 from hbench.core.sampler import visited
-from hbench.errors import HBenchError
+from hbench.errors import HBenchError, counted
 from hbench.runtime.distributed import local_world_size
 from hbench.runtime.progress import duration
 from hbench.store.records import Number
@@ -98,7 +98,7 @@ class Whole:
         """Return the prediction in one line."""
         name, unit = ("this training", "pairs") if self.stage == "discovery" else ("its pretraining", "images")
         memory = f"{self.memory_mib:,.0f} MiB" + (f" with {self.strategy}" if self.strategy else "")
-        return f"{name}: {self.steps:,} steps of {self.batch_size} {unit} = {duration(self.seconds)}, {memory}"
+        return f"{name}: {counted(self.steps, 'step')} of {self.batch_size} {unit} = {duration(self.seconds)}, {memory}"
 
 
 def passes(parts: Parts, experiment: Experiment, M: int) -> list[Pass]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from hbench.config import Discovery, Experiment, Pretrain
 from hbench.core.sampler import Sampler
+from hbench.errors import counted
 from hbench.runtime.device import wall_seconds
 from hbench.runtime.distributed import all_reduce_mean, rank, world_size
 from hbench.runtime.progress import duration, is_asked_for
@@ -47,7 +48,7 @@ def announce(settings: Pretrain | Discovery, done: int, unit: str, seconds: Call
     """
     left = settings.steps - done
     if left >= FEWEST and is_asked_for():
-        which = f"{left:,} of {settings.steps:,} steps" if done else f"{left:,} steps"
+        which = f"{left:,} of {counted(settings.steps, 'step')}" if done else counted(left, "step")
         log.info("%s of %d %s: about %s", which, settings.batch_size, unit, duration(seconds()))
 
 

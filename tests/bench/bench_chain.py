@@ -22,7 +22,7 @@ from hbench.core.chain import backpropagate, run_chain
 from hbench.core.diffusion import alpha_bar_schedule, direction_to_x_t, predict_x_0
 from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.sampler import Sampler, visited
-from hbench.evaluation import vram_sweep as sweep
+from hbench.evaluation import sweep_cells as sweep
 from hbench.experiments import load_experiment
 from hbench.models.discriminator import judge
 from hbench.runtime.device import autocast, pick_device

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from hbench.evaluation.mos.score import read_marks, score
+from hbench.evaluation.mos.marks import read_marks
+from hbench.evaluation.mos.score import score
 from hbench.evaluation.mos.study import Direction, design
 from hbench.reporting.sheets import write_sheets
 

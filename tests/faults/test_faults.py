@@ -632,7 +632,7 @@ def test_the_cell_of_a_killed_sweep_ends_with_it(tmp_path):
             cell = [
                 p
                 for p in children(process.pid)
-                if b"hbench.evaluation.vram_sweep" in Path(f"/proc/{p}/cmdline").read_bytes()
+                if b"hbench.evaluation.sweep_cells" in Path(f"/proc/{p}/cmdline").read_bytes()
             ]
     time.sleep(0.2)
     process.kill()  # while the cell still imports

@@ -8,7 +8,7 @@ from command_line import TINY
 from hbench.core.chain import backpropagate
 from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.sampler import Sampler
-from hbench.evaluation import vram_sweep as sweep
+from hbench.evaluation import sweep_cells as sweep
 from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.runtime.device import pick_device

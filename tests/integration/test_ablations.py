@@ -15,11 +15,12 @@ from hbench.core.diffusion import alpha_bar_schedule, timesteps
 from hbench.core.images import to_uint8
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
-from hbench.evaluation.ablations import Ablations, Measured, ablations, summarise, train_variants
+from hbench.evaluation.ablations import Ablations, ablations, summarise
 from hbench.evaluation.curves import TrainingCurves, train_curves
 from hbench.evaluation.features import lenet_features
 from hbench.evaluation.frechet import distance, frechet_distance, lenet_reference, real_reference, statistics
 from hbench.evaluation.sampling import draw_pairs
+from hbench.evaluation.variants import Measured, train_variants
 from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.reporting.artifacts import plot
@@ -284,7 +285,7 @@ def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
 
 def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, caplog):
     begun = []
-    monkeypatch.setattr("hbench.evaluation.ablations.train", lambda *_, seed, **__: begun.append(seed) or True)
+    monkeypatch.setattr("hbench.evaluation.variants.train", lambda *_, seed, **__: begun.append(seed) or True)
     assert not train_variants(tiny, build_model(tiny), {"full": []}, (0, 1), tmp_path, device=CPU, max_minutes=0)
     assert begun == [0]  # each call gets further
     assert "stopped by `max_minutes` before full-seed1: go on with `resume=True`" in caplog.text
@@ -292,7 +293,7 @@ def test_no_training_begins_once_the_time_is_over(tmp_path, tiny, monkeypatch, c
 
 def test_a_finished_training_goes_on_where_it_is_to_get_more_steps(tmp_path, tiny, tiny_run, monkeypatch):
     begun = []
-    monkeypatch.setattr("hbench.evaluation.ablations.train", lambda wanted, *_, **__: begun.append(wanted) or True)
+    monkeypatch.setattr("hbench.evaluation.variants.train", lambda wanted, *_, **__: begun.append(wanted) or True)
     shutil.copytree(tiny_run, tmp_path / "full-seed0")
     shutil.copy(tiny_run / "model.safetensors", tmp_path)
     for steps, expected in ((4, 0), (5, 1)):
@@ -392,6 +393,7 @@ def test_summary_has_the_t_interval_over_seeds():
     assert found["a", "outside"].low == 0
     assert found["a", "outside"].high == pytest.approx(0.06 + 4.302653 * 0.09 / 3)
     assert math.isnan(found["b", "rca"].high)
+    assert math.isnan(found["b", "outside"].low)
 
 
 def test_damaged_older_ablations_are_refused_in_words():

@@ -85,6 +85,11 @@ def test_a_pretrained_model_and_a_lenet_of_another_training_are_refused(tmp_path
     )  # fmt: skip
 
 
+def test_the_folder_around_a_run_is_answered_with_the_run(run):
+    with pytest.raises(HBenchError, match=r"\(model.safetensors is missing\): the run is .*train$"):
+        load_run(shutil.copytree(run, run.parent / "x" / "train").parent)
+
+
 def test_a_run_without_provenance_is_unfinished(run):
     (run / "provenance.json").unlink()
     with pytest.raises(HBenchError, match=r"no finished discovery there \(provenance.json is missing\): train it, or"):

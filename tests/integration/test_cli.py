@@ -19,6 +19,8 @@ def test_an_option_that_is_a_setting_is_answered_with_the_setting():
     assert "changed by --set discovery.K=VALUE" in refused("train", "mnist16", "--k=3")
     assert "changed by --set pretrain.batch_size=VALUE" in refused("pretrain", "mnist16", "--batch-size", 3)
     assert "changed by --set data.size=VALUE" in refused("plan", "mnist16", "--size", 8)
+    meant = refused("vram-sweep", "mnist16", "--strategy", "node")  # its own option sets what the setting would not
+    assert "Did you mean '--strategies'?" in meant
     assert "--set" not in refused("train", "mnist16", "--nonsense")
     assert "--set" not in refused("rca", "mnist16", "--lr", 3)
 
@@ -115,7 +117,7 @@ def test_wrong_input_is_one_line_that_names_the_fix(tmp_path, tiny_run, tiny_mod
     assert "no such folder" in refused("pretrain", "anime64", "--data-root", tmp_path / "absent")
     assert "pretrain it, or give another one" in refused("train", "digits16", "--model", tmp_path / "absent")
     assert "or the shipped mnist16" in refused("rca", tmp_path / "absent")
-    assert "no finished discovery there" in refused("rca", tiny_model)
+    assert "of which directions are to be trained first" in refused("rca", tiny_model)
     assert "is not in the range" in refused("rca", tiny_run, "--pairs", 0)
     for name in ("abacus", "meta", "mps:1"):
         assert "no such device" in refused("rca", tiny_run, "--device", name)

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 import hbench.training.estimate as module
 from hbench.evaluation.lenet import train_lenet
-from hbench.evaluation.vram_sweep import Row, cells, seconds_of_rest
+from hbench.evaluation.sweep_cells import Row, cells
+from hbench.evaluation.vram_sweep import seconds_of_rest
 from hbench.experiments import load_experiment
 from hbench.runtime.progress import duration, show_progress
 from hbench.store.datasets import load_set
@@ -21,7 +22,7 @@ ESTIMATE = r"^(?:\d+ of )?\d+ steps of \d+ (?:pairs|images): about [\d.]+ (?:s|m
 @pytest.fixture
 def worth(monkeypatch):
     """An estimate is worth its time, short as the training is."""
-    for place in ("training.estimate", "evaluation.lenet", "evaluation.ablations"):
+    for place in ("training.estimate", "evaluation.lenet", "evaluation.variants"):
         monkeypatch.setattr(f"hbench.{place}.FEWEST", 1)
     monkeypatch.setattr(module, "SECONDS", 0.0)
     yield

@@ -8,7 +8,8 @@ import torch
 from command_line import invoke, refused
 from marks import make_images, make_key, rows_of, write_rows
 
-from hbench.evaluation.mos.score import MosScore, mos_score, read_marks
+from hbench.evaluation.mos.marks import read_marks
+from hbench.evaluation.mos.score import MosScore, mos_score
 from hbench.evaluation.mos.study import Direction, Key, Study, delta_h_rms, guarded, mos_study, pictures, untrained
 from hbench.reporting.sheets import refuse_marked, write_sheets
 from hbench.store.run import load_names, load_run

@@ -319,7 +319,7 @@ def test_no_step_count_that_shifts_nothing_is_planned(probed):
 
 def test_offload_is_not_tried_where_it_would_crowd_the_memory(monkeypatch):
     experiment = load_experiment("digits16", TINY)
-    monkeypatch.setattr("hbench.evaluation.vram_sweep.measure_apart", lambda cell: pytest.fail(f"tried {cell}"))
+    monkeypatch.setattr("hbench.evaluation.sweep_cells.measure_apart", lambda cell: pytest.fail(f"tried {cell}"))
     monkeypatch.setattr("hbench.evaluation.plan.free_mib", lambda device: 10.0)
     with pytest.raises(
         HBenchError, match=r"offload, M = \d+: up to [\d,]+ MiB of graphs, where 5 MiB of the CPU's memory may be"

@@ -10,8 +10,10 @@ import torch
 from command_line import TINY, invoke, tiny_options
 
 from hbench.errors import HBenchError, is_out_of_memory
+from hbench.evaluation import sweep_cells
 from hbench.evaluation import vram_sweep as module
-from hbench.evaluation.vram_sweep import Row, VramSweep, cells, default_steps, measure, measure_apart, vram_sweep
+from hbench.evaluation.sweep_cells import Row, cells, measure, measure_apart
+from hbench.evaluation.vram_sweep import VramSweep, default_steps, vram_sweep
 from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.reporting.charts.sweep import draw_sweep
@@ -81,7 +83,7 @@ def test_the_step_is_the_trainers(tmp_path, tiny):
     )
     torch.manual_seed(0)
     model = build_model(experiment).eval().requires_grad_(False)
-    step = module.step_taker(experiment, model, seed=5, device=CPU)
+    step = sweep_cells.step_taker(experiment, model, seed=5, device=CPU)
     taken = [step(i) for i in range(2)]
     train(experiment, model, tmp_path, seed=5, device=CPU)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -135,7 +137,7 @@ def test_out_of_memory_is_a_row_and_other_errors_are_not(monkeypatch, error):
         raise error
 
     (cell,) = tiny_cells()
-    monkeypatch.setattr(module, "train_step", failing)
+    monkeypatch.setattr(sweep_cells, "train_step", failing)
     assert is_out_of_memory(error)
     assert measure(cell).status == "oom"
     error = RuntimeError("shapes do not match")
@@ -248,7 +250,16 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, me
     assert result.exit_code == 0, result.output
     assert measured == [("node", 2), ("node", 3), ("vanilla", 2), ("vanilla", 3)]
     assert json.loads((tmp_path / "provenance.json").read_text())["complete"] is True
-    assert len(result.stdout.strip().splitlines()) == 5
+    assert len(result.stdout.strip().splitlines()) == 6  # with the number of timed steps
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"), [([1], "1 timed step"), ([2], "2 timed steps"), ([1, 3], "1 or 3 timed steps")]
+)
+def test_the_summary_counts_the_timed_steps(counts, line):
+    (cell,) = tiny_cells()
+    rows = [fake(cell, step_seconds=(1.0,) * n, images_per_second=1.0) for n in counts]
+    assert VramSweep(cells=rows).summary().splitlines()[-1] == f"n = {line} a cell"
 
 
 def test_sigterm_lets_the_cell_finish(tmp_path, monkeypatch, measured):
@@ -333,9 +344,11 @@ def test_a_cell_on_a_gpu(gpu, monkeypatch, limit, status):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1500 * 2**20)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1000 * 2**20)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 1500 * 2**20)
-    monkeypatch.setattr(module, "pick_device", lambda _: cuda)
-    taker = module.step_taker
-    monkeypatch.setattr(module, "step_taker", lambda experiment, model, seed, _: taker(experiment, model, seed, CPU))
+    monkeypatch.setattr(sweep_cells, "pick_device", lambda _: cuda)
+    taker = sweep_cells.step_taker
+    monkeypatch.setattr(
+        sweep_cells, "step_taker", lambda experiment, model, seed, _: taker(experiment, model, seed, CPU)
+    )
     gpu.processes = {os.getpid(): 2100 * 2**20}
     row = measure(tiny_cells(memory_limit_mib=limit, repeats=1)[0])
     assert row.status == status, row.error
@@ -386,7 +399,7 @@ def test_without_a_driver_one_line(monkeypatch):
 
 def test_rows_survive_their_json():
     row = fake(tiny_cells()[0], other_processes=2)
-    assert module.read_row(json.loads(json.dumps(asdict(row)))) == row
+    assert sweep_cells.read_row(json.loads(json.dumps(asdict(row)))) == row
 
 
 def test_a_sweep_from_python(measured, tiny, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 import hbench.runtime.memory as memory
 from hbench.core.sampler import Sampler
-from hbench.evaluation.vram_sweep import cells, measure_apart
+from hbench.evaluation.sweep_cells import cells, measure_apart
 from hbench.models import build_model
 from hbench.runtime.memory import free_mib, watch_resident
 from hbench.training.strategy import resolve

@@ -324,6 +324,7 @@ def archive(path, kind):
         ("w.json", b'{"_class_name": "UNet2DModel"}', "is text, not weights"),
         ("model.ckpt-790000.index", b"\x00\x01", "a checkpoint of TensorFlow"),
         ("model-00001-of-00002.safetensors", b"\x00\x01", "one part of several"),
+        ("w.npz", "zip", "arrays of NumPy"),
         ("w.zip", "zip", r"an archive \(ZIP\)"),
         ("w.tar", "w", r"an archive \(tar\)"),
         ("w.pt", "w", r"an archive \(tar\)"),
@@ -358,6 +359,7 @@ FOLDERS = {
     "config.json": ('{"model_type": "bert"}', "a model of transformers"),
     "saved_model.pb": ("", "a model of TensorFlow"),
     "ema.pt": ("", "holds no model.safetensors: give one of its files, such as .*ema.pt"),
+    "pretrain/model.safetensors": ("", "holds no model.safetensors: give .*pretrain$"),
 }
 
 
@@ -370,7 +372,9 @@ def test_folders_of_other_programs_are_named(name, tmp_path):
         load_model(tmp_path, experiment())
 
 
-@pytest.mark.parametrize("address", ["https://x.org/ema.pt", "hf://google/ddpm", "huggingface.co/google/ddpm"])
+@pytest.mark.parametrize(
+    "address", ["https://x.org/ema.pt", "hf://google/ddpm", "huggingface.co/google/ddpm", "hf.co/google/ddpm"]
+)
 def test_addresses_are_named(address):
     with pytest.raises(HBenchError, match=rf"^{address}: is an address: hbench downloads no models"):
         load_model(address, experiment())
@@ -380,8 +384,12 @@ def test_addresses_are_named(address):
 
 def test_runs_are_no_models(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(HBenchError, match="a model of diffusers"):
+    with pytest.raises(
+        HBenchError, match="a model of diffusers: give the folder of a run"
+    ):
         load_run(tmp_path, device="cpu")
+    with pytest.raises(HBenchError, match="is not read: give the folder of a run"):
+        load_run("google/ddpm-celebahq-256", device="cpu")
     with pytest.raises(HBenchError, match="is a file, and a run is a folder"):
         load_run(tmp_path / "model_index.json", device="cpu")
 

@@ -13,7 +13,8 @@ from marks import HEADER, as_dict, make_images, make_key, rows_of, write_rows
 
 from hbench.core.images import ORANGE
 from hbench.errors import HBenchError
-from hbench.evaluation.mos.score import read_marks, score
+from hbench.evaluation.mos.marks import read_marks
+from hbench.evaluation.mos.score import score
 from hbench.evaluation.mos.study import Key, assign, shuffle
 from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.sheets import draw_grid, refuse_marked, write_sheets

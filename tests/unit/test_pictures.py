@@ -284,7 +284,7 @@ def test_further_frames_are_counted(tmp_path):
 def test_an_empty_variable_is_an_unset_one(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HBENCH_DATA", "")
-    with pytest.raises(HBenchError, match="needs its folder"):
+    with pytest.raises(HBenchError, match="needs its folder: give it with `data_root=FOLDER`, set HBENCH_DATA, or"):
         load_images(RGB)
     monkeypatch.setenv("HBENCH_DATA", str(folder))
     assert len(load_images(RGB)) == 11

@@ -67,7 +67,7 @@ def draw_growth(grown: "list[tuple[int, RCA]]", path: Path) -> None:
     values = [result.accuracy for _, result in grown]
     below = [result.accuracy - result.interval[0] for _, result in grown]
     above = [result.interval[1] - result.accuracy for _, result in grown]
-    label = f"RCA, 95 % interval, n = {grown[0][1].n:,} pairs"
+    label = f"RCA, 95 % interval, n = {counted(grown[0][1].n, 'pair')}"
     axis.errorbar(steps, values, yerr=[below, above], marker="o", capsize=3, label=label)
     axis.axhline(grown[0][1].chance, color="grey", linestyle=":", label="chance")
     axis.set(xlabel="step", ylabel="accuracy on fresh pairs", ylim=(0, 1))

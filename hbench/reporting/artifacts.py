@@ -275,8 +275,8 @@ ARTIFACTS = (
         published=lambda _: "node flat, vanilla past 24 GB",
         caption=(
             "Memory and speed of a training step against M, the number of generation steps that the gradient "
-            "passes through: vanilla keeps the graphs of all steps, node computes one at a time anew, torch-"
-            "checkpoint is PyTorch's recomputation of each step."
+            "passes through: vanilla keeps the graphs of all steps, node computes one at a time anew, "
+            "torch-checkpoint is PyTorch's recomputation of each step."
         ),
         seen={
             "vram-sweep.png": (

@@ -13,7 +13,7 @@ from command_line import invoke, refused, snapshot
 from PIL import Image
 
 from hbench.cli import main
-from hbench.cli.reproduce import tasks
+from hbench.cli.tasks import tasks
 from hbench.evaluation.mos.study import Key
 from hbench.reporting.artifacts import ARTIFACTS
 from hbench.reporting.lookup import look

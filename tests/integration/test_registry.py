@@ -14,7 +14,7 @@ from PIL import Image
 import hbench
 from hbench.cli import main
 from hbench.cli.options import publish, result_of, run_argument, run_options, shared
-from hbench.cli.reproduce import tasks
+from hbench.cli.tasks import tasks
 from hbench.errors import HBenchError
 from hbench.evaluation.rca import RCA
 from hbench.reporting import artifacts, lookup, report
@@ -104,7 +104,7 @@ def test_reproduce_runs_what_is_registered(registered, tiny_run, tmp_path, monke
         publish(Brightness(n=4, mean=0.25, provenance=origin.finished(n=4)), folder)
 
     monkeypatch.setitem(main.commands, "brightness", brightness)
-    monkeypatch.setattr("hbench.cli.reproduce.TASKS", ())
+    monkeypatch.setattr("hbench.cli.tasks.TASKS", ())
     only_the_toy = [task for task in tasks() if task.folder == "brightness"]
     monkeypatch.setattr("hbench.cli.reproduce.tasks", lambda: only_the_toy)
     arguments = ["reproduce", "digits16", "--run", tiny_run, "--out", tmp_path / "out", "--quiet"]

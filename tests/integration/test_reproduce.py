@@ -11,7 +11,8 @@ from PIL import Image
 
 from hbench.cli import main
 from hbench.cli.options import Options
-from hbench.cli.reproduce import Job, Task, done, tasks
+from hbench.cli.reproduce import done
+from hbench.cli.tasks import Job, Task, tasks
 from hbench.errors import HBenchError
 from hbench.experiments import load_experiment
 from hbench.reporting.artifacts import ARTIFACTS

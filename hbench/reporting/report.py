@@ -120,15 +120,13 @@ def collect(path: str | Path) -> Report:
     folder, experiment = looked.place.folder, looked.experiment
     if not looked.found:
         raise HBenchError(f"{folder}: {NOTHING}")
+    if trained := looked.place.weights or _weights_at_hand(folder):
+        check_measured(trained, looked.found)
     measured = {
         each.folder.name: each.origin.details.get("weights_sha256") for each in looked.found if each.artifact.of_run
     }
     if any(weights != next(iter(measured.values())) for weights in measured.values()):
         raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
-    if trained := looked.place.weights or _weights_at_hand(folder):
-        check_measured(
-            trained, [(f"{each.artifact.folder}{each.suffix}", each.artifact, each.origin) for each in looked.found]
-        )
     reasons = NotRun.read(folder / REASONS).reasons if (folder / REASONS).is_file() else {}
     rows, sections = [], []
     for artifact in [each for each in ARTIFACTS if each.on_page]:
@@ -150,12 +148,12 @@ def _weights_at_hand(folder: Path) -> Path | None:
     return next((each for each in (folder, folder / "train") if any((each / name).is_file() for name in own)), None)
 
 
-def check_measured(run: Path, results: Iterable[tuple[str, Artifact, Provenance]]) -> None:
+def check_measured(run: Path, results: Iterable[Found]) -> None:
     """Raise an HBenchError where results are of other weights, or of another log, than those in the run's folder.
 
     Args:
         run: folder of the run.
-        results: name, artifact and provenance of each result.
+        results: results that lie beside it.
 
     Raises:
         HBenchError: the message names the results, or the files of the run that do not belong together.
@@ -165,12 +163,13 @@ def check_measured(run: Path, results: Iterable[tuple[str, Artifact, Provenance]
         return
     hashes = run_hashes(run)
     log = sha256(run / METRICS) if (run / METRICS).is_file() else None
-    stale = [(name, artifact) for name, artifact, origin in results if not _is_of(artifact, origin, hashes, log)]
+    stale = [each for each in results if not _is_of(each.artifact, each.origin, hashes, log)]
     if stale:
-        advice = " and ".join(f'"hbench {artifact.command}"' for _, artifact in stale)
+        names = ", ".join(each.name for each in stale)
+        commands = " and ".join(dict.fromkeys(f'"hbench {each.artifact.command}"' for each in stale))
+        it = "it" if len(stale) == 1 else "them"
         raise HBenchError(
-            f"{', '.join(name for name, _ in stale)}: of other weights than those in {run}: make it again by "
-            f"{advice}, or remove it"
+            f"{names}: of other weights than those in {run}: remove {it}, and make {it} again by {commands}"
         )
 
 

@@ -119,8 +119,8 @@ def test_a_report_refuses_results_of_weights_that_were_replaced(measured):
     with pytest.raises(HBenchError) as error:
         collect(measured)
     assert str(error.value) == (
-        f'traverse, rca: of other weights than those in {measured}: make it again by "hbench traverse" and '
-        '"hbench rca", or remove it'
+        f"traverse, rca: of other weights than those in {measured}: remove them, and make them again by "
+        '"hbench traverse" and "hbench rca"'
     )
     out = measured.parent / "page"
     assert "of other weights" in refused("report", measured, "--out", out)

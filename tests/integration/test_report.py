@@ -96,8 +96,13 @@ def test_results_of_different_weights_are_not_one_page(results, tmp_path):
     shutil.copytree(results, folder)
     file = folder / "traverse" / "provenance.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"weights_sha256": {"model": "0"}}))
-    with pytest.raises(HBenchError, match="of different weights"):
+    with pytest.raises(HBenchError, match=r"^traverse: of other weights than those in"):
         collect(folder)
+    alone = tmp_path / "results"
+    for name in ("rca", "traverse"):
+        shutil.copytree(folder / name, alone / name)
+    with pytest.raises(HBenchError, match="traverse, rca are of different weights"):
+        collect(alone)
 
 
 def test_results_of_another_version_are_named(results, tmp_path):

@@ -116,6 +116,7 @@ def override(experiment: Experiment, overrides: str | Sequence[str]) -> Experime
         HBenchError: unknown key, or a value out of range.
     """
     values, overrides = experiment.model_dump(), as_list(overrides)
+    values["data"]["root"] = experiment.data.root  # which no dump has
     for each in overrides:
         _set(values, *_parse_override(each))
     return parse_experiment(values, source=", ".join(overrides))

@@ -9,6 +9,7 @@ import click
 
 from hbench.cli.options import Options, a_path, data_options, out_of, overwrite_option, run_options, shared
 from hbench.cli.tasks import TRAININGS, Job, Task, tasks
+from hbench.cli.words import in_options, options_of
 from hbench.errors import HBenchError
 from hbench.runtime.progress import duration
 
@@ -153,7 +154,7 @@ def _do(ctx: click.Context, job: Job, task: Task, number: int, reasons: dict[str
         arguments = task.words(job)
     except HBenchError as error:
         click.echo(f"[{number}] {task.folder}", err=True)
-        return str(error)
+        return in_options(" ".join(str(error).split()), options_of(ctx.command))
     if job.options.out:
         arguments += ["--out", str(job.place(task.folder))]
     click.echo(f"[{number}] hbench {shlex.join(arguments)}", err=True)

@@ -24,13 +24,20 @@ MOST_ROWS = 40
 """Number of rows in the picture of edits, at most; further ones are left out."""
 LONGEST = 24
 """Number of characters of the name beside a row, at most."""
+LONGEST_DIRECTION = 40
+"""Number of characters of a direction's name above a panel, at most."""
 
 
 @styled
 def draw_traversal(result: "Traversal", path: Path) -> None:
     """Draw the grid of each direction, most recognisable first."""
+    from hbench.evaluation.traverse import direction_label
+
     grid = at_hand(result, result.grid)
-    labels = [plain(each.label) for each in result.directions]
+    labels = [
+        plain(direction_label(each.direction, each.accuracy, _shortened(each.name, LONGEST_DIRECTION)))
+        for each in result.directions
+    ]
     S = grid.magnitudes[-1]
     caption = directions_caption(S, result.samples, result.pairs)
     draw_directions(grid.images, labels, S, f"{title_of(result)}\n{caption}\n{rows_caption(result)}".rstrip(), path)
@@ -137,7 +144,7 @@ def draw_sources(result: "Properties", path: Path) -> None:
         above.set_xticks(centers[2::3], [f"s = {s:g}" for s in shown.magnitudes], fontsize=8)
         above.tick_params(length=0)
         above.spines[:].set_visible(False)
-        axis.set_title(plain(label), fontsize=9)
+        axis.set_title(plain(_shortened(label, LONGEST_DIRECTION)), fontsize=9)
     figure.suptitle(
         f"{title_of(result)}: the sample's own direction, the mean over samples, and the time-invariant one (global)\n"
         f"{rows_caption(result)}".rstrip(),
@@ -156,7 +163,8 @@ def draw_edits(result: "EditedImages", path: Path) -> None:
     from matplotlib.figure import Figure
 
     pictures = at_hand(result, result.pictures)
-    labels = _edit_labels([dict(edit) for edit in result.edits], result.names)
+    names = {k: _shortened(name, LONGEST_DIRECTION) for k, name in result.names.items()}
+    labels = _edit_labels([dict(edit) for edit in result.edits], names)
     height = len(labels.rows)
     ends = torch.full_like(pictures[:, None, :2].expand(-1, height, -1, -1, -1, -1), float("nan"))
     ends[:, 0] = pictures[:, :2]
@@ -164,7 +172,7 @@ def draw_edits(result: "EditedImages", path: Path) -> None:
     images = torch.cat([ends, edits], dim=2).flatten(0, 1)
     columns = ["original", "reconstruction", *labels.columns]
     rows = [
-        "\n".join(filter(None, [f"{_shortened(image.image)}\n{image.psnr:.1f} dB" if not i else "", row]))
+        "\n".join(filter(None, [f"{_shortened(Path(image.image).stem)}\n{image.psnr:.1f} dB" if not i else "", row]))
         for image in result.images
         for i, row in enumerate(labels.rows)
     ]
@@ -211,9 +219,10 @@ def _edit_labels(edits: "Sequence[Edit]", names: Mapping[int, str]) -> _EditLabe
     return _EditLabels([caption(edit, names) for edit in edits])
 
 
-def _shortened(file: str) -> str:
-    name = " ".join(Path(file).stem.split())
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+def _shortened(text: str, longest: int = LONGEST) -> str:
+    """Return text on one line, its end left out where it is too long for a picture."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _show_tiles(axis: "Axes", images: "Tensor", breaks: Sequence[int] = ()) -> tuple[list[float], list[float]]:

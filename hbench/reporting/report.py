@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -288,12 +288,20 @@ def distinct_names(reports: Sequence[Report]) -> list[str]:
 
 def head(reports: Sequence[Report]) -> dict[str, list[Highlight | None]]:
     """Return the most telling numbers by their names, one of each report; None where a report lacks it."""
-    found = [
-        {each.name: each for each in list(chain.from_iterable(section.highlights for section in r.sections))[:TELLING]}
-        for r in reports
-    ]
+    found = [_telling(report) for report in reports]
     names = dict.fromkeys(chain.from_iterable(found))
     return {name: [numbers.get(name) for numbers in found] for name in names}
+
+
+def _telling(report: Report) -> dict[str, Highlight]:
+    """Return the first telling numbers by their names; of several results the one of most samples counts."""
+    found: dict[str, tuple[int, Highlight]] = {}
+    for section in report.sections:
+        n = section.origin.details.get("n") or 0
+        for each in section.highlights:
+            if each.name not in found or n > found[each.name][0]:
+                found[each.name] = n, each
+    return {name: each for name, (_, each) in islice(found.items(), TELLING)}
 
 
 def origins(reports: Sequence[Report]) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ def browser(chromium):
 @pytest.fixture(scope="module")
 def reports(results, tmp_path_factory):
     """One report with cautions, and the same run twice, the second with a name."""
-    other = tmp_path_factory.mktemp("other") / "again"
+    other = tmp_path_factory.mktemp("other") / f"again-{'x' * 120}"
     shutil.copytree(results, other)
     report, again = collect(results), collect(other)
     named = [replace(section, named=[Named(2, "thin to bold <i>", "0.5")]) for section in again.sections]

@@ -479,6 +479,21 @@ def test_a_long_picture_of_edits_says_that_it_is_cut(edited_images, tmp_path):
         assert picture.height == pytest.approx(120 * (0.92 * 40 + 1.5), abs=20)  # 40 of 50 rows
 
 
+def test_huge_names_of_directions_are_cut_in_pictures(run, edited_images, tmp_path):
+    from PIL import Image
+
+    sizes = []
+    for name in ("thickness", "thin to bold and happy " * 20):
+        named = dataclasses.replace(run, names=dict.fromkeys(range(run.K), name))
+        hbench.plot(evaluate.traverse(named, pairs=8, examples=1, samples=3), tmp_path / "directions.png")
+        draw_edits(dataclasses.replace(edited_images, names=named.names), tmp_path / "edits.png")
+        for file in ("directions.png", "edits.png"):
+            with Image.open(tmp_path / file) as picture:
+                sizes.append(picture.size)
+    for before, after in zip(sizes[:2], sizes[2:], strict=True):
+        assert all(new < 1.3 * old for old, new in zip(before, after, strict=True))
+
+
 def test_psnr_by_hand():
     a = torch.zeros(2, 1, 4, 4)
     b = torch.stack([torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 7.0)])

@@ -287,6 +287,24 @@ def test_the_head_has_telling_numbers_with_n_and_where_they_are_from(results, tm
         assert [word for word in [*words, rca.value, rca.detail, rca.meaning] if word not in top] == []
 
 
+def test_of_several_results_that_of_most_samples_is_in_the_head(results):
+    report = collect(results)
+    (rca,) = [section for section in report.sections if section.artifact.folder == "rca"]
+
+    def measured(n):
+        origin = replace(rca.origin, details=rca.origin.details | {"n": n})
+        return replace(rca, origin=origin, highlights=[replace(each, detail=str(n)) for each in rca.highlights])
+
+    sections = [measured(n) for n in (5, 9, 7, 8)]
+    found = head(
+        [replace(report, sections=[*sections, replace(rca, highlights=[replace(rca.highlights[0], name="x")])])]
+    )
+    assert {name: number.detail for name, (number,) in found.items() if name != "x"} == dict.fromkeys(
+        [each.name for each in rca.highlights], "9"
+    )
+    assert "x" in found
+
+
 def test_at_most_five_numbers_of_a_run_are_in_the_head():
     folder = Path(__file__).parents[2] / "results"
     shipped, small = collect(folder / "mnist16"), collect(folder / "mnist16" / "m20")

@@ -59,7 +59,7 @@ def test_the_root_of_an_experiment_reaches_commands_that_see_only_the_run(job):
 @pytest.fixture
 def few_tasks(monkeypatch):
     def no_data(job):
-        raise HBenchError("no data: none here")
+        raise HBenchError("no data:\ngive it with `data_root=FOLDER`")
 
     few = [
         Task("rca", lambda job: ["rca", job.measured, "--pairs", "8", *job.common]),
@@ -77,7 +77,7 @@ def test_reproduce_goes_on_where_it_stopped(few_tasks, results, tmp_path):
     assert first.exit_code == 0, first.output
     assert (out / "report.html").is_file()
     reasons = json.loads((out / REASONS).read_text())["reasons"]
-    assert reasons["edit"] == "no data: none here"
+    assert reasons["edit"] == "no data: give it with --data-root FOLDER"
     assert "no such run" in reasons["properties"]
     assert reasons["traverse"] == "needs edit, which was not run"
     origin = json.loads((out / "rca" / "provenance.json").read_text())

@@ -1,7 +1,7 @@
 import pytest
 
 from hbench.errors import HBenchError
-from hbench.experiments import experiments_folder, load_experiment
+from hbench.experiments import experiments_folder, load_experiment, override
 
 TABLES = {  # Tables 3 and 4 of the paper
     "mnist32": ("MNIST32-400-20-32-5", 64, (1, 2, 2, 4), (), 1, 0.0, 128, 3000),
@@ -85,6 +85,7 @@ def test_the_root_of_the_data_starts_at_the_file_and_is_kept_nowhere(tmp_path, m
     experiment = load_experiment(tmp_path / "my.toml")
     assert experiment.data.root == str(tmp_path / "pictures")
     assert "root" not in experiment.model_dump()["data"]
+    assert override(experiment, "discovery.K=7").data.root == experiment.data.root
     monkeypatch.chdir(tmp_path)
     assert load_experiment("my.toml", ["data.root=elsewhere"]).data.root == "elsewhere"  # of the current folder
     monkeypatch.setenv("HOME", str(tmp_path))

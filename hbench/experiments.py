@@ -73,6 +73,8 @@ def load_experiment(name: str | Path, overrides: str | Sequence[str] = (), /, **
         raise HBenchError(f'no experiment "{name}": choose one of {", ".join(known)}, or give the path of a .toml file')
     try:
         values = tomllib.loads(read_text(path))
+    except UnicodeDecodeError as error:
+        raise HBenchError(f"{path}: not UTF-8: save it as UTF-8") from error
     except (OSError, ValueError, RecursionError) as error:
         raise HBenchError(f"{path}: not valid TOML: {error}") from error
     if "name" in values:  # results go to a folder of this name

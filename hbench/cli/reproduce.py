@@ -25,7 +25,9 @@ MADE_OF = "reproduced.json"
 @click.command()
 @click.argument("experiment")
 @click.option(
-    "--run", type=a_path, help="Run to measure [default: the shipped one of that name, or runs/EXPERIMENT/train]."
+    "--run",
+    type=a_path,
+    help="Run to measure [default: the shipped one of that name, or runs/EXPERIMENT/train, first for a file].",
 )
 @click.option("--from-scratch", is_flag=True, help="Train the model and its directions first.")
 @shared(out_of("those of the commands"), overwrite_option, data_options, run_options)
@@ -75,8 +77,9 @@ def _job(source: str, run: Path | None, from_scratch: bool, options: Options, se
         raise click.UsageError("give --run or --from-scratch, not both")
     settings = load_experiment(source)
     if not from_scratch and run is None:
-        is_shipped = (SHIPPED / settings.name).is_dir()
-        run = Path(settings.name) if is_shipped else experiment_folder(settings.name) / "train"
+        own = experiment_folder(settings.name) / "train"
+        is_own = source != settings.name and (own / TRAINED).is_file()  # a file may be called like a shipped run
+        run = Path(settings.name) if (SHIPPED / settings.name).is_dir() and not is_own else own
     if run and not (locate(run) / TRAINED).is_file():
         raise HBenchError(f"{run}: no finished run there: give one with `run`, or add `from_scratch=True`")
     changed: list[str] = []

@@ -154,6 +154,12 @@ def test_pages_of_own_pictures_advise_nothing_for_digits(workplace):
     assert '"hbench fid runs/my/train --data-root DATA" makes it' in advised["Frechet inception distance"]
 
 
+def test_a_file_called_like_a_shipped_run_means_its_own_run(workplace, results):
+    Path("mnist16.toml").write_text(SMALL.format(data=DIGITS))
+    shutil.copytree(results, "runs/mnist16/train")
+    assert "runs/mnist16/train: is a run of digits16, not of mnist16" in refused("reproduce", "mnist16.toml")
+
+
 @pytest.mark.slow
 def test_a_reproduction_from_scratch_takes_the_folders_of_the_commands(workplace, monkeypatch):
     wanted = [task for task in tasks() if task.folder in ("pretrain", "train", "train-curves")]

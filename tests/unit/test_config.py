@@ -74,6 +74,9 @@ def test_unknown_experiment_lists_the_known():
 def test_broken_toml_names_the_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[data\n")
+    (tmp_path / "latin.toml").write_bytes('label = "Köpfe"'.encode("latin-1"))
+    with pytest.raises(HBenchError, match=r"latin\.toml: not UTF-8: save it as UTF-8"):
+        load_experiment(tmp_path / "latin.toml")
     with pytest.raises(HBenchError, match=r"mine\.toml: not valid TOML"):
         load_experiment(str(path))
 

@@ -9,6 +9,7 @@ change neither number nor waiting unless they ask for it.
 """
 
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def _chosen(earlier: int | None) -> Threads:
     """Return the number of threads by the environment, by the work that goes on, or by measuring."""
     import torch
 
-    if name := next((name for name in NUMBER if os.environ.get(name)), None):
+    if name := next((name for name in NUMBER if re.match(r"\s*[1-9]", os.environ.get(name, ""))), None):
         return Threads(torch.get_num_threads(), f", by {name}")
     if world_size() > 1 or cores() == 1:
         return Threads(torch.get_num_threads(), "")

@@ -57,10 +57,11 @@ def test_the_user_has_the_last_word(measured, monkeypatch):
     assert torch.get_num_threads() == 3
 
 
-def test_an_empty_variable_asks_for_nothing(measured, monkeypatch):
+@pytest.mark.parametrize("value", ["", "0", "all"])
+def test_a_variable_without_a_number_asks_for_nothing(value, measured, monkeypatch):
     measured({4: 1.0, 1: 2.0})
-    monkeypatch.setenv("OMP_NUM_THREADS", "")
-    assert choose_threads().number == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert str(choose_threads()) == "4 threads of 4 cores"
 
 
 def test_work_that_goes_on_keeps_its_threads(measured):

@@ -228,8 +228,8 @@ class Pretrain(Section):
 class Discovery(Section):
     """Discovery of directions (Table 4)."""
 
-    K: int = Field(ge=2, le=100_000)
-    """Number of directions."""
+    K: int = Field(ge=2, le=4096)
+    """Number of directions; a measurement of RCA keeps K x K counts."""
     S: float = Field(gt=0, le=1e6)
     """Largest magnitude: s is uniform in [-S, S]."""
     M: int = Field(default=20, ge=1, le=100_000)

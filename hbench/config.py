@@ -15,7 +15,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
-"""Number of steps: more than any training takes, but no more than a computer can count."""
+"""Number of steps; the bound is beyond all trainings."""
 Batch = Annotated[int, Field(ge=2, le=10**6)]
 """Number of images or pairs of a step."""
 Rate = Annotated[float, Field(gt=0, le=10)]

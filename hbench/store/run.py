@@ -254,8 +254,8 @@ class Run:
             refuse_overflow(found, [edit])
         if not bool(torch.isfinite(found).all()):
             raise HBenchError(
-                f"a generated image is not finite: check x_T, with values of up to {x_T.abs().max():.3g} where noise has "
-                "some 5, or the diffusion model"
+                f"a generated image is not finite: check x_T, with values of up to {x_T.abs().max():.3g} where noise "
+                "has some 5, or the diffusion model"
             )
         return found
 

@@ -15,7 +15,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
-"""Number of steps: more than any training takes, but no more than a computer can count."""
+"""Number of steps; the bound is beyond all trainings."""
 Batch = Annotated[int, Field(ge=2, le=10**6)]
 """Number of images or pairs of a step."""
 Rate = Annotated[float, Field(gt=0, le=10)]
@@ -228,8 +228,8 @@ class Pretrain(Section):
 class Discovery(Section):
     """Discovery of directions (Table 4)."""
 
-    K: int = Field(ge=2, le=100_000)
-    """Number of directions."""
+    K: int = Field(ge=2, le=4096)
+    """Number of directions; a measurement of RCA keeps K x K counts."""
     S: float = Field(gt=0, le=1e6)
     """Largest magnitude: s is uniform in [-S, S]."""
     M: int = Field(default=20, ge=1, le=100_000)

@@ -30,7 +30,7 @@ def check_at_least(least: int, /, *, most: int = MOST, **values: int) -> None:
         TypeError: not a whole number.
     """
     for name, value in values.items():
-        if not hasattr(value, "__index__"):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise TypeError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {shown(value)}")

@@ -23,7 +23,7 @@ from hbench.cli.options import (
 
 @click.command()
 @run_argument
-@click.option("--samples", type=Count(2), help="Number of samples of each kind [default: the run's].")
+@click.option("--samples", type=Count(3), help="Number of samples of each kind [default: the run's].")
 @steps_option
 @click.option(
     "--feature-extractor",

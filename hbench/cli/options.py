@@ -201,7 +201,7 @@ class FilledPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
-        if value == "":
+        if isinstance(value, str) and not value.strip():
             self.fail("an empty path: is a variable of the shell unset?", param, ctx)
         return super().convert(value, param, ctx)
 

@@ -19,6 +19,7 @@ from hbench.core.backbone import Backbone, DiffusionModel
 from hbench.core.intervals import student, student_of_logarithms, student_of_shares
 from hbench.errors import as_list, check_at_least, check_seed, check_type, counted
 from hbench.evaluation.digits import choose_lenet, real_digits
+from hbench.evaluation.rca import MANY_OUTSIDE
 from hbench.evaluation.variants import SHARED, Measured, measure_variants, train_variants
 from hbench.experiments import override
 from hbench.runtime.device import pick_device
@@ -92,16 +93,31 @@ class Ablations(Result):
         return values | {"runs": runs, "summary": [asdict(mean) for mean in summarise(measured)]}
 
     def cautions(self) -> list[str]:
-        """Return how far the distances compare with others."""
+        """Return which trainings failed, and how far the distances compare with others."""
+        found = []
+        if guessing := [run for run in self.runs if run.rca_low <= run.chance]:
+            found.append(
+                f"the interval of RCA of {self._count(guessing)} does not lie above chance: these may be guessing"
+            )
+        if destroyed := [run for run in self.runs if run.outside >= MANY_OUTSIDE]:
+            found.append(
+                f"{MANY_OUTSIDE:.0%} or more of the shifted samples of {self._count(destroyed)} leave the image "
+                "domain: their directions destroy images, which makes them easy to tell apart"
+            )
         measured = [run for run in self.runs if not math.isnan(run.fd_shifted)]
         if not measured:
-            return []
-        found = [
+            return found
+        found.append(
             f"the FDs compare only with each other: they are of n = {measured[0].n:,}, and few samples raise an FD"
-        ]
+        )
         if all(math.isnan(run.kid_shifted) for run in measured):
             found.append("no KID, which is free of that, was measured: the real images were not at hand")
         return found
+
+    def _count(self, found: Sequence[Measured]) -> str:
+        """Return trainings in words, as in "2 of 6 trainings (none-seed0, none-seed1)"."""
+        names = ", ".join(f"{run.variant}-seed{run.seed}" for run in found)
+        return f"{len(found)} of {counted(len(self.runs), 'training')} ({names})"
 
     @property
     def variants(self) -> list[str]:

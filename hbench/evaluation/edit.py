@@ -164,7 +164,7 @@ class EditedImages(Result):
                 f"the inverted x_T of {_count(odd, n)} has a standard deviation of {span} instead of 1: the directions "
                 "were found on other noise, so edits may differ from those of samples"
             )
-        if self.recovery and self.recovery.correlation < GOOD_CORRELATION:
+        if self.recovery and not self.recovery.correlation >= GOOD_CORRELATION:  # or undefined
             (low, high), found = self.recovery.interval, self.recovery.correlation
             said.append(
                 f"the inversion does not find the true x_T of generated images: correlation {found:.2f} "

@@ -34,9 +34,10 @@ from hbench.evaluation.random_features import RANDOM, RandomExtractor
 from hbench.models.digit_lenet import DigitLeNet
 from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runtime.progress import progress_is_shown
+from hbench.store.account import content_sha256
 from hbench.store.files import replacing, sha256
 from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
-from hbench.store.weights import check_finite, load_pickled
+from hbench.store.weights import load_pickled, read_metadata
 
 INCEPTION = "inception-v3-compat"
 LENET = "lenet-digits"
@@ -158,14 +159,7 @@ def features(paths: list[Path], extractor: Extractor, cache: Path, device: torch
         digest.update(path.read_bytes())
     file = cache / "features" / f"{digest.hexdigest()[:32]}.safetensors"
     if file.is_file():
-        try:
-            kept = load_file(file)["features"]
-            if len(kept) != len(paths):
-                raise KeyError(f"{len(kept)} features of {len(paths)} images")
-        except (SafetensorError, KeyError) as error:
-            raise HBenchError(f"{file}: damaged ({error}): remove it, and it will be made again") from error
-        check_finite({"features": kept}, str(file), "remove it, and it will be made again")
-        return kept
+        return _kept(file, len(paths))
     layer = extractors()[extractor.name].get_default_feature_layer_for_metric("fid")
     cuda = device.type == "cuda"
     with torch.cuda.device(device) if cuda else nullcontext():  # torch-fidelity takes the current GPU
@@ -179,9 +173,24 @@ def features(paths: list[Path], extractor: Extractor, cache: Path, device: torch
                 f"{cache}: an image is damaged ({problem}): remove it, and it will be made again"
             ) from error
     with replacing(file) as temporary:
-        save_file({"features": found.contiguous()}, temporary)
+        save_file({"features": found.contiguous()}, temporary, {"sha256": content_sha256(found)})
     result: Tensor = found
     return result
+
+
+def _kept(file: Path, n: int) -> Tensor:
+    """Return the features of n images in a file of the cache.
+
+    Raises:
+        HBenchError: the file is damaged, or not as it was written.
+    """
+    try:
+        kept = load_file(file)["features"]
+    except (SafetensorError, KeyError) as error:
+        raise HBenchError(f"{file}: damaged ({error}): remove it, and it will be made again") from error
+    if len(kept) != n or content_sha256(kept) != read_metadata(file).get("sha256"):
+        raise HBenchError(f"{file}: holds other features than were written: remove it, and it will be made again")
+    return kept
 
 
 @torch.no_grad()

@@ -168,7 +168,7 @@ def fid(
 
     Args:
         run: run that generates the samples.
-        samples: number of samples of each kind, at least 2; the experiment's by default.
+        samples: number of samples of each kind, at least 3; the experiment's by default.
         steps: number of generation steps M, 1..T; the run's by default.
         extractor: name of a feature extractor of torch-fidelity that is plain weights, or "lenet-digits"; by default
             Inception, and for digits the LeNet.
@@ -181,13 +181,13 @@ def fid(
 
     Raises:
         TypeError: not a run.
-        ValueError: fewer than 2 samples, or steps out of range.
+        ValueError: fewer than 3 samples, or steps out of range.
         HBenchError: no such extractor, no data, or too few images.
     """
     check_type(Run, "as load_run returns it", run=run)
     count = run.experiment.evaluation.fid_samples if samples is None else samples
     M = len(run.sampler.with_steps(steps).timesteps)
-    check_at_least(2, samples=count)
+    check_at_least(3, samples=count)
     check_seed(seed)
     check_has_files(run)
     chosen, cache = choose_extractor(run.experiment.data, extractor, weights), Path(cache)

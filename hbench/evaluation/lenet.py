@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, get_args
 
@@ -107,8 +107,7 @@ class TrainedLeNet(Result):
         result = self
         if self.network is not None:
             save_weights(folder / FILE, self.network, self.experiment, ROLE)
-            details = self.provenance.details | {"weights_sha256": sha256(folder / FILE)}
-            result = replace(self, provenance=replace(self.provenance, details=details))
+            result = self.with_details(weights_sha256=sha256(folder / FILE))
         Result.write_into(result, folder)
 
 

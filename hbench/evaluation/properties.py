@@ -37,7 +37,7 @@ from hbench.evaluation.untrained import Untrained, untrained
 from hbench.experiments import parse_experiment
 from hbench.runtime.progress import progress
 from hbench.store.directions import save_directions
-from hbench.store.files import write_text
+from hbench.store.files import sha256, write_text
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Count, Positive
 from hbench.store.results import Result
@@ -209,11 +209,13 @@ class Properties(Result):
     def write_into(self, folder: Path) -> None:
         """Write the result, and the mean directions if they are at hand, into a folder that the caller has claimed."""
         write_text(folder / "timesteps.csv", self.timestep_table().to_csv(index=False))
+        result = self
         if self.directions is not None:
+            file = folder / "directions.safetensors"
             experiment = parse_experiment(self.provenance.experiment, "provenance")
-            weights = self.detail("weights_sha256")["shift_block"]
-            save_directions(folder / "directions.safetensors", self.directions, experiment, weights)
-        super().write_into(folder)
+            save_directions(file, self.directions, experiment, self.detail("weights_sha256")["shift_block"])
+            result = self.with_details(directions_sha256=sha256(file))
+        Result.write_into(result, folder)
 
 
 # The measurement ----------------------------------------------------------------------------------------------------

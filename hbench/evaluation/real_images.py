@@ -44,7 +44,7 @@ def real_images(
     if extractor.name == LENET and extractor.weights and not at_hand(data, data_root, download):
         return lenet_reference(extractor.weights), {}
     real = load_set(data, data_root, "reference", download)
-    found = features(pngs(image_folder(real.images, cache)), extractor, cache, run.device)
+    found = features(pngs(image_folder(real.images, cache), len(real.images)), extractor, cache, run.device)
     reference = real_reference(found)
     about: dict[str, Any] = {"data": real.account.to_json()}
     if extractor.name == LENET and extractor.weights:

@@ -1,4 +1,7 @@
-"""Cache of samples and real images: folders of PNGs, named by a hash of everything that determines them."""
+"""Cache of samples and real images: folders of PNGs, named by a hash of everything that determines them.
+
+Each PNG carries the SHA-256 of its place and its pixels, so that no other picture is measured in its stead.
+"""
 
 import hashlib
 import json
@@ -9,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from hbench import __version__
@@ -22,8 +27,12 @@ from hbench.runtime.progress import progress
 from hbench.store.account import content_sha256
 from hbench.store.files import temporary_name
 from hbench.store.folders import mark_cache
+from hbench.store.picture_files import UNREADABLE
 from hbench.store.records import Count, Positive, Record
 from hbench.store.run import Run
+
+SHA256 = "sha256"
+"""Key of the text in a PNG that has the SHA-256 of its place and pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +67,8 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
     again after a kill, it goes on where it stopped. Several processes make the samples together.
 
     Raises:
-        HBenchError: the folders cannot be written, hold other samples than their name says, or the other processes'
-            samples are not there.
+        HBenchError: the folders cannot be written, hold other samples than their name says or other pictures than were
+            put there, or the other processes' samples are not there.
     """
     settings = run.experiment.discovery
     samples = SampleSet(
@@ -83,7 +92,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
     batches = turns(batches_of(count, BATCH // 2))
     with progress(total=sum(map(len, batches)), desc="samples", unit="image") as bar:
         for chosen in batches:
-            if not all(_png(kind, i).is_file() for kind in (raw, shifted) for i in chosen):
+            if not all(_is_kept(kind, i) for kind in (raw, shifted) for i in chosen):
                 pairs = draw_pairs(run, seed, chosen[0], len(chosen), M=M)
                 _save_pngs(to_uint8(pairs.x_0), raw, chosen)
                 _save_pngs(to_uint8(pairs.x_0_shifted), shifted, chosen)
@@ -95,17 +104,21 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
 
 
 def image_folder(images: Tensor, cache: Path) -> Path:
-    """Return the folder with uint8 images [N, C, H, W] as PNGs, after making it if it is missing."""
+    """Return the folder with uint8 images [N, C, H, W] as PNGs, after making it if it is missing.
+
+    Raises:
+        HBenchError: it cannot be written, or holds another picture than was put there.
+    """
     mark_cache(cache)
     folder = cache / "real" / content_sha256(images)[:32]
-    if not all(_png(folder, i).is_file() for i in range(len(images))):
+    if not all(_is_kept(folder, i) for i in range(len(images))):
         _save_pngs(images, folder, range(len(images)))
     return folder
 
 
 def pngs(folder: Path, count: int | None = None) -> list[Path]:
-    """Return the first ``count`` PNGs of a folder, or all, by name."""
-    return sorted(folder.glob("*.png"))[:count]
+    """Return the first ``count`` PNGs of a folder of the cache, or all, in their order."""
+    return sorted(folder.glob("*.png")) if count is None else [_png(folder, i) for i in range(count)]
 
 
 def read_pngs(paths: Sequence[Path]) -> Tensor:
@@ -118,13 +131,39 @@ def _png(folder: Path, i: int) -> Path:
     return folder / f"{i:06d}.png"
 
 
+def _is_kept(folder: Path, i: int) -> bool:
+    """Return whether image i of a folder is there.
+
+    Raises:
+        HBenchError: it is damaged, or another picture than was put there.
+    """
+    file = _png(folder, i)
+    if not file.is_file():
+        return False
+    try:
+        with Image.open(file) as picture:
+            found = picture.info.get(SHA256) == _sha256(folder, i, np.asarray(picture))
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        raise HBenchError(f"{file}: an image is damaged ({error}): remove it, and it will be made again") from error
+    if not found:
+        raise HBenchError(f"{file}: is not the image that hbench put there: remove it, and it will be made again")
+    return True
+
+
+def _sha256(folder: Path, i: int, pixels: NDArray[np.uint8]) -> str:
+    """Return the SHA-256 of image i of a folder: of both their names, and of its pixels."""
+    place = f"{folder.parent.name}/{folder.name}/{i} {pixels.shape}"
+    return hashlib.sha256(place.encode() + pixels.tobytes()).hexdigest()
+
+
 def _save_pngs(images: Tensor, folder: Path, indices: Iterable[int]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for i, image in zip(indices, images.cpu(), strict=True):
             pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-            temporary = temporary_name(_png(folder, i))
-            Image.fromarray(pixels).save(temporary, format="PNG")
+            temporary, info = temporary_name(_png(folder, i)), PngInfo()
+            info.add_text(SHA256, _sha256(folder, i, pixels))
+            Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
             temporary.replace(_png(folder, i))  # a kill leaves no half image; no fsync, since it can be made again
     except OSError as error:
         raise HBenchError(f"{folder}: cannot write ({error}): free some space or choose another `cache`") from error

@@ -13,6 +13,7 @@ from hbench.config import Data
 from hbench.errors import counted
 from hbench.runtime.distributed import rank
 from hbench.store.picture_files import Seen
+from hbench.store.picture_folders import PACKED
 
 NARROW = 64
 """Levels, of 256, that a picture with a fair contrast spans."""
@@ -157,13 +158,15 @@ def account(
         published: False if the files are not those published under the data set's name.
     """
     left_out = left_out or {}
-    files_left_out = sum(not name.endswith("/") for names in left_out.values() for name in names)
+    pictures_left_out = sum(
+        not name.endswith("/") for reason, names in left_out.items() if reason != PACKED for name in names
+    )
     deep = [each.stored for each in seen if each.stored]
     widths, heights = zip(*(each.size for each in seen), strict=True)
     low, high = images.flatten(2).amin(2).int(), images.flatten(2).amax(2).int()  # of each channel
     return Account(
         source=source,
-        found=len(seen) + files_left_out,
+        found=len(seen) + pictures_left_out,
         used=len(images),
         split=split,
         left_out=left_out,

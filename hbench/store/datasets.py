@@ -100,8 +100,9 @@ def at_hand(data: Data, data_root: str | Path | None = None, download: bool = Fa
 
 
 def _known_root(data: Data, data_root: str | Path | None, download: bool) -> Path | None:
-    given = data_root or data.root or os.environ.get("HBENCH_DATA")  # an empty variable is an unset one
-    root = Path(given).expanduser() if given else None
+    given = (data_root, data.root, os.environ.get("HBENCH_DATA"))
+    # an empty variable is an unset one
+    root = next((Path(each).expanduser() for each in given if each is not None and str(each).strip()), None)
     if root is None and data.dataset == "mnist" and (download or any(DOWNLOADS.glob("MNIST/raw/*-images-idx3-ubyte*"))):
         root = DOWNLOADS
     return root
@@ -114,6 +115,11 @@ def _find_root(data: Data, data_root: str | Path | None, download: bool) -> Path
             f'data set "{data.dataset}" needs its folder: give it with `data_root=FOLDER`, set HBENCH_DATA, or write '
             "data.root into an experiment's file, of which a run keeps none"
             + (", or add `download=True`" if data.dataset == "mnist" else "")
+        )
+    if root.is_file():
+        raise HBenchError(
+            f"{root}: is a file, not a folder; an archive must be unpacked: give the folder of the images with "
+            "`data_root`"
         )
     return root
 

@@ -18,6 +18,7 @@ from hbench.core.diffusion import DeltaH
 from hbench.core.directions import Directions, Source, global_direction, mean_direction
 from hbench.errors import HBenchError, check_type
 from hbench.store.files import replacing, sha256
+from hbench.store.provenance import checked_sha256
 from hbench.store.run import Run, check_has_files
 from hbench.store.weights import MADE_BY, check_finite, read_metadata
 
@@ -130,7 +131,8 @@ def load_directions(path: Path, run: Run) -> Directions:
     """Return the directions of a run in a file of :func:`save_directions`, on the run's device.
 
     Raises:
-        HBenchError: missing, damaged or foreign file, or directions of another run.
+        HBenchError: missing, damaged or foreign file, not the one of the provenance beside it, or directions of another
+            run.
     """
     check_has_files(run)
     metadata = read_metadata(path)
@@ -147,4 +149,10 @@ def load_directions(path: Path, run: Run) -> Directions:
     except (SafetensorError, KeyError, ValueError) as error:
         raise HBenchError(f"{path}: damaged ({error}): {again}") from error
     check_finite({"mean": values}, str(path), again)
-    return Directions(timesteps=tuple(visited.tolist()), mean=values.to(run.device), n=n, seed=seed)
+    timesteps = tuple(visited.flatten().tolist())
+    interval = range(run.experiment.discovery.t_shift, run.experiment.diffusion.T)
+    in_order = timesteps == tuple(sorted(set(timesteps) & set(interval), reverse=True))
+    if not in_order or tuple(values.shape) != (run.K, len(timesteps), *run.model.h_shape):
+        raise HBenchError(f"{path}: damaged (other shapes or timesteps than the run's): {again}")
+    checked_sha256(path, again)
+    return Directions(timesteps=timesteps, mean=values.to(run.device), n=n, seed=seed)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FILE = "metrics.csv"
 """Name of the file in the folder of a training."""
+SHARES = ("accuracy", "D_raw", "D_shifted")
+"""Columns, of those that there are, whose values lie in 0..1."""
 
 
 def read_metrics(path: Path, steps: int | None = None) -> "DataFrame":
@@ -56,4 +58,6 @@ def _problem(columns: list[str], row: list[str], step: int) -> str | None:
             number = math.nan
         if not math.isfinite(number):
             return f"{name} is {value!r}, need a finite number"
+        if name in SHARES and not 0 <= number <= 1:
+            return f"{name} is {value!r}, need 0 to 1"
     return None if row[0] == str(step) else f"step {row[0]}, need {step}"

@@ -15,10 +15,16 @@ from hbench.store.folders import CACHE_TAG
 EXTENSIONS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Suffixes of the files that are read."""
 OTHER_FORMATS = {
-    ".arw", ".avif", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".nef", ".pgm", ".ppm",
-    ".psd", ".svg", ".tga",
+    ".apng", ".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".gif", ".hdr", ".heic", ".heif", ".ico", ".j2k",
+    ".jfif", ".jp2", ".jpe", ".jxl", ".mpo", ".nef", ".pbm", ".pfm", ".pgm", ".pnm", ".ppm", ".psd", ".svg", ".tga",
 }  # fmt: skip
 """Suffixes of pictures that are not read, but counted."""
+ARCHIVES = {
+    ".7z", ".bz2", ".gz", ".h5", ".lmdb", ".npy", ".npz", ".parquet", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst",
+}  # fmt: skip
+"""Suffixes of files that may hold many pictures; they are not read, but named."""
+PACKED = "packed"
+"""Reason why such a file is left out."""
 HIDDEN = {"$recycle.bin", "__macosx", "@eadir", "system volume information", "thumbs", "thumbs.db"}
 """Names that systems give to files of their own, beside those with a dot in front."""
 OWN_RECORDS = {
@@ -166,6 +172,8 @@ class _Search:
         """Take a file if it is a picture that was not met before."""
         if is_other_format(file.name):
             self._leave_out("in other formats", file)
+        elif file.suffix.lower() in ARCHIVES:
+            self._leave_out(PACKED, file)
         elif not is_picture(file.name):
             return
         elif real in self.met:

@@ -190,22 +190,24 @@ def provenance(
     )
 
 
-def checked_sha256(file: Path) -> str:
-    """Return the SHA-256 of a weights file, after comparing it with the one in the provenance beside the file.
+def checked_sha256(file: Path, remedy: str = REMEDY) -> str:
+    """Return the SHA-256 of a file, after comparing it with the one in the provenance beside it.
 
-    A file without a provenance, or one that its provenance does not name, is taken as it is.
+    The provenance names weights by role in ``weights_sha256``, and another file NAME in ``NAME_sha256``. A file without
+    a provenance, or one that its provenance does not name, is taken as it is. ``remedy`` is the advice about another.
 
     Raises:
         HBenchError: the file is not the one that was written with the provenance, or the provenance is damaged.
     """
     found = sha256(file)
     if (file.parent / FILE).is_file():
-        recorded = Provenance.read(file.parent / FILE, REMEDY).weights
+        origin = Provenance.read(file.parent / FILE, remedy)
+        recorded = origin.weights
         if isinstance(recorded, str):  # a pretraining and a LeNet have one file, named by its hash alone
             recorded = {"lenet" if (file.parent / "lenet.json").is_file() else "model": recorded}
-        expected = (recorded or {}).get(file.stem)
+        expected = (recorded or {}).get(file.stem) or origin.details.get(f"{file.stem}_sha256")
         if expected not in (None, found):
-            raise HBenchError(f"{file}: is not the file that {FILE} beside it was written with: {REMEDY}")
+            raise HBenchError(f"{file}: is not the file that {FILE} beside it was written with: {remedy}")
     return found
 
 

@@ -58,6 +58,12 @@ class Result(Record, ABC):
         """Return a detail of the provenance, such as "n"; ``default`` where there is none."""
         return self.provenance.details.get(name, default) if self.provenance else default
 
+    def with_details(self, **details: Any) -> Self:
+        """Return the result with more details in its provenance, or as it is if it has none."""
+        if self.provenance is None:
+            return self
+        return replace(self, provenance=replace(self.provenance, details=self.provenance.details | details))
+
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the result into a folder, which is made where it is missing, and return the folder.
 
@@ -81,7 +87,7 @@ class Result(Record, ABC):
         if self.provenance:
             # a result that still grows may be killed between both files
             vouched = {RESULT_SHA256: sha256(file)} if self.detail("complete", True) else {}
-            replace(self.provenance, details=self.provenance.details | vouched).write(folder / PROVENANCE)
+            self.with_details(**vouched).provenance.write(folder / PROVENANCE)
 
     @classmethod
     def load(cls, folder: str | Path, remedy: str = "make it again") -> Self:

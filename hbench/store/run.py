@@ -130,7 +130,7 @@ class Run:
         Raises:
             ValueError: wrong shape or type of number, no such direction, a magnitude that is not finite, or steps out
                 of range.
-            HBenchError: an edited image is not finite.
+            HBenchError: an image is not finite.
         """
         return self._generate(self._sampler(steps), x_T, edit, source)
 
@@ -233,6 +233,8 @@ class Run:
         for k, s in edit.items():
             if isinstance(k, bool) or not hasattr(k, "__index__") or k not in range(self.K):
                 raise ValueError(f"no direction {shown(k)}: the run has 0 to {self.K - 1}")
+            if isinstance(s, bool) or not hasattr(s, "__float__"):
+                raise TypeError(f"the magnitude of direction {k} must be a number, got {s!r}")
             # comparisons alone: a whole number may be too large to become a float
             if not -LARGEST <= s <= LARGEST:
                 raise ValueError(
@@ -247,13 +249,20 @@ class Run:
         for batch in x_T.to(self.device).split(BATCH):
             shift = edited(source, [edit] * len(batch), self.device) if edit else None
             images.append(sampler.generate(batch, shift))
+        found = torch.cat(images)
         if edit:
-            refuse_overflow(torch.cat(images), [edit])
-        return torch.cat(images)
+            refuse_overflow(found, [edit])
+        if not bool(torch.isfinite(found).all()):
+            raise HBenchError(
+                f"a generated image is not finite: check x_T, with values of up to {x_T.abs().max():.3g} where noise "
+                "has some 5, or the diffusion model"
+            )
+        return found
 
     def _sampler(self, steps: int | None, precision: Precision | None = None) -> Sampler:
         T = self.experiment.diffusion.T
-        if steps is not None and (not hasattr(steps, "__index__") or not 1 <= steps <= T):
+        is_whole = hasattr(steps, "__index__") and not isinstance(steps, bool)
+        if steps is not None and not (is_whole and 1 <= steps <= T):
             raise ValueError(f"steps must be in 1..{T}, got {shown(steps)}")
         if precision is not None and precision not in get_args(Precision):
             raise ValueError(f"precision must be {' or '.join(get_args(Precision))}, got {precision!r}")

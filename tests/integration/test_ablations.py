@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -394,6 +395,12 @@ def test_summary_has_the_t_interval_over_seeds():
     assert found["a", "outside"].high == pytest.approx(0.06 + 4.302653 * 0.09 / 3)
     assert math.isnan(found["b", "rca"].high)
     assert math.isnan(found["b", "outside"].low)
+    guessing, distances, *_ = Ablations(runs=runs, means=summarise(runs)).cautions()
+    assert "RCA of 4 of 4 trainings (a-seed0, a-seed1, a-seed2, b-seed0) does not lie above chance" in guessing
+    assert distances.startswith("the FDs compare only")
+    good = [replace(run, rca_low=0.4, outside=0.6 * run.seed, fd_shifted=math.nan) for run in runs[:2]]
+    (destroyed,) = Ablations(runs=good, means=summarise(runs)).cautions()
+    assert "the shifted samples of 1 of 2 trainings (a-seed1) leave the image domain" in destroyed
 
 
 def test_damaged_older_ablations_are_refused_in_words():

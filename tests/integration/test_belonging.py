@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+import torch
 from command_line import changed, invoke, refused, snapshot, tiny_options, written_again
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -12,9 +14,11 @@ import hbench
 from hbench import load_model
 from hbench.errors import HBenchError
 from hbench.evaluation.ablations import ablations
+from hbench.evaluation.features import Extractor, features
 from hbench.evaluation.rca import RCA
-from hbench.evaluation.sample_cache import sample_folders
+from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
 from hbench.reporting.report import collect
+from hbench.store.directions import load_directions
 from hbench.store.metrics import read_metrics
 from hbench.store.run import ROLES, load_names, load_run, run_hashes
 
@@ -216,6 +220,57 @@ def test_cached_samples_of_another_run_are_refused(run, tmp_path):
         sample_folders(loaded, 2, tmp_path, seed=0)
 
 
+@pytest.mark.slow
+def test_other_pictures_in_the_cache_are_not_measured(run, lenet, tmp_path):
+    extractor = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--cache", tmp_path / "cache"]
+    words = ["fid", run, "--samples", 130, *extractor, "--overwrite", "--out", tmp_path / "fid"]
+    assert invoke(*words).exit_code == 0
+    numbers = (tmp_path / "fid" / "fid.json").read_bytes()
+    (raw,) = (tmp_path / "cache" / "samples").glob("*/raw")
+    (real,) = (tmp_path / "cache" / "real").iterdir()
+    Image.new("L", (16, 16)).save(real / "999999.png")  # one more changes nothing
+    for replaced, other in ((raw, raw.with_name("shifted")), (real, raw)):
+        file = replaced / "000003.png"
+        own = file.read_bytes()
+        for content in (other / "000003.png", replaced / "000004.png"):
+            file.write_bytes(content.read_bytes())
+            assert f"{file}: is not the image that hbench put there: remove it" in refused(*words)
+        file.write_bytes(own)
+    assert invoke(*words).exit_code == 0
+    assert (tmp_path / "fid" / "fid.json").read_bytes() == numbers
+
+
+def test_other_features_in_the_cache_are_not_measured(lenet, tmp_path):
+    paths = pngs(image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path), 2)
+    extractor = Extractor("lenet-digits", lenet)
+    found = features(paths, extractor, tmp_path, torch.device("cpu"))
+    (file,) = (tmp_path / "features").iterdir()
+    assert torch.equal(features(paths, extractor, tmp_path, torch.device("cpu")), found)
+    of_another_run(file)
+    with pytest.raises(HBenchError, match="holds other features than were written: remove it"):
+        features(paths, extractor, tmp_path, torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_other_directions_than_were_measured_are_refused(run, tmp_path):
+    words = ["properties", run, "--samples", 2, "--pairs", 20, "--examples", 1, "--out", tmp_path / "properties"]
+    assert invoke(*words).exit_code == 0
+    file, loaded = tmp_path / "properties" / "directions.safetensors", load_run(run, device="cpu")
+    assert load_directions(file, loaded).n == 2
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    for name, value, said in (
+        ("mean", tensors["mean"] * 2, "directions.safetensors: is not the file that provenance.json beside it"),
+        ("mean", tensors["mean"][:, :, :2].contiguous(), "damaged .other shapes or timesteps"),
+        ("timesteps", tensors["timesteps"] + 1000, "damaged .other shapes or timesteps"),
+        ("timesteps", tensors["timesteps"].flip(0).contiguous(), "damaged .other shapes or timesteps"),
+    ):
+        save_file(tensors | {name: value}, file, metadata)
+        with pytest.raises(HBenchError, match=said):
+            load_directions(file, loaded)
+
+
 # Tables -------------------------------------------------------------------------------------------------------------
 
 WHOLE = "step,loss,accuracy\n0,1.5,0.25\n1,1.25,0.5\n"
@@ -233,6 +288,8 @@ WHOLE = "step,loss,accuracy\n0,1.5,0.25\n1,1.25,0.5\n"
         (WHOLE.replace("\n1,", "\n2,"), "line 3: step 2, need 1"),
         (WHOLE + WHOLE.splitlines()[-1] + "\n", "line 4: step 1, need 2"),
         (WHOLE.replace("0.25\n", "0.25,7\n"), "line 2: 4 values, need 3"),
+        (WHOLE.replace("0.5\n", "7\n"), "line 3: accuracy is '7', need 0 to 1"),
+        (WHOLE.replace("0.25\n", "-0.1\n"), "line 2: accuracy is '-0.1', need 0 to 1"),
         ("step,loss\n", "holds no metrics"),
         ("", "holds no metrics"),
         ("a,b\n1,2\n", "holds no metrics"),

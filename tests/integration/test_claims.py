@@ -57,7 +57,9 @@ def test_a_folder_that_the_user_made_stays(tmp_path):
     [
         ["pretrain", "digits16", "--set", "model.channel_mult=[1, 0]"],
         ["pretrain", "digits16", "--set", "discovery.K=99999999999999999999"],
+        ["pretrain", "digits16", "--set", "discovery.K=100000"],
         ["pretrain", "mnist16", "--data-root", "absent"],
+        ["fid", "mnist16", "--samples", 2],
         ["train", "digits16", "--model", "absent"],
         ["train", "digits16", "--model", "mnist16", "--seed", 2**63],
         ["train", "mnist16", "--model", "mnist16", "--max-minutes", "nan"],

@@ -404,6 +404,8 @@ def test_a_poor_inversion_is_said_and_a_good_one_passes(edited_images):
     (lost,) = cautions(42.0, 1.0, 0.48)
     assert "correlation 0.48" in lost
     assert "n = 16" in lost
+    (undefined,) = cautions(42.0, 1.0, math.nan)
+    assert "correlation nan" in undefined
 
 
 def test_older_edits_load_without_what_they_do_not_know(edited_images):

@@ -311,7 +311,7 @@ def test_fid_is_a_result_like_any_other(run, lenet, tmp_path):
     other = fid(run, samples=70, steps=5, **settings)
     assert other.detail("M") == 5
     assert other.detail("samples") != result.detail("samples")
-    with pytest.raises(ValueError, match="samples must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="samples must be at least 3, got 1"):
         fid(run, samples=1, **settings)
     with pytest.raises(ValueError, match="1000"):
         fid(run, samples=70, steps=1001, **settings)

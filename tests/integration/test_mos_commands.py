@@ -68,6 +68,17 @@ def test_export_writes_blind_sheets(study):
         assert all(set(task["data"]) == {"sheet", "assessor", "item", "image"} for task in tasks)
 
 
+def test_a_changed_key_is_refused(study, tmp_path):
+    folder = shutil.copytree(study, tmp_path / "study")
+    marks = [folder / f"sheet_{i}" / f"marks_{i}.csv" for i in (1, 2, 3)]
+    key = folder / "key.json"
+    values = json.loads(key.read_text())
+    values["sheets"][0]["items"].reverse()
+    key.write_text(json.dumps(values))
+    said = refused("mos", "score", *marks, "--key", key, "--out", tmp_path / "score")
+    assert f"{key}: is not the file that provenance.json beside it was written with: bring it back from a copy" in said
+
+
 def test_label_studio_configuration_is_xml(study):
     import xml.etree.ElementTree as ET
 

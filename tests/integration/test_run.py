@@ -153,6 +153,13 @@ def test_edits_and_numbers_of_another_type_are_refused(run):
     for wrong in (True, 3.0, "3"):
         with pytest.raises(ValueError, match="no direction"):
             run.generate(x_T, {wrong: 1.0}, steps=1)
+    for wrong in ("1", 1j, [1.0], True, None):
+        with pytest.raises(TypeError, match="the magnitude of direction 3 must be a number, got"):
+            run.check_edit({3: wrong})
+    with pytest.raises(HBenchError, match=r"a generated image is not finite: check x_T, with values of up to .*e\+30"):
+        run.generate(run.noise(1) * 1e30, steps=2)
+    with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000, got True"):
+        run.generate(run.noise(1), steps=True)
     with pytest.raises(TypeError, match="an edit is a dict"):
         run.generate(x_T, [(3, 1.0)], steps=1)
     with pytest.raises(ValueError, match="precision must be float32 or bfloat16, got 'float16'"):

@@ -104,8 +104,9 @@ def test_counts_and_seeds_have_bounds():
     for value, said in ((0, "at least 1, got 0"), (10**30, "at most 10000000, got 1000"), (10**99, "of 100 digits")):
         with pytest.raises(ValueError, match=said):
             check_at_least(1, pairs=value)
-    with pytest.raises(TypeError, match="whole number"):
-        check_at_least(1, pairs=2.5)
+    for wrong in (2.5, True):
+        with pytest.raises(TypeError, match="whole number"):
+            check_at_least(1, pairs=wrong)
     assert starting_noise(MOST_SEED, 1) >= 0
     for seed in (-1, 2**63, 10**5000):
         for call in (check_seed, lambda seed: starting_noise(seed, 0)):

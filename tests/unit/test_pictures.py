@@ -283,11 +283,22 @@ def test_further_frames_are_counted(tmp_path):
 
 def test_an_empty_variable_is_an_unset_one(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("HBENCH_DATA", "")
-    with pytest.raises(HBenchError, match="needs its folder: give it with `data_root=FOLDER`, set HBENCH_DATA, or"):
-        load_images(RGB)
+    for empty in ("", " "):
+        monkeypatch.setenv("HBENCH_DATA", empty)
+        with pytest.raises(HBenchError, match="needs its folder: give it with `data_root=FOLDER`, set HBENCH_DATA, or"):
+            load_images(RGB)
     monkeypatch.setenv("HBENCH_DATA", str(folder))
     assert len(load_images(RGB)) == 11
+
+
+def test_an_archive_is_no_folder_and_is_named(folder, tmp_path):
+    (folder / "more.zip").write_bytes(b"PK")
+    (folder / "scan.exr").write_bytes(b"v/1")
+    account = load_set(RGB, folder).account
+    assert (account.left_out["packed"], account.left_out["in other formats"]) == (["more.zip"], ["scan.exr"])
+    assert account.found == sum(account.modes.values()) + 1  # an archive is no picture
+    with pytest.raises(HBenchError, match=r"more.zip: is a file, not a folder; an archive must be unpacked: give"):
+        load_images(RGB, folder / "more.zip")
 
 
 def test_the_root_of_the_experiment_comes_before_the_variable(folder, tmp_path, monkeypatch):

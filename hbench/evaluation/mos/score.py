@@ -17,7 +17,7 @@ from hbench.evaluation.mos.marks import Mark, read_marks
 from hbench.evaluation.mos.study import Direction, Key, Study, guarded
 from hbench.store.files import sha256, write_text
 from hbench.store.provenance import FILE as PROVENANCE
-from hbench.store.provenance import Provenance, provenance
+from hbench.store.provenance import Provenance, checked_sha256, provenance
 from hbench.store.records import Count, Positive, Share
 from hbench.store.results import Result
 
@@ -193,15 +193,17 @@ def mos_score(
         seed: seed of the bootstrap.
 
     Raises:
-        HBenchError: a file is damaged or of another study, or a mark is missing, double or out of range.
+        HBenchError: a file is damaged or of another study, the key is not the one of the design beside it, or a mark is
+            missing, double or out of range.
     """
     check_seed(seed)
     paths, key = [Path(path) for path in as_list(marks)], Path(key)
     study = Key.read(key)
+    key_sha256 = checked_sha256(key, "bring it back from a copy")
     read = read_marks(paths, study, partial)
     files = {str(path): sha256(path) for path in paths}
     origin = provenance(
-        None, torch.device("cpu"), seed, key_sha256=sha256(key), marks_sha256=files, runs=_runs_of(key.parent)
+        None, torch.device("cpu"), seed, key_sha256=key_sha256, marks_sha256=files, runs=_runs_of(key.parent)
     )
     return replace(score(read, study, seed), provenance=origin.finished(n=len(read)))
 

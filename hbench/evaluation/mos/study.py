@@ -19,6 +19,7 @@ from hbench.core import seeds
 from hbench.core.images import to_uint8
 from hbench.errors import MOST_ASSESSORS, MOST_COLUMNS, check_at_least, check_seed, check_type
 from hbench.models.shift import ShiftBlock, randomise_outputs
+from hbench.store.files import sha256
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Count, Positive, Record, Share
 from hbench.store.results import Result
@@ -169,7 +170,7 @@ class Study(Result):
     def write_into(self, folder: Path) -> None:
         """Write the design and its key into a folder that the caller has claimed."""
         self.key.write(folder / KEY)
-        super().write_into(folder)
+        Result.write_into(self.with_details(key_sha256=sha256(folder / KEY)), folder)
 
     @classmethod
     def load(cls, folder: str | Path, remedy: str = "make it again") -> Self:

@@ -9,6 +9,7 @@ import click
 from hbench.cli.options import (
     Options,
     a_path,
+    data_options,
     experiment_options,
     model_option,
     publish,
@@ -41,7 +42,7 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
 )
 @click.option("--lenet", type=a_path, help='Weights of the digit LeNet, by "hbench lenet" [default: the shipped ones].')
 @click.option("--out", type=a_path, help="Output folder [default: runs/EXPERIMENT/ablations, or settings].")
-@shared(training_options, run_options)
+@shared(data_options, training_options, run_options)
 def ablations(
     experiment: "Experiment",
     model: Path | None,
@@ -57,7 +58,8 @@ def ablations(
     (Sec. 4.4). With --over they are EXPERIMENT as it is, and with each given value in turn.
 
     With --resume finished trainings are skipped, the others go on, and all of them are measured again. The option
-    --seed is the seed of the measured pairs. Images without a digit LeNet get no FD.
+    --seed is the seed of the measured pairs. Images without a digit LeNet get neither KID nor FD,
+    and the KID needs the real images.
 
     \b
     Example:
@@ -78,6 +80,8 @@ def ablations(
         seeds=seeds,
         pairs=pairs,
         lenet=lenet,
+        data_root=options.data_root,
+        download=options.download,
         device=options.torch_device(),
         draw=draw_curves,
         **options.training,

@@ -73,6 +73,4 @@ def fid(
         download=options.download,
         seed=options.seed,
     )
-    for caveat in result.caveats:
-        click.echo(f"warning: {caveat}", err=True)
     publish(result, folder)

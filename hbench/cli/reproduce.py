@@ -125,7 +125,7 @@ def _ablations(job: Job) -> list[str]:
     small = f"{job.experiment.name}-ablations"
     lenet = ["--lenet", str(file)] if (file := job.own_lenet()) else []
     experiment = small if small in known_experiments() else job.source
-    return ["ablations", experiment, "--model", job.measured, *lenet, *job.common]
+    return ["ablations", experiment, "--model", job.measured, *lenet, *job.data, *job.common]
 
 
 def _quiet() -> list[str]:

@@ -32,6 +32,47 @@ def student(values: ArrayLike) -> tuple[Array, Array]:
     return mean - error, mean + error
 
 
+def student_of_logarithms(values: ArrayLike) -> Bounds:
+    """Return Student's interval of a typical one of positive values [n], made on their logarithms; it stays above 0."""
+    low, high = student(np.log(np.asarray(values, dtype=float)))
+    return float(np.exp(low)), float(np.exp(high))
+
+
+def student_of_shares(shares: ArrayLike, n: int) -> Bounds:
+    """Return Student's interval of a typical one of shares [...], made on their logits; it stays between 0 and 1.
+
+    Args:
+        shares: shares of ``n`` cases each. The logits of 0 and 1 are taken half a case from the end.
+        n: number of cases.
+    """
+    from scipy.special import expit, logit
+
+    found = np.asarray(shares, dtype=float)
+    low, high = student(logit(found.clip(0.5 / n, 1 - 0.5 / n)))
+    return float(np.minimum(expit(low), found.min())), float(np.maximum(expit(high), found.max()))
+
+
+def fieller(tops: ArrayLike, bottoms: ArrayLike) -> Bounds | None:
+    """Return Fieller's interval of the ratio of the means of paired positive quantities [n] (Fieller 1954).
+
+    Single values may be negative, as those of a jackknife may; the means' ratio is not, so the interval is cut at 0. It
+    is None where the bottoms' mean cannot be told from 0, since the ratio then has no upper bound.
+    """
+    from scipy.stats import t
+
+    pairs = np.stack([np.asarray(values, dtype=float) for values in (tops, bottoms)])
+    n = pairs.shape[1]
+    if n < 2:
+        return None
+    (top, bottom), spread = pairs.mean(1), np.cov(pairs) / n * t.ppf(0.975, n - 1) ** 2
+    # the ratios r for which top - r bottom lies within its error: a r^2 - 2 b r + c <= 0
+    a, b, c = bottom**2 - spread[1, 1], top * bottom - spread[0, 1], top**2 - spread[0, 0]
+    if a <= 0 or bottom <= 0:
+        return None
+    root = math.sqrt(max(0.0, b * b - a * c))
+    return max(0.0, (b - root) / a), max(0.0, (b + root) / a)
+
+
 def jackknife(whole: ArrayLike, without: ArrayLike) -> tuple[Array, Array]:
     """Return the interval of a statistic by the delete-a-group jackknife (Shao & Wu 1989) over G equal groups.
 

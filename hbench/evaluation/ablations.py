@@ -1,11 +1,12 @@
 """Variants of the training over several seeds, measured alike: those of Fig. 3 and Sec. 4.4, or any settings."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -13,12 +14,11 @@ from torch import Tensor
 
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
-from hbench.core.images import to_uint8
-from hbench.core.intervals import student
+from hbench.core.intervals import student, student_of_logarithms, student_of_shares
 from hbench.errors import HBenchError, check_at_least
 from hbench.evaluation.curves import late_means, read_curves
-from hbench.evaluation.features import lenet_features
-from hbench.evaluation.frechet import frechet_distance, lenet_reference, statistics
+from hbench.evaluation.digits import digit_distances, real_digits
+from hbench.evaluation.frechet import Distance, Reference
 from hbench.evaluation.rca import RCA, rca
 from hbench.evaluation.sampling import Pairs
 from hbench.evaluation.traverse import direction_label
@@ -27,7 +27,7 @@ from hbench.models.reconstructor import LENET_FEATURES
 from hbench.runtime.device import pick_device
 from hbench.store.files import sha256, write_text
 from hbench.store.folders import claimed_folder
-from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
+from hbench.store.lenet import SHIPPED_LENET, fits
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.records import Aside, Number
@@ -38,7 +38,7 @@ from hbench.training.checkpoint import read_checkpoint
 from hbench.training.discover import train
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,11 @@ PAPER = {
 """Overrides of each variant of Fig. 3 and Sec. 4.4; all other settings are the experiment's."""
 DIRECTIONS, EXAMPLES, SAMPLES = 4, 4, 5
 """Directions, x_T and magnitudes in the picture of each variant."""
-METRICS = ["rca", "magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"]
+SHARES = ("rca", "D_raw", "D_shifted")
+"""Fields of :class:`Measured` that lie between 0 and 1, and not at 0 as a rule."""
+POSITIVE = ("magnitude_error", "fd_raw", "fd_shifted")
+"""Fields of :class:`Measured` that lie above 0."""
+METRICS = ("rca", "kid_raw", "kid_shifted", "fd_raw", "fd_shifted", "magnitude_error", "outside", "D_raw", "D_shifted")
 """Fields of :class:`Measured` that are averaged over the seeds."""
 
 
@@ -78,8 +82,11 @@ class Measured:
     D_raw: Number
     """Mean output of the training's discriminator over the last third of its steps, on raw samples."""
     D_shifted: Number
+    kid_raw: Number
+    """KID (LeNet digits), which does not depend on n; nan where the real images were not at hand."""
+    kid_shifted: Number
     fd_raw: Number
-    """FD (LeNet digits); nan where there is no LeNet for the images."""
+    """FD (LeNet digits) of n samples, comparable only at equal n; nan where there is no LeNet for the images."""
     fd_shifted: Number
     device: str
     """Device of the training, as the fields below are its threads, wall time and commit; threads change rounding."""
@@ -97,7 +104,7 @@ class VariantMean:
     seeds: int
     mean: float
     low: Number
-    """Ends of the 95 % t-interval; nan for one seed."""
+    """Ends of the 95 % t-interval, on logits of shares and logarithms of positive numbers; nan for one seed."""
     high: Number
     min: float
     max: float
@@ -129,6 +136,7 @@ class Ablations(Result):
     """
 
     NAME: ClassVar[str] = "ablations"
+    SCHEMA: ClassVar[int] = 2
 
     runs: list[Measured]
     """Numbers of all trainings, variant by variant."""
@@ -136,6 +144,26 @@ class Ablations(Result):
     """Means over the seeds, metric by metric."""
     shown: Aside = field(default=None, compare=False, repr=False)
     """List with :class:`Shown` of each variant; None in a result read back."""
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
+        """Return the values of an older form in today's, which has KIDs, and intervals within the range of a number."""
+        runs = [{"kid_raw": None, "kid_shifted": None} | run for run in values["runs"]]
+        numbers = [{key: math.nan for key, value in run.items() if value is None and key != "commit"} for run in runs]
+        measured = [Measured(**run | undefined) for run, undefined in zip(runs, numbers, strict=True)]
+        return values | {"runs": runs, "summary": [asdict(mean) for mean in summarise(measured)]}
+
+    def cautions(self) -> list[str]:
+        """Return how far the distances compare with others."""
+        measured = [run for run in self.runs if not math.isnan(run.fd_shifted)]
+        if not measured:
+            return []
+        found = [
+            f"the FDs compare only with each other: they are of n = {measured[0].n:,}, and few samples raise an FD"
+        ]
+        if all(math.isnan(run.kid_shifted) for run in measured):
+            found.append("no KID, which is free of that, was measured: the real images were not at hand")
+        return found
 
     @property
     def variants(self) -> list[str]:
@@ -179,6 +207,8 @@ def ablations(
     seeds: Sequence[int] = (0, 1, 2),
     pairs: int = 1000,
     lenet: str | Path | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
     seed: int = 0,
     device: str | torch.device = "auto",
     resume: bool = False,
@@ -196,7 +226,9 @@ def ablations(
         variants: overrides of each variant, by its name, each ``section.key=value``; by default those of the paper.
         seeds: seeds of the trainings.
         pairs: fresh pairs that each training is measured on, at least 1. Cost: two chains each.
-        lenet: file of the LeNet for the FD; by default the shipped one where it fits the images, else no FD.
+        lenet: file of the LeNet for KID and FD; by default the shipped one where it fits the images, else none.
+        data_root: folder of the real images for the KID, see :func:`hbench.store.datasets.load_images`.
+        download: let torchvision download MNIST if it is missing.
         seed: seed of the pairs.
         device: device of trainings and measurements: "auto", "cpu", "cuda", "cuda:N" or a torch device.
         resume: leave finished trainings in ``out`` alone, go on with the others, and measure all of them again.
@@ -216,8 +248,11 @@ def ablations(
             raise ValueError(f"variant {name!r} names a folder of its trainings: leave out slashes")
         override(experiment, overrides)  # a wrong one is refused before any is trained
     weights, out, device = choose_lenet(lenet, experiment, pairs), Path(out), pick_device(device)
-    if not weights:
-        log.warning("no digit LeNet for these images, so no FD: `lenet` takes the file of one")
+    reference = None
+    if weights:
+        reference = real_digits(weights, experiment.data, data_root, download)
+    else:
+        log.warning("no digit LeNet for these images, so neither KID nor FD: `lenet` takes the file of one")
     shared = out / "model.safetensors"
     with claimed_folder(out, resume=resume):
         origin = provenance(experiment, device, seed, variants=variants, training_seeds=seeds)
@@ -229,7 +264,7 @@ def ablations(
         ):
             return None
         measured, shown = measure_variants(
-            out, list(variants), seeds, pairs=pairs, lenet=weights, seed=seed, device=device
+            out, list(variants), seeds, pairs=pairs, lenet=weights, reference=reference, seed=seed, device=device
         )
     found = origin.finished(
         n=pairs,
@@ -240,7 +275,7 @@ def ablations(
 
 
 def choose_lenet(given: str | Path | None, experiment: Experiment, pairs: int) -> Path | None:
-    """Return the file of the LeNet for the FD: the given one, or the shipped one if it fits the images, else None.
+    """Return the file of the LeNet for KID and FD: the given one, or the shipped one if it fits the images, else None.
 
     Raises:
         HBenchError: the given one does not fit the images, or the pairs are too few for its features.
@@ -299,6 +334,7 @@ def measure_variants(
     *,
     pairs: int,
     lenet: Path | None,
+    reference: Reference | None,
     seed: int = 0,
     device: torch.device,
 ) -> tuple[list[Measured], list[Shown]]:
@@ -308,8 +344,9 @@ def measure_variants(
         out: folder of the trainings.
         variants: names of the variants.
         seeds: seeds of the trainings.
-        pairs: fresh pairs, on which the FD is measured too.
-        lenet: file of the LeNet for the FD; without one there is no FD.
+        pairs: fresh pairs, on which KID and FD are measured too.
+        lenet: file of the LeNet for KID and FD; without one there are none.
+        reference: real images in its features, see :func:`hbench.evaluation.digits.real_digits`.
         seed: seed of the pairs.
         device: device that generates the pairs.
     """
@@ -320,35 +357,52 @@ def measure_variants(
             run = load_run(folder, device=device)
             drawn: list[Pairs] = []
             found = rca(run, pairs=pairs, seed=seed, on_pairs=drawn.append)
-            rows.append(_measured(folder, variant, training_seed, found, drawn, lenet))
+            distances = digit_distances(drawn, lenet, reference) if lenet and reference else None
+            rows.append(_measured(folder, variant, training_seed, found, distances))
             if training_seed == seeds[0]:
                 shown.append(_shown(run, variant, found, seed))
     return rows, shown
 
 
 def summarise(measured: Sequence[Measured]) -> list[VariantMean]:
-    """Return mean, 95 % t-interval and range over the seeds of each metric and variant that has values."""
+    """Return mean, 95 % interval and range over the seeds of each metric and variant that has values.
+
+    The t-interval of a share is made on logits, and that of a positive number on logarithms: so it stays in range. That
+    of the share outside, which may well be 0, is cut there.
+    """
     import pandas as pd
 
-    values = pd.DataFrame([asdict(each) for each in measured]).melt(["variant"], METRICS, "metric").dropna()
+    values = pd.DataFrame([asdict(each) for each in measured]).melt(["variant"], [*METRICS], "metric").dropna()
     grouped = values.groupby(["variant", "metric"], sort=False)["value"]
     means = grouped.mean()
     found = []
+    n = measured[0].n
     for (variant, metric), each in grouped:
-        low, high = student(each)
+        low, high = _interval(metric, each, n)
         found.append(
             VariantMean(
                 variant=variant,
                 metric=metric,
                 seeds=len(each),
                 mean=float(means[variant, metric]),
-                low=float(low),
-                high=float(high),
+                low=low,
+                high=high,
                 min=float(each.min()),
                 max=float(each.max()),
             )
         )
     return found
+
+
+def _interval(metric: str, values: "Series[float]", n: int) -> tuple[float, float]:
+    if metric in SHARES:
+        return student_of_shares(values, n)
+    if metric in POSITIVE:
+        return student_of_logarithms(values)
+    low, high = student(values)
+    if metric == "outside":
+        return max(0.0, float(low)), min(1.0, float(high))
+    return float(low), float(high)
 
 
 def training_folder(out: Path, variant: str, seed: int) -> Path:
@@ -357,11 +411,13 @@ def training_folder(out: Path, variant: str, seed: int) -> Path:
 
 
 def _measured(
-    folder: Path, variant: str, seed: int, found: RCA, pairs: Sequence[Pairs], lenet: Path | None
+    folder: Path, variant: str, seed: int, found: RCA, distances: tuple[Distance, Distance] | None
 ) -> Measured:
     (curves,) = read_curves([folder])
     late = late_means(curves)
     origin = Provenance.read(folder / PROVENANCE)
+    kids = [math.nan if each.kid is None else each.kid for each in distances or ()] or [math.nan] * 2
+    fds = [each.fd for each in distances or ()] or [math.nan] * 2
     return Measured(
         variant=variant,
         seed=seed,
@@ -374,21 +430,15 @@ def _measured(
         outside=found.outside,
         D_raw=late.D_raw,
         D_shifted=late.D_shifted,
-        fd_raw=_lenet_distance([pair.x_0 for pair in pairs], lenet),
-        fd_shifted=_lenet_distance([pair.x_0_shifted for pair in pairs], lenet),
+        kid_raw=kids[0],
+        kid_shifted=kids[1],
+        fd_raw=fds[0],
+        fd_shifted=fds[1],
         device=origin.device,
         threads=origin.threads,
         seconds=origin.wall_seconds,
         commit=origin.git.commit if origin.git else None,
     )
-
-
-def _lenet_distance(batches: Sequence[Tensor], lenet: Path | None) -> float:
-    """Return the FD (LeNet digits) of batches of images in [-1, 1]; nan without a LeNet."""
-    if lenet is None:
-        return float("nan")
-    features = lenet_features(load_lenet(lenet), torch.cat([to_uint8(batch).cpu() for batch in batches]))
-    return frechet_distance(statistics(features), lenet_reference(lenet).statistics)
 
 
 def _shown(run: Run, variant: str, found: RCA, seed: int) -> Shown:

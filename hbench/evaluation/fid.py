@@ -7,7 +7,7 @@ determines them, features by the bytes of the images and of the extractor's weig
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +15,16 @@ from torch import Tensor
 from hbench.core.intervals import jackknife
 from hbench.errors import check_at_least
 from hbench.evaluation.features import LENET, Extractor, choose_extractor, features
-from hbench.evaluation.frechet import Distance, Reference, distance, lenet_reference, real_reference
+from hbench.evaluation.frechet import (
+    Distance,
+    Reference,
+    distance,
+    extrapolated,
+    infinity_of,
+    lenet_reference,
+    ratio_at_infinity,
+    real_reference,
+)
 from hbench.evaluation.sample_cache import image_folder, pngs, read_pngs, sample_folders
 from hbench.runtime.distributed import all_gather, rank
 from hbench.store.datasets import at_hand, load_reference
@@ -30,6 +39,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 64
 """Number of samples of each kind in the picture."""
+ENOUGH = 5000
+"""Number of images from which on two FDs of different n are about comparable; at least ten a feature, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,7 @@ class Fidelity(Result):
     """Distances of raw and shifted samples to real images."""
 
     NAME: ClassVar[str] = "fid"
+    SCHEMA: ClassVar[int] = 2
 
     metric: str
     """Name of the distance: "FID" only with Inception features."""
@@ -45,34 +57,78 @@ class Fidelity(Result):
     n_real: int
     """Number of real images."""
     halves: float
-    """Distance between two random halves of the real images; samples that are nearer cannot be told from real ones."""
+    """Distance between two random halves of the real images, n_real // 2 each; infinitely many would have 0."""
     halves_interval: Interval | None
     """95 % interval of ``halves``, by the jackknife; None if only the statistics of the real images are at hand."""
     raw: Distance
     shifted: Distance
     ratio: float
-    """Distance of shifted samples over that of raw ones; at 1 the shift costs no fidelity."""
+    """Distance of shifted samples over that of raw ones, of the same n; few samples pull it towards 1."""
     ratio_interval: Interval
     """95 % interval of the ratio, by the jackknife; the two samples of a pair are left out together."""
+    ratio_infinity: float | None
+    """Ratio of both distances extrapolated to infinitely many samples; at 1 the shift costs no fidelity."""
+    ratio_infinity_interval: Interval | None
+    """95 % interval of it, by Fieller's method; None where raw samples cannot be told from real ones at this n."""
     images: Aside = field(default=None, compare=False, repr=False)
     """First raw and shifted samples, a pair of uint8 [N, C, H, W]; None in a result read back."""
 
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
+        """Return the values of an older form in today's; what it lacks follows from the jackknife's replicates."""
+        olds, size = {kind: values[kind] for kind in ("raw", "shifted")}, values["feature_size"]
+        ends = {kind: extrapolated(old["fd"], old["replicates"], old["n"], size) for kind, old in olds.items()}
+        found: dict[str, Any] = {}
+        for kind, old in olds.items():
+            infinity, interval = infinity_of(ends[kind])
+            found[kind] = old | {"infinity": infinity, "infinity_interval": interval}
+        ratio, interval = ratio_at_infinity(ends["raw"], ends["shifted"])
+        return values | found | {"ratio_infinity": ratio, "ratio_infinity_interval": interval}
+
     @property
-    def caveats(self) -> list[str]:
-        """Reasons to distrust the distances, in words."""
-        return [
-            f"{n} {what} for {self.feature_size} features: a rank-deficient covariance"
-            for what, n in (("samples", self.raw.n), ("real images", self.n_real))
-            if n <= self.feature_size
+    def kid_metric(self) -> str:
+        """Name of the kernel distance: "KID" only with Inception features."""
+        return self.metric.replace("FID", "KID").replace("FD", "KID")
+
+    def cautions(self) -> list[str]:
+        """Return how far the distances compare with others, and where the numbers of images are too small."""
+        n, size, found = self.raw.n, self.feature_size, []
+        if n < max(ENOUGH, 10 * size):
+            found.append(
+                f"FDs fall as n grows: these, and their ratio, compare only with others of n = {n:,}, not of "
+                f"n = {max(10_000, 2 * n):,}; compare those extrapolated to infinite n, or {self.kid_metric}, against "
+                "the same real images"
+            )
+        if self.raw.infinity is None:
+            found.append(f"{n:,} samples are too few to extrapolate distances in {size} features: make more")
+        elif self.ratio_infinity_interval is None:
+            found.append(
+                f"{n:,} samples are too few to tell the raw ones from real images, so no ratio is known: make more"
+            )
+        found += [
+            f"{count:,} {what} for {size} features: a rank-deficient covariance"
+            for what, count in (("samples", n), ("real images", self.n_real))
+            if count <= size
         ]
+        if self.n_real < max(ENOUGH, 10 * size):
+            known = (
+                self.n_real // 2 > size
+            )  # halves of n / 2 images have four times the bias of n against infinitely many
+            share = f"about {self.halves / 4:.3f}" if known else "a part"
+            found.append(
+                f"the {self.n_real:,} real images are few: {share} of every FD, extrapolated ones included, comes from "
+                "that"
+            )
+        return found
 
     def summary(self) -> str:
-        """Return the table, and the ratio of both distances beside the distance between halves of the real images."""
-        low, high = self.ratio_interval
+        """Return the table, then the ratio of both distances, and the distance between halves of the real images."""
+        ratio, half = _words(self.ratio, self.ratio_interval), self.n_real // 2
+        infinity = _words(self.ratio_infinity, self.ratio_infinity_interval)
         return (
             f"{self.table().to_string(index=False)}\n"
-            f"shifted / raw {self.ratio:.3f}  95% [{low:.3f}, {high:.3f}]   "
-            f"two halves of the real images {self.halves:.3f}"
+            f"shifted / raw {ratio} at n = {self.raw.n:,}, {infinity} at infinity\n"
+            f"two halves of the real images {self.halves:.3f} at n = {half:,} each, 0 at infinity"
         )
 
     def table(self) -> "DataFrame":
@@ -87,7 +143,10 @@ class Fidelity(Result):
                 self.metric: each.fd,
                 "low": each.interval[0],
                 "high": each.interval[1],
-                "KID": each.kid,
+                "infinity": each.infinity,
+                "infinity_low": each.infinity_interval and each.infinity_interval[0],
+                "infinity_high": each.infinity_interval and each.infinity_interval[1],
+                self.kid_metric: each.kid,
                 "KID_std": each.kid_std,
             }
             for name, each in (("raw", self.raw), ("shifted", self.shifted))
@@ -163,6 +222,8 @@ def fidelity(raw: Tensor, shifted: Tensor, reference: Reference, metric: str) ->
     """
     raw_distance, shifted_distance = distance(raw, reference), distance(shifted, reference)
     ratio = shifted_distance.fd / raw_distance.fd
+    ends = (extrapolated(each.fd, each.replicates, each.n, raw.shape[1]) for each in (raw_distance, shifted_distance))
+    ratio_infinity, ratio_infinity_interval = ratio_at_infinity(*ends)
     low, high = jackknife(ratio, np.array(shifted_distance.replicates) / np.array(raw_distance.replicates))
     return Fidelity(
         metric=metric,
@@ -173,8 +234,17 @@ def fidelity(raw: Tensor, shifted: Tensor, reference: Reference, metric: str) ->
         raw=raw_distance,
         shifted=shifted_distance,
         ratio=ratio,
-        ratio_interval=(float(low), float(high)),
+        ratio_interval=(max(0.0, float(low)), float(high)),
+        ratio_infinity=ratio_infinity,
+        ratio_infinity_interval=ratio_infinity_interval,
     )
+
+
+def _words(value: float | None, interval: Interval | None) -> str:
+    """Return a number with its interval."""
+    if value is None:
+        return "not known"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def _reference(run: Run, extractor: Extractor, cache: Path, data_root: str | Path | None, download: bool) -> Reference:

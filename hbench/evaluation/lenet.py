@@ -62,7 +62,7 @@ class TrainedLeNet(Result):
         low, high = self.interval
         return (
             f"test accuracy {self.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {self.n_test}  "
-            f"FD (LeNet digits) between two halves of the test images {self.halves:.3f}"
+            f"FD (LeNet digits) between two halves of the test images {self.halves:.3f}, n {self.n_test // 2} each"
         )
 
     def table(self) -> "DataFrame":

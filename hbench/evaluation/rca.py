@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
+from hbench.core.domain import Look, neighbours, outside
 from hbench.core.images import soft_clip
 from hbench.core.intervals import student, wilson
 from hbench.core.sampler import BATCH
@@ -26,11 +27,16 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+MANY_OUTSIDE = 0.5
+"""Share of shifted samples outside the domain from which on directions rather destroy than edit."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RCA(Result):
     """Reconstructor classification accuracy on fresh pairs, and the numbers to read beside it."""
 
     NAME: ClassVar[str] = "rca"
+    SCHEMA: ClassVar[int] = 2
 
     n: int
     """Number of pairs."""
@@ -56,18 +62,47 @@ class RCA(Result):
     outside: float
     """Share of shifted samples with a pixel beyond +-1.5; a high accuracy is worthless if many leave the domain."""
     outside_interval: Interval
+    outside_raw: float | None
+    """Share of raw samples with such a pixel; none of a good diffusion model. None in files of older versions."""
+    outside_raw_interval: Interval | None
+    neighbours_raw: float | None
+    """Mean correlation of neighbouring pixels in raw samples, 0 for noise; None in files of older versions."""
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
+        """Return the values of an older form in today's; the first ones say nothing about raw samples."""
+        return {"outside_raw": None, "outside_raw_interval": None, "neighbours_raw": None} | values
+
+    def cautions(self) -> list[str]:
+        """Return what makes the accuracy worthless: a poor diffusion model, shifts that destroy, or mere guessing."""
+        found = []
+        if self.outside_raw is not None and self.neighbours_raw is not None:
+            found += Look(self.outside_raw, self.neighbours_raw).doubts()
+        if self.outside >= MANY_OUTSIDE:
+            found.append(
+                f"{self.outside:.0%} of the shifted samples leave the image domain: the directions destroy images, "
+                "which makes them easy to tell apart"
+            )
+        if self.interval[0] <= self.chance:
+            low, high = self.interval
+            found.append(
+                f"the interval of RCA, [{low:.3f}, {high:.3f}] of {self.n:,} pairs, does not lie above chance, "
+                f"{self.chance:.3f}: this may be guessing; train longer, or measure more pairs"
+            )
+        return found
 
     def ranking(self) -> list[int]:
         """Return the directions, most accurate first."""
         return [int(k) for k in np.argsort(-np.nan_to_num(np.array(self.per_direction)), kind="stable")]
 
     def summary(self) -> str:
-        """Return accuracy, magnitude error, D and the share outside, in three lines."""
+        """Return accuracy, magnitude error, D and the shares outside, in three lines."""
         low, high = self.interval
+        raw = "not measured" if self.outside_raw is None else f"{self.outside_raw:.2%}"
         return (
             f"RCA {self.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {self.n}  chance {self.chance:.4f}\n"
             f"magnitude error {self.magnitude_error:.3f}  D raw {self.D_raw:.3f}  D shifted {self.D_shifted:.3f}\n"
-            f"shifted samples outside the domain {self.outside:.2%}"
+            f"samples outside the domain: raw {raw}, shifted {self.outside:.2%}"
         )
 
     def table(self) -> "DataFrame":
@@ -97,6 +132,9 @@ class _Seen(NamedTuple):
     D_shifted: np.ndarray
     outside: np.ndarray
     """True if the shifted sample has left the domain."""
+    outside_raw: np.ndarray
+    neighbours_raw: np.ndarray
+    """Correlation of neighbouring pixels in the raw sample."""
 
 
 @torch.no_grad()
@@ -137,7 +175,7 @@ def rca(
     np.add.at(confusion, (seen.k, seen.k_hat), 1)
     right, n_of = confusion.diagonal(), confusion.sum(1)
     values = np.stack([seen.magnitude_error, seen.D_raw, seen.D_shifted, seen.outside], axis=1, dtype=float)
-    magnitude_error, D_raw, D_shifted, outside = values.mean(0).tolist()
+    magnitude_error, D_raw, D_shifted, left = values.mean(0).tolist()
     bounds = [(float(low), float(high)) for low, high in zip(*student(values), strict=True)]
     return RCA(
         n=pairs,
@@ -153,8 +191,11 @@ def rca(
         D_raw_interval=bounds[1],
         D_shifted=D_shifted,
         D_shifted_interval=bounds[2],
-        outside=outside,
+        outside=left,
         outside_interval=wilson(int(seen.outside.sum()), pairs),
+        outside_raw=float(seen.outside_raw.mean()),
+        outside_raw_interval=wilson(int(seen.outside_raw.sum()), pairs),
+        neighbours_raw=float(seen.neighbours_raw.mean()),
         provenance=origin.finished(n=pairs),
     )
 
@@ -169,7 +210,9 @@ def _look(run: Run, pairs: Pairs) -> _Seen:
         (s_hat - pairs.s).abs().double(),
         judge(run.discriminator, raw).sigmoid().double(),
         judge(run.discriminator, shifted).sigmoid().double(),
-        pairs.x_0_shifted.abs().amax((1, 2, 3)) > 1.5,
+        outside(pairs.x_0_shifted),
+        outside(pairs.x_0),
+        neighbours(pairs.x_0),
     )
     return _Seen(*(value.cpu().numpy() for value in values))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hbench.config import Paper
 from hbench.core.intervals import median_interval
-from hbench.evaluation.ablations import Ablations
+from hbench.evaluation.ablations import Ablations, VariantMean
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
@@ -73,11 +73,14 @@ def rca_rows(result: RCA, paper: Paper) -> list[Row]:
                 ("D on raw samples", "Fig. 10", "0.5", "D_raw"),
                 ("D on shifted samples", "Fig. 10", "0.5", "D_shifted"),
                 ("share of shifted samples outside the domain", "", "", "outside"),
+                ("share of raw samples outside the domain", "", "", "outside_raw"),
             )
         ),
     )
     return [
-        Row(name, item, theirs, _number(value), _interval(bounds), n) for name, item, theirs, value, bounds in shown
+        Row(name, item, theirs, _number(value), _interval(bounds), n)
+        for name, item, theirs, value, bounds in shown
+        if value is not None
     ]
 
 
@@ -92,15 +95,24 @@ def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
         theirs = published_number(published) if result.metric == "FID" else ""
         name = f"{result.metric}, {kind} samples"
         rows.append(Row(name, "Table 2", theirs, _number(found.fd), _interval(found.interval), n))
+        bounds = _interval(found.infinity_interval)
+        rows.append(Row(f"{name}, at infinite n", "", "", _number(found.infinity), bounds, f"extrapolated from {n}"))
         if found.kid is not None:
             spread = "" if found.kid_std is None else f" (std {found.kid_std:.5f} over subsets)"
-            rows.append(Row(f"KID, {kind} samples", "", "", f"{found.kid:.5f}{spread}", n=n))
-    for name, value, bounds, count in (
-        ("shifted / raw", result.ratio, result.ratio_interval, result.shifted.n),
-        ("between two halves of the real images", result.halves, result.halves_interval, result.n_real // 2),
+            rows.append(Row(f"{result.kid_metric}, {kind} samples", "", "", f"{found.kid:.5f}{spread}", n=n))
+    n, half = f"{result.shifted.n:,} each", f"{result.n_real // 2:,} each"
+    for name, item, value, interval, of in (
+        ("shifted / raw", "Table 2", result.ratio, result.ratio_interval, n),
+        (
+            "shifted / raw, at infinite n",
+            "",
+            result.ratio_infinity,
+            result.ratio_infinity_interval,
+            f"extrapolated from {n}",
+        ),
+        ("between two halves of the real images", "Table 2", result.halves, result.halves_interval, half),
     ):
-        label = f"{result.metric}, {name}"
-        rows.append(Row(label, "Table 2", "", _number(value), _interval(bounds), f"{count:,} each"))
+        rows.append(Row(f"{result.metric}, {name}", item, "", _number(value), _interval(interval), of))
     return rows
 
 
@@ -175,16 +187,16 @@ def edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
 
 def ablation_rows(result: Ablations, paper: Paper) -> list[Row]:
     """Return the rows of the variants of a training."""
-    names = {"rca": "RCA", "fd_shifted": "FD (LeNet digits), shifted"}
+    names = {"rca": "RCA", "kid_shifted": "KID (LeNet digits), shifted", "fd_shifted": "FD (LeNet digits), shifted"}
     items = {"full": "Fig. 3", "l1": "Fig. 3", "per-step": "Sec. 4.4"}
     return [
         Row(
             f"{line.variant}: {names[line.metric]}",
             items.get(line.variant, ""),
-            "destructive" if (line.variant, line.metric) == ("l1", "fd_shifted") else "",
-            _number(line.mean),
-            _interval([line.low, line.high]),
-            f"{line.seeds} training{'s' * (line.seeds > 1)}",
+            "destructive" if (line.variant, line.metric) in (("l1", "kid_shifted"), ("l1", "fd_shifted")) else "",
+            _mean(line),
+            _interval([line.low, line.high], _digits(line)),
+            f"{line.seeds} training{'s' * (line.seeds > 1)}, {result.runs[0].n:,} pairs each",
         )
         for line in result.means
         if line.metric in names
@@ -195,7 +207,9 @@ def variants(result: Ablations) -> Comparison:
     """Return a table of the variants side by side."""
     names = {
         "rca": "RCA",
-        "fd_shifted": "FD (LeNet digits) shifted",
+        "kid_shifted": "KID (LeNet digits) shifted",
+        "kid_raw": "KID raw",
+        "fd_shifted": f"FD (LeNet digits) shifted, n = {result.runs[0].n:,}",
         "fd_raw": "FD raw",
         "outside": "outside the domain",
         "magnitude_error": "|s_hat - s|",
@@ -206,12 +220,13 @@ def variants(result: Ablations) -> Comparison:
     cells = {}
     for line in result.means:
         # no training changes the raw samples
-        bounds = "" if line.metric == "fd_raw" else _interval([line.low, line.high])
-        cells[line.variant, line.metric] = f"{_number(line.mean)} {bounds}".rstrip()
+        bounds = "" if line.metric in ("kid_raw", "fd_raw") else _interval([line.low, line.high], _digits(line))
+        cells[line.variant, line.metric] = f"{_mean(line)} {bounds}".rstrip()
     metrics = [metric for metric in names if any(of == metric for _, of in cells)]
     seeds = max(line.seeds for line in result.means)
     if seeds > 1:
-        mean = f"Mean over {seeds} trainings and its 95 % t-interval, wide for so few and not cut at 0 or 1"
+        scales = "on logits of shares, and logarithms of FD and |s_hat - s|"
+        mean = f"Mean over {seeds} trainings and 95 % t-interval, {scales}"
     else:
         mean = "One training each, so no interval"
     return Comparison(
@@ -222,6 +237,15 @@ def variants(result: Ablations) -> Comparison:
             for variant, chance in chances.items()
         ],
     )
+
+
+def _mean(line: VariantMean) -> str:
+    return f"{line.mean:.{_digits(line)}f}"
+
+
+def _digits(line: VariantMean) -> int:
+    """Return the digits to show of a metric; KIDs are a hundred times smaller than the others."""
+    return 5 if line.metric.startswith("kid") else 3
 
 
 def mos_rows(result: MosScore, paper: Paper) -> list[Row]:

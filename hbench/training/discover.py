@@ -10,6 +10,7 @@ import torch
 
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
+from hbench.core.domain import log_look
 from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError
 from hbench.runtime.distributed import barrier, rank
@@ -21,6 +22,9 @@ from hbench.training.freeze import freeze
 from hbench.training.loop import Start, restore, run_steps, started, stop_requests
 from hbench.training.step import Trained, initial, raw_pairs, train_step
 from hbench.training.strategy import resolve_once
+
+LOOKED_AT = 64
+"""Raw samples at most that are looked at before a training, since one on noise finds nothing."""
 
 
 def train(
@@ -40,7 +44,8 @@ def train(
 
     The folder gets the frozen model, shift block, reconstructor and discriminator as safetensors, metrics, checkpoint
     and provenance, and needs nothing but itself. A resumed training ends as if it had never stopped, on the CPU with
-    the same bits. Several processes call this alike and share each batch; the main one writes.
+    the same bits. Several processes call this alike and share each batch; the main one writes. A line at the start says
+    what raw samples look like, with a warning where they are noise.
 
     Args:
         experiment: settings.
@@ -70,6 +75,8 @@ def train(
         # Set up: the frozen model, the networks to train, and the strategy of back-propagation.
         frozen = freeze(experiment, kept_model(start, model), start.device)
         sampler = Sampler.of(experiment, frozen, start.device)
+        if rank() == 0 and not start.saved.step:
+            log_look(sampler.generate(sampler.noise(min(LOOKED_AT, experiment.discovery.batch_size))))
         trained = initial(experiment, sampler, seed)
         restore(start, vars(trained))
         running = resolve_once(experiment, sampler, seed, start.out)

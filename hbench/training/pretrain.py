@@ -17,6 +17,7 @@ from hbench.config import Experiment, Pretrain
 from hbench.core import seeds
 from hbench.core.backbone import DiffusionModel
 from hbench.core.diffusion import training_target
+from hbench.core.domain import log_look
 from hbench.core.images import to_float
 from hbench.core.sampler import Sampler
 from hbench.models import build_model
@@ -62,8 +63,9 @@ def pretrain(
     """Train a diffusion model and write it to ``out``. Return False if stopped early, with a checkpoint to resume from.
 
     The folder gets the average as ``model.safetensors``, sample grids, metrics, checkpoint and provenance. A resumed
-    training ends as if it had never stopped, on the CPU with the same bits. Several processes call this alike and share
-    each batch, and the main one writes; only dropout depends on their number.
+    training ends as if it had never stopped, on the CPU with the same bits. A line at the end says what the
+    samples look like, with a warning where they are noise. Several processes call this alike and share each batch, and
+    the main one writes; only dropout depends on their number.
 
     Args:
         experiment: settings.
@@ -114,7 +116,9 @@ def pretrain(
 
         def after_step(done: int) -> None:
             if done % settings.sample_every == 0 or done == settings.steps:
-                draw_samples(sampler, start.out / "samples" / f"{done:06d}.png")
+                samples = draw_samples(sampler, start.out / "samples" / f"{done:06d}.png")
+                if done == settings.steps:
+                    log_look(samples)
 
         if not run_steps(start, vars(trained), take_step, stop_reason, draw=draw, after_step=after_step):
             return False
@@ -203,7 +207,8 @@ def lr_factor(settings: Pretrain, step: int) -> float:
     return (settings.steps - step) / max(1, settings.steps - settings.warmup_steps)
 
 
-def draw_samples(sampler: Sampler, path: Path) -> None:
-    """Write a grid of samples, always from the same x_T."""
-    images = sampler.generate(sampler.noise(GRID_SAMPLES, seed=0))
-    save_grid(images.float(), path, columns=8, scale=max(1, 64 // sampler.image_shape[-1]))
+def draw_samples(sampler: Sampler, path: Path) -> Tensor:
+    """Write a grid of samples, always from the same x_T, and return them: [64, C, H, W]."""
+    images = sampler.generate(sampler.noise(GRID_SAMPLES, seed=0)).float()
+    save_grid(images, path, columns=8, scale=max(1, 64 // sampler.image_shape[-1]))
+    return images

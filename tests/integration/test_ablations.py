@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from statistics import mean, stdev
 
 import pandas as pd
 import pytest
@@ -17,11 +18,13 @@ from hbench.errors import HBenchError
 from hbench.evaluation.ablations import Ablations, Measured, ablations, summarise, train_variants
 from hbench.evaluation.curves import TrainingCurves, train_curves
 from hbench.evaluation.features import lenet_features
-from hbench.evaluation.frechet import frechet_distance, lenet_reference, statistics
+from hbench.evaluation.frechet import distance, frechet_distance, lenet_reference, real_reference, statistics
 from hbench.evaluation.sampling import draw_pairs
 from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.reporting.artifacts import plot
+from hbench.reporting.rows import variants
+from hbench.store.datasets import load_reference
 from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from hbench.store.run import SHIPPED, load_model, load_run
 from hbench.store.weights import read_written_experiment
@@ -258,7 +261,8 @@ def test_ablations_train_measure_and_resume(tmp_path, tiny_model):
 
     result = invoke(*run, "--seeds", "0", "--resume")
     assert result.exit_code == 0, result.output
-    assert "so no FD" in result.stderr
+    assert "so neither KID nor FD" in result.stderr
+    assert result.stderr.count("100% of the raw samples leave the image domain") == 3  # of the trainings left
     results = {"ablations.csv", "ablations.json", "ablations.png", "directions.png", "summary.csv", "provenance.json"}
     folders = {"full-seed0", "l1-seed0", "none-seed0", "per-step-seed0"}
     assert {path.name for path in out.iterdir()} == results | folders | {"model.safetensors", "experiment.json"}
@@ -317,9 +321,15 @@ def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monke
     measured = load_run(out / "K=5-seed0", device=CPU)
     pairs = draw_pairs(measured, 0, 0, 130)
     real = lenet_reference(lenet).statistics
-    for column, images in (("fd_raw", "x_0"), ("fd_shifted", "x_0_shifted")):
+    images = load_reference(measured.experiment.data)
+    reference = real_reference(lenet_features(load_lenet(lenet), images))
+    for kind, images in (("raw", "x_0"), ("shifted", "x_0_shifted")):
         found = lenet_features(load_lenet(lenet), to_uint8(getattr(pairs, images)))
-        assert table[column][4] == pytest.approx(frechet_distance(statistics(found), real), rel=1e-3), column
+        assert table[f"fd_{kind}"][4] == pytest.approx(frechet_distance(statistics(found), real), rel=1e-3), kind
+        assert table[f"kid_{kind}"][4] == pytest.approx(distance(found, reference).kid, rel=1e-3), kind
+    assert "the FDs compare only with each other: they are of n = 130" in result.stderr
+    shown = ["RCA", "KID (LeNet digits) shifted", "KID raw", "FD (LeNet digits) shifted, n = 130"]
+    assert variants(Ablations.load(out)).columns[2:6] == shown
     weights = [load_file(out / f"{name}-seed0" / "shift_block.safetensors")["out_weight"] for name in names]
     assert not torch.equal(weights[1], weights[2])  # the setting was used
     assert (out / "ablations.png").is_file()
@@ -347,17 +357,28 @@ def test_ablations_refuse_mistakes_before_any_training(tmp_path, tiny_model):
 
 
 def test_summary_has_the_t_interval_over_seeds():
-    nothing = dict.fromkeys(("magnitude_error", "outside", "D_raw", "D_shifted", "fd_raw", "fd_shifted"), math.nan)
-    training = {"n": 9, "chance": 0.1, "device": "CPU", "threads": 1, "seconds": 1.0, "commit": None}
+    nothing = dict.fromkeys(("magnitude_error", "D_raw", "D_shifted", "kid_raw", "kid_shifted", "fd_raw"), math.nan)
+    rest = nothing | {"n": 9, "chance": 0.1, "device": "CPU", "threads": 1, "seconds": 1.0, "commit": None}
     runs = [
-        Measured(variant=variant, seed=seed, rca=rca, rca_low=0.0, rca_high=1.0, **nothing, **training)
-        for variant, seed, rca in (("a", 0, 0.1), ("a", 1, 0.2), ("a", 2, 0.3), ("b", 0, 0.5))
+        Measured(variant=variant, seed=seed, rca=rca, outside=outside, fd_shifted=fd, rca_low=0.0, rca_high=1.0, **rest)
+        for variant, seed, rca, outside, fd in (
+            ("a", 0, 0.1, 0.0, 0.518),
+            ("a", 1, 0.2, 0.09, 1.646),
+            ("a", 2, 0.3, 0.09, 1.672),
+            ("b", 0, 0.5, 0.0, 1.0),
+        )
     ]
-    found = {mean.variant: mean for mean in summarise(runs)}
-    assert found["a"].mean == pytest.approx(0.2)
-    assert found["a"].high == pytest.approx(0.2 + 4.302653 * 0.1 / math.sqrt(3))  # t table, 2 degrees
-    assert (found["a"].seeds, found["a"].min, found["a"].max) == (3, 0.1, 0.3)
-    assert math.isnan(found["b"].high)
+    found = {(mean.variant, mean.metric): mean for mean in summarise(runs)}
+    rca = found["a", "rca"]
+    assert rca.mean == pytest.approx(0.2)
+    logits = [math.log(value / (1 - value)) for value in (0.1, 0.2, 0.3)]
+    high = mean(logits) + 4.302653 * stdev(logits) / math.sqrt(3)  # t table, 2 degrees
+    assert rca.high == pytest.approx(1 / (1 + math.exp(-high)))
+    assert (rca.seeds, rca.min, rca.max) == (3, 0.1, 0.3)
+    assert 0 < found["a", "fd_shifted"].low < 0.518  # a t-interval of the values themselves begins at -0.36
+    assert found["a", "outside"].low == 0
+    assert found["a", "outside"].high == pytest.approx(0.06 + 4.302653 * 0.09 / 3)
+    assert math.isnan(found["b", "rca"].high)
 
 
 @pytest.mark.parametrize("name", ["ablations", "settings"])

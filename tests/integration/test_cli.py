@@ -80,6 +80,8 @@ def test_sample_draws_a_grid(tmp_path, tiny_model):
     result = invoke("sample", tiny_model, "--count", 4, "--steps", 2, "--out", tmp_path, "--quiet")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "samples.png").is_file()
+    assert "4 samples in 2 steps, outside the domain 100.00%, correlation of neighbouring pixels" in result.stdout
+    assert "caution: 100% of the raw samples leave the image domain" in result.stderr
 
 
 def test_names_label_the_directions(tmp_path, tiny_run):

@@ -5,8 +5,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from hbench.config import Paper
 from hbench.evaluation.rca import rca
 from hbench.evaluation.sampling import draw_pairs
+from hbench.reporting.rows import rca_rows
 from hbench.store.run import load_model, load_run
 
 CPU = torch.device("cpu")
@@ -37,6 +39,31 @@ def with_reconstructor(run, reconstructor):
     import dataclasses
 
     return dataclasses.replace(run, reconstructor=reconstructor)
+
+
+def test_rca_says_when_the_diffusion_model_makes_noise(run):
+    result = rca(run, pairs=40)
+    assert (result.outside_raw, result.outside_raw_interval[1]) == (1, 1)
+    assert abs(result.neighbours_raw) < 0.1
+    assert "samples outside the domain: raw 100.00%, shifted 100.00%" in result.summary()
+    outside, noise, destroyed, chance = result.cautions()
+    assert outside.startswith("100% of the raw samples leave the image domain")
+    assert "the samples look like noise" in noise
+    assert destroyed.startswith("100% of the shifted samples leave the image domain")
+    assert "does not lie above chance, 0.333" in chance
+
+
+def test_rca_of_a_trained_run_has_no_cautions_and_older_files_do_not_know_the_raw_samples():
+    result = rca(load_run("mnist16", device=CPU), pairs=40)
+    assert result.cautions() == []
+    assert (result.outside_raw, result.neighbours_raw > 0.6) == (0, True)
+    values = result.to_json() | {"schema": 1}
+    for new in ("outside_raw", "outside_raw_interval", "neighbours_raw"):
+        del values[new]
+    old = type(result).from_json(values, "rca.json")
+    assert "raw not measured" in old.summary()
+    assert old.cautions() == []
+    assert len(rca_rows(old, Paper())) == len(rca_rows(result, Paper())) - 1
 
 
 @pytest.mark.slow

@@ -207,7 +207,12 @@ def test_fid_is_a_result_like_any_other(run, lenet, tmp_path):
     assert (result.metric, result.raw.n, result.detail("M")) == ("FD (LeNet digits)", 70, run.experiment.discovery.M)
     assert result.provenance.command is None
     assert [images.shape for images in result.images] == [(64, 1, 16, 16)] * 2
-    assert result.caveats == ["70 samples for 120 features: a rank-deficient covariance"]
+    fall, extrapolate, rank, real = result.cautions()
+    assert fall.startswith("FDs fall as n grows")
+    assert extrapolate == "70 samples are too few to extrapolate distances in 120 features: make more"
+    assert rank == "70 samples for 120 features: a rank-deficient covariance"
+    assert real.startswith("the 179 real images are few: a part of every FD")
+    assert (result.raw.infinity, result.ratio_infinity) == (None, None)
     result.save(tmp_path / "fid")
     back = type(result).load(tmp_path / "fid")
     assert back == result

@@ -194,13 +194,18 @@ def test_the_table_says_what_the_results_say():
     check("share of shifted samples outside the domain", rca["outside"], rca["outside_interval"])
     for kind in ("raw", "shifted"):
         check(f"D on {kind} samples", rca[f"D_{kind}"], rca[f"D_{kind}_interval"])
-        check(f"FD (LeNet digits), {kind} samples", fid[kind]["fd"], fid[kind]["interval"])
+        name = f"FD (LeNet digits), {kind} samples"
+        check(name, fid[kind]["fd"], fid[kind]["interval"])
+        check(f"{name}, at infinite n", fid[kind]["infinity"], fid[kind]["infinity_interval"])
+        assert rows[f"{name}, at infinite n"].n == "extrapolated from 10,000 against 10,000 real"
+        assert f"KID (LeNet digits), {kind} samples" in rows
         check(
             f"D on {kind} in training, last third",
             curves[f"D_{kind}"],
             [curves[f"D_{kind}_{end}"] for end in ("low", "high")],
         )
     check("FD (LeNet digits), shifted / raw", fid["shifted"]["fd"] / fid["raw"]["fd"], fid["ratio_interval"])
+    check("FD (LeNet digits), shifted / raw, at infinite n", fid["ratio_infinity"], fid["ratio_infinity_interval"])
     check("FD (LeNet digits), between two halves of the real images", fid["halves"], fid["halves_interval"])
     assert rows["FD (LeNet digits), between two halves of the real images"].n == f"{fid['n_real'] // 2:,} each"
 
@@ -227,10 +232,11 @@ def test_the_table_says_what_the_results_say():
     psnrs = [image["psnr"] for image in result("edit")["images"]]
     assert rows["real images reconstructed, median PSNR in dB"].ours == f"{median(psnrs):.1f}"
     for line in result("ablations")["summary"]:
+        assert line["metric"] in ("kid_raw", "kid_shifted") or line["low"] >= 0
         if line["metric"] == "rca":
             check(f"{line['variant']}: RCA", line["mean"], [line["low"], line["high"]])
 
-    columns = {"rca": "RCA", "fd_shifted": "FD (LeNet digits) shifted", "outside": "outside the domain"}
+    columns = {"rca": "RCA", "fd_shifted": "FD (LeNet digits) shifted, n = 1,000", "outside": "outside the domain"}
     columns |= {"magnitude_error": "|s_hat - s|", "D_raw": "D on raw", "D_shifted": "D on shifted"}
     for name in ("ablations", "settings"):
         (found,) = (each.comparison for each in report.sections if each.provenance.parent.name == name)

@@ -220,3 +220,16 @@ def test_images_and_seeds_that_cannot_be_are_refused_before_the_folder_is_made(t
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         pretrain(tiny, load_images(tiny.data), tmp_path / "out", device=CPU, seed=-1)
     assert not (tmp_path / "out").exists()
+
+
+def test_trainings_say_that_the_samples_are_noise(tmp_path, tiny, tiny_model, caplog):
+    """The end of a pretraining that was too short, and the start of a discovery on its model."""
+    noise = "100% of the raw samples leave the image domain"
+    pretrain(tiny, load_images(tiny.data), tmp_path / "pretrain", device=CPU)
+    assert caplog.text.count(noise) == 1
+    caplog.clear()
+    assert not train(tiny, load_model(tiny_model, tiny), tmp_path / "train", device=CPU, max_minutes=1e-6)
+    assert caplog.text.count(noise) == 1
+    caplog.clear()
+    assert train(tiny, load_model(tiny_model, tiny), tmp_path / "train", device=CPU, resume=True)
+    assert noise not in caplog.text  # said before

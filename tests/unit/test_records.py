@@ -117,7 +117,7 @@ def test_an_upgrade_changes_a_result_once_and_no_file_that_it_does_not_know(tmp_
     (tmp_path / "rca.json").write_text(json.dumps(values))
     (tmp_path / "foreign.json").write_text("{}")
     assert upgrade(tmp_path).stdout.strip() == str(tmp_path / "rca.json")
-    assert json.loads((tmp_path / "rca.json").read_text()) == values | {"schema": 1}
+    assert json.loads((tmp_path / "rca.json").read_text()) == values | {"schema": RCA.SCHEMA}
     assert upgrade(tmp_path).stdout == ""
     assert (tmp_path / "foreign.json").read_text() == "{}"
     (tmp_path / "plan.json").write_text('{"schema": 7}')

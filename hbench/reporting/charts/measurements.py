@@ -85,12 +85,26 @@ def draw_fidelity(result: "Fidelity", path: Path) -> None:
     bars, *grids = figure.subplots(1, 3)
     values = [result.raw, result.shifted]
     errors = [[d.fd - d.interval[0] for d in values], [d.interval[1] - d.fd for d in values]]
-    bars.bar(["raw", "shifted"], [d.fd for d in values], yerr=errors, capsize=6, width=0.6)
-    bars.axhline(result.halves, color="grey", linestyle=":", label=f"halves of the real images {result.halves:.3g}")
-    low, high = result.ratio_interval
-    bars.set(title=f"shifted / raw = {result.ratio:.2f} [{low:.2f}, {high:.2f}]", ylabel=result.metric)
-    bars.margins(y=0.25)  # room for the legend
-    bars.legend(loc="upper left")
+    n, half = result.raw.n, result.n_real // 2
+    bars.bar(
+        ["raw", "shifted"], [d.fd for d in values], yerr=errors, capsize=6, width=0.6, alpha=0.6, label=f"n = {n:,}"
+    )
+    for x, d in enumerate(values):
+        if d.infinity is not None and d.infinity_interval:
+            low, high = d.infinity_interval
+            error = [[max(0, d.infinity - low)], [max(0, high - d.infinity)]]
+            label = None if x else "n to infinity"
+            bars.errorbar([x + 0.18], [d.infinity], yerr=error, fmt="o", color="black", capsize=4, label=label)
+    label = f"halves of the real images {result.halves:.3g}, n = {half:,} each"
+    bars.axhline(result.halves, color="grey", linestyle=":", label=label)
+    ratios = [(f"n = {n:,}", result.ratio, result.ratio_interval)]
+    if result.ratio_infinity is not None and result.ratio_infinity_interval:
+        ratios.append(("infinity", result.ratio_infinity, result.ratio_infinity_interval))
+    lines = [f"{ratio:.2f} [{low:.2f}, {high:.2f}] at {where}" for where, ratio, (low, high) in ratios]
+    bars.set(title="shifted / raw = " + ",\n".join(lines), ylabel=result.metric)
+    bars.title.set_fontsize(10)
+    bars.margins(y=0.35)  # room for the legend
+    bars.legend(loc="upper left", fontsize=8)
     for axis, images, name, d in zip(grids, shown, ("raw", "shifted"), values, strict=True):
         tiles = tile(images, side, rows=side, edge=1, background=(128, 128, 128))
         show_pixels(axis, tiles.pixels[1:, 1:], grey=images.shape[1] == 1)  # no line at the top and on the left

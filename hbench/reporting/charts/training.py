@@ -106,15 +106,17 @@ def draw_ablations(result: "Ablations", path: Path) -> None:
 
     panels = {
         "RCA (dotted: chance)": (["rca"], "chance"),
+        "KID (LeNet digits) of shifted (dotted: raw)": (["kid_shifted"], "kid_raw"),
+        f"FD (LeNet digits) of shifted (dotted: raw), n = {result.runs[0].n}": (["fd_shifted"], "fd_raw"),
         "share outside the domain": (["outside"], None),
         "D on raw (blue), shifted (orange), last third": (["D_raw", "D_shifted"], "D_ideal"),
-        "FD (LeNet digits) of shifted (dotted: raw)": (["fd_shifted"], "fd_raw"),
     }
     table, variants = result.table(), result.variants
     means = table.assign(D_ideal=0.5).groupby("variant", sort=False).mean(numeric_only=True)
     shown = {name: panel for name, panel in panels.items() if table[panel[0]].notna().any(axis=None)}
-    figure = Figure(figsize=(11, 2 * (1 + 0.3 * len(variants)) + 0.4), layout="constrained")
-    axes = figure.subplots(2, 2, sharey=True).ravel()
+    columns = -(-len(shown) // 2)
+    figure = Figure(figsize=(5.5 * columns, 2 * (1 + 0.3 * len(variants)) + 0.4), layout="constrained")
+    axes = figure.subplots(2, columns, sharey=True).ravel()
     for axis, (name, (metrics, reference)) in zip(axes, shown.items(), strict=False):
         height = 0.8 / len(metrics)
         for i, variant in enumerate(variants):

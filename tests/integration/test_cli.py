@@ -187,7 +187,7 @@ def test_demo_runs_through(tmp_path, monkeypatch):
     assert all(path.exists() for path in named)
     assert len(list((tmp_path / "train" / "growth").glob("*.png"))) == 4
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<h2 id=\"run-") == 2  # the shipped run and the fresh one
+    assert page.count('<h2 id="run-') == 2  # the shipped run and the fresh one
     assert page.count("data:image/png;base64,") == 6
 
 

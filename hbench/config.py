@@ -54,7 +54,7 @@ class Section(BaseModel):
 class Data(Section):
     """Source of the images, and the shape they get."""
 
-    dataset: Literal["digits", "mnist", "folder"]
+    dataset: Literal["digits", "mnist", "faces", "folder"]
     label: str = Field(default="Pictures", pattern=r"^\w[\w .()+-]*$", max_length=100)
     """Name of the data in the paper's notation, "MNIST" in MNIST32-400-20-32-5."""
     size: int = Field(ge=8, le=1024)

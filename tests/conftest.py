@@ -81,6 +81,16 @@ def tiny_run(tmp_path_factory, tiny_model):
     return made("train", "digits16", *tiny_options(), "--model", tiny_model, "--out", out)
 
 
+@pytest.fixture(autouse=True)
+def shared_folders_stay_as_they_are(request):
+    """Fail a test that writes into a folder of all tests, where the next one would find it."""
+    shared = [request.getfixturevalue(name) for name in ("tiny_model", "tiny_run") if name in request.fixturenames]
+    before = [sorted(folder.iterdir()) for folder in shared]
+    yield
+    for folder, held in zip(shared, before, strict=True):
+        assert sorted(folder.iterdir()) == held, "write into a copy, or give --out"
+
+
 @pytest.fixture(scope="session")
 def lenet(tmp_path_factory):
     """The weights of a LeNet that has seen digits16 once, made by the command line itself."""

@@ -83,6 +83,8 @@ def load_set(
             found = _load_digits(data, part)
         case "mnist":
             found = _load_mnist(data, _find_root(data, data_root, download), part, download)
+        case "faces":
+            found = _load_faces(data, part)
         case "folder":
             found = _load_folder(data, _find_root(data, data_root, download), split)
         case unknown:
@@ -96,7 +98,7 @@ def load_set(
 
 def at_hand(data: Data, data_root: str | Path | None = None, download: bool = False) -> bool:
     """Return whether the folder of the images is known, or none is needed."""
-    return data.dataset == "digits" or _known_root(data, data_root, download) is not None
+    return data.dataset in ("digits", "faces") or _known_root(data, data_root, download) is not None
 
 
 def _known_root(data: Data, data_root: str | Path | None, download: bool) -> Path | None:
@@ -162,6 +164,15 @@ def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> DataSet
     files = [Path(mnist.raw_folder) / name for name in MNIST_SHA256 if name.startswith(own)]
     published = all(sha256(file) == MNIST_SHA256[file.name] for file in files)
     return DataSet(images, mnist.targets, account(f"MNIST in {root}", images, seen, data, split, published=published))
+
+
+def _load_faces(data: Data, split: Split) -> DataSet:
+    from hbench.store.faces import COUNTS, SIZE, draw_faces
+
+    images, _ = draw_faces(0, split, COUNTS[split])
+    seen = [Seen("RGB", (SIZE, SIZE))] * len(images)
+    images = fit(images, data)
+    return DataSet(images, None, account("drawn faces", images, seen, data, split))
 
 
 def _load_folder(data: Data, root: Path, split: Split | Literal["reference"]) -> DataSet:

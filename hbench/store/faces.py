@@ -1,0 +1,164 @@
+"""Faces with known factors, drawn from a seed: DiceBear's "Pixel Art", a style on a grid of 16x16 pixels.
+
+All options of the style are drawn here, none by DiceBear, so that the factors of each face are known and frequent
+enough to be learnt. Drawing needs the extra ``hbench[faces]``; the faces are kept in a file, which is read without it.
+"""
+
+import io
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hbench.store.labels import Factor, Labels
+
+Choice = TypeVar("Choice")
+
+SIZE = 16
+"""Height and width of a drawn face in pixels."""
+COUNTS = {"train": 20_000, "test": 4_000}
+"""Number of faces of each split."""
+SKIN = ("ffdbac", "f5cfa0", "eac393", "e0b687", "cb9e6e", "b68655", "a26d3d", "8d5524")
+"""Colours of the skin, from light to dark."""
+HAIR = {
+    "blond": "cab188",
+    "light brown": "a78961",
+    "brown": "83623b",
+    "dark brown": "603a14",
+    "chestnut": "603015",
+    "auburn": "612616",
+    "mahogany": "611c17",
+    "black": "28150a",
+    "red": "bd1700",
+    "blue": "009bbd",
+    "green": "91cb15",
+}
+CLOTHES = {
+    "sky blue": "5bc0de",
+    "blue": "428bca",
+    "navy": "03396c",
+    "mint": "88d8b0",
+    "green": "44c585",
+    "emerald": "00b159",
+    "coral": "ff6f69",
+    "crimson": "d11141",
+    "dark red": "ae0001",
+    "cream": "ffeead",
+    "yellow": "ffd969",
+    "amber": "ffc425",
+}
+EYES = {
+    "grey": "76778b",
+    "slate": "697b94",
+    "blue": "647b90",
+    "steel": "5b7c8b",
+    "teal": "588387",
+    "brown": "876658",
+}
+GLASSES = ("4b4b4b", "323232", "191919", "43677d", "5f705c", "a04b5d")
+HATS = ("2e1e05", "2663a3", "989789", "3d8a6b", "cc6192", "614f8a", "a62116")
+LIPS = ("d29985", "c98276", "e35d6a", "de0f0d")
+EARRINGS = ("daa520", "ffd700", "fafad2", "d3d3d3", "a9a9a9")
+FACTORS = (
+    Factor("skin", tuple(f"{i + 1} of {len(SKIN)}, light to dark" for i in range(len(SKIN)))),
+    Factor("hair", ("short", "long")),
+    Factor("hair colour", tuple(HAIR)),
+    Factor("glasses", ("none", "light", "dark")),
+    Factor("hat", ("no", "yes")),
+    Factor("beard", ("no", "yes")),
+    Factor("mouth", ("sad", "happy")),
+    Factor("earrings", ("no", "yes")),
+    Factor("clothes colour", tuple(CLOTHES)),
+    Factor("eye colour", tuple(EYES)),
+)
+
+
+def draw_options(seed: int, split: str, index: int) -> tuple[dict[str, object], list[int]]:
+    """Return the options of a face for the style, and its class in each of :data:`FACTORS`.
+
+    Glasses have a share of 30 %, hats and beards of 15 %, earrings of 10 %; all else is uniform. A face depends on
+    (seed, split, index) alone, by draws that Python promises never to change.
+    """
+    draw = random.Random(f"faces {seed} {split} {index}").random
+
+    def pick(values: Sequence[Choice]) -> Choice:
+        return values[int(draw() * len(values))]
+
+    def variant(prefix: str, count: int) -> str:
+        return f"{prefix}{int(draw() * count) + 1:02d}"
+
+    skin, hair_colour, clothes_colour, eye_colour = pick(SKIN), pick(list(HAIR)), pick(list(CLOTHES)), pick(list(EYES))
+    is_long, is_happy = draw() < 0.5, draw() < 0.5
+    has_glasses, are_dark = draw() < 0.3, draw() < 0.5
+    has_hat, has_beard, has_earrings = draw() < 0.15, draw() < 0.15, draw() < 0.1
+    options = {
+        "skinColor": skin,
+        "hairVariant": variant("long", 21) if is_long else variant("short", 24),
+        "hairColor": HAIR[hair_colour],
+        "clothesVariant": variant("variant", 23),
+        "clothingColor": CLOTHES[clothes_colour],
+        "eyesVariant": variant("variant", 12),
+        "eyesColor": EYES[eye_colour],
+        "mouthVariant": variant("happy", 13) if is_happy else variant("sad", 10),
+        "mouthColor": pick(LIPS),
+        "glassesVariant": variant("dark" if are_dark else "light", 7),
+        "glassesColor": pick(GLASSES),
+        "hatVariant": variant("variant", 10),
+        "hatColor": pick(HATS),
+        "beardVariant": variant("variant", 8),
+        "accessoriesVariant": variant("variant", 4),
+        "accessoriesColor": pick(EARRINGS),
+    }
+    shares: dict[str, object] = {
+        f"{part}Probability": 100 * has
+        for part, has in {
+            "glasses": has_glasses,
+            "hat": has_hat,
+            "beard": has_beard,
+            "accessories": has_earrings,
+        }.items()
+    }
+    classes = [
+        SKIN.index(skin),
+        int(is_long),
+        list(HAIR).index(hair_colour),
+        has_glasses * (1 + are_dark),
+        int(has_hat),
+        int(has_beard),
+        int(is_happy),
+        int(has_earrings),
+        list(CLOTHES).index(clothes_colour),
+        list(EYES).index(eye_colour),
+    ]
+    return {name: [value] for name, value in options.items()} | shares, classes
+
+
+def draw_faces(seed: int, split: str, count: int) -> tuple[Tensor, Labels]:
+    """Draw faces 0 .. count - 1 of a split. Cost: 1.5 ms each.
+
+    Returns:
+        uint8 [count, 3, 16, 16], and the labels.
+
+    Raises:
+        ModuleNotFoundError: the extra ``hbench[faces]`` is not installed.
+    """
+    import dicebear_styles
+    import resvg_py
+    from dicebear import Avatar, Style
+
+    folder = Path(next(iter(dicebear_styles.__path__)))
+    style = Style(json.loads((folder / "pixel-art.json").read_text(encoding="utf-8")))
+    images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
+    classes = np.empty((count, len(FACTORS)), dtype=np.int64)
+    for index in range(count):
+        options, classes[index] = draw_options(seed, split, index)
+        svg = str(Avatar(style, {"seed": "", "size": SIZE, "backgroundColor": ["ffffff"], **options}))
+        images[index] = Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=svg))).convert("RGB")
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return pixels, Labels(FACTORS, torch.from_numpy(classes))

@@ -139,9 +139,10 @@ def lenet(
     if not experiment.data.is_digits:
         raise HBenchError(f"{experiment.name}: its images carry no labels: use an experiment on mnist or digits")
     train, test = (load_set(experiment.data, data_root, split, download) for split in get_args(Split))
-    images, labels, test_images, test_labels = train.images, train.labels, test.images, test.labels
-    assert labels is not None
-    assert test_labels is not None
+    images, test_images = train.images, test.images
+    assert train.labels is not None
+    assert test.labels is not None
+    labels, test_labels = train.labels.values[:, 0], test.labels.values[:, 0]
     accounts = {"data": train.account.to_json(), "test_data": test.account.to_json()}
     origin = provenance(experiment, torch.device("cpu"), seed, **accounts)
     network = train_lenet(experiment, images, labels, epochs=epochs, seed=seed)

@@ -16,6 +16,7 @@ from hbench.config import Data
 from hbench.errors import HBenchError, as_list, check_type, counted
 from hbench.store.account import Account, account
 from hbench.store.files import sha256
+from hbench.store.labels import Factor, Labels
 from hbench.store.picture_files import Seen, fit, read_all
 from hbench.store.picture_folders import find_pictures
 
@@ -28,6 +29,7 @@ MNIST_SHA256 = {
 }
 """SHA-256 of MNIST's files, unpacked."""
 Split = Literal["train", "test"]
+DIGIT = Factor("digit", tuple("0123456789"))
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class DataSet:
 
     images: Tensor
     """Images, uint8 [N, channels, size, size]."""
-    labels: Tensor | None
-    """Class labels [N]; None where the set has none."""
+    labels: Labels | None
+    """Classes of the images; None where the set has none."""
     account: Account
 
 
@@ -139,7 +141,7 @@ def _load_digits(data: Data, split: Split) -> DataSet:
     images, labels = (_split(each, split) for each in (pixels.round().to(torch.uint8), torch.from_numpy(digits.target)))
     seen = [Seen("L", (8, 8))] * len(digits.target)
     images = fit(images, data)
-    return DataSet(images, labels, account("digits", images, seen, data, split))
+    return DataSet(images, Labels((DIGIT,), labels[:, None]), account("digits", images, seen, data, split))
 
 
 def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> DataSet:
@@ -163,16 +165,17 @@ def _load_mnist(data: Data, root: Path, split: Split, download: bool) -> DataSet
     own = "train" if split == "train" else "t10k"
     files = [Path(mnist.raw_folder) / name for name in MNIST_SHA256 if name.startswith(own)]
     published = all(sha256(file) == MNIST_SHA256[file.name] for file in files)
-    return DataSet(images, mnist.targets, account(f"MNIST in {root}", images, seen, data, split, published=published))
+    labels = Labels((DIGIT,), mnist.targets[:, None])
+    return DataSet(images, labels, account(f"MNIST in {root}", images, seen, data, split, published=published))
 
 
 def _load_faces(data: Data, split: Split) -> DataSet:
     from hbench.store.faces import COUNTS, SIZE, draw_faces
 
-    images, _ = draw_faces(0, split, COUNTS[split])
+    images, labels = draw_faces(0, split, COUNTS[split])
     seen = [Seen("RGB", (SIZE, SIZE))] * len(images)
     images = fit(images, data)
-    return DataSet(images, None, account("drawn faces", images, seen, data, split))
+    return DataSet(images, labels, account("drawn faces", images, seen, data, split))
 
 
 def _load_folder(data: Data, root: Path, split: Split | Literal["reference"]) -> DataSet:

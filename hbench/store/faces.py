@@ -159,6 +159,6 @@ def draw_faces(seed: int, split: str, count: int) -> tuple[Tensor, Labels]:
     for index in range(count):
         options, classes[index] = draw_options(seed, split, index)
         svg = str(Avatar(style, {"seed": "", "size": SIZE, "backgroundColor": ["ffffff"], **options}))
-        images[index] = Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=svg))).convert("RGB")
+        images[index] = np.asarray(Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=svg))).convert("RGB"))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return pixels, Labels(FACTORS, torch.from_numpy(classes))

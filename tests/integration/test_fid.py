@@ -52,7 +52,7 @@ def run(tiny_run):
 def lenet(tmp_path_factory, tiny):
     path = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
     data = load_set(tiny.data)
-    images, labels = data.images, data.labels
+    images, labels = data.images, data.labels.values[:, 0]
     network = train_lenet(tiny, images, labels, epochs=3)
     assert float((classify(network, images) == labels).float().mean()) > 0.9
     keep_reference(network, real_reference(lenet_features(network, images)))

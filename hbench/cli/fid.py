@@ -7,9 +7,8 @@ import click
 from hbench.cli.options import (
     Count,
     Options,
-    Renamed,
-    a_path,
     data_options,
+    extractor_options,
     processes_option,
     publish,
     result_of,
@@ -25,22 +24,7 @@ from hbench.cli.options import (
 @run_argument
 @click.option("--samples", type=Count(3), help="Number of samples of each kind [default: the run's].")
 @steps_option
-@click.option(
-    "--feature-extractor",
-    "--extractor",
-    "extractor",
-    cls=Renamed,
-    help="Feature extractor: lenet-digits, one of torch-fidelity's with plain weights, or random-resnet18, without a "
-    "download [default: lenet-digits for digits, else inception-v3-compat].",
-)
-@click.option(
-    "--weights",
-    type=a_path,
-    help="Weights of the extractor [default: torch-fidelity's; the shipped LeNet, or that in runs/EXPERIMENT/lenet].",
-)
-@click.option(
-    "--cache", type=a_path, default=Path("runs/cache"), show_default=True, help="Folder of images and features."
-)
+@extractor_options
 @shared(data_options, result_of("fid-EXTRACTOR"), processes_option, run_options)
 def fid(
     run: Path,

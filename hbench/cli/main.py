@@ -24,6 +24,7 @@ from hbench.cli.mos import mos
 from hbench.cli.plan import plan
 from hbench.cli.pretrain import pretrain
 from hbench.cli.properties import properties
+from hbench.cli.quality import quality
 from hbench.cli.rca import rca
 from hbench.cli.repeats import leaf
 from hbench.cli.report import report
@@ -153,6 +154,7 @@ for command in (
     demo,
     pretrain,
     sample,
+    quality,
     plan,
     train,
     train_curves,

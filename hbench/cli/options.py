@@ -206,6 +206,19 @@ class FilledPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+def numbers_of_steps(default: str) -> Decorator[Any]:
+    """Return the option --steps of a command that takes several numbers of steps, with these by default."""
+    return click.option(
+        "--steps",
+        "--m",
+        "steps",
+        cls=Renamed,
+        callback=_whole_numbers,
+        metavar="M,M,...",
+        help=f"Numbers of generation steps M [default: {default}].",
+    )
+
+
 a_path = FilledPath(path_type=Path)
 run_argument = click.argument("run", type=a_path)
 device_option = click.option(
@@ -225,15 +238,27 @@ quiet_option = click.option(
     help="Show no progress.",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
+many_steps_option = numbers_of_steps("M/2, M, 2M, 4M of EXPERIMENT")
 steps_option = click.option("--steps", type=Count(), help="Number of generation steps M [default: the run's].")
-many_steps_option = click.option(
-    "--steps",
-    "--m",
-    "steps",
-    cls=Renamed,
-    callback=_whole_numbers,
-    metavar="M,M,...",
-    help="Numbers of generation steps M [default: M/2, M, 2M, 4M of EXPERIMENT].",
+
+extractor_options = combined(
+    click.option(
+        "--feature-extractor",
+        "--extractor",
+        "extractor",
+        cls=Renamed,
+        help="Feature extractor: lenet-digits, one of torch-fidelity's with plain weights, or random-resnet18, without "
+        "a download [default: lenet-digits for digits, else inception-v3-compat].",
+    ),
+    click.option(
+        "--weights",
+        type=a_path,
+        help="Weights of the extractor [default: torch-fidelity's; the shipped LeNet, or that in "
+        "runs/EXPERIMENT/lenet].",
+    ),
+    click.option(
+        "--cache", type=a_path, default=Path("runs/cache"), show_default=True, help="Folder of images and features."
+    ),
 )
 run_options = combined(device_option, threads_option, seed_option, quiet_option)
 training_options = combined(

@@ -192,7 +192,7 @@ def done(job: Job, task: Task) -> str | None:
     if any(artifact.of_run for artifact in ARTIFACTS if artifact.folder == task.folder):
         if "weights_sha256" not in origin.details:
             raise HBenchError(f"{file}: does not say which weights were measured: record them as weights_sha256")
-        same = origin.details["weights_sha256"] == run_hashes(job.measured)
+        same = origin.is_of(run_hashes(job.measured))
     else:
         same = not other_settings(origin, job.experiment, section=TRAININGS.get(task.folder))
     other_seed = None not in (job.seed, origin.seed) and job.seed != origin.seed

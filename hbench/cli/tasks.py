@@ -217,6 +217,7 @@ TASKS = (
     Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.experiment.data.is_digits),
     Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.experiment.data.is_digits),
     Task("fid-random-resnet18", _fid("random-resnet18"), wanted=lambda job: not job.experiment.data.is_digits),
+    Task("quality", lambda job: ["quality", job.measured, *job.data, *job.common]),
     Task("train-curves", lambda job: ["train-curves", job.measured]),
     Task("properties", lambda job: ["properties", job.measured, *job.common]),
     Task("edit", _edit, needs=("rca",)),

@@ -17,6 +17,7 @@
 | ``probe`` | weights and shifts of the steps that predict memory and time | seed, unmixed |
 | ``study_design`` | who sees which direction in a user study, and in which order | seed, unmixed |
 | ``study_bootstrap`` | resampling of a user study's directions | seed, unmixed |
+| ``balance`` | classes of perfect samples, for the floor of a balance | seed, 0, 5 |
 | ``real_halves`` | the two halves of real images that are compared with each other | none |
 
 Entropy is mixed by NumPy's ``SeedSequence``, which ignores zeros at its end: (seed, 0) is (seed). Streams of equal
@@ -120,6 +121,11 @@ def study_bootstrap(seed: int) -> int:
     """Return the seed of the bootstrap over a user study's directions."""
     errors.check_seed(seed)
     return seed
+
+
+def balance(seed: int) -> int:
+    """Return the seed of the classes of perfect samples."""
+    return _mixed(seed, 0, 5)
 
 
 def real_halves() -> int:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hbench.evaluation.plan import plan as plan
     from hbench.evaluation.properties import Properties as Properties
     from hbench.evaluation.properties import properties as properties
+    from hbench.evaluation.quality import Quality as Quality
+    from hbench.evaluation.quality import quality as quality
     from hbench.evaluation.rca import RCA as RCA
     from hbench.evaluation.rca import rca as rca
     from hbench.evaluation.sample import Samples as Samples
@@ -52,6 +54,8 @@ _HOME = {
     "Ablations": "hbench.evaluation.ablations",
     "sample": "hbench.evaluation.sample",
     "Samples": "hbench.evaluation.sample",
+    "quality": "hbench.evaluation.quality",
+    "Quality": "hbench.evaluation.quality",
     "lenet": "hbench.evaluation.lenet",
     "TrainedLeNet": "hbench.evaluation.lenet",
     "mos_study": "hbench.evaluation.mos.study",

@@ -195,7 +195,7 @@ def fid(
     reference = None
     if rank() == 0:
         remove_leftovers(cache)
-        reference, read = real_images(run, chosen, cache, data_root, download)
+        reference, read = real_images(run.experiment.data, chosen, cache, run.device, data_root, download)
     folders = sample_folders(run, count, cache, seed, M)
     results = []
     if reference:

@@ -39,6 +39,8 @@ class Reference:
     """95 % interval of ``halves``; None if only the statistics are at hand."""
     features: Tensor | None = None
     """Features [n, D], for KID; None if only the statistics are at hand."""
+    images: Tensor | None = None
+    """Images, uint8 [n, C, H, W]; None if they are not at hand."""
 
     @property
     def sha256(self) -> str:
@@ -151,12 +153,18 @@ def real_reference(found: Tensor) -> Reference:
         raise HBenchError(
             f"{counted(len(found), 'real image')}: need at least 6 to compare two halves of them: add images"
         )
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seeds.real_halves()))
-    first, second = (found[half] for half in order.chunk(2))
+    first, second = halves_of(found)
     halves = frechet_distance(statistics(first), statistics(second))
     parts = zip(_without_each_group(first), _without_each_group(second), strict=False)
     low, high = jackknife(halves, [_distance_by_root(a, b, _root(b["sigma"])) for a, b in parts])
     return Reference(statistics(found), len(found), halves, (max(0.0, float(low)), float(high)), found)
+
+
+def halves_of(found: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two random halves of features [n, D] of real images, always the same; the first may have one more."""
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seeds.real_halves()))
+    first, second = (found[half] for half in order.chunk(2))
+    return first, second
 
 
 def lenet_reference(weights: Path) -> Reference:

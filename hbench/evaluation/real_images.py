@@ -1,11 +1,13 @@
 """The real images that samples are compared with, and what makes a comparison with them doubtful."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hbench.config import Data
 from hbench.evaluation.features import LENET, Extractor, features
 from hbench.evaluation.frechet import Reference, frechet_distance, lenet_reference, real_reference
 from hbench.evaluation.sample_cache import image_folder, pngs
@@ -13,7 +15,6 @@ from hbench.models.digit_lenet import DigitLeNet
 from hbench.store.datasets import at_hand, load_set
 from hbench.store.lenet import load_lenet
 from hbench.store.results import Result
-from hbench.store.run import Run
 
 SURE = 0.9
 """Mean confidence of a digit LeNet below which its images are hardly digits, unless they are those it was tested on."""
@@ -22,14 +23,20 @@ ALIKE = 3
 
 
 def real_images(
-    run: Run, extractor: Extractor, cache: Path, data_root: str | Path | None, download: bool
+    data: Data,
+    extractor: Extractor,
+    cache: Path,
+    device: torch.device,
+    data_root: str | Path | None = None,
+    download: bool = False,
 ) -> tuple[Reference, dict[str, Any]]:
     """Return the reference of the real images, or that in the LeNet's file if the images are not at hand.
 
     Args:
-        run: run whose samples are compared.
+        data: kind of the images.
         extractor: extractor of the features.
         cache: folder of images and features.
+        device: device that computes the features.
         data_root: folder of the real images, see :func:`hbench.store.datasets.load_images`.
         download: let torchvision download MNIST if it is missing.
 
@@ -40,12 +47,11 @@ def real_images(
     Raises:
         HBenchError: no data, unreadable pictures, or too few.
     """
-    data = run.experiment.data
     if extractor.name == LENET and extractor.weights and not at_hand(data, data_root, download):
         return lenet_reference(extractor.weights), {}
     real = load_set(data, data_root, "reference", download)
-    found = features(pngs(image_folder(real.images, cache), len(real.images)), extractor, cache, run.device)
-    reference = real_reference(found)
+    found = features(pngs(image_folder(real.images, cache), len(real.images)), extractor, cache, device)
+    reference = replace(real_reference(found), images=real.images)
     about: dict[str, Any] = {"data": real.account.to_json()}
     if extractor.name == LENET and extractor.weights:
         learned = lenet_reference(extractor.weights)

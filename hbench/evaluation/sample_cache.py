@@ -5,7 +5,7 @@ Each PNG carries the SHA-256 of its place and its pixels, so that no other pictu
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from hbench import __version__
+from hbench.config import Experiment
+from hbench.core.domain import outside
 from hbench.core.images import to_uint8
-from hbench.core.sampler import BATCH
+from hbench.core.sampler import BATCH, Sampler
 from hbench.errors import HBenchError
 from hbench.evaluation.sampling import batches_of, draw_pairs
 from hbench.runtime.distributed import barrier, rank, turns
@@ -33,6 +35,10 @@ from hbench.store.run import Run
 
 SHA256 = "sha256"
 """Key of the text in a PNG that has the SHA-256 of its place and pixels."""
+OUTSIDE = "outside"
+"""Key of the text in a sample's PNG that tells, by 1 or 0, if it left the image domain before it was clamped."""
+VERSIONS = {"hbench": __version__, "torch": torch.__version__}
+"""Versions that samples depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +84,70 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
         M=M or settings.M,
         seed=seed,
         device=run.device.type,
-        versions={"hbench": __version__, "torch": torch.__version__},
+        versions=VERSIONS,
     )
+    folder = _opened(samples, cache)
+    raw, shifted = folder / "raw", folder / "shifted"
+    batches = turns(batches_of(count, BATCH // 2))
+    with progress(total=sum(map(len, batches)), desc="samples", unit="image") as bar:
+        for chosen in batches:
+            if not all(_is_kept(kind, i) for kind in (raw, shifted) for i in chosen):
+                pairs = draw_pairs(run, seed, chosen[0], len(chosen), M=M)
+                _save_samples(pairs.x_0, raw, chosen)
+                _save_samples(pairs.x_0_shifted, shifted, chosen)
+            bar.update(len(chosen))
+    _check_complete([raw, shifted], count)
+    return raw, shifted
+
+
+def model_folders(
+    sampler: Sampler, weights: str, experiment: Experiment, steps: Sequence[int], count: int, cache: Path, seed: int
+) -> dict[int, Path]:
+    """Return a folder with at least ``count`` samples of a diffusion model for each number of generation steps.
+
+    Samples of all numbers start from the same x_T, which depend on (seed, i) alone. They are made, shared and resumed
+    as those of :func:`sample_folders`, but on their own: batches of pairs round differently.
+
+    Args:
+        sampler: sampler of the model.
+        weights: SHA-256 of the model's tensors.
+        experiment: experiment of the model.
+        steps: numbers M of generation steps.
+        count: number of samples for each M.
+        cache: folder of the samples.
+        seed: seed of x_T.
+
+    Raises:
+        HBenchError: as for :func:`sample_folders`.
+    """
+    samplers = {M: sampler.with_steps(M) for M in steps}
+    folders = {}
+    for M in samplers:
+        samples = SampleSet(
+            weights={"model": weights},
+            diffusion=experiment.diffusion.model_dump(),
+            discovery={"spacing": sampler.spacing, "precision": sampler.precision},
+            M=M,
+            seed=seed,
+            device=sampler.device.type,
+            versions=VERSIONS,
+        )
+        folders[M] = _opened(samples, cache) / "raw"
+    batches = turns(batches_of(count))
+    passes = sum(samplers) * sum(map(len, batches))
+    with progress(total=passes, desc="samples", unit="pass", unit_scale=True) as bar:
+        for M, folder in folders.items():
+            for chosen in batches:
+                if not all(_is_kept(folder, i) for i in chosen):
+                    x_T = sampler.noise(len(chosen), seed=seed, first=chosen[0])
+                    _save_samples(samplers[M].generate(x_T), folder, chosen)
+                bar.update(M * len(chosen))
+    _check_complete([*folders.values()], count)
+    return folders
+
+
+def _opened(samples: SampleSet, cache: Path) -> Path:
+    """Return the folder of a set of samples, after the main process has written what they are, or compared it."""
     folder = cache / "samples" / samples.key
     if rank() == 0:
         mark_cache(cache)
@@ -88,19 +156,14 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
             samples.write(about)
         elif SampleSet.read(about, "remove its folder") != samples:
             raise HBenchError(f"{about}: is of other samples than its folder: remove it, and they will be made again")
-    raw, shifted = folder / "raw", folder / "shifted"
-    batches = turns(batches_of(count, BATCH // 2))
-    with progress(total=sum(map(len, batches)), desc="samples", unit="image") as bar:
-        for chosen in batches:
-            if not all(_is_kept(kind, i) for kind in (raw, shifted) for i in chosen):
-                pairs = draw_pairs(run, seed, chosen[0], len(chosen), M=M)
-                _save_pngs(to_uint8(pairs.x_0), raw, chosen)
-                _save_pngs(to_uint8(pairs.x_0_shifted), shifted, chosen)
-            bar.update(len(chosen))
+    return folder
+
+
+def _check_complete(folders: Sequence[Path], count: int) -> None:
+    """Wait for the other processes, and raise an HBenchError where their samples are not there."""
     barrier()
-    if missing := [file for kind in (raw, shifted) for i in range(count) if not (file := _png(kind, i)).is_file()]:
+    if missing := [file for kind in folders for i in range(count) if not (file := _png(kind, i)).is_file()]:
         raise HBenchError(f"{missing[0]}: not to be seen: choose a `cache` that all processes share")
-    return raw, shifted
 
 
 def image_folder(images: Tensor, cache: Path) -> Path:
@@ -114,6 +177,15 @@ def image_folder(images: Tensor, cache: Path) -> Path:
     if not all(_is_kept(folder, i) for i in range(len(images))):
         _save_pngs(images, folder, range(len(images)))
     return folder
+
+
+def are_outside(paths: Sequence[Path]) -> list[bool]:
+    """Return which samples of the cache left the image domain before they were clamped."""
+    found = []
+    for path in paths:
+        with Image.open(path) as picture:
+            found.append(picture.info.get(OUTSIDE) == "1")
+    return found
 
 
 def pngs(folder: Path, count: int | None = None) -> list[Path]:
@@ -156,13 +228,23 @@ def _sha256(folder: Path, i: int, pixels: NDArray[np.uint8]) -> str:
     return hashlib.sha256(place.encode() + pixels.tobytes()).hexdigest()
 
 
-def _save_pngs(images: Tensor, folder: Path, indices: Iterable[int]) -> None:
+def _save_samples(samples: Tensor, folder: Path, indices: Iterable[int]) -> None:
+    """Write float samples [B, C, H, W] as images ``indices`` of a folder."""
+    texts = [{OUTSIDE: str(int(is_outside))} for is_outside in outside(samples).tolist()]
+    _save_pngs(to_uint8(samples), folder, indices, texts)
+
+
+def _save_pngs(
+    images: Tensor, folder: Path, indices: Iterable[int], texts: Iterable[Mapping[str, str]] | None = None
+) -> None:
+    """Write uint8 images [B, C, H, W] as images ``indices`` of a folder, with further texts of each."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for i, image in zip(indices, images.cpu(), strict=True):
+        for i, image, words in zip(indices, images.cpu(), texts or [{}] * len(images), strict=True):
             pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
             temporary, info = temporary_name(_png(folder, i)), PngInfo()
-            info.add_text(SHA256, _sha256(folder, i, pixels))
+            for key, word in {SHA256: _sha256(folder, i, pixels), **words}.items():
+                info.add_text(key, word)
             Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
             temporary.replace(_png(folder, i))  # a kill leaves no half image; no fsync, since it can be made again
     except OSError as error:

@@ -20,6 +20,7 @@ from hbench.evaluation.lenet import TrainedLeNet
 from hbench.evaluation.mos.score import MosScore
 from hbench.evaluation.plan import Plan
 from hbench.evaluation.properties import Properties
+from hbench.evaluation.quality import Quality
 from hbench.evaluation.rca import RCA
 from hbench.evaluation.sample import Samples
 from hbench.evaluation.traverse import Traversal
@@ -27,6 +28,7 @@ from hbench.evaluation.vram_sweep import VramSweep
 from hbench.experiments import changes, known_experiments
 from hbench.reporting.charts.measurements import draw_confusion, draw_digits, draw_fidelity, draw_properties
 from hbench.reporting.charts.mos import draw_mos
+from hbench.reporting.charts.quality import draw_beside, draw_quality
 from hbench.reporting.charts.sweep import draw_plan, draw_sweep
 from hbench.reporting.charts.training import draw_ablations, draw_run_curves
 from hbench.reporting.grids import draw_edits, draw_samples, draw_sources, draw_traversal, draw_variants
@@ -52,6 +54,7 @@ from hbench.reporting.rows import (
     no_rows,
     property_rows,
     published_number,
+    quality_rows,
     rca_rows,
     sweep_rows,
     variants,
@@ -243,6 +246,34 @@ ARTIFACTS = (
         highlights=fidelity_highlights,
         needs=lambda data: None if fits(SHIPPED_LENET, data) else ("lenet", "lenet {experiment}{data}"),
         suits=lambda data: data.is_digits,
+    ),
+    Artifact(
+        "quality",
+        Quality,
+        "Samples of the diffusion model against the data",
+        "",
+        "quality",
+        quality_rows,
+        {"quality.png": draw_quality, "beside.png": draw_beside},
+        of_run=True,
+        arguments="{run}{data}",
+        caption=(
+            "How near samples without directions come to real images, for several numbers M of generation steps: FD is "
+            "the Fréchet distance in features, precision the share of samples that lie among the real images, recall "
+            "the share of real images among the samples; the floor is what real images have in the samples' place, and "
+            "very near a training image is what as few as 1 % of the test images are."
+        ),
+        seen={
+            "quality.png": (
+                "Charts over M: the distance with its floor, precision and recall with those of real images, and the "
+                "distances to the nearest training images beside those of test images; below, bars of the share of "
+                "each class among the samples, with a dot for real images."
+            ),
+            "beside.png": (
+                "Grids of the first samples and of real images; below, the first samples and those that are nearest, "
+                "each above its nearest training image."
+            ),
+        },
     ),
     Artifact(
         "train-curves",

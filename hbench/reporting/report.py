@@ -9,7 +9,7 @@ import html
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
@@ -122,10 +122,8 @@ def collect(path: str | Path) -> Report:
         raise HBenchError(f"{folder}: {NOTHING}")
     if trained := looked.place.weights or _weights_at_hand(folder):
         check_measured(trained, looked.found)
-    measured = {
-        each.folder.name: each.origin.details.get("weights_sha256") for each in looked.found if each.artifact.of_run
-    }
-    if any(weights != next(iter(measured.values())) for weights in measured.values()):
+    measured = {each.folder.name: each.origin.measured for each in looked.found if each.artifact.of_run}
+    if _disagree(measured.values()):
         raise HBenchError(f"{folder}: {', '.join(measured)} are of different weights: make them again")
     reasons = NotRun.read(folder / REASONS).reasons if (folder / REASONS).is_file() else {}
     rows, sections = [], []
@@ -140,6 +138,13 @@ def collect(path: str | Path) -> Report:
             default = f"{missing}: {looked.advice(artifact)}"
             rows.append(_missing(artifact, experiment, reasons.get(artifact.folder, default)))
     return Report(folder, experiment, rows, sections)
+
+
+def _disagree(measured: Collection[Mapping[str, str]]) -> bool:
+    """Return whether results are of different weights: another file in a role, or no word beside others' words."""
+    known = [weights for weights in measured if weights]
+    last = {role: digest for weights in known for role, digest in weights.items()}
+    return 0 < len(known) < len(measured) or any(not weights.items() <= last.items() for weights in known)
 
 
 def _weights_at_hand(folder: Path) -> Path | None:
@@ -180,7 +185,7 @@ def _is_of(artifact: Artifact, origin: Provenance, hashes: Mapping[str, str], lo
         return not log or log in [each.get("metrics_sha256") for each in runs or ()]
     if artifact.result is MosScore:
         return not runs or hashes in [each.get("weights_sha256") for each in runs.values()]
-    return not artifact.of_run or origin.weights == hashes
+    return not artifact.of_run or origin.is_of(hashes)
 
 
 def redraw(path: str | Path) -> list[Path]:

@@ -16,6 +16,7 @@ from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
 from hbench.evaluation.mos.score import MosScore
 from hbench.evaluation.properties import Properties
+from hbench.evaluation.quality import Quality, QualityAt
 from hbench.evaluation.rca import RCA
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
@@ -119,6 +120,55 @@ def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
         ("between two halves of the real images", "Table 2", result.halves, result.halves_interval, half),
     ):
         rows.append(Row(f"{result.metric}, {name}", item, "", number(value), interval(bounds), of))
+    return rows
+
+
+def quality_rows(result: Quality, paper: Paper) -> list[Row]:
+    """Return the rows of the samples' quality: each M, and the floors."""
+    rows = [row for each in result.steps for row in _quality_at(each, result)]
+    half = f"{result.n_real // 2:,} each"
+    name = f"{result.metric}, between two halves of the real images"
+    rows.append(Row(name, "", "", number(result.halves), interval(result.halves_interval), half))
+    if pr := result.perfect:
+        n = f"{pr.n:,} against {pr.n_real:,}"
+        rows += [
+            Row("precision of real images", "", "", number(pr.precision), interval(pr.precision_interval), n),
+            Row("recall of real images", "", "", number(pr.recall), interval(pr.recall_interval), n),
+        ]
+    return rows
+
+
+def _quality_at(each: QualityAt, result: Quality) -> list[Row]:
+    """Return the rows of one number of steps; those of the classes and of training images at the steps shown alone."""
+    d, pr, close = each.distance, each.precision_recall, each.nearest
+    n, at = f"{d.n:,} against {result.n_real:,} real", f"M = {each.M}"
+    infinity = number(d.infinity), interval(d.infinity_interval), f"extrapolated from {n}"
+    rows = [
+        Row(f"{result.metric} of samples, {at}", "", "", number(d.fd), interval(d.interval), n),
+        Row(f"{result.metric} of samples, {at}, at infinite n", "", "", *infinity),
+    ]
+    if pr:
+        n = f"{pr.n:,} against {pr.n_real:,} real"
+        rows += [
+            Row(f"precision of samples, {at}", "", "", number(pr.precision), interval(pr.precision_interval), n),
+            Row(f"recall of samples, {at}", "", "", number(pr.recall), interval(pr.recall_interval), n),
+        ]
+    if result.shown != each.M:
+        return rows
+    rows += [
+        Row(
+            f"{balance.factor}: distance of its classes' shares, {at} (by chance {balance.floor:.3f})",
+            "",
+            "",
+            number(balance.distance),
+            interval(balance.distance_interval),
+            counted(result.n, "sample"),
+        )
+        for balance in each.balances
+    ]
+    if close and result.tested:
+        name = f"share very near a training image, {at} (test images {result.tested.near:.3f})"
+        rows.append(Row(name, "", "", number(close.near), interval(close.near_interval), counted(close.n, "sample")))
     return rows
 
 

@@ -39,7 +39,7 @@ def load_model(
     """
     if experiment is not None:
         check_type(Experiment, "as load_experiment returns it", experiment=experiment)
-    file, device = _model_file(path), pick_device(device)
+    file, device = model_file(path), pick_device(device)
     settings = model_experiment(path, experiment)
     model = build_model(settings)
     if carries_experiment(file):
@@ -85,7 +85,7 @@ def model_experiment(path: str | Path, experiment: Experiment | None = None) -> 
     Raises:
         HBenchError: the file is missing, carries other settings than the given ones, or none, and none are given.
     """
-    file = _model_file(path)
+    file = model_file(path)
     if not carries_experiment(file):
         if experiment is None:
             raise HBenchError(f"{file}: a state dict does not know its settings: name its `experiment`")
@@ -111,7 +111,7 @@ def model_experiment(path: str | Path, experiment: Experiment | None = None) -> 
     return experiment
 
 
-def _model_file(path: str | Path) -> Path:
+def model_file(path: str | Path) -> Path:
     """Return the file of a model.
 
     Raises:

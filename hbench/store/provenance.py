@@ -3,7 +3,7 @@
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -133,6 +133,16 @@ class Provenance(Record):
         """SHA-256 of the weights that the result is of, by role, or of the only file; None where it is of none."""
         found: dict[str, str] | str | None = self.details.get("weights_sha256")
         return found
+
+    @property
+    def measured(self) -> dict[str, str]:
+        """SHA-256 of the weights of a run that the result is of, by role: all of them, or the model alone."""
+        found = self.weights
+        return found if isinstance(found, dict) else {}
+
+    def is_of(self, hashes: Mapping[str, str]) -> bool:
+        """Return whether the result is of a run, or of a part of it, whose weights have these SHA-256, by role."""
+        return bool(self.measured) and self.measured.items() <= hashes.items()
 
     def finished(self, **details: Any) -> "Provenance":
         """Return the provenance of a result that is complete now, with its wall time and more details."""

@@ -210,7 +210,7 @@ def test_files_in_the_place_of_mnist_are_warned_of(tmp_path, caplog):
     mnist = load_run("mnist16", device=CPU)
     shipped = Extractor(LENET, SHIPPED_LENET)
     data_root = other_images(tmp_path / "data")
-    reference, read = real_images(mnist, shipped, tmp_path / "cache", data_root, download=False)
+    reference, read = real_images(mnist.experiment.data, shipped, tmp_path / "cache", CPU, data_root)
     assert "its files are not those published as MNIST" in caplog.text
     assert (reference.n, read["data"]["used"], read["data"]["published"]) == (40, 40, False)
     assert (read["confidence"] < 0.9, read["as_learned"]) == (True, False)
@@ -225,7 +225,7 @@ def test_files_in_the_place_of_mnist_are_warned_of(tmp_path, caplog):
 
 
 def test_digits_that_the_lenet_knows_are_not_warned_of(run, extractor, tmp_path):
-    reference, read = real_images(run, extractor, tmp_path, None, download=False)
+    reference, read = real_images(run.experiment.data, extractor, tmp_path, CPU)
     assert (read["confidence"] < 0.9, read["as_learned"]) == (True, True)  # it learned little, but these very images
     result = fidelity(*torch.randn(2, 40, 120), reference, extractor.metric)
     said = replace(result, provenance=provenance(None, CPU, 0, **read)).cautions()

@@ -1,0 +1,81 @@
+"""``hbench quality``."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import (
+    Count,
+    Options,
+    a_path,
+    check_steps,
+    data_options,
+    extractor_options,
+    numbers_of_steps,
+    processes_option,
+    publish,
+    result_of,
+    run_options,
+    shared,
+)
+
+
+@click.command()
+@click.argument("model", type=a_path)
+@click.option("--experiment", help="Experiment with the settings of a guided-diffusion state dict.")
+@click.option(
+    "--samples", type=Count(6), default=2000, show_default=True, help="Number of samples for each number of steps."
+)
+@numbers_of_steps("M, 2M, 5M of the discovery")
+@extractor_options
+@shared(data_options, result_of("quality", "MODEL"), processes_option, run_options)
+def quality(
+    model: Path,
+    experiment: str | None,
+    samples: int,
+    steps: list[int] | None,
+    extractor: str | None,
+    weights: Path | None,
+    cache: Path,
+    options: Options,
+) -> None:
+    """Measure how near a diffusion model's samples come to real images.
+
+    Samples are held against real images by the distance in a feature extractor's features, precision and recall, the
+    shares of the classes, their nearest training images, and the image domain; beside each number stands what real
+    images have in the samples' place. MODEL is as for "hbench sample". Without the images at hand the distance alone is
+    measured, with the statistics that the shipped LeNet carries.
+
+    \b
+    Example:
+        hbench quality mnist16 --data-root DATA
+        hbench quality runs/mnist16/pretrain --samples 10000 --steps 10,20,50
+    """
+    from hbench.evaluation.quality import quality as measure
+    from hbench.experiments import load_experiment
+    from hbench.store.files import sha256
+    from hbench.store.lenet import lenet_for
+    from hbench.store.model import load_model, model_experiment, model_file
+
+    device = options.torch_device()
+    settings = model_experiment(model, load_experiment(experiment) if experiment else None)
+    for M in steps or []:
+        check_steps(settings, M, shifts=False)
+    if weights is None and extractor in (None, "lenet-digits"):
+        weights = lenet_for(settings, model)
+    network = load_model(model, settings, device=device)
+    folder = options.claim_result(model.parent if model.is_file() else model, "quality")
+    result = measure(
+        network,
+        settings,
+        samples=samples,
+        steps=steps,
+        extractor=extractor,
+        weights=weights,
+        cache=cache,
+        data_root=options.data_root,
+        download=options.download,
+        seed=options.seed,
+        device=device,
+    )
+    publish(result.with_details(weights_sha256={"model": sha256(model_file(model))}), folder)

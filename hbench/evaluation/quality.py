@@ -173,7 +173,9 @@ class Quality(Result):
     def summary(self) -> str:
         """Return a line for each number of steps, the floors, and the classes that are off at the steps shown."""
         lines = [self._line(each) for each in self.steps]
-        lines.append(f"floor   {self.metric} {self._halves()}, n = {self.n_real // 2:,} each{self._perfect()}")
+        halves, pr = _words(self.halves, self.halves_interval), self.perfect
+        real = f", precision {pr.precision:.3f}, recall {pr.recall:.3f} of real images" if pr else ""
+        lines.append(f"floor   {self.metric} {halves} between halves of {self.n_real // 2:,} real images{real}")
         lines += [_balance_words(each, self.shown) for each in self.at_shown.balances]
         if self.tested and self.near is not None:
             lines.append(
@@ -195,13 +197,6 @@ class Quality(Result):
             parts.append(f"very near a training image {_words(each.nearest.near, each.nearest.near_interval)}")
         parts.append(f"outside {each.outside:.2%}")
         return f"{', '.join(parts)}, n = {self.n:,}"
-
-    def _halves(self) -> str:
-        return _words(self.halves, self.halves_interval)
-
-    def _perfect(self) -> str:
-        pr = self.perfect
-        return f", precision {pr.precision:.3f}, recall {pr.recall:.3f}" if pr else ""
 
     def table(self) -> "DataFrame":
         """Return the numbers, a row for each number of steps and a last one, "real", for the floors."""
@@ -282,7 +277,7 @@ def quality(
     sampler = Sampler.of(experiment, model.to(device), device, M=shown)
     state = state_sha256(model)
     origin = provenance(experiment, device, seed, n=samples, M=shown, steps=Ms, state_sha256=state)
-    real, read = None, {}
+    real, read = None, dict[str, Any]()
     if rank() == 0:
         remove_leftovers(cache)
         real, read = _real_side(experiment, chosen, cache, device, data_root, download)
@@ -304,7 +299,7 @@ def quality(
 
 
 def default_steps(experiment: Experiment) -> list[int]:
-    """Return the discovery's number of generation steps, twice and five times as many, as far as there are timesteps."""
+    """Return the discovery's number of steps, twice and five times as many, as far as there are timesteps."""
     M = experiment.discovery.M
     return [each for each in (M, 2 * M, 5 * M) if each <= experiment.diffusion.T]
 
@@ -457,7 +452,7 @@ def _balance_words(balance: Balance, M: int) -> str:
 def _precision_columns(found: PrecisionRecall | None) -> dict[str, float]:
     if found is None:
         return {}
-    columns = {}
+    columns: dict[str, float] = {}
     for name in ("precision", "recall"):
         low, high = getattr(found, f"{name}_interval")
         columns |= {name: getattr(found, name), f"{name}_low": low, f"{name}_high": high}

@@ -36,7 +36,7 @@ from hbench.store.run import Run
 SHA256 = "sha256"
 """Key of the text in a PNG that has the SHA-256 of its place and pixels."""
 OUTSIDE = "outside"
-"""Key of the text in a sample's PNG that tells, by 1 or 0, if it left the image domain before it was clamped."""
+"""Key of the text in the PNG of a model's sample that tells, by 1 or 0, if it left the image domain unclamped."""
 VERSIONS = {"hbench": __version__, "torch": torch.__version__}
 """Versions that samples depend on."""
 
@@ -93,8 +93,8 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
         for chosen in batches:
             if not all(_is_kept(kind, i) for kind in (raw, shifted) for i in chosen):
                 pairs = draw_pairs(run, seed, chosen[0], len(chosen), M=M)
-                _save_samples(pairs.x_0, raw, chosen)
-                _save_samples(pairs.x_0_shifted, shifted, chosen)
+                _save_pngs(to_uint8(pairs.x_0), raw, chosen)
+                _save_pngs(to_uint8(pairs.x_0_shifted), shifted, chosen)
             bar.update(len(chosen))
     _check_complete([raw, shifted], count)
     return raw, shifted
@@ -140,7 +140,9 @@ def model_folders(
             for chosen in batches:
                 if not all(_is_kept(folder, i) for i in chosen):
                     x_T = sampler.noise(len(chosen), seed=seed, first=chosen[0])
-                    _save_samples(samplers[M].generate(x_T), folder, chosen)
+                    x_0 = samplers[M].generate(x_T)
+                    texts = [{OUTSIDE: str(int(is_outside))} for is_outside in outside(x_0).tolist()]
+                    _save_pngs(to_uint8(x_0), folder, chosen, texts)
                 bar.update(M * len(chosen))
     _check_complete([*folders.values()], count)
     return folders
@@ -180,7 +182,7 @@ def image_folder(images: Tensor, cache: Path) -> Path:
 
 
 def are_outside(paths: Sequence[Path]) -> list[bool]:
-    """Return which samples of the cache left the image domain before they were clamped."""
+    """Return which samples of :func:`model_folders` left the image domain before they were clamped."""
     found = []
     for path in paths:
         with Image.open(path) as picture:
@@ -226,12 +228,6 @@ def _sha256(folder: Path, i: int, pixels: NDArray[np.uint8]) -> str:
     """Return the SHA-256 of image i of a folder: of both their names, and of its pixels."""
     place = f"{folder.parent.name}/{folder.name}/{i} {pixels.shape}"
     return hashlib.sha256(place.encode() + pixels.tobytes()).hexdigest()
-
-
-def _save_samples(samples: Tensor, folder: Path, indices: Iterable[int]) -> None:
-    """Write float samples [B, C, H, W] as images ``indices`` of a folder."""
-    texts = [{OUTSIDE: str(int(is_outside))} for is_outside in outside(samples).tolist()]
-    _save_pngs(to_uint8(samples), folder, indices, texts)
 
 
 def _save_pngs(

@@ -199,10 +199,12 @@ def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, t
     distance = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--samples", 70]
 
     def commands(folder):
+        kept = ["--cache", folder / "cache"]
         return [
             ["rca", tiny_run, "--pairs", 150, "--out", folder / "rca", "--quiet"],
             ["sample", tiny_model, "--count", 70, "--steps", 3, "--out", folder / "samples", "--quiet"],
-            ["fid", tiny_run, *distance, "--cache", folder / "cache", "--out", folder / "fid", "--quiet"],
+            ["fid", tiny_run, *distance, *kept, "--out", folder / "fid", "--quiet"],
+            ["quality", tiny_model, *distance, "--steps", "2,3", *kept, "--out", folder / "quality", "--quiet"],
         ]
 
     folders = [tmp_path / "by1", tmp_path / "by2"]
@@ -213,8 +215,12 @@ def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, t
     printed(start_ranks(2, run_commands, commands(folders[1]), logs=logs), logs)
     one, two = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders)
     assert one.keys() == two.keys()
-    made = [path for path in one if path.suffix == ".png" or path.name in ("rca.json", "fid.json", "rca.csv")]
-    assert len(made) > 2 * 70
+    made = [
+        path
+        for path in one
+        if path.suffix == ".png" or path.name in ("rca.json", "fid.json", "quality.json", "rca.csv")
+    ]
+    assert len(made) > 4 * 70
     assert all(one[path] == two[path] for path in made)
 
 

@@ -22,6 +22,7 @@ STREAMS = [
     ("probe", (5,), 5),
     ("study_design", (5,), 5),
     ("study_bootstrap", (5,), 5),
+    ("balance", (5,), 8867950898784400070),
     ("real_halves", (), 0),
 ]
 """Each stream, and its seed for some arguments: another number would change every result made with it."""

@@ -59,7 +59,7 @@ def draw_beside(result: "Quality", path: Path) -> None:
         right.set_axis_off()
         right.text(0.5, 0.5, "no real images at hand", ha="center", va="center", transform=right.transAxes)
     else:
-        _show(right, shown.real, 8, "real images: the first of the test set")
+        _show(right, shown.real, 8, "real images: the first ones")
     if shown.beside is not None:
         for column, (name, rows) in enumerate(
             (("the first samples", shown.beside[:2]), ("the samples that are nearest of all", shown.beside[2:]))
@@ -111,13 +111,14 @@ def _draw_precision(axis: "Axes", result: "Quality") -> None:
         axis.set_title(f"n = {n:,} against {n_real:,} real images")
     axis.set(ylabel="precision, recall", ylim=(0, 1.02))
     _steps_below(axis, result)
-    legend_below(axis, columns=2)
+    if found:
+        legend_below(axis, columns=2)
 
 
 def _draw_nearest(axis: "Axes", result: "Quality") -> None:
     """Draw quartiles of the distances to the nearest training image, and how many are very near."""
     found = [each.nearest for each in result.steps if each.nearest]
-    if result.tested is None or not found:
+    if result.tested is None or result.near is None:
         _left_out(axis)
         axis.set_axis_off()
         return
@@ -129,9 +130,8 @@ def _draw_nearest(axis: "Axes", result: "Quality") -> None:
         low, high = each.near_interval
         words = f"{each.near:.1%}" + (f"\n[{low:.1%}, {high:.1%}]" if x < len(found) else "")
         axis.annotate(words, (x, 0), xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8)
-    axis.axhline(
-        result.near, color="C1", linestyle="--", label=f"very near: up to {result.near:.3f}; their share below"
-    )
+    label = f"very near: up to {result.near:.3f}; their share below"
+    axis.axhline(result.near, color="C1", linestyle="--", label=label)
     names = [f"M = {each.M}\nn = {found[0].n:,}" for each in result.steps if each.nearest]
     axis.set_xticks(range(len(every)), [*names, f"test images\nn = {result.tested.n:,}"])
     axis.set(title="nearest training image: median, quartiles", ylabel="RMS distance of pixels", ylim=(0, None))

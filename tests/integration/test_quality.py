@@ -197,7 +197,7 @@ def test_the_page_has_the_quality_of_the_runs_model_and_of_no_other(tiny_run, re
     assert "digit: distance of its classes' shares, M = 3 (by chance" in " ".join(rows)
     other = replace(found).with_details(weights_sha256={"model": "0" * 64})
     other.save(run / "quality", overwrite=True)
-    with pytest.raises(HBenchError, match='quality: of other weights than .* make it again by "hbench quality"'):
+    with pytest.raises(HBenchError, match=r'quality: of other weights than .* make it again by "hbench quality"'):
         report.collect(run)
     for name in ("model", "shift_block", "reconstructor", "discriminator"):
         (run / f"{name}.safetensors").unlink()

@@ -24,7 +24,9 @@ from hbench.cli.options import (
 @click.argument("model", type=a_path)
 @click.option("--experiment", help="Experiment with the settings of a guided-diffusion state dict.")
 @click.option(
-    "--samples", type=Count(6), default=2000, show_default=True, help="Number of samples for each number of steps."
+    "--samples",
+    type=Count(6),
+    help="Number of samples for each number of steps [default: 2000, or evaluation.fid_samples where that is less].",
 )
 @numbers_of_steps("M, 2M, 5M of the discovery")
 @extractor_options
@@ -32,7 +34,7 @@ from hbench.cli.options import (
 def quality(
     model: Path,
     experiment: str | None,
-    samples: int,
+    samples: int | None,
     steps: list[int] | None,
     extractor: str | None,
     weights: Path | None,

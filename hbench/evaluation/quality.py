@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COUNT = 2000
+"""Number of samples for each number of steps, by default."""
 SHOWN = 64
 """Number of samples, and of real images, in the picture."""
 BESIDE = 12
@@ -233,7 +235,7 @@ def quality(
     model: DiffusionModel,
     experiment: Experiment,
     *,
-    samples: int = 2000,
+    samples: int | None = None,
     steps: int | Sequence[int] | None = None,
     extractor: str | None = None,
     weights: str | Path | None = None,
@@ -251,7 +253,8 @@ def quality(
     Args:
         model: diffusion model; it is moved to the device.
         experiment: experiment with the model's settings. Samples are made in the discovery's precision and spacing.
-        samples: number of samples for each number of steps, at least 6.
+        samples: number of samples for each number of steps, at least 6; by default 2,000, or the experiment's number
+            for FIDs where that is less.
         steps: numbers of generation steps M, 1..T; by default the discovery's, twice and five times as many.
         extractor: name of a feature extractor, see :func:`hbench.evaluation.fid.fid`.
         weights: file of its weights.
@@ -268,6 +271,7 @@ def quality(
     """
     check_type(Backbone, "as load_model returns it", model=model)
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
+    samples = min(COUNT, experiment.evaluation.fid_samples) if samples is None else samples
     check_at_least(6, samples=samples)
     check_seed(seed)
     Ms, shown = _steps(experiment, steps)

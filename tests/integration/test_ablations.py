@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import TINY, invoke, refused, snapshot, tiny_options, written_again
+from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -27,7 +28,6 @@ from hbench.models import build_discriminator, build_model, build_reconstructor,
 from hbench.reporting.artifacts import plot
 from hbench.reporting.rows import variants
 from hbench.store.datasets import load_set
-from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from hbench.store.model import load_model
 from hbench.store.run import SHIPPED, load_run
 from hbench.store.weights import read_written_experiment

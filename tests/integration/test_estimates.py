@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 from command_line import invoke, tiny_options
+from hbench.evaluation.lenet import train_lenet
 from safetensors.torch import load_file
 
 import hbench.training.estimate as module
-from hbench.evaluation.lenet import train_lenet
 from hbench.evaluation.sweep_cells import Row, cells
 from hbench.evaluation.vram_sweep import seconds_of_rest
 from hbench.experiments import load_experiment

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from command_line import invoke
+from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,7 +16,6 @@ from hbench.evaluation.rca import known_rca, rca, read_rca
 from hbench.evaluation.sampling import ChosenNoise, choose_x_T, draw_pairs
 from hbench.reporting.rows import rca_rows
 from hbench.store.directions import DirectionSource
-from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from hbench.store.model import load_model
 from hbench.store.run import load_run
 

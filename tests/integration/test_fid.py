@@ -9,6 +9,9 @@ import pytest
 import torch
 import torch_fidelity.fidelity
 from command_line import invoke, refused
+from hbench.evaluation.lenet import TrainedLeNet, classify, train_lenet
+from hbench.evaluation.lenet import lenet as train_on_digits
+from hbench.store.lenet import ROLE, SHIPPED_LENET, load_lenet
 from PIL import Image
 
 from hbench.core.directions import own_direction
@@ -24,8 +27,6 @@ from hbench.evaluation.frechet import (
     real_reference,
     statistics,
 )
-from hbench.evaluation.lenet import TrainedLeNet, classify, train_lenet
-from hbench.evaluation.lenet import lenet as train_on_digits
 from hbench.evaluation.random_features import RANDOM, random_resnet18
 from hbench.evaluation.real_images import real_images
 from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
@@ -34,7 +35,6 @@ from hbench.experiments import load_experiment
 from hbench.reporting.artifacts import plot
 from hbench.store.datasets import load_images, load_set
 from hbench.store.files import sha256
-from hbench.store.lenet import ROLE, SHIPPED_LENET, load_lenet
 from hbench.store.picture_folders import find_pictures
 from hbench.store.provenance import provenance
 from hbench.store.run import load_run

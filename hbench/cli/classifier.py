@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 def classifier(experiment: "Experiment", epochs: int | None, options: Options) -> None:
     """Train a small classifier of labelled images, whose features "hbench fid" compares.
 
-    The classifier learns the labels of EXPERIMENT's images, such as the digit, or skin, hair and glasses of a face, with
-    a head for each factor. The accuracy of each head stands beside the share of the most frequent class, which it must
-    exceed. It is so small that it is trained on the CPU.
+    The classifier learns the labels of EXPERIMENT's images, such as the digit, or skin, hair and glasses of a face,
+    with a head for each factor. The accuracy of each head stands beside the share of the most frequent class, which it
+    must exceed. It is so small that it is trained on the CPU.
 
     \b
     Example:

@@ -198,8 +198,8 @@ def ablations(
 
     Raises:
         ValueError: no variant, or one that is no name of a folder; no seed, a negative one, or no pair.
-        HBenchError: an unknown setting or a value out of range, a classifier of other images, too few pairs for the FD, or
-            ``out`` holds something else or trainings of other settings.
+        HBenchError: an unknown setting or a value out of range, a classifier of other images, too few pairs for the FD,
+            or ``out`` holds something else or trainings of other settings.
     """
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_type(Backbone, "as load_model returns it", model=model)

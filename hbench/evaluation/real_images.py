@@ -17,7 +17,7 @@ from hbench.store.run import Run
 SURE = 0.9
 """Mean confidence of a classifier below which it hardly knows the images, unless they are those it was tested on."""
 ALIKE = 3
-"""Largest distance to the images that a classifier was tested on, over that between their halves, of images like these."""
+"""Largest distance to a classifier's own test images, over that between their halves, of images that are like them."""
 
 
 def real_images(
@@ -34,7 +34,8 @@ def real_images(
 
     Returns:
         The reference, and details for the provenance: the account ``data`` of the images that were read; with a
-        classifier, its mean ``confidence`` on them, 0..1, and ``as_learned``, True if they are like its own test images.
+        classifier, its mean ``confidence`` on them, 0..1, and ``as_learned``, True if they are like its own test
+        images.
 
     Raises:
         HBenchError: no data, unreadable pictures, or too few.

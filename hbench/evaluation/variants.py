@@ -16,6 +16,7 @@ from torch import Tensor
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
 from hbench.errors import HBenchError
+from hbench.evaluation.classifier_distance import pair_distances
 from hbench.evaluation.curves import late_means, read_curves
 from hbench.evaluation.frechet import Distance, Reference
 from hbench.evaluation.rca import RCA, rca

@@ -167,7 +167,7 @@ def test_a_result_of_a_lenet_is_read_as_one_of_a_single_head(tmp_path):
     assert (head.factor, head.classes, head.majority, head.accuracy) == ("digit", ["0", "1"], 0.5, 0.75)
     assert (result.metric, result.halves) == ("FD (LeNet digits)", 0.1)
     plot(result, tmp_path / "x.png")
-    with pytest.raises(HBenchError, match="no classifier.json there"):
+    with pytest.raises(HBenchError, match=r"no classifier\.json there"):
         TrainedClassifier.load(tmp_path / "absent")
 
 

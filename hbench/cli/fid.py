@@ -56,7 +56,7 @@ def fid(
     Raw and shifted samples are compared with real images. Inception knows neither digits nor drawn faces: labelled
     images are compared in the features of a classifier of their labels, and the distance is called FD. The classifier
     of a shipped run carries the statistics of real test images, so that FD needs no data set; KID does. For other
-    images "hbench classifier" makes one. Of digits the result is called fid-lenet-digits, as ever.
+    images "hbench classifier" makes one. The result for digits is called fid-lenet-digits.
 
     \b
     Example:

@@ -85,7 +85,8 @@ def test_a_pretrained_model_and_a_classifier_of_another_training_are_refused(tmp
     of_another_run(copy / "classifier.safetensors")
     assert "classifier.safetensors: is not the file" in refused(
         "ablations", "digits16", *tiny_options(), "--model", tiny_model,
-        "--classifier", copy / "classifier.safetensors", "--seeds", 0, "--pairs", 130, "--over", "discovery.S=2", "--out", tmp_path / "out",
+        "--classifier", copy / "classifier.safetensors", "--seeds", 0, "--pairs", 130, "--over", "discovery.S=2",
+        "--out", tmp_path / "out",
     )  # fmt: skip
 
 

@@ -16,12 +16,7 @@ from hbench.errors import HBenchError
 from hbench.evaluation.classifier import classifier as train_on_labels
 from hbench.evaluation.features import CLASSIFIER, INCEPTION, LENET, Extractor, choose_extractor, features
 from hbench.evaluation.fid import fid, fidelity
-from hbench.evaluation.frechet import (
-    distance,
-    frechet_distance,
-    real_reference,
-    statistics,
-)
+from hbench.evaluation.frechet import distance, frechet_distance, real_reference, statistics, stored_reference
 from hbench.evaluation.random_features import RANDOM, random_resnet18
 from hbench.evaluation.real_images import real_images
 from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
@@ -195,7 +190,7 @@ def test_files_in_the_place_of_mnist_are_warned_of(tmp_path, caplog):
     assert said[0].startswith("measured by a classifier on images that are not MNIST")
     assert said[1].startswith("the classifier gives the classes of the real images a probability of only 0.")
     learned = train_on_labels(mnist.experiment, epochs=1, data_root=data_root)
-    assert learned.cautions()[0].startswith("learned on images that are not MNIST")
+    assert learned.cautions()[-1].startswith("learned on images that are not MNIST")
 
 
 def test_images_that_the_classifier_knows_are_not_warned_of(run, extractor, tmp_path):

@@ -125,11 +125,8 @@ def test_the_commands_with_their_default_folders_add_up_to_the_page(workplace, m
     assert page == "runs/small/train/report.html"
     assert hbench("hbench report runs/small").stdout.strip() == page  # the folder of the experiment
     assert {path.name for path in Path("runs").iterdir()} == {"cache", "small"}
-    of_experiment = {each.folder for each in ARTIFACTS if each.of_experiment} & {
-        "vram-sweep",
-        "ablations",
-        "classifier",
-    }
+    made = {"vram-sweep", "ablations", "classifier"}
+    of_experiment = {each.folder for each in ARTIFACTS if each.of_experiment} & made
     assert {path.name for path in Path("runs/small").iterdir()} == {"pretrain", "train", *of_experiment}
 
     again = hbench("hbench reproduce small.toml")  # takes all of them as they are

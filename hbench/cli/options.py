@@ -247,14 +247,14 @@ extractor_options = combined(
         "--extractor",
         "extractor",
         cls=Renamed,
-        help="Feature extractor: lenet-digits, one of torch-fidelity's with plain weights, or random-resnet18, without "
-        "a download [default: lenet-digits for digits, else inception-v3-compat].",
+        help="Feature extractor: classifier, one of torch-fidelity's with plain weights, or random-resnet18, without a "
+        "download [default: classifier for labelled images, else inception-v3-compat].",
     ),
     click.option(
         "--weights",
         type=a_path,
-        help="Weights of the extractor [default: torch-fidelity's; the shipped LeNet, or that in "
-        "runs/EXPERIMENT/lenet].",
+        help="Weights of the extractor [default: torch-fidelity's; the shipped classifier, or "
+        "runs/EXPERIMENT/classifier].",
     ),
     click.option(
         "--cache", type=a_path, default=Path("runs/cache"), show_default=True, help="Folder of images and features."

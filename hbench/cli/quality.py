@@ -45,26 +45,27 @@ def quality(
 
     Samples are held against real images by the distance in a feature extractor's features, precision and recall, the
     shares of the classes, their nearest training images, and the image domain; beside each number stands what real
-    images have in the samples' place. MODEL is as for "hbench sample". Without the images at hand the distance alone is
-    measured, with the statistics that the shipped LeNet carries.
+    images have in the samples' place. MODEL is as for "hbench sample". Without the images at hand, what a classifier's
+    file keeps of them stands in, and no training images are looked for.
 
     \b
     Example:
         hbench quality mnist16 --data-root DATA
         hbench quality runs/mnist16/pretrain --samples 10000 --steps 10,20,50
     """
+    from hbench.evaluation.features import CLASSIFIER, LENET
     from hbench.evaluation.quality import quality as measure
     from hbench.experiments import load_experiment
+    from hbench.store.classifier import classifier_for
     from hbench.store.files import sha256
-    from hbench.store.lenet import lenet_for
     from hbench.store.model import load_model, model_experiment, model_file
 
     device = options.torch_device()
     settings = model_experiment(model, load_experiment(experiment) if experiment else None)
     for M in steps or []:
         check_steps(settings, M, shifts=False)
-    if weights is None and extractor in (None, "lenet-digits"):
-        weights = lenet_for(settings, model)
+    if weights is None and extractor in (None, CLASSIFIER, LENET):
+        weights = classifier_for(settings, model)
     network = load_model(model, settings, device=device)
     folder = options.claim_result(model.parent if model.is_file() else model, "quality")
     result = measure(

@@ -84,18 +84,32 @@ class Job:
         words = ["--device", self.options.device, "--seed", str(self.options.seed), *self.threads]
         return words if progress_is_shown() else [*words, "--quiet"]
 
-    def own_lenet(self) -> Path | None:
-        """Return the LeNet that was trained for these images, where the shipped one does not serve."""
-        from hbench.store.lenet import FILE
+    def own_classifier(self) -> Path | None:
+        """Return the classifier that was trained for these images, where no shipped one serves."""
+        from hbench.store.classifier import FILE
 
-        file = self.place("lenet") / FILE
+        file = self.place("classifier") / FILE
         return file if file.is_file() else None
 
-    def needs_lenet(self) -> bool:
-        """Return True if the digits need a LeNet of their own."""
-        from hbench.store.lenet import SHIPPED_LENET, fits
+    def needs_classifier(self) -> bool:
+        """Return True if the images have labels and need a classifier of their own."""
+        from hbench.store.classifier import is_labelled, shipped_classifier
 
-        return self.experiment.data.is_digits and (self.run is None or not fits(SHIPPED_LENET, self.experiment.data))
+        data = self.experiment.data
+        return is_labelled(data) and (self.run is None or shipped_classifier(data) is None)
+
+    def measured_by_classifier(self, *, digits: bool) -> bool:
+        """Return True if distances are measured by a classifier, of digits or of other images."""
+        from hbench.store.classifier import are_digits, is_labelled
+
+        data = self.experiment.data
+        return is_labelled(data) and are_digits(data) == digits
+
+    def has_no_labels(self) -> bool:
+        """Return True if distances are measured by networks that know no labels of the images."""
+        from hbench.store.classifier import is_labelled
+
+        return not is_labelled(self.experiment.data)
 
 
 @dataclass(frozen=True)
@@ -119,10 +133,10 @@ class Task:
 def _fid(extractor: str) -> Callable[[Job], list[str]]:
     def words(job: Job) -> list[str]:
         weights: list[str] = []
-        if extractor == "lenet-digits" and job.needs_lenet():
-            if not (lenet := job.own_lenet()):
-                raise HBenchError(f'no LeNet for these images: "hbench lenet {job.source}" says why')
-            weights = ["--weights", str(lenet)]
+        if extractor in ("classifier", "lenet-digits") and job.needs_classifier():
+            if not (own := job.own_classifier()):
+                raise HBenchError(f'no classifier of these images: "hbench classifier {job.source}" says why')
+            weights = ["--weights", str(own)]
         return ["fid", job.measured, "--feature-extractor", extractor, *weights, *job.data, *job.common]
 
     return words
@@ -161,8 +175,8 @@ def _edit(job: Job) -> list[str]:
 
 
 def _ablations(job: Job) -> list[str]:
-    lenet = ["--lenet", str(file)] if (file := job.own_lenet()) else []
-    return ["ablations", job.variants, *job.changed, "--model", job.measured, *lenet, *job.data, *job.common]
+    own = ["--classifier", str(file)] if (file := job.own_classifier()) else []
+    return ["ablations", job.variants, *job.changed, "--model", job.measured, *own, *job.data, *job.common]
 
 
 def _quiet() -> list[str]:
@@ -194,9 +208,9 @@ TASKS = (
         essential=_always,
     ),
     Task(
-        "lenet",
+        "classifier",
         lambda job: [
-            "lenet",
+            "classifier",
             job.source,
             *job.changed,
             *job.data,
@@ -205,7 +219,7 @@ TASKS = (
             *job.threads,
             *_quiet(),
         ],
-        wanted=Job.needs_lenet,
+        wanted=Job.needs_classifier,
         essential=_from_scratch,
     ),
     Task("rca", lambda job: ["rca", job.measured, *job.common], essential=_always),
@@ -214,9 +228,10 @@ TASKS = (
         lambda job: ["traverse", job.measured, "--rca", str(job.place("rca") / "rca.json"), *job.common],
         needs=("rca",),
     ),
-    Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.experiment.data.is_digits),
-    Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.experiment.data.is_digits),
-    Task("fid-random-resnet18", _fid("random-resnet18"), wanted=lambda job: not job.experiment.data.is_digits),
+    Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.measured_by_classifier(digits=True)),
+    Task("fid-classifier", _fid("classifier"), wanted=lambda job: job.measured_by_classifier(digits=False)),
+    Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=Job.has_no_labels),
+    Task("fid-random-resnet18", _fid("random-resnet18"), wanted=Job.has_no_labels),
     Task("quality", lambda job: ["quality", job.measured, *job.data, *job.common]),
     Task("train-curves", lambda job: ["train-curves", job.measured]),
     Task("properties", lambda job: ["properties", job.measured, *job.common]),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class Balance:
     intervals: list[Interval]
     """95 % Wilson interval of each share."""
     real: list[Share]
-    """Share of each class among the real images, by the same classifier."""
+    """Share of each class among the real images, by the same classifier, or by their labels if they are not at hand."""
     distance: Share
     """Total variation distance: share of the samples that would have to be of another class, 0 for equal shares."""
     distance_interval: Interval
@@ -56,29 +57,30 @@ class Balance:
         return self.distance > self.floor_high
 
 
-def balances(samples: Labels, real: Labels, seed: int) -> list[Balance]:
-    """Return the balance of each factor, from the classes of n samples and n_real real images.
+def balances(samples: Labels, real: Sequence[Tensor], seed: int) -> list[Balance]:
+    """Return the balance of each factor, from the classes of n samples and of n_real real images.
 
     The floor is the distance between n and n_real draws from the shares of the real images: what chance leaves of
     samples whose classes are exactly as frequent.
 
     Args:
-        samples: classes of the samples.
-        real: classes of the real images, by the same classifier.
+        samples: classes of the samples, by a classifier.
+        real: number of real images of each class, int64 [classes] for each factor.
         seed: seed of the draws.
     """
     found = []
     for i, factor in enumerate(samples.factors):
         size, n = len(factor.classes), len(samples)
         values = samples.values[:, i]
-        counts, theirs = _counts(values, size), _counts(real.values[:, i], size)
-        shares, expected = counts / n, theirs / len(real)
+        counts, theirs = _counts(values, size), real[i].numpy()
+        n_real = int(theirs.sum())
+        shares, expected = counts / n, theirs / n_real
         groups = min(GROUPS, n)
         parts = [_counts(values[g::groups], size) for g in range(groups)]
         without = [_distance((counts - part) / max(1, n - part.sum()), expected) for part in parts]
         distance = float(_distance(shares, expected))
         low, high = jackknife(distance, without)
-        draws = _perfect(expected, n, len(real), seed)
+        draws = _perfect(expected, n, n_real, seed)
         found.append(
             Balance(
                 factor=factor.name,
@@ -93,6 +95,12 @@ def balances(samples: Labels, real: Labels, seed: int) -> list[Balance]:
             )
         )
     return found
+
+
+def counts_of(labels: Labels) -> list[Tensor]:
+    """Return the number of images of each class, int64 [classes] for each factor."""
+    sizes = [len(factor.classes) for factor in labels.factors]
+    return [torch.bincount(column, minlength=size) for column, size in zip(labels.values.T, sizes, strict=True)]
 
 
 def _counts(values: Tensor, size: int) -> NDArray[np.int64]:

@@ -5,7 +5,6 @@ of the classes, nearest training images, and the image domain. Beside each numbe
 have in the samples' place. Samples and features come from the cache of :mod:`hbench.evaluation.sample_cache`.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,19 +21,17 @@ from hbench.core.intervals import wilson
 from hbench.core.sampler import Sampler
 from hbench.errors import check_at_least, check_seed, check_type
 from hbench.evaluation.balance import Balance, balances
-from hbench.evaluation.features import LENET, Extractor, choose_extractor, features
-from hbench.evaluation.frechet import Distance, Reference, distance, halves_of
+from hbench.evaluation.features import Extractor, choose_extractor, features
+from hbench.evaluation.frechet import Distance, distance
 from hbench.evaluation.nearest import Found, Nearest, find_nearest, summarised, threshold_of
+from hbench.evaluation.originals import Originals, originals, predicted
 from hbench.evaluation.precision_recall import PrecisionRecall, precision_recall
-from hbench.evaluation.real_images import lenet_cautions, real_images
+from hbench.evaluation.real_images import classifier_cautions
 from hbench.evaluation.sample_cache import are_outside, model_folders, pngs, read_pngs
 from hbench.experiments import warn_of_schedule
 from hbench.runtime.device import pick_device
 from hbench.runtime.distributed import all_gather, rank
-from hbench.store.datasets import DIGIT, load_set
 from hbench.store.folders import remove_leftovers
-from hbench.store.labels import Labels
-from hbench.store.lenet import load_lenet
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Interval, Nonnegative, Positive, Share
 from hbench.store.results import Result
@@ -42,8 +39,6 @@ from hbench.store.weights import state_sha256
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-log = logging.getLogger(__name__)
 
 COUNT = 2000
 """Number of samples for each number of steps, by default."""
@@ -53,8 +48,6 @@ BESIDE = 12
 """Number of samples that the picture shows beside their nearest training images: the first ones, and the nearest."""
 SAMPLES = 500
 """Number of samples whose nearest training images are looked for, at most."""
-TESTED = 2000
-"""Number of test images whose nearest training images are looked for, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +140,7 @@ class Quality(Result):
 
     def cautions(self) -> list[str]:
         """Return what is suspicious about real images and samples, and what is of too few images or left out."""
-        found = lenet_cautions(self)
+        found = classifier_cautions(self)
         for each in self.steps:
             found += [f"M = {each.M}: {said}" for said in Look(each.outside, each.neighbours).doubts()]
         if self.n <= self.feature_size:
@@ -157,10 +150,11 @@ class Quality(Result):
                 f"the floor is the distance between halves of {self.n_real // 2:,} real images: by their number alone, "
                 f"{self.n:,} perfect samples would have about {self.floor_at_n:.2g} times it"
             )
-        if self.perfect is None:
+        if self.tested is None:
+            parts = [] if self.perfect else ["precision and recall"]
             found.append(
-                "the real images were not at hand, so precision, recall, balance and nearest training images are left "
-                "out"
+                "the real images were not at hand: what the classifier's file keeps of them stands in, and no "
+                f"{', '.join([*parts, 'nearest training images'])} could be measured"
             )
         if self.tested:
             for each in self.steps:
@@ -284,11 +278,11 @@ def quality(
     real, read = None, dict[str, Any]()
     if rank() == 0:
         remove_leftovers(cache)
-        real, read = _real_side(experiment, chosen, cache, device, data_root, download)
+        real, read = originals(experiment.data, chosen, cache, device, data_root, download)
     folders = model_folders(sampler, state, experiment, Ms, samples, cache, seed)
     results = []
     if real:
-        found = _measured(real, chosen, folders, samples, shown, cache, device, seed)
+        found = _measured(experiment, real, chosen, folders, samples, shown, cache, device, seed)
         details = origin.finished(
             n_real=real.reference.n,
             extractor=chosen.name,
@@ -319,41 +313,9 @@ def _steps(experiment: Experiment, given: int | Sequence[int] | None) -> tuple[l
     return Ms, experiment.discovery.M if experiment.discovery.M in Ms else Ms[0]
 
 
-class _Real(NamedTuple):
-    """The real images that samples are held against."""
-
-    reference: Reference
-    training: Tensor | None
-    """Training images, uint8 [n, C, H, W]; None if they are not at hand."""
-    tested: Tensor | None
-    """Distances [n] of test images to their nearest training images."""
-    mirror: bool
-    """True if the model saw mirrored training images, too."""
-
-
-def _real_side(
-    experiment: Experiment,
-    extractor: Extractor,
-    cache: Path,
-    device: torch.device,
-    data_root: str | Path | None,
-    download: bool,
-) -> tuple[_Real, dict[str, Any]]:
-    """Return the real images, with details for the provenance."""
-    data = experiment.data
-    reference, read = real_images(data, extractor, cache, device, data_root, download)
-    if reference.images is None:
-        log.warning("no real images at hand, so a distance alone is measured: `data_root` takes their folder")
-        return _Real(reference, None, None, data.flip), read
-    train = load_set(data, data_root, "train", download)
-    # the reference of a folder has its training images, too
-    test = load_set(data, data_root, "test", download).images if data.dataset == "folder" else reference.images
-    tested = find_nearest(test[:TESTED], train.images, device, mirror=data.flip).distance
-    return _Real(reference, train.images, tested, data.flip), read | {"train_data": train.account.to_json()}
-
-
 def _measured(
-    real: _Real,
+    experiment: Experiment,
+    real: Originals,
     extractor: Extractor,
     folders: dict[int, Path],
     n: int,
@@ -363,30 +325,29 @@ def _measured(
     seed: int,
 ) -> Quality:
     """Return the result for n samples in each of the folders."""
-    reference, near, pictures = real.reference, None, None
-    first, second = halves_of(reference.features) if reference.features is not None else (None, None)
-    classes = None if reference.features is None else predicted(extractor, reference.features)
-    if real.tested is not None:
-        near = threshold_of(real.tested)
-    steps = []
+    reference, pictures, steps = real.reference, None, []
+    near = None if real.tested is None else threshold_of(real.tested)
     for M, folder in folders.items():
         paths = pngs(folder, n)
         found, images = features(paths, extractor, cache, device), read_pngs(paths)
-        d, left = distance(found, reference), sum(are_outside(paths))
-        nearest = None
+        d, left, nearest, pr = distance(found, reference), sum(are_outside(paths)), None, None
         if real.training is not None:
-            nearest = find_nearest(images[:SAMPLES], real.training, device, mirror=real.mirror)
+            nearest = find_nearest(images[:SAMPLES], real.training, device, mirror=experiment.data.flip)
+        if real.halves:
+            first, _ = real.halves
+            pr = precision_recall(real.place(found[: len(first)]), first)
         if shown == M:
             pictures = _pictures(images, real, nearest)
-        of = predicted(extractor, found) if classes else None
         steps.append(
             QualityAt(
                 M=M,
                 distance=d,
                 multiple=max(0.0, d.fd) / reference.halves,
                 multiple_interval=(d.interval[0] / reference.halves, d.interval[1] / reference.halves),
-                precision_recall=None if first is None else precision_recall(found[: len(first)], first),
-                balances=balances(of, classes, seed) if of and classes else [],
+                precision_recall=pr,
+                balances=balances(predicted(real.classifier, found), real.counts, seed)
+                if real.classifier and real.counts
+                else [],
                 nearest=summarised(nearest.distance, near) if nearest and near is not None else None,
                 outside=left / n,
                 outside_interval=wilson(left, n),
@@ -400,7 +361,7 @@ def _measured(
         n_real=reference.n,
         halves=reference.halves,
         halves_interval=reference.halves_interval,
-        perfect=None if first is None or second is None else precision_recall(second[:n], first),
+        perfect=precision_recall(real.halves[1][:n], real.halves[0]) if real.halves else None,
         n_train=None if real.training is None else len(real.training),
         near=near,
         tested=None if real.tested is None or near is None else summarised(real.tested, near),
@@ -410,15 +371,7 @@ def _measured(
     )
 
 
-@torch.no_grad()
-def predicted(extractor: Extractor, found: Tensor) -> Labels | None:
-    """Return the classes that the classifier behind features [n, D] gives their images; None if there is none."""
-    if extractor.name != LENET or extractor.weights is None:
-        return None
-    return Labels((DIGIT,), load_lenet(extractor.weights).head(found).argmax(1)[:, None])
-
-
-def _pictures(images: Tensor, real: _Real, nearest: Found | None) -> Pictures:
+def _pictures(images: Tensor, real: Originals, nearest: Found | None) -> Pictures:
     """Return what the picture shows of samples, uint8 [n, C, H, W]."""
     theirs = real.reference.images
     beside, distances = None, []

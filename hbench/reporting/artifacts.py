@@ -13,10 +13,10 @@ from typing import Any
 from hbench.config import Data, Experiment, Paper
 from hbench.errors import HBenchError, check_type
 from hbench.evaluation.ablations import Ablations
+from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
-from hbench.evaluation.lenet import TrainedLeNet
 from hbench.evaluation.mos.score import MosScore
 from hbench.evaluation.plan import Plan
 from hbench.evaluation.properties import Properties
@@ -26,7 +26,8 @@ from hbench.evaluation.sample import Samples
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
 from hbench.experiments import changes, known_experiments
-from hbench.reporting.charts.measurements import draw_confusion, draw_digits, draw_fidelity, draw_properties
+from hbench.reporting.charts.classifier import draw_classifier
+from hbench.reporting.charts.measurements import draw_confusion, draw_fidelity, draw_properties
 from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.charts.quality import draw_beside, draw_quality
 from hbench.reporting.charts.sweep import draw_plan, draw_sweep
@@ -46,6 +47,7 @@ from hbench.reporting.rows import (
     Named,
     Row,
     ablation_rows,
+    classifier_rows,
     curve_rows,
     edit_rows,
     fidelity_rows,
@@ -59,7 +61,7 @@ from hbench.reporting.rows import (
     sweep_rows,
     variants,
 )
-from hbench.store.lenet import SHIPPED_LENET, fits
+from hbench.store.classifier import are_digits, is_labelled, shipped_classifier
 from hbench.store.results import Result
 
 Chart = Callable[[Any, Path], None]
@@ -123,6 +125,18 @@ SAMPLES_SEEN = {
         "the same samples shifted."
     ),
 }
+CLASSIFIER_CAPTION = (
+    "FD is the Fréchet distance between a {}'s features of samples and of real images, 0 for the same distribution and "
+    "comparable with no FID; raw samples have no direction added, shifted ones a random direction, and KID is another "
+    "distance of the same features, without bias for few samples."
+)
+
+
+def needs_classifier(data: Data) -> tuple[str, str] | None:
+    """Return folder and command of the classifier that images need; None where a shipped one knows them."""
+    return None if shipped_classifier(data) else ("classifier", "classifier {experiment}{data}")
+
+
 ARTIFACTS = (
     Artifact(
         "traverse",
@@ -205,7 +219,7 @@ ARTIFACTS = (
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
         arguments="{run}{data}",
-        suits=lambda data: not data.is_digits,
+        suits=lambda data: not is_labelled(data),
     ),
     Artifact(
         "fid-random-resnet18",
@@ -225,7 +239,7 @@ ARTIFACTS = (
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
         arguments="{run}{data}",
-        suits=lambda data: not data.is_digits,
+        suits=lambda data: not is_labelled(data),
     ),
     Artifact(
         "fid-lenet-digits",
@@ -236,16 +250,26 @@ ARTIFACTS = (
         fidelity_rows,
         {"fid.png": draw_fidelity},
         of_run=True,
-        caption=(
-            "FD is the Fréchet distance between a digit classifier's features of samples and of real images, 0 "
-            "for the same distribution and comparable with no FID; raw samples have no direction added, shifted "
-            "ones a random direction, and KID is another distance of the same features, without bias for few "
-            "samples."
-        ),
+        caption=CLASSIFIER_CAPTION.format("digit classifier"),
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
-        needs=lambda data: None if fits(SHIPPED_LENET, data) else ("lenet", "lenet {experiment}{data}"),
-        suits=lambda data: data.is_digits,
+        needs=needs_classifier,
+        suits=lambda data: is_labelled(data) and are_digits(data),
+    ),
+    Artifact(
+        "fid-classifier",
+        Fidelity,
+        "Fréchet distance in classifier features",
+        "Table 2",
+        "fid --feature-extractor classifier",
+        fidelity_rows,
+        {"fid.png": draw_fidelity},
+        of_run=True,
+        caption=CLASSIFIER_CAPTION.format("classifier"),
+        seen=SAMPLES_SEEN,
+        highlights=fidelity_highlights,
+        needs=needs_classifier,
+        suits=lambda data: is_labelled(data) and not are_digits(data),
     ),
     Artifact(
         "quality",
@@ -407,16 +431,27 @@ ARTIFACTS = (
         on_page=False,
     ),
     Artifact(
-        "lenet",
-        TrainedLeNet,
-        "Digit LeNet",
+        "classifier",
+        TrainedClassifier,
+        "Classifier of the images",
         "",
-        "lenet",
-        no_rows,
-        {"lenet.png": draw_digits},
+        "classifier",
+        classifier_rows,
+        {"classifier.png": draw_classifier},
+        caption=(
+            "The classifier, which gives the features of the distances, learned the labels of the training images; its "
+            "accuracy on test images stands beside the share of the most frequent class, the accuracy of naming that "
+            "class always."
+        ),
+        seen={
+            "classifier.png": (
+                "Bars, one a factor, with the accuracy, its 95 % interval and a mark at the share of the most frequent "
+                "class; for a single factor a heat map of predicted against true class."
+            ),
+        },
         arguments="{experiment}{data}",
         of_experiment=True,
-        on_page=False,
+        suits=is_labelled,
     ),
     Artifact(
         "plan",

@@ -14,8 +14,8 @@ from hbench.evaluation import evaluate, sampling
 from hbench.evaluation.rca import known_rca, rca, read_rca
 from hbench.evaluation.sampling import ChosenNoise, choose_x_T, draw_pairs
 from hbench.reporting.rows import rca_rows
+from hbench.store.classifier import load_classifier, shipped_classifier
 from hbench.store.directions import DirectionSource
-from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from hbench.store.model import load_model
 from hbench.store.run import load_run
 
@@ -186,12 +186,12 @@ def test_the_shipped_run_carries_its_measurement():
 def test_pictures_show_samples_that_the_classifier_is_sure_of(monkeypatch):
     shipped = load_run("mnist16", device=CPU)
     chosen = choose_x_T(shipped, 6)
-    lenet = load_lenet(SHIPPED_LENET)
-    sure = lenet(shipped.generate(shipped.noise(12)).clamp(-1, 1)).softmax(1).amax(1) >= 0.999
+    network = load_classifier(shipped_classifier(shipped.experiment.data)).network
+    sure = network(shipped.generate(shipped.noise(12)).clamp(-1, 1))[0].softmax(1).amax(1) >= 0.999
     assert chosen.indices == sure.nonzero().flatten().tolist()[:6]
     assert len(chosen.indices) == 6
     assert chosen.indices != [0, 1, 2, 3, 4, 5]  # two of which are no digits
-    assert chosen.rule == "the first x_T whose sample the digit LeNet is sure of"
+    assert chosen.rule == "the first x_T whose sample the classifier is sure of"
     assert choose_x_T(shipped, 4).indices == chosen.indices[:4]
     torch.testing.assert_close(chosen.noise(shipped)[3], shipped.noise(1, first=chosen.indices[3])[0])
     walk = evaluate.traverse(shipped, examples=2, samples=3)

@@ -30,7 +30,7 @@ def model(tiny_model):
 
 
 @pytest.fixture
-def measured(tiny, model, lenet, tmp_path, monkeypatch):
+def measured(tiny, model, classifier_file, tmp_path, monkeypatch):
     """Function of images, uint8 [N, 1, 16, 16]: the quality of a model that returns them, one after the other."""
 
     def measure(images, **options):
@@ -42,7 +42,7 @@ def measured(tiny, model, lenet, tmp_path, monkeypatch):
             return to_float(images[chosen])
 
         monkeypatch.setattr(Sampler, "generate", generate)
-        settings = {"weights": lenet, "steps": 3, "device": CPU, "samples": len(images)} | options
+        settings = {"weights": classifier_file, "steps": 3, "device": CPU, "samples": len(images)} | options
         return quality(model, tiny, cache=tmp_path / "cache", **settings)
 
     return measure
@@ -132,8 +132,8 @@ def test_samples_of_a_model_are_kept_with_whether_they_left_the_domain(tiny, mod
 
 
 @pytest.mark.slow
-def test_the_command_writes_a_result_like_any_other(tiny_model, lenet, tmp_path):
-    words = ["quality", tiny_model, "--samples", 8, "--steps", "2,3", "--weights", lenet, "--quiet"]
+def test_the_command_writes_a_result_like_any_other(tiny_model, classifier_file, tmp_path):
+    words = ["quality", tiny_model, "--samples", 8, "--steps", "2,3", "--weights", classifier_file, "--quiet"]
     words += ["--cache", tmp_path / "cache", "--device", "cpu"]
     done = invoke(*words, "--out", tmp_path / "one")
     assert done.exit_code == 0, done.output
@@ -175,14 +175,28 @@ def test_without_real_images_the_distance_alone_is_measured(tmp_path, monkeypatc
     words = ["quality", "mnist16", "--samples", 6, "--steps", 1, "--cache", tmp_path / "cache", "--quiet"]
     done = invoke(*words, "--out", tmp_path / "out", "--device", "cpu")
     assert done.exit_code == 0, done.output
-    assert "no real images at hand, so a distance alone is measured: --data-root takes their folder" in done.stderr
+    assert "no real images at hand, so no nearest training images: --data-root takes their folder" in done.stderr
     assert "caution: the real images were not at hand" in done.stderr
     found = Quality.load(tmp_path / "out")
-    assert (found.perfect, found.tested, found.n_train, found.halves_interval) == (None, None, None, None)
-    (each,) = found.steps
-    assert (each.precision_recall, each.nearest, each.balances) == (None, None, [])
-    assert each.distance.fd > 0
+    assert (found.tested, found.n_train, found.steps[0].nearest) == (None, None, None)
+    assert found.steps[0].distance.fd > 0
     assert (tmp_path / "out" / "beside.png").is_file()
+
+
+def test_what_a_classifiers_file_keeps_stands_in_for_real_images(measured, tiny, monkeypatch):
+    test = load_set(tiny.data, split="test").images
+    here = measured(test)
+    monkeypatch.setattr("hbench.evaluation.real_images.at_hand", lambda *_: False)
+    away = measured(test)
+    assert (away.tested, away.images.real, away.images.beside) == (None, None, None)
+    assert away.halves == pytest.approx(here.halves, rel=0.01)
+    assert away.at_shown.distance.fd == pytest.approx(here.at_shown.distance.fd, abs=0.02 * here.halves)
+    assert away.at_shown.precision_recall.precision == pytest.approx(here.at_shown.precision_recall.precision, abs=0.1)
+    assert away.perfect.recall == pytest.approx(here.perfect.recall, abs=0.1)
+    (digit,) = away.at_shown.balances
+    assert sum(digit.real) == pytest.approx(1)
+    assert digit.distance > 0  # the real shares are those of the labels, of which this classifier knows little
+    assert "no nearest training images could be measured" in " ".join(away.cautions())
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 128
 """Images of a training step."""
-KEPT, AXES = 2000, 24
-"""Number of real test images whose features a file keeps, and of the principal axes on which it keeps them."""
+KEPT = 800
+"""Number of test images whose features a file keeps."""
 
 
 @dataclass(frozen=True)
@@ -331,18 +331,17 @@ def with_real_images(trained: Classifier, learned: Labels, images: Tensor, label
     reference = real_reference(found)
     assert reference.halves_interval is not None
     mu, sigma = (torch.from_numpy(reference.statistics[name]) for name in ("mu", "sigma"))
-    mu = mu.float()  # as its file has it
-    basis = torch.linalg.eigh(sigma.double()).eigenvectors[:, -AXES:].flip(1).half().float()
+    scale = found[:KEPT].amax(0).clamp(min=1e-6) / 255  # the features follow a ReLU, so none is negative
     real = RealImages(
-        mu,
-        sigma,
+        mu.float(),
+        sigma.double(),
         reference.n,
         reference.halves,
         reference.halves_interval,
         _counts(learned),
         _counts(labels),
-        basis,
-        (found[:KEPT] - mu) @ basis,
+        (found[:KEPT] / scale).round().clamp(0, 255).to(torch.uint8),
+        scale,
     )
     return Classifier(trained.network, trained.factors, trained.data, real)
 

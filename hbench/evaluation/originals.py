@@ -39,10 +39,6 @@ class Originals(NamedTuple):
     tested: Tensor | None
     """Distances [n] of test images to their nearest training images."""
 
-    def place(self, found: Tensor) -> Tensor:
-        """Return features [n, D] in the space of the halves."""
-        return found if self.reference.features is not None or not self.classifier else self.classifier.project(found)
-
 
 def originals(
     data: Data,
@@ -72,7 +68,7 @@ def originals(
         if classifier is None:
             return Originals(reference, None, None, None, None, None), read
         kept = classifier.real
-        halves = None if kept.projected is None else halves_of(kept.projected)
+        halves = None if kept.features is None else halves_of(kept.features)
         return Originals(reference, classifier, halves, kept.test_counts, None, None), read
     train = load_set(data, data_root, "train", download)
     # the reference of a folder has its training images, too

@@ -335,7 +335,7 @@ def _measured(
             nearest = find_nearest(images[:SAMPLES], real.training, device, mirror=experiment.data.flip)
         if real.halves:
             first, _ = real.halves
-            pr = precision_recall(real.place(found[: len(first)]), first)
+            pr = precision_recall(found[: len(first)], first)
         if shown == M:
             pictures = _pictures(images, real, nearest)
         steps.append(

@@ -35,6 +35,8 @@ LENET_METRIC = "FD (LeNet digits)"
 """Name of a Fréchet distance in the features of a classifier of digits, since hbench 0.1."""
 REAL = "real_"
 """Beginning of the names of the tensors that are no weights."""
+TRIANGLE = tuple(torch.triu_indices(ClassifierNetwork.FEATURES, ClassifierNetwork.FEATURES))
+"""Indices of the upper triangle of a covariance, which is all that a file keeps of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +57,15 @@ class RealImages:
     """Number of training images of each class, int64 [classes] for each factor."""
     test_counts: tuple[Tensor, ...] | None = None
     """Number of test images of each class."""
-    basis: Tensor | None = None
-    """Leading principal axes of the features of the test images, float32 [120, D]."""
-    projected: Tensor | None = None
-    """Coordinates (features - mu) @ basis of the first test images, float32 [rows, D], for measures of neighbours."""
+    rows: Tensor | None = None
+    """Features of the first test images in 8 bits, uint8 [rows, 120]; precision and recall on them are the same."""
+    scale: Tensor | None = None
+    """Size of one step of each feature's 8 bits, float32 [120]."""
+
+    @property
+    def features(self) -> Tensor | None:
+        """Features of the first test images, float32 [rows, 120], for measures of neighbours; None as above."""
+        return None if self.rows is None or self.scale is None else self.rows * self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +83,6 @@ class Classifier:
     def metric(self) -> str:
         """Name of a Fréchet distance in its features."""
         return metric_of(self.data)
-
-    def project(self, features: Tensor) -> Tensor:
-        """Return the coordinates [N, D] of features [N, 120] in the basis of the kept ones, ``real.projected``.
-
-        Raises:
-            HBenchError: the file is of hbench 0.1 and keeps none.
-        """
-        if self.real.basis is None:
-            raise HBenchError("the classifier's file keeps no real features: train the classifier again")
-        return (features - self.real.mu.to(features.dtype)) @ self.real.basis.to(features.dtype)
 
 
 def is_labelled(data: Data) -> bool:
@@ -109,18 +106,18 @@ def save_classifier(path: Path, classifier: Classifier, experiment: Experiment, 
     assert real.halves_interval is not None
     assert real.train_counts is not None
     assert real.test_counts is not None
-    assert real.basis is not None
-    assert real.projected is not None
+    assert real.rows is not None
+    assert real.scale is not None
     beside = {
         "mu": real.mu.float(),
-        "sigma": real.sigma.float(),
+        "sigma": real.sigma.float()[TRIANGLE],
         "n": torch.tensor(real.n),
         "halves": torch.tensor(real.halves),
         "halves_interval": torch.tensor(real.halves_interval),
         "train_counts": torch.cat(real.train_counts).int(),
         "test_counts": torch.cat(real.test_counts).int(),
-        "basis": real.basis.half(),
-        "projected": real.projected.half(),
+        "rows": real.rows,
+        "scale": real.scale,
     }
     names = json.dumps([{"name": factor.name, "classes": factor.classes} for factor in classifier.factors])
     save_weights(
@@ -182,24 +179,28 @@ def _real(kept: dict[str, Tensor], classes: tuple[int, ...], path: Path) -> Real
     D = ClassifierNetwork.FEATURES
     needed: dict[str, tuple[int, ...]] = {"mu": (D,), "sigma": (D, D), "n": (), "halves": ()}
     if len(kept) > len(needed):
-        rows, axes, *_ = (*kept.get("projected", torch.empty(0)).shape, 0, 0)
-        needed |= {"halves_interval": (2,), "train_counts": (sum(classes),), "test_counts": (sum(classes),)}
-        needed |= {"basis": (D, axes), "projected": (rows, axes)}
+        needed |= {"sigma": (D * (D + 1) // 2,), "halves_interval": (2,)}
+        needed |= {"train_counts": (sum(classes),), "test_counts": (sum(classes),)}
+        needed |= {"rows": (len(kept.get("rows", ())), D), "scale": (D,)}
     found = {name: tuple(value.shape) for name, value in kept.items()}
     if differing := sorted(name for name in needed | found if needed.get(name) != found.get(name)):
         raise HBenchError(f"{path}: its statistics are damaged ({', '.join(differing)}): train the classifier again")
     check_finite(kept, str(path), "it is damaged: train the classifier again")
-    real = RealImages(kept["mu"].float(), kept["sigma"].double(), int(kept["n"]), float(kept["halves"]))
-    if "basis" not in kept:
+    sigma = kept["sigma"].double()
+    real = RealImages(kept["mu"].float(), sigma, int(kept["n"]), float(kept["halves"]))
+    if "rows" not in kept:
         return real
+    whole = torch.zeros(D, D, dtype=torch.float64)
+    whole[TRIANGLE] = sigma
     low, high = kept["halves_interval"].tolist()
     return replace(
         real,
+        sigma=whole + whole.triu(1).T,
         halves_interval=(low, high),
         train_counts=kept["train_counts"].long().split(classes),
         test_counts=kept["test_counts"].long().split(classes),
-        basis=kept["basis"].float(),
-        projected=kept["projected"].float(),
+        rows=kept["rows"],
+        scale=kept["scale"].float(),
     )
 
 

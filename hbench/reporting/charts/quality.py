@@ -146,7 +146,7 @@ def _draw_balance(axis: "Axes", balance: "Balance", result: "Quality") -> None:
     x, bounds = np.arange(len(shares)), np.array(balance.intervals).T
     errors = {"lw": 0.8, "capsize": 2}
     axis.bar(x, shares, yerr=np.abs(bounds - shares), alpha=0.6, error_kw=errors, label=f"samples, n = {result.n:,}")
-    axis.plot(x, real, "o", color="C1", markersize=4, label="real images, by the same classifier")
+    axis.plot(x, real, "o", color="C1", markersize=4, label="real images")
     turned = len(shares) > MANY or max(map(len, balance.classes)) > 4
     axis.set_xticks(x, [plain(name) for name in balance.classes], rotation=90 * turned, fontsize=8 if turned else 10)
     low, high = balance.distance_interval

@@ -22,7 +22,7 @@ from hbench.store.datasets import DIGIT
 from hbench.store.labels import Factor
 from hbench.store.places import experiment_folders
 from hbench.store.provenance import checked_sha256
-from hbench.store.run import SHIPPED
+from hbench.store.shipped import SHIPPED
 from hbench.store.weights import check_finite, load_tensors, read_experiment, read_metadata, save_weights
 
 FILE = "classifier.safetensors"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import invoke, refused
+from committed import V01
 from safetensors.torch import load_file, save_file
 
 from hbench.errors import HBenchError
@@ -33,11 +34,11 @@ from hbench.store.classifier import (
 from hbench.store.datasets import load_set
 from hbench.store.files import sha256
 from hbench.store.labels import Factor, Labels
-from hbench.store.run import SHIPPED
+from hbench.store.shipped import SHIPPED
 from hbench.store.weights import read_metadata
 
-OLD = SHIPPED / "mnist16" / "lenet.safetensors"
-"""The shipped file of hbench 0.1, of MNIST."""
+OLD = V01 / "lenet" / "lenet.safetensors"
+"""The file that hbench shipped at version 0.1, of MNIST."""
 FACTORS = (Factor("colour", ("red", "green", "blue")), Factor("place", ("left", "right")))
 
 
@@ -140,7 +141,9 @@ def test_a_file_gives_the_network_and_what_is_known_of_the_real_images(trained, 
 
 def test_files_of_hbench_0_1_are_read_with_the_same_numbers():
     mnist = load_experiment("mnist16")
-    assert shipped_classifier(mnist.data) == classifier_for(mnist) == OLD
+    shipped = shipped_classifier(mnist.data)
+    assert shipped == classifier_for(mnist)
+    assert shipped.parent == SHIPPED / "mnist16"
     assert shipped_classifier(load_experiment("mnist32").data) is None
     old = load_classifier(OLD)
     tensors = load_file(OLD)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity.fidelity
+from committed import V01
 from PIL import Image
 
 from hbench.core.directions import own_direction
@@ -23,13 +24,14 @@ from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
 from hbench.evaluation.sampling import draw_pairs
 from hbench.experiments import load_experiment
 from hbench.reporting.artifacts import plot
+from hbench.store.classifier import shipped_classifier
 from hbench.store.datasets import load_images
 from hbench.store.picture_folders import find_pictures
 from hbench.store.provenance import provenance
-from hbench.store.run import SHIPPED, load_run
+from hbench.store.run import load_run
 
 CPU = torch.device("cpu")
-SHIPPED_FILE = SHIPPED / "mnist16" / "lenet.safetensors"
+LENET_FILE = V01 / "lenet" / "lenet.safetensors"
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def test_only_inception_features_are_called_fid(extractor):
 def test_labelled_images_get_a_classifier_and_others_inception(classifier_file, tiny):
     mnist = load_experiment("mnist16").data
     for name in (None, LENET, CLASSIFIER):  # both names mean the same, and results of digits keep the older one
-        assert choose_extractor(mnist, name) == Extractor(LENET, SHIPPED_FILE)
+        assert choose_extractor(mnist, name) == Extractor(LENET, shipped_classifier(mnist))
     assert choose_extractor(tiny.data, weights=classifier_file) == Extractor(LENET, classifier_file)
     assert choose_extractor(load_experiment("afhq128").data) == Extractor(INCEPTION)
     with pytest.raises(HBenchError, match="no classifier of such images is shipped: train one"):
@@ -141,7 +143,7 @@ def test_samples_are_made_once_and_resumed(run, classifier_file, extractor, tmp_
 
 @pytest.mark.slow
 def test_samples_in_other_numbers_of_steps(tmp_path):
-    run = load_run("mnist16", device=CPU)  # a trained one: what an untrained model makes does not depend on M
+    run = load_run(V01, device=CPU)  # a trained one: what an untrained model makes does not depend on M
     M = run.experiment.discovery.M
     own = sample_folders(run, 2, tmp_path, seed=3)
     assert sample_folders(run, 2, tmp_path, seed=3, M=M) == own
@@ -176,8 +178,8 @@ def other_images(folder):
 
 
 def test_files_in_the_place_of_mnist_are_warned_of(tmp_path, caplog):
-    mnist = load_run("mnist16", device=CPU)
-    shipped = Extractor(LENET, SHIPPED_FILE)
+    mnist = load_run(V01, device=CPU)
+    shipped = Extractor(LENET, LENET_FILE)
     data_root = other_images(tmp_path / "data")
     reference, read = real_images(mnist.experiment.data, shipped, tmp_path / "cache", CPU, data_root)
     assert "its files are not those published as MNIST" in caplog.text

@@ -9,7 +9,7 @@ from hbench.errors import HBenchError
 from hbench.models.digit_lenet import DigitLeNet
 from hbench.store.places import experiment_folders
 from hbench.store.provenance import checked_sha256
-from hbench.store.run import SHIPPED
+from hbench.store.shipped import SHIPPED
 from hbench.store.weights import load_tensors, read_experiment, read_metadata
 
 FILE = "lenet.safetensors"

@@ -68,7 +68,7 @@ class Data(Section):
     background: str = Field(default="white", pattern="^(white|black|#[0-9A-Fa-f]{6})$")
     """Colour beneath transparent pictures: "white", "black", or one as in "#ff8800"."""
     flip: bool = False
-    """Random mirroring of half of the images in every step of pretraining, left to right."""
+    """Random mirroring of half of the images in every step of pretraining, left to right; refused for digits."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -49,7 +49,7 @@ class Style:
     draw_options: Callable[[int, str, int], tuple[dict[str, object], list[int]]]
     """Function (seed, split, index) -> options of an image for the style, and its class in each factor."""
     mirrors: bool
-    """True if a mirrored image is as good as the original."""
+    """True if a mirrored image is one of the style too."""
     published: Mapping[str, str]
     """SHA-256 of the images of each split, by :func:`content_sha256`."""
     published_by: str

@@ -138,7 +138,7 @@ FACES = Style(
     mirrors=True,
     published={
         "train": "c0ee062fab7299ef3c33980864baf6767df0de6865b13fe6c96ac000201a47f1",
-        "test": "TEST",
+        "test": "63a8e08b287a915b9c47e0ca818576273077c87071abc89d472a4e850dad6749",
     },
     published_by="10.6.0",
 )

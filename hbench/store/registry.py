@@ -26,7 +26,13 @@ GROUP = "hbench.datasets"
 """Group of the entry points of other packages' data sets; the name is what ``data.dataset`` says."""
 Split = Literal["train", "test"]
 DIGIT = Factor("digit", tuple("0123456789"))
-GARMENTS = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+GARMENT = Factor(
+    "garment",
+    (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+)
 BROKEN = (ImportError, AttributeError, NameError, SyntaxError, TypeError, ValueError, OSError)
 """Errors of an entry point that cannot be loaded."""
 
@@ -90,7 +96,7 @@ class DataSet:
     compared_whole: bool = False
     """True if samples are compared with all of its images, not with the test images alone."""
     mirrors: bool = True
-    """True if a mirrored image is as good as the original, so that ``data.flip`` makes sense."""
+    """True if a mirrored image is one of the set too, so that ``data.flip`` makes sense."""
 
     @property
     def credit(self) -> str:
@@ -118,7 +124,7 @@ def _mnist(wanted: Wanted) -> Pictures:
 def _fashion(wanted: Wanted) -> Pictures:
     from hbench.store.idx import read_fashion
 
-    return read_fashion(wanted, Factor("garment", GARMENTS))
+    return read_fashion(wanted, GARMENT)
 
 
 def _folder(wanted: Wanted) -> Pictures:
@@ -164,7 +170,7 @@ DATASETS: dict[str, DataSet] = {
         licence="MIT",
         size=28,
         channels=1,
-        factors=(Factor("garment", GARMENTS),),
+        factors=(GARMENT,),
         needs_root=True,
         downloads_to="FashionMNIST/raw",
         comes_split=True,
@@ -231,7 +237,7 @@ def check_data(data: Data) -> DataSet:
     """
     found = data_set(data.dataset)
     if data.flip and not found.mirrors:
-        raise HBenchError(f"data.flip = true: mirrored images of {found.title} mean something else: leave it out")
+        raise HBenchError(f"data.flip = true: {found.title} holds no mirrored images: leave it out")
     return found
 
 

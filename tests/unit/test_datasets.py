@@ -20,6 +20,7 @@ import hbench
 from hbench.config import Data
 from hbench.errors import HBenchError
 from hbench.experiments import known_experiments, load_experiment
+from hbench.reporting.report import collect, origins
 from hbench.store import drawn
 from hbench.store.account import content_sha256
 from hbench.store.datasets import at_hand, load_set
@@ -98,6 +99,11 @@ def test_the_guide_has_a_row_for_each_data_set():
         assert licence == (known.licence or "yours")
         assert ("folder" in needs) == known.needs_root
         assert (f"`{known.downloads_to}`" in needs) or not known.downloads_to
+
+
+def test_the_page_says_whose_the_images_are():
+    told = origins([collect("results/mnist16")])["images"]
+    assert told == ["MNIST (Y. LeCun, C. Cortes and C. Burges, CC BY-SA 3.0)"]
 
 
 # Data sets of other packages ----------------------------------------------------------------------------------------

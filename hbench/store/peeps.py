@@ -126,7 +126,7 @@ PEEPS = Style(
     draw_options=draw_options,
     mirrors=False,  # all look to the right
     published={
-        "train": "TRAIN",
+        "train": "2dc93dcc7ddf17801a6375a13f516fcc57f8b745c4d9a772631e22fb14aadf73",
         "test": "43414935a84ccf1b469225b0cb81a553872dfa96f09b8fb15d1b117738c82d01",
     },
     published_by="10.6.0",

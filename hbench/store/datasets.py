@@ -123,18 +123,24 @@ def _known_root(data: Data, data_root: str | Path | None, download: bool) -> Pat
 
 
 def _find_root(data: Data, data_root: str | Path | None, download: bool) -> Path:
-    root = _known_root(data, data_root, download)
+    root, downloaded = _known_root(data, data_root, download), data_set(data.dataset).downloads_to
     if root is None:
         raise HBenchError(
             f'data set "{data.dataset}" needs its folder: give it with `data_root=FOLDER`, set HBENCH_DATA, or write '
             "data.root into an experiment's file, of which a run keeps none"
-            + (", or add `download=True`" if data_set(data.dataset).downloads_to else "")
+            + (", or add `download=True`" if downloaded else "")
         )
     if root.is_file():
         raise HBenchError(
             f"{root}: is a file, not a folder; an archive must be unpacked: give the folder of the images with "
             "`data_root`"
         )
+    if not root.is_dir() and downloaded and not download:
+        raise HBenchError(
+            f"{root}: no such folder: give the one that holds {downloaded} with `data_root`, or add `download=True`"
+        )
+    if not root.is_dir() and not downloaded:
+        raise HBenchError(f"{root}: no such folder: give the folder of your images with `data_root`")
     return root
 
 

@@ -50,18 +50,17 @@ def read_fashion(wanted: Wanted, factor: Factor) -> Pictures:
 
 
 def _read(wanted: Wanted, name: str) -> "MNIST":
-    root, advice = wanted.root, f"give the folder that holds {name}/raw with `data_root`, or add `download=True`"
-    assert root is not None
-    if not root.is_dir() and not wanted.download:
-        raise HBenchError(f"{root}: no such folder: {advice}")
     try:
         read: MNIST = getattr(torchvision.datasets, name)(
-            str(root), train=wanted.split == "train", download=wanted.download
+            str(wanted.root), train=wanted.split == "train", download=wanted.download
         )
         return read
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # absent, unreachable or damaged
         problem = (str(error).splitlines() or ["damaged"])[0]
-        raise HBenchError(f"{root}: cannot read {name} ({problem}): {advice}") from error
+        raise HBenchError(
+            f"{wanted.root}: cannot read {name} ({problem}): give the folder that holds {name}/raw with `data_root`, "
+            "or add `download=True`"
+        ) from error
 
 
 def _files(read: "MNIST") -> list[Path]:

@@ -132,8 +132,6 @@ def _folder(wanted: Wanted) -> Pictures:
     from hbench.store.picture_folders import find_pictures
 
     assert wanted.root is not None
-    if not wanted.root.is_dir():
-        raise HBenchError(f"{wanted.root}: no such folder: give the folder of your images with `data_root`")
     found = find_pictures(wanted.root)
     images, seen = read_all(found.files, wanted.data, found.problems)
     return Pictures(images=images, seen=seen, left_out=found.left_out)

@@ -104,12 +104,13 @@ def load_set(
 
 
 def at_hand(data: Data, data_root: str | Path | None = None, download: bool = False) -> bool:
-    """Return whether the folder of the images is known, or none is needed.
+    """Return whether the images can be read: their folder is known, or none is needed and what draws them is here.
 
     Raises:
         HBenchError: no such data set.
     """
-    return not data_set(data.dataset).needs_root or _known_root(data, data_root, download) is not None
+    known = data_set(data.dataset)
+    return _known_root(data, data_root, download) is not None if known.needs_root else known.is_here(DOWNLOADS)
 
 
 def _known_root(data: Data, data_root: str | Path | None, download: bool) -> Path | None:

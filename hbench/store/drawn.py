@@ -93,6 +93,11 @@ def read_drawn(style: Style, wanted: "Wanted") -> "Pictures":
     return Pictures(images=images, labels=labels, unlike=unlike)
 
 
+def can_read(style: Style, cache: Path) -> bool:
+    """Return whether the test images are kept, or can be drawn."""
+    return _versions() is not None or any(cache.glob(f"{style.name}-test-*.safetensors"))
+
+
 def draw(style: Style, seed: int, split: str, count: int) -> "tuple[Tensor, Labels]":
     """Draw images 0 .. count - 1 of a split.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hbench.config import Data
 from hbench.errors import HBenchError
-from hbench.store.drawn import read_drawn
+from hbench.store.drawn import can_read, read_drawn
 from hbench.store.faces import FACES
 from hbench.store.labels import Factor, Labels
 from hbench.store.peeps import PEEPS
@@ -89,6 +89,8 @@ class DataSet:
     """Properties by which its images are labelled; none for a set without labels."""
     needs_root: bool = False
     """True if its files lie in a folder that must be named."""
+    is_here: Callable[[Path], bool] = lambda cache: True
+    """Function (folder of what is kept) -> True if a set that needs no root can be read on this machine."""
     downloads_to: str = ""
     """Folder below the root into which torchvision downloads it; empty if nothing can be downloaded."""
     comes_split: bool = False
@@ -177,6 +179,7 @@ DATASETS: dict[str, DataSet] = {
         style.name: DataSet(
             title=style.name,
             read=partial(read_drawn, style),
+            is_here=partial(can_read, style),
             source=style.source,
             licence=style.licence,
             size=style.size,

@@ -216,7 +216,9 @@ def test_drawn_images_are_kept_and_read_without_the_extra(few_drawn, monkeypatch
     def missing(package):
         raise PackageNotFoundError(package)
 
+    assert at_hand(data("faces"))
     monkeypatch.setattr(drawn, "version", missing)
+    assert not at_hand(data("faces"))  # the test images are not kept
     again = load_set(data("faces"))
     assert torch.equal(again.images, first.images)
     assert torch.equal(again.labels.values, first.labels.values)

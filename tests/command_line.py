@@ -1,6 +1,8 @@
 """The command line, called in the process of the tests."""
 
 import json
+import shutil
+from pathlib import Path
 
 from click.testing import CliRunner
 
@@ -48,6 +50,11 @@ def written_again(run):
     file = run / "provenance.json"
     hashes = {role: sha256(run / f"{role}.safetensors") for role in ROLES}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"weights_sha256": hashes}))
+
+
+def copy_of_weights(run, folder):
+    """Copy a run without its results, and return the copy."""
+    return shutil.copytree(run, folder, ignore=lambda at, names: [name for name in names if (Path(at) / name).is_dir()])
 
 
 def changed(file, values):

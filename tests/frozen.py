@@ -195,7 +195,7 @@ def make(checkout: Path, out: Path) -> None:
     hbench("mos", "score", *marks, "--key", "mos/key.json", "--out", "score", *q)
     hbench(
         "report",
-        checkout / "results" / "mnist16",
+        checkout / "results" / "mnist16-v0.1",
         "--out",
         "report",
         "--summary",

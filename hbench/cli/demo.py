@@ -1,4 +1,4 @@
-"""``hbench demo``: the shipped run, and a discovery from scratch in a few minutes."""
+"""``hbench demo``: a shipped run, and a discovery from scratch in a few minutes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ import click
 from hbench.cli.options import Count, Options, out_of, overwrite_option, publish, run_options, shared
 from hbench.errors import counted
 from hbench.runtime.progress import duration, progress_is_shown
+from hbench.store.shipped import shipped_runs
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from hbench.evaluation.rca import RCA
     from hbench.store.run import Run
 
-SHIPPED = "mnist16"
+FIRST = "mnist16"
+"""Shipped run that the demo shows by default."""
 PAIRS, EXAMPLES = 1000, 4
 """Fresh pairs and rows of a finished run."""
 COLUMNS = 5
@@ -29,12 +31,13 @@ FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 3.0, "dec
 
 
 @click.command()
+@click.argument("run", metavar="[RUN]", type=click.Choice(shipped_runs()), default=FIRST)
 @click.option("--training-steps", type=Count(), default=300, show_default=True, help="Length of the fresh training.")
 @shared(out_of("runs/demo"), overwrite_option, run_options)
-def demo(training_steps: int, options: Options) -> None:
+def demo(run: str, training_steps: int, options: Options) -> None:
     """Show the shipped directions, then discover new ones.
 
-    Everything runs on the shipped model, offline, in about ten minutes on a laptop.
+    RUN is a shipped run. Everything runs on its model, offline, in about ten minutes on a laptop.
 
     \b
     Example:
@@ -47,15 +50,15 @@ def demo(training_steps: int, options: Options) -> None:
 
     device = options.torch_device()
     out = options.claim(Path("runs/demo"))
-    shipped, fresh = out / f"shipped-{SHIPPED}", out / "train"
-    run = load_run(SHIPPED, device=device)
-    experiment = _fresh_experiment(run.experiment, training_steps)
+    shipped, fresh = out / f"shipped-{run}", out / "train"
+    loaded = load_run(run, device=device)
+    experiment = _fresh_experiment(loaded.experiment, training_steps)
     if progress_is_shown():
-        click.echo(f"about {duration(_seconds(run, experiment))} in all", err=True)
-    click.echo("1. The shipped run, directions of MNIST digits")
-    _measure(run, shipped, options.seed)
+        click.echo(f"about {duration(_seconds(loaded, experiment))} in all", err=True)
+    click.echo(f"1. The shipped run {run}, {counted(loaded.K, 'direction')} of {loaded.experiment.data.label}")
+    _measure(loaded, shipped, options.seed)
     click.echo(f"2. A fresh discovery, {experiment.title}, {counted(training_steps, 'step')} from scratch")
-    grown = _discover(experiment, run, fresh, device, options)
+    grown = _discover(experiment, loaded, fresh, device, options)
     if grown is None:
         return
     _measure(load_run(fresh, device=device), fresh, options.seed)

@@ -90,7 +90,7 @@ def edit(
     \b
     Example:
         hbench edit mnist16 digit.png --shift 3=2.5 --shift 7=-1
-        hbench edit mnist16 folder/of/digits --sweep "thin to bold" --samples 7
+        hbench edit mnist16 folder/of/digits --sweep 12 --samples 7
     """
     from hbench.evaluation.edit import edit as edit_images
     from hbench.store.datasets import read_images

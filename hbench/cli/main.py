@@ -39,6 +39,7 @@ from hbench.runtime.command import COMMAND
 from hbench.runtime.distributed import only_main_process_prints, world_size
 from hbench.runtime.streams import open_missing_streams
 from hbench.runtime.threads import wait_asleep
+from hbench.store.shipped import shipped_runs
 
 OUT_OF_MEMORY = {
     "pretrain": "lower pretrain.batch_size, or choose another --device",
@@ -169,3 +170,15 @@ for command in (
     report,
 ):
     main.add_command(command)
+
+
+def _name_shipped_runs(command: click.Command) -> None:
+    """Name the shipped runs at the end of a command's help, and of its subcommands', where one of them may be given."""
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            _name_shipped_runs(each)
+    if command is main or {"run", "runs", "model"} & {parameter.name for parameter in command.params}:
+        command.epilog = f"Runs that hbench ships: {', '.join(shipped_runs())}."
+
+
+_name_shipped_runs(main)

@@ -38,7 +38,7 @@ def report(
     \b
     Example:
         hbench report runs/mnist16/train
-        hbench report results/mnist16 --summary results/README.md --not-run mnist32 "no GPU"
+        hbench report results/mnist16-v0.1 --summary results/README.md --not-run mnist32 "no GPU"
     """
     from hbench.experiments import load_experiment
     from hbench.reporting import report as pages

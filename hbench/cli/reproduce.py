@@ -73,7 +73,8 @@ def _job(source: str, run: Path | None, from_scratch: bool, options: Options, se
     from hbench.experiments import load_experiment
     from hbench.store.places import TRAINED, experiment_folder
     from hbench.store.registry import check_data
-    from hbench.store.run import SHIPPED, locate
+    from hbench.store.run import locate
+    from hbench.store.shipped import shipped_runs
 
     if run and from_scratch:
         raise click.UsageError("give --run or --from-scratch, not both")
@@ -82,7 +83,7 @@ def _job(source: str, run: Path | None, from_scratch: bool, options: Options, se
     if not from_scratch and run is None:
         own = experiment_folder(settings.name) / "train"
         is_own = source != settings.name and (own / TRAINED).is_file()  # a file may be called like a shipped run
-        run = Path(settings.name) if (SHIPPED / settings.name).is_dir() and not is_own else own
+        run = Path(settings.name) if settings.name in shipped_runs() and not is_own else own
     if run and not (locate(run) / TRAINED).is_file():
         raise HBenchError(f"{run}: no finished run there: give one with `run`, or add `from_scratch=True`")
     changed: list[str] = []

@@ -16,7 +16,7 @@ from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
 from hbench.store.run import Run
 
 SURE = 0.999
-"""Probability of one class from which on the classifier is sure: with 0.99, x_T 2 of the shipped run would pass, whose
+"""Probability of one class from which on the classifier is sure: with 0.99, x_T 2 of mnist16 0.1 would pass, whose
 sample is half a 2 and half a 6."""
 SEARCHED = 16
 """Number of x_T that are looked through, for each one that is wanted."""

@@ -10,7 +10,7 @@ from hbench.models.digit_lenet import DigitLeNet
 from hbench.store.places import experiment_folders
 from hbench.store.provenance import checked_sha256
 from hbench.store.registry import factors_of
-from hbench.store.run import SHIPPED
+from hbench.store.shipped import SHIPPED
 from hbench.store.weights import load_tensors, read_experiment, read_metadata
 
 FILE = "lenet.safetensors"

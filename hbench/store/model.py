@@ -14,7 +14,8 @@ from hbench.models.guided_diffusion import SILENT, silent_settings, with_its_def
 from hbench.runtime.device import pick_device
 from hbench.store.foreign import read_state_dict, refuse_elsewhere, refuse_other_files, weights_beside
 from hbench.store.provenance import checked_sha256
-from hbench.store.run import WEIGHTS, locate, shipped
+from hbench.store.run import WEIGHTS, locate
+from hbench.store.shipped import shipped
 from hbench.store.weights import carries_experiment, load_tensors, load_weights, read_experiment
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from pathlib import Path
 from hbench.store.folders import EXPERIMENT, held_in
 from hbench.store.metrics import FILE as METRICS
 from hbench.store.provenance import FILE as PROVENANCE
-from hbench.store.run import SHIPPED, locate
+from hbench.store.run import locate
+from hbench.store.shipped import SHIPPED
 
 RUNS = Path("runs")
 """Folder of all experiments, in the current one."""

@@ -1,4 +1,4 @@
-"""Runs read back from disk; a name such as "mnist16" stands for the run shipped with hbench."""
+"""Runs read back from disk; a name such as "mnist16" stands for a run shipped with hbench."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-import hbench
 from hbench.config import Experiment, Precision
 from hbench.core.backbone import DiffusionModel
 from hbench.core.directions import Edit, Source, edited, magnitudes, own_direction
@@ -30,6 +29,7 @@ from hbench.store.foreign import refuse_elsewhere
 from hbench.store.pictures import Grid
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import REMEDY, Provenance, checked_sha256
+from hbench.store.shipped import SHIPPED, shipped
 from hbench.store.weights import (
     load_weights,
     read_experiment,
@@ -44,8 +44,6 @@ WEIGHTS = ".safetensors"
 """Suffix of a file that carries its settings."""
 LARGEST = torch.finfo(torch.float32).max
 """Largest size of a magnitude."""
-SHIPPED = Path(hbench.__file__).parent / "shipped"
-"""Folder of the runs that hbench ships."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -431,8 +429,3 @@ def load_names(path: str | Path, K: int | None = None) -> dict[int, str]:
             raise HBenchError(f"{file}, line {number}: no direction {k}: the run has 0 to {K - 1}")
         names[k] = name.strip()
     return names
-
-
-def shipped() -> str:
-    """Return the names of the shipped runs, for advice."""
-    return "the shipped " + ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))

@@ -2,13 +2,13 @@ import json
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean, stdev
 
 import pandas as pd
 import pytest
 import torch
-from command_line import TINY, invoke, refused, snapshot, tiny_options, written_again
+from command_line import TINY, copy_of_weights, invoke, refused, snapshot, tiny_options, written_again
+from committed import V01
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -29,14 +29,13 @@ from hbench.reporting.rows import variants
 from hbench.store.datasets import load_set
 from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from hbench.store.model import load_model
-from hbench.store.run import SHIPPED, load_run
+from hbench.store.run import load_run
 from hbench.store.weights import read_written_experiment
 from hbench.training.checkpoint import CHECKPOINT
 from hbench.training.discover import train
 from hbench.training.step import Trained, losses, train_shift
 
 CPU = torch.device("cpu")
-RESULTS = Path(__file__).parents[2] / "results" / "mnist16"
 FLOAT = "discovery.precision=float32"
 
 
@@ -72,7 +71,7 @@ def tiny_with(*overrides):
 
 
 def test_older_weights_get_the_defaults(tmp_path):
-    file = shutil.copytree(SHIPPED / "mnist16", tmp_path / "run") / "shift_block.safetensors"
+    file = copy_of_weights(V01, tmp_path / "run") / "shift_block.safetensors"
     with safe_open(file, "pt") as weights:
         metadata = weights.metadata()
     stored = json.loads(metadata["experiment"])
@@ -404,7 +403,7 @@ def test_summary_has_the_t_interval_over_seeds():
 
 
 def test_damaged_older_ablations_are_refused_in_words():
-    values = json.loads((RESULTS / "ablations" / "ablations.json").read_text()) | {"schema": 1}
+    values = json.loads((V01 / "ablations" / "ablations.json").read_text()) | {"schema": 1}
     for runs in ([], [{}], [3], [values["runs"][0] | {"rca": "x"}]):
         with pytest.raises(HBenchError, match="is no ablations result as hbench"):
             Ablations.from_json(values | {"runs": runs}, "ablations.json")
@@ -412,7 +411,7 @@ def test_damaged_older_ablations_are_refused_in_words():
 
 @pytest.mark.parametrize("name", ["ablations", "settings"])
 def test_the_committed_ablations_give_their_files_again(name, tmp_path):
-    folder = RESULTS / name
+    folder = V01 / name
     result = Ablations.load(folder)
     assert summarise(result.runs) == result.means  # the same bits
     result.write_into(tmp_path)

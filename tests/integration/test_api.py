@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from committed import V01
 
 import hbench
 from hbench.errors import HBenchError
@@ -70,12 +71,12 @@ def test_the_example_of_the_readme_runs_in_an_empty_folder(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def shipped():
-    return hbench.load_run("mnist16", device="cpu")
+def run():
+    return hbench.load_run(V01, device="cpu")
 
 
-def test_a_run_says_what_it_is_in_a_few_lines(shipped):
-    lines = repr(shipped).splitlines()
+def test_a_run_says_what_it_is_in_a_few_lines(run):
+    lines = repr(run).splitlines()
     assert lines[0] == "Run MNIST16-400-10-32-5 on cpu"
     assert len(lines) < 8
     assert max(map(len, lines)) < 130
@@ -102,9 +103,9 @@ def test_a_run_says_what_it_is_in_a_few_lines(shipped):
         (lambda run: hbench.load_experiment("mnist16", **{"discovery.K": 1}), "greater than or equal to 2"),
     ],
 )
-def test_a_wrong_value_gets_the_valid_range(shipped, call, said):
+def test_a_wrong_value_gets_the_valid_range(run, call, said):
     with pytest.raises((ValueError, HBenchError)) as refused:
-        call(shipped)
+        call(run)
     assert said in str(refused.value)
     assert "--" not in str(refused.value)
 

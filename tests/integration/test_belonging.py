@@ -335,7 +335,3 @@ def test_names_of_no_direction_or_two_are_refused(run, text, said):
         load_run(run)
     (run / "names.txt").write_text("\ufeff0: a\n")
     assert load_names(run) == {0: "a"}
-
-
-def test_what_hbench_ships_belongs_together():
-    assert set(run_hashes("mnist16")) == set(ROLES)

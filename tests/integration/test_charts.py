@@ -2,11 +2,11 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from committed import RESULTS, V01
 from PIL import Image
 
 from hbench.evaluation.curves import train_curves
@@ -18,8 +18,6 @@ from hbench.reporting.charts import figure
 from hbench.reporting.charts.sweep import draw_plan, draw_sweep
 from hbench.reporting.charts.training import draw_growth, draw_run_curves
 
-RESULTS = Path(__file__).parents[2] / "results"
-SHIPPED = RESULTS / "mnist16"
 CHARTS = {
     artifact.folder: next(iter(artifact.charts.values()))
     for artifact in ARTIFACTS
@@ -30,11 +28,11 @@ CHARTS = {
 
 def loaded(name):
     (artifact,) = (each for each in ARTIFACTS if each.folder == name)
-    return artifact.result.load(SHIPPED / name)
+    return artifact.result.load(V01 / name)
 
 
 def sweep_of_one_M():
-    result = VramSweep.load(SHIPPED / "vram-sweep")
+    result = VramSweep.load(V01 / "vram-sweep")
     out_of_memory = {"status": "oom", "memory_mib": None, "step_seconds": ()}
     cells = [replace(c, **out_of_memory) if c.strategy == "vanilla" else c for c in result.cells if c.M == 10]
     return replace(result, cells=cells)
@@ -51,9 +49,9 @@ DRAWN = {
     "one M": lambda path: draw_sweep(sweep_of_one_M(), path),
     "plan": lambda path: draw_plan(Plan.load(RESULTS / "bench" / "plan"), path),
     "plan of one M": lambda path: draw_plan(plan_of_one_M(), path),
-    "one training": lambda path: draw_run_curves(train_curves(["mnist16"]), path),
-    "two trainings": lambda path: draw_run_curves(train_curves(["mnist16", SHIPPED / "m20" / "train"]), path),
-    "growth": lambda path: draw_growth([(step, RCA.load(SHIPPED / "rca")) for step in (1, 2)], path),
+    "one training": lambda path: draw_run_curves(train_curves([V01]), path),
+    "two trainings": lambda path: draw_run_curves(train_curves([V01, V01 / "m20" / "train"]), path),
+    "growth": lambda path: draw_growth([(step, RCA.load(V01 / "rca")) for step in (1, 2)], path),
 }
 
 

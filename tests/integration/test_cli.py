@@ -10,6 +10,7 @@ from command_line import invoke, refused, snapshot, tiny_options
 from safetensors.torch import load_file
 
 from hbench.cli import demo, main
+from hbench.store.shipped import shipped, shipped_runs
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -56,17 +57,18 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
 
 
 @pytest.mark.slow
-def test_rca_traverse_and_fid_of_the_shipped_run(tmp_path):
-    result = invoke("rca", "mnist16", "--pairs", 32, "--out", tmp_path / "rca", "--quiet")
+@pytest.mark.parametrize("name", shipped_runs())
+def test_rca_traverse_and_fid_of_a_shipped_run(tmp_path, name):
+    result = invoke("rca", name, "--pairs", 32, "--out", tmp_path / "rca", "--quiet")
     assert result.exit_code == 0, result.output
     assert re.search(r"RCA 0\.\d+  95% \[0\.\d+, 0\.\d+\]  n 32", result.output)
     assert {p.name for p in (tmp_path / "rca").iterdir()} == {"rca.json", "rca.csv", "rca.png", "provenance.json"}
-    result = invoke("traverse", "mnist16", "--examples", 1, "--pairs", 16, "--out", tmp_path / "traverse", "--quiet")
+    result = invoke("traverse", name, "--examples", 1, "--pairs", 16, "--out", tmp_path / "traverse", "--quiet")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "traverse" / "directions.png").stat().st_size > 1000
     result = invoke(
         "fid",
-        "mnist16",
+        name,
         "--samples",
         128,
         "--out",
@@ -76,7 +78,7 @@ def test_rca_traverse_and_fid_of_the_shipped_run(tmp_path):
         "--quiet",
     )
     assert result.exit_code == 0, result.output
-    assert "FD (LeNet digits)" in result.output
+    assert re.search(r"FD \(.+\)", result.output)
     assert "shifted / raw" in result.output
 
 
@@ -116,7 +118,7 @@ def test_wrong_input_is_one_line_that_names_the_fix(tmp_path, tiny_run, tiny_mod
     assert "greater than 0" in refused("train", "mnist16", "--set", "discovery.S=0")
     assert "no such folder" in refused("pretrain", "anime64", "--data-root", tmp_path / "absent")
     assert "pretrain it, or give another one" in refused("train", "digits16", "--model", tmp_path / "absent")
-    assert "or the shipped mnist16" in refused("rca", tmp_path / "absent")
+    assert f"or {shipped()}" in refused("rca", tmp_path / "absent")
     assert "of which directions are to be trained first" in refused("rca", tiny_model)
     assert "is not in the range" in refused("rca", tiny_run, "--pairs", 0)
     for name in ("abacus", "meta", "mps:1"):
@@ -176,14 +178,17 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
 
 
 @pytest.mark.slow
-def test_demo_runs_through(tmp_path, monkeypatch):
-    for name, value in {"PAIRS": 16, "EXAMPLES": 1, "LOOK_PAIRS": 16}.items():
-        monkeypatch.setattr(demo, name, value)
+@pytest.mark.parametrize("name", shipped_runs())
+def test_demo_runs_through(tmp_path, monkeypatch, name):
+    for setting, value in {"PAIRS": 16, "EXAMPLES": 1, "LOOK_PAIRS": 16}.items():
+        monkeypatch.setattr(demo, setting, value)
     monkeypatch.setattr(demo, "FRESH", demo.FRESH | {"K": 3, "M": 3, "batch_size": 4, "pool": 16})
-    result = invoke("demo", "--out", tmp_path, "--training-steps", 4, "--quiet")
+    chosen = [] if name == demo.FIRST else [name]
+    result = invoke("demo", *chosen, "--out", tmp_path, "--training-steps", 4, "--quiet")
     assert result.exit_code == 0, result.output
     named = [Path(line.split()[0]) for line in result.stdout.split("Open:")[1].splitlines() if line.strip()]
     assert len(named) == 4
+    assert f"1. The shipped run {name}, " in result.stdout
     assert all(path.exists() for path in named)
     assert len(list((tmp_path / "train" / "growth").glob("*.png"))) == 4
     page = (tmp_path / "report.html").read_text()

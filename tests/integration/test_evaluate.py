@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from command_line import invoke
+from committed import V01
 from safetensors.torch import load_file
 from torch import nn
 
@@ -68,7 +69,7 @@ def test_intervals_of_few_pairs_stay_in_range(run, pairs):
 
 
 def test_rca_of_a_trained_run_has_no_cautions_and_older_files_do_not_know_the_raw_samples():
-    result = rca(load_run("mnist16", device=CPU), pairs=40)
+    result = rca(load_run(V01, device=CPU), pairs=40)
     assert result.cautions() == []
     assert (result.outside_raw, result.neighbours_raw > 0.6) == (0, True)
     values = result.to_json() | {"schema": 1}
@@ -177,30 +178,25 @@ def test_a_measurement_of_other_weights_or_directions_ranks_nothing(around):
         known_rca(run)
 
 
-def test_the_shipped_run_carries_its_measurement():
-    brief = known_rca(load_run("mnist16", device=CPU)).brief
-    assert brief == "0.680 [0.671, 0.689] at n = 10,000"
-
-
 @pytest.mark.slow
 def test_pictures_show_samples_that_the_classifier_is_sure_of(monkeypatch):
-    shipped = load_run("mnist16", device=CPU)
-    chosen = choose_x_T(shipped, 6)
+    trained = load_run(V01, device=CPU)
+    chosen = choose_x_T(trained, 6)
     lenet = load_lenet(SHIPPED_LENET)
-    sure = lenet(shipped.generate(shipped.noise(12)).clamp(-1, 1)).softmax(1).amax(1) >= 0.999
+    sure = lenet(trained.generate(trained.noise(12)).clamp(-1, 1)).softmax(1).amax(1) >= 0.999
     assert chosen.indices == sure.nonzero().flatten().tolist()[:6]
     assert len(chosen.indices) == 6
     assert chosen.indices != [0, 1, 2, 3, 4, 5]  # two of which are no digits
     assert chosen.rule == "the first x_T whose sample the digit LeNet is sure of"
-    assert choose_x_T(shipped, 4).indices == chosen.indices[:4]
-    torch.testing.assert_close(chosen.noise(shipped)[3], shipped.noise(1, first=chosen.indices[3])[0])
-    walk = evaluate.traverse(shipped, examples=2, samples=3)
+    assert choose_x_T(trained, 4).indices == chosen.indices[:4]
+    torch.testing.assert_close(chosen.noise(trained)[3], trained.noise(1, first=chosen.indices[3])[0])
+    walk = evaluate.traverse(trained, examples=2, samples=3)
     assert walk.detail("x_T") == chosen.indices[:2]
     assert walk.detail("x_T_rule") == chosen.rule
-    originals = shipped.generate(shipped.noise(12))[chosen.indices[:2]]
+    originals = trained.generate(trained.noise(12))[chosen.indices[:2]]
     torch.testing.assert_close(walk.grid.images[0, :, 1], originals, rtol=0.1, atol=0.1)
     monkeypatch.setattr(sampling, "SURE", 1.1)  # of nothing
-    assert choose_x_T(shipped, 2) == ChosenNoise([0, 1], 0, "the first x_T")
+    assert choose_x_T(trained, 2) == ChosenNoise([0, 1], 0, "the first x_T")
 
 
 def test_images_without_a_classifier_show_the_first_x_T(run):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch_fidelity.fidelity
 from command_line import invoke, refused
+from committed import V01
 from PIL import Image
 
 from hbench.core.directions import own_direction
@@ -172,7 +173,7 @@ def test_samples_are_made_once_and_resumed(run, lenet, extractor, tmp_path, monk
 
 @pytest.mark.slow
 def test_samples_in_other_numbers_of_steps(tmp_path):
-    run = load_run("mnist16", device=CPU)  # a trained one: what an untrained model makes does not depend on M
+    run = load_run(V01, device=CPU)  # a trained one: what an untrained model makes does not depend on M
     M = run.experiment.discovery.M
     own = sample_folders(run, 2, tmp_path, seed=3)
     assert sample_folders(run, 2, tmp_path, seed=3, M=M) == own
@@ -207,7 +208,7 @@ def other_images(folder):
 
 
 def test_files_in_the_place_of_mnist_are_warned_of(tmp_path, caplog):
-    mnist = load_run("mnist16", device=CPU)
+    mnist = load_run(V01, device=CPU)
     shipped = Extractor(LENET, SHIPPED_LENET)
     data_root = other_images(tmp_path / "data")
     reference, read = real_images(mnist, shipped, tmp_path / "cache", data_root, download=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import invoke, refused, snapshot
+from committed import V01
 from PIL import Image
 
 from hbench.cli import main
@@ -19,6 +20,8 @@ from hbench.reporting.artifacts import ARTIFACTS
 from hbench.reporting.lookup import look
 from hbench.reporting.report import collect
 from hbench.store.places import free, place, results_in, score_folder
+from hbench.store.run import load_run
+from hbench.store.shipped import SHIPPED, shipped_runs
 
 SMALL = """
 [data]
@@ -270,8 +273,7 @@ def test_no_default_folder_collides_with_what_another_command_writes(tiny_run, t
 
 
 def test_what_the_experiment_made_with_other_settings_is_left_out_and_named(run, caplog):
-    origin = Path(__file__).parents[2] / "results" / "mnist16" / "vram-sweep"
-    sweep = Path(shutil.copytree(origin, "runs/digits16/vram-sweep"))
+    sweep = Path(shutil.copytree(V01 / "vram-sweep", "runs/digits16/vram-sweep"))
     report = collect(run)
     (row,) = [row for row in report.rows if row.item == "Fig. 4"]
     assert "runs/digits16/vram-sweep is of other settings (data.dataset = 'mnist', not 'digits')" in row.ours
@@ -287,26 +289,35 @@ def test_what_the_experiment_made_with_other_settings_is_left_out_and_named(run,
     assert look(run).left_out == {"vram-sweep": "runs/digits16/vram-sweep is of another diffusion model"}
 
 
-def test_a_shipped_run_has_a_folder_of_its_own(workplace):
-    origin = Path(__file__).parents[2] / "results" / "mnist16"
-    shutil.copytree(origin / "rca", "runs/shipped-mnist16/rca")
-    shutil.copytree(origin / "vram-sweep", "runs/mnist16/vram-sweep")
-    shutil.copytree(origin / "ablations", "runs/mnist16-ablations/ablations")
-    for run in ("mnist16", "runs/shipped-mnist16"):
-        assert hbench(f"hbench report {run}").stdout.strip() == "runs/shipped-mnist16/report.html"
+def as_if_made_with(name, folder):
+    """Make a copied result one of the shipped run's images and model."""
+    file = Path(folder) / "provenance.json"
+    origin = json.loads(file.read_text())
+    origin.pop("model_tensors_sha256", None)
+    settings = load_run(name, device="cpu").experiment.model_dump(mode="json")
+    file.write_text(json.dumps(origin | {"experiment": settings}))
+
+
+@pytest.mark.parametrize("name", shipped_runs())
+def test_a_shipped_run_has_a_folder_of_its_own(workplace, name):
+    shutil.copytree(SHIPPED / name / "rca", f"runs/shipped-{name}/rca")
+    as_if_made_with(name, shutil.copytree(V01 / "vram-sweep", f"runs/{name}/vram-sweep"))
+    as_if_made_with(name, shutil.copytree(V01 / "ablations", f"runs/{name}-ablations/ablations"))
+    for run in (name, f"runs/shipped-{name}"):
+        assert hbench(f"hbench report {run}").stdout.strip() == f"runs/shipped-{name}/report.html"
         assert {"rca", "vram-sweep", "ablations"} == {each.artifact.folder for each in look(run).found}
-    advised = missing("mnist16")
-    assert advised["Edits of real images"].endswith('"hbench edit mnist16 IMAGE... --shift K=S" makes it')
-    assert advised["Fréchet distance in LeNet features"].endswith(
-        '"hbench fid --feature-extractor lenet-digits mnist16" makes it'
-    )
+    advised = missing(name)
+    assert advised["Edits of real images"].endswith(f'"hbench edit {name} IMAGE... --shift K=S" makes it')
+    (distance,) = [advice for title, advice in advised.items() if title.startswith("Fréchet")]
+    assert re.search(rf'"hbench fid .*{name}.*" makes it', distance)
 
 
 def test_a_folder_of_results_alone_stays_as_it_is(workplace):
-    origin = Path(__file__).parents[2] / "results" / "mnist16"
-    shutil.copytree(origin / "vram-sweep", "runs/mnist16/vram-sweep")
-    shutil.copytree(origin / "rca", "results/mnist16/rca")
-    shutil.copytree(origin / "train", "results/mnist16/train")
+    shutil.copytree(V01 / "vram-sweep", "runs/mnist16/vram-sweep")
+    shutil.copytree(V01 / "rca", "results/mnist16/rca")
+    Path("results/mnist16/train").mkdir()
+    for file in ("experiment.json", "provenance.json"):
+        shutil.copy(V01 / file, "results/mnist16/train")
     found = look("results/mnist16")
     assert found.place.folder == Path("results/mnist16")
     assert [each.artifact.folder for each in found.found] == ["rca"]

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import invoke
+from committed import V01
 from PIL import Image
 
 import hbench
@@ -133,14 +134,14 @@ def test_every_artifact_has_its_own_folder_command_and_picture():
 
 def test_a_chart_without_its_images_says_how_to_get_them(tmp_path):
     walk = next(artifact for artifact in ARTIFACTS if artifact.folder == "traverse").result
-    loaded = walk.load("results/mnist16/traverse")
+    loaded = walk.load(V01 / "traverse")
     with pytest.raises(HBenchError, match="nothing to draw: measure it again"):
         hbench.plot(loaded, tmp_path / "x.png")
 
 
 def test_a_loaded_result_is_drawn_as_it_was(tmp_path):
-    result = RCA.load("results/mnist16/rca")
+    result = RCA.load(V01 / "rca")
     hbench.plot(result, tmp_path / "rca.png")
-    with Image.open(tmp_path / "rca.png") as ours, Image.open("results/mnist16/rca/rca.png") as theirs:
+    with Image.open(tmp_path / "rca.png") as ours, Image.open(V01 / "rca" / "rca.png") as theirs:
         assert ours.size == theirs.size
     assert replace(result, n=result.n) == result

@@ -7,6 +7,7 @@ from statistics import median
 
 import pytest
 from command_line import changed, invoke
+from committed import V01
 
 from hbench.config import Paper
 from hbench.errors import HBenchError, counted
@@ -172,7 +173,7 @@ def test_a_folder_without_results_is_refused(tmp_path):
 
 
 def test_what_ran_out_of_memory_stands_in_the_table():
-    result = VramSweep.load(Path(__file__).parents[2] / "results" / "mnist16" / "vram-sweep")
+    result = VramSweep.load(V01 / "vram-sweep")
     out_of_memory = {"status": "oom", "memory_mib": None, "step_seconds": ()}
     cells = [
         replace(cell, **out_of_memory) if cell.strategy == "vanilla" and cell.M > 10 else cell for cell in result.cells
@@ -187,8 +188,8 @@ def test_what_ran_out_of_memory_stands_in_the_table():
 
 
 def test_the_table_says_what_the_results_say():
-    """Every row of the shipped run's table, against its file."""
-    folder = Path(__file__).parents[2] / "results" / "mnist16"
+    """Every row of a run's table, against its file."""
+    folder = V01
     report = collect(folder)
     rows = {row.artifact: row for row in report.rows}
 
@@ -306,10 +307,9 @@ def test_of_several_results_that_of_most_samples_is_in_the_head(results):
 
 
 def test_at_most_five_numbers_of_a_run_are_in_the_head():
-    folder = Path(__file__).parents[2] / "results"
-    shipped, small = collect(folder / "mnist16"), collect(folder / "mnist16" / "m20")
-    assert len(head([shipped])) == 5
-    numbers = head([shipped, small])
+    whole, small = collect(V01), collect(V01 / "m20")
+    assert len(head([whole])) == 5
+    numbers = head([whole, small])
     assert all(len(found) == 2 for found in numbers.values())
     assert numbers["Real images reconstructed"][1] is None
 
@@ -370,7 +370,7 @@ def test_no_cell_of_the_paper_is_empty_and_what_was_not_run_is_a_list(results, t
 
 
 def test_the_features_of_kid_are_named():
-    folder = Path(__file__).parents[2] / "results" / "mnist16" / "fid-lenet-digits"
+    folder = V01 / "fid-lenet-digits"
     result = Fidelity.load(folder)
     names = [row.artifact for row in fidelity_rows(result, Paper())]
     assert "KID (LeNet digits), raw samples" in names

@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from committed import V01
 from PIL import Image
 
 from hbench.config import Data
@@ -17,7 +18,7 @@ from hbench.store.run import load_run
 
 @pytest.fixture(scope="module")
 def run():
-    return load_run("mnist16", device="cpu")
+    return load_run(V01, device="cpu")
 
 
 def test_a_run_says_what_it_is(run):

@@ -162,7 +162,7 @@ def test_a_killed_and_a_broken_process(monkeypatch):
 
 
 def test_default_steps():
-    assert default_steps(load_experiment("mnist16")) == [5, 10, 20, 40]
+    assert default_steps(load_experiment("mnist16", ["discovery.M=10"])) == [5, 10, 20, 40]
     assert default_steps(load_experiment("mnist16", ["discovery.M=1"])) == [1, 2, 4]
     assert default_steps(load_experiment("mnist16", ["discovery.M=400"])) == [200, 400, 800, 1000]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from committed import V01
 
 import hbench
 from hbench import evaluate
@@ -234,7 +235,7 @@ def test_magnitudes_beyond_the_domain_are_noticed_and_those_without_an_image_ref
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 300 + "/y"])
 def test_a_name_that_no_file_can_have_is_one_line(tmp_path, name):
-    result = RCA.load(Path(__file__).parents[2] / "results" / "mnist16" / "rca")
+    result = RCA.load(V01 / "rca")
     for call in (
         lambda: result.save(tmp_path / name),
         lambda: hbench.load_run(tmp_path / name),

@@ -102,7 +102,7 @@ def test_the_guide_has_a_row_for_each_data_set():
 
 
 def test_the_page_says_whose_the_images_are():
-    told = origins([collect("results/mnist16")])["images"]
+    told = origins([collect("results/mnist16-v0.1")])["images"]
     assert told == ["MNIST (Y. LeCun, C. Cortes and C. Burges, CC BY-SA 3.0)"]
 
 

@@ -10,6 +10,7 @@ from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.store.datasets import load_images
 from hbench.store.run import load_run
+from hbench.store.shipped import shipped_runs
 
 
 def test_images_are_outside_with_a_single_pixel_beyond_the_domain():
@@ -34,8 +35,9 @@ def test_neighbours_correlate_in_images_and_not_in_noise():
 
 
 @pytest.mark.slow
-def test_the_shipped_model_makes_images_and_an_untrained_one_noise():
-    run = load_run("mnist16", device="cpu")
+@pytest.mark.parametrize("name", shipped_runs())
+def test_a_shipped_model_makes_images_and_an_untrained_one_noise(name):
+    run = load_run(name, device="cpu")
     images = run.sampler.generate(run.noise(16))
     assert look(images).doubts() == []
     assert look(images).outside == 0

@@ -3,10 +3,10 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 from command_line import changed
+from committed import RESULTS, V01
 
 from hbench.errors import HBenchError
 from hbench.evaluation.ablations import Ablations
@@ -20,8 +20,6 @@ from hbench.reporting.report import NotRun
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.records import Number, Record
 from hbench.store.weights import WrittenExperiment
-
-RESULTS = Path(__file__).parents[2] / "results" / "mnist16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,7 @@ def test_anything_else_is_refused_in_one_line(tmp_path, text):
 
 
 def test_files_of_version_0_1_load_and_damaged_ones_name_their_writer(tmp_path):
-    values = json.loads((RESULTS / "rca" / "rca.json").read_text())
+    values = json.loads((V01 / "rca" / "rca.json").read_text())
     values.pop("schema", None)
     (tmp_path / "rca.json").write_text(json.dumps(values))
     assert RCA.load(tmp_path).accuracy == values["accuracy"]
@@ -104,8 +102,8 @@ def test_the_details_of_a_provenance_stand_beside_its_other_values(tmp_path):
 
 
 def rca_with(tmp_path, **changes):
-    """Read the shipped run's RCA with other values."""
-    values = json.loads((RESULTS / "rca" / "rca.json").read_text()) | changes
+    """Read the RCA of a run with other values."""
+    values = json.loads((V01 / "rca" / "rca.json").read_text()) | changes
     (tmp_path / "rca.json").write_text(json.dumps(values))
     return RCA.read(tmp_path / "rca.json")
 
@@ -150,7 +148,7 @@ def test_values_that_cannot_be_are_refused(tmp_path, changes, said):
 )
 def test_a_provenance_that_cannot_be_is_refused(tmp_path, changes, said):
     file = tmp_path / "provenance.json"
-    values = json.loads((RESULTS / "rca" / "provenance.json").read_text())
+    values = json.loads((V01 / "rca" / "provenance.json").read_text())
     file.write_text(json.dumps(values | changes))
     with pytest.raises(HBenchError, match=f"is no provenance as hbench .*{said}"):
         Provenance.read(file)
@@ -167,7 +165,7 @@ def test_other_results_that_cannot_be_are_refused(tmp_path):
         ("ablations", Ablations, lambda values: values["runs"][0].update(rca=7)),
         ("fid-lenet-digits", Fidelity, lambda values: values["raw"].update(n=0)),
     ):
-        values = json.loads((RESULTS / name / f"{cls.NAME}.json").read_text())
+        values = json.loads((V01 / name / f"{cls.NAME}.json").read_text())
         cls.from_json(values, "whole")
         change(values)
         with pytest.raises(HBenchError, match=f"changed: is no {cls.NAME} result as hbench"):
@@ -175,12 +173,12 @@ def test_other_results_that_cannot_be_are_refused(tmp_path):
 
 
 def test_results_are_equal_where_their_files_are(tmp_path):
-    result = replace(RCA.load(RESULTS / "rca"), magnitude_error=math.nan, D_raw_interval=(math.nan, math.nan))
+    result = replace(RCA.load(V01 / "rca"), magnitude_error=math.nan, D_raw_interval=(math.nan, math.nan))
     back = RCA.load(result.save(tmp_path / "rca"))
     assert back == result
     assert hash(back) == hash(result)
-    assert len({back, result, RCA.load(RESULTS / "rca")}) == 2
-    assert back != RCA.load(RESULTS / "rca")
+    assert len({back, result, RCA.load(V01 / "rca")}) == 2
+    assert back != RCA.load(V01 / "rca")
     assert back != "rca"
     assert Note(files={}) != Toy(n=1, values=[])
     assert Toy(n=1, values=[math.nan]) == Toy(n=1, values=[math.nan])
@@ -196,10 +194,10 @@ def test_a_kind_of_file_is_named_in_words(tmp_path):
 
 
 def test_nothing_is_overwritten_silently(tmp_path):
-    result = RCA.load(RESULTS / "rca")
+    result = RCA.load(V01 / "rca")
     result.save(tmp_path / "rca")
     assert RCA.load(tmp_path / "rca") == result
-    assert (tmp_path / "rca" / "rca.csv").read_text() == (RESULTS / "rca" / "rca.csv").read_text()
+    assert (tmp_path / "rca" / "rca.csv").read_text() == (V01 / "rca" / "rca.csv").read_text()
     with pytest.raises(HBenchError, match="already holds results"):
         result.save(tmp_path / "rca")
     result.save(tmp_path / "rca", overwrite=True)
@@ -207,23 +205,23 @@ def test_nothing_is_overwritten_silently(tmp_path):
 
 def upgrade(*folders):
     """Run the script that upgrades results."""
-    command = [sys.executable, RESULTS.parent / "upgrade.py", *folders]
+    command = [sys.executable, RESULTS / "upgrade.py", *folders]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 def test_an_upgraded_result_stays_that_of_its_provenance(tmp_path):
-    folder = RCA.load(RESULTS / "rca").save(tmp_path / "rca")
+    folder = RCA.load(V01 / "rca").save(tmp_path / "rca")
     old = json.loads((folder / "rca.json").read_text())
     del old["schema"]
     changed(folder / "rca.json", old)
     upgrade(tmp_path)
-    assert RCA.load(folder) == RCA.load(RESULTS / "rca")
+    assert RCA.load(folder) == RCA.load(V01 / "rca")
 
 
 @pytest.mark.slow
 def test_an_upgrade_changes_a_result_once_and_no_file_that_it_does_not_know(tmp_path):
-    values = json.loads((RESULTS / "rca" / "rca.json").read_text())
+    values = json.loads((V01 / "rca" / "rca.json").read_text())
     del values["schema"]
     (tmp_path / "rca.json").write_text(json.dumps(values))
     (tmp_path / "foreign.json").write_text("{}")

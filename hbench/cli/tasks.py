@@ -84,6 +84,12 @@ class Job:
         words = ["--device", self.options.device, "--seed", str(self.options.seed), *self.threads]
         return words if progress_is_shown() else [*words, "--quiet"]
 
+    def is_labelled(self) -> bool:
+        """Return True if the images have labels."""
+        from hbench.store.registry import factors_of
+
+        return bool(factors_of(self.experiment.data))
+
     def own_classifier(self) -> Path | None:
         """Return the classifier that was trained for these images, where no shipped one serves."""
         from hbench.store.classifier import FILE
@@ -93,23 +99,15 @@ class Job:
 
     def needs_classifier(self) -> bool:
         """Return True if the images have labels and need a classifier of their own."""
-        from hbench.store.classifier import is_labelled, shipped_classifier
+        from hbench.store.classifier import shipped_classifier
 
-        data = self.experiment.data
-        return is_labelled(data) and (self.run is None or shipped_classifier(data) is None)
+        return self.is_labelled() and (self.run is None or shipped_classifier(self.experiment.data) is None)
 
     def measured_by_classifier(self, *, digits: bool) -> bool:
         """Return True if distances are measured by a classifier, of digits or of other images."""
-        from hbench.store.classifier import are_digits, is_labelled
+        from hbench.store.classifier import are_digits
 
-        data = self.experiment.data
-        return is_labelled(data) and are_digits(data) == digits
-
-    def has_no_labels(self) -> bool:
-        """Return True if distances are measured by networks that know no labels of the images."""
-        from hbench.store.classifier import is_labelled
-
-        return not is_labelled(self.experiment.data)
+        return self.is_labelled() and are_digits(self.experiment.data) == digits
 
 
 @dataclass(frozen=True)
@@ -230,8 +228,8 @@ TASKS = (
     ),
     Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.measured_by_classifier(digits=True)),
     Task("fid-classifier", _fid("classifier"), wanted=lambda job: job.measured_by_classifier(digits=False)),
-    Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=Job.has_no_labels),
-    Task("fid-random-resnet18", _fid("random-resnet18"), wanted=Job.has_no_labels),
+    Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.is_labelled()),
+    Task("fid-random-resnet18", _fid("random-resnet18"), wanted=lambda job: not job.is_labelled()),
     Task("quality", lambda job: ["quality", job.measured, *job.data, *job.common]),
     Task("train-curves", lambda job: ["train-curves", job.measured]),
     Task("properties", lambda job: ["properties", job.measured, *job.common]),

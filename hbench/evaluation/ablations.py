@@ -23,11 +23,12 @@ from hbench.evaluation.rca import MANY_OUTSIDE
 from hbench.evaluation.variants import SHARED, Measured, measure_variants, train_variants
 from hbench.experiments import override
 from hbench.runtime.device import pick_device
-from hbench.store.classifier import LENET_METRIC, is_labelled, metric_of
+from hbench.store.classifier import LENET_METRIC, metric_of
 from hbench.store.files import sha256, write_text
 from hbench.store.folders import claimed_folder
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Number, Positive
+from hbench.store.registry import factors_of
 from hbench.store.results import Result
 from hbench.store.weights import save_weights, tensors_sha256, write_experiment
 from hbench.training.discover import check_shift_interval
@@ -218,7 +219,7 @@ def ablations(
     if weights:
         reference = real_reference_of(weights, experiment.data, data_root, download)
     else:
-        advice = ": `classifier` takes the file of one" if is_labelled(experiment.data) else ""
+        advice = ": `classifier` takes the file of one" if factors_of(experiment.data) else ""
         log.warning("no classifier of these images, so neither KID nor FD%s", advice)
     shared = out / SHARED
     with claimed_folder(out, resume=resume):

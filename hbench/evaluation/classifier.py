@@ -24,12 +24,13 @@ from hbench.evaluation.features import classifier_features
 from hbench.evaluation.frechet import real_reference
 from hbench.models.classifier import SMALLEST, ClassifierNetwork
 from hbench.runtime.progress import duration, is_asked_for, progress
-from hbench.store.classifier import FILE, LENET_METRIC, Classifier, RealImages, is_labelled, save_classifier
-from hbench.store.datasets import Split, load_set
+from hbench.store.classifier import FILE, LENET_METRIC, Classifier, RealImages, save_classifier
+from hbench.store.datasets import load_set
 from hbench.store.files import sha256, write_text
 from hbench.store.labels import Labels
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Confusion, Interval, Positive, Share
+from hbench.store.registry import Split, factors_of
 from hbench.store.results import Result
 from hbench.training.estimate import FEWEST, Parts, timed_steps, undone
 
@@ -181,7 +182,7 @@ class TrainedClassifier(Result):
         )
 
     def cautions(self) -> list[str]:
-        """Return a word on each head that has learned nothing, and on files that are not MNIST's."""
+        """Return a word on each head that has learned nothing, and on images that are not the published ones."""
         found = [
             f"{head.factor}: the accuracy {head.accuracy:.3f} [{head.interval[0]:.3f}, {head.interval[1]:.3f}] does "
             f"not lie above {head.majority:.3f}, the share of the most frequent class: this head has learned nothing"
@@ -189,7 +190,7 @@ class TrainedClassifier(Result):
             if not head.is_learned
         ]
         if not all(self.detail(name, {}).get("published", True) for name in ("data", "test_data")):
-            found.append("learned on images that are not MNIST: their files differ from those published as MNIST")
+            found.append("learned on other images than those published under the name of the data set")
         return found
 
     def write_into(self, folder: Path) -> None:
@@ -229,7 +230,7 @@ def classifier(
     check_at_least(1, epochs=1 if epochs is None else epochs)
     check_seed(seed)
     data = experiment.data
-    if not is_labelled(data):
+    if not factors_of(data):
         raise HBenchError(f"{experiment.name}: its images carry no labels: use an experiment whose data set has some")
     if data.size < SMALLEST:
         raise HBenchError(f"data.size {data.size} is too small for a classifier: need at least {SMALLEST}")

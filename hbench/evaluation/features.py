@@ -39,12 +39,12 @@ from hbench.store.classifier import (
     Classifier,
     are_digits,
     fits,
-    is_labelled,
     load_classifier,
     metric_of,
     shipped_classifier,
 )
 from hbench.store.files import replacing, sha256
+from hbench.store.registry import factors_of
 from hbench.store.weights import load_pickled, read_experiment, read_metadata
 
 INCEPTION = "inception-v3-compat"
@@ -138,7 +138,7 @@ def choose_extractor(data: Data, name: str | None = None, weights: str | Path | 
     Raises:
         HBenchError: an unknown extractor, or weights that are missing, unfit or hold code.
     """
-    name = name or (CLASSIFIER if is_labelled(data) else INCEPTION)
+    name = name or (CLASSIFIER if factors_of(data) else INCEPTION)
     if name not in extractors():
         raise HBenchError(f'no feature extractor "{name}": choose one of {", ".join(sorted(extractors()))}')
     if name.startswith(("clip-", "dinov2-")):

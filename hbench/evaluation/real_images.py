@@ -75,9 +75,7 @@ def classifier_cautions(result: Result) -> list[str]:
         return []
     said = []
     if not result.detail("data", {}).get("published", True):
-        said.append(
-            "measured by a classifier on images that are not MNIST: their files differ from those published as MNIST"
-        )
+        said.append("measured by a classifier on other images than those published under the name of the data set")
     if sure < SURE and not result.detail("as_learned"):
         said.append(
             f"the classifier gives the classes of the real images a probability of only {sure:.2f} on average: they "

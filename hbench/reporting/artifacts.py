@@ -61,7 +61,8 @@ from hbench.reporting.rows import (
     sweep_rows,
     variants,
 )
-from hbench.store.classifier import are_digits, is_labelled, shipped_classifier
+from hbench.store.classifier import are_digits, shipped_classifier
+from hbench.store.registry import factors_of, needs_root
 from hbench.store.results import Result
 
 Chart = Callable[[Any, Path], None]
@@ -219,7 +220,7 @@ ARTIFACTS = (
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
         arguments="{run}{data}",
-        suits=lambda data: not is_labelled(data),
+        suits=lambda data: not factors_of(data),
     ),
     Artifact(
         "fid-random-resnet18",
@@ -239,7 +240,7 @@ ARTIFACTS = (
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
         arguments="{run}{data}",
-        suits=lambda data: not is_labelled(data),
+        suits=lambda data: not factors_of(data),
     ),
     Artifact(
         "fid-lenet-digits",
@@ -254,7 +255,7 @@ ARTIFACTS = (
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
         needs=needs_classifier,
-        suits=lambda data: is_labelled(data) and are_digits(data),
+        suits=are_digits,
     ),
     Artifact(
         "fid-classifier",
@@ -269,7 +270,7 @@ ARTIFACTS = (
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
         needs=needs_classifier,
-        suits=lambda data: is_labelled(data) and not are_digits(data),
+        suits=lambda data: bool(factors_of(data)) and not are_digits(data),
     ),
     Artifact(
         "quality",
@@ -451,7 +452,7 @@ ARTIFACTS = (
         },
         arguments="{experiment}{data}",
         of_experiment=True,
-        suits=is_labelled,
+        suits=lambda data: bool(factors_of(data)),
     ),
     Artifact(
         "plan",
@@ -487,7 +488,7 @@ def command_lines(
         "run": shlex.quote(run),
         "experiment": _experiment_words(experiment, experiment.name),
         "variants": _experiment_words(experiment, small if small in known else experiment.name),
-        "data": "" if experiment.data.dataset == "digits" else " --data-root DATA",
+        "data": " --data-root DATA" if needs_root(experiment.data) else "",
         "mos": shlex.quote(str(folder / "mos")),
     }
     needed = artifact.needs(experiment.data)

@@ -18,10 +18,10 @@ from torch import Tensor
 from hbench.config import Data, Experiment
 from hbench.errors import HBenchError
 from hbench.models.classifier import SMALLEST, ClassifierNetwork
-from hbench.store.datasets import DIGIT
 from hbench.store.labels import Factor
 from hbench.store.places import experiment_folders
 from hbench.store.provenance import checked_sha256
+from hbench.store.registry import DIGIT, factors_of
 from hbench.store.shipped import SHIPPED
 from hbench.store.weights import check_finite, load_tensors, read_experiment, read_metadata, save_weights
 
@@ -85,14 +85,9 @@ class Classifier:
         return metric_of(self.data)
 
 
-def is_labelled(data: Data) -> bool:
-    """Return whether the images of an experiment have labels, so that a classifier can learn them."""
-    return data.dataset in ("digits", "mnist", "faces")
-
-
 def are_digits(data: Data) -> bool:
     """Return whether the images are digits, whose distances go by the name that hbench 0.1 gave them."""
-    return data.dataset in ("digits", "mnist")
+    return factors_of(data) == (DIGIT,)
 
 
 def metric_of(data: Data) -> str:
@@ -220,7 +215,7 @@ def classifier_for(experiment: Experiment, around: Path | None = None) -> Path |
         experiment: experiment of the images.
         around: run of the experiment, beside which the classifier may lie too.
     """
-    if not is_labelled(experiment.data):
+    if not factors_of(experiment.data):
         return None
     if shipped := shipped_classifier(experiment.data):
         return shipped

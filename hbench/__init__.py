@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     from hbench.runtime.progress import show_progress as show_progress
     from hbench.runtime.threads import choose_threads as choose_threads
     from hbench.store.datasets import load_images as load_images
+    from hbench.store.datasets import load_set as load_set
     from hbench.store.datasets import read_images as read_images
     from hbench.store.directions import direction_source as direction_source
+    from hbench.store.labels import Factor as Factor
+    from hbench.store.labels import Labels as Labels
     from hbench.store.model import load_model as load_model
     from hbench.store.pictures import Grid as Grid
+    from hbench.store.registry import DataSet as DataSet
+    from hbench.store.registry import Pictures as Pictures
+    from hbench.store.registry import Wanted as Wanted
     from hbench.store.run import Run as Run
     from hbench.store.run import load_run as load_run
     from hbench.training.discover import train as train
@@ -39,7 +45,13 @@ _HOME = {
     "load_experiment": "hbench.experiments",
     "Experiment": "hbench.config",
     "load_images": "hbench.store.datasets",
+    "load_set": "hbench.store.datasets",
     "read_images": "hbench.store.datasets",
+    "Labels": "hbench.store.labels",
+    "Factor": "hbench.store.labels",
+    "DataSet": "hbench.store.registry",
+    "Wanted": "hbench.store.registry",
+    "Pictures": "hbench.store.registry",
     "pretrain": "hbench.training.pretrain",
     "train": "hbench.training.discover",
     "load_model": "hbench.store.model",

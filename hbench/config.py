@@ -54,7 +54,8 @@ class Section(BaseModel):
 class Data(Section):
     """Source of the images, and the shape they get."""
 
-    dataset: Literal["digits", "mnist", "faces", "folder"]
+    dataset: str = Field(pattern=r"^\w[\w.-]*$", max_length=100)
+    """Name of a data set: one of hbench's, :data:`hbench.store.registry.DATASETS`, or of another package's."""
     label: str = Field(default="Pictures", pattern=r"^\w[\w .()+-]*$", max_length=100)
     """Name of the data in the paper's notation, "MNIST" in MNIST32-400-20-32-5."""
     size: int = Field(ge=8, le=1024)
@@ -67,7 +68,7 @@ class Data(Section):
     background: str = Field(default="white", pattern="^(white|black|#[0-9A-Fa-f]{6})$")
     """Colour beneath transparent pictures: "white", "black", or one as in "#ff8800"."""
     flip: bool = False
-    """Random mirroring of half of the images in every step of pretraining, left to right."""
+    """Random mirroring of half of the images in every step of pretraining, left to right; refused for digits."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -78,11 +79,6 @@ class Data(Section):
     def mode(self) -> Literal["L", "RGB"]:
         """Pillow's name of the kind of pixels."""
         return "L" if self.channels == 1 else "RGB"
-
-    @property
-    def is_digits(self) -> bool:
-        """True for the data sets of labelled digits, which a digit LeNet knows and Inception does not."""
-        return self.dataset in ("digits", "mnist")
 
 
 class Model(Section):

@@ -97,6 +97,14 @@ def lenet(tmp_path_factory):
     return made("lenet", "digits16", "--epochs", 1, "--out", tmp_path_factory.mktemp("lenet")) / "lenet.safetensors"
 
 
+@pytest.fixture
+def few_drawn(monkeypatch, tmp_path):
+    """Let the drawn data sets have a few images, kept in a folder of the test."""
+    monkeypatch.setattr("hbench.store.drawn.COUNTS", {"train": 24, "test": 12})
+    monkeypatch.setattr("hbench.store.datasets.DOWNLOADS", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def chromium():
     path = shutil.which("chromium") or shutil.which("google-chrome")

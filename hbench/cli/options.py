@@ -274,7 +274,7 @@ model_option = click.option(
 )
 data_options = combined(
     click.option("--data-root", type=a_path, help="Folder of the data set [default: data.root; env: HBENCH_DATA]."),
-    click.option("--download", is_flag=True, help="Let torchvision download MNIST if it is missing."),
+    click.option("--download", is_flag=True, help="Let torchvision download MNIST or Fashion-MNIST if it is missing."),
 )
 source_options = combined(
     click.option(
@@ -340,8 +340,11 @@ def adjusted_experiment_options(
         @wraps(command)
         def resolved(experiment: str, overrides: tuple[str, ...], dry_run: bool, **values: Any) -> None:
             from hbench.experiments import load_experiment
+            from hbench.store.registry import check_data
 
-            settings = adjust(load_experiment(experiment, overrides), values)
+            loaded = load_experiment(experiment, overrides)
+            check_data(loaded.data)
+            settings = adjust(loaded, values)
             if dry_run:
                 click.echo(settings.title, err=True)
                 if settings.data.root:

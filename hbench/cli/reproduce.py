@@ -46,11 +46,12 @@ def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratc
         hbench reproduce digits16 --from-scratch
     """
     from hbench.reporting.report import REASONS, NotRun, collect, write_pages
+    from hbench.store.registry import factors_of
 
     given = ctx.get_parameter_source("seed") is not click.core.ParameterSource.DEFAULT
     job = _job(experiment, run, from_scratch, options, options.seed if given else None)
     reasons = {"mos/score": 'it needs people: hand out the sheets of "hbench mos export", then "hbench mos score"'}
-    if job.experiment.data.is_digits:
+    if factors_of(job.experiment.data):
         reasons["fid-inception-v3-compat"] = "Inception knows no digits: the FD in LeNet features stands in"
     for number, task in enumerate([task for task in tasks() if task.wanted(job)], start=1):
         if reason := _do(ctx, job, task, number, reasons):
@@ -71,12 +72,14 @@ def _job(source: str, run: Path | None, from_scratch: bool, options: Options, se
 
     from hbench.experiments import load_experiment
     from hbench.store.places import TRAINED, experiment_folder
+    from hbench.store.registry import check_data
     from hbench.store.run import locate
     from hbench.store.shipped import shipped_runs
 
     if run and from_scratch:
         raise click.UsageError("give --run or --from-scratch, not both")
     settings = load_experiment(source)
+    check_data(settings.data)
     if not from_scratch and run is None:
         own = experiment_folder(settings.name) / "train"
         is_own = source != settings.name and (own / TRAINED).is_file()  # a file may be called like a shipped run

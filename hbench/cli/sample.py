@@ -45,9 +45,13 @@ def sample(model: Path, experiment: str | None, samples: int, steps: int, option
     from hbench.evaluation.sample import sample as generate
     from hbench.experiments import load_experiment
     from hbench.store.model import load_model, model_experiment
+    from hbench.store.registry import check_data
 
     device = options.torch_device()
-    settings = model_experiment(model, load_experiment(experiment) if experiment else None)
+    given = load_experiment(experiment) if experiment else None
+    if given:
+        check_data(given.data)
+    settings = model_experiment(model, given)
     check_steps(settings, steps, shifts=False)
     network = load_model(model, settings, device=device)
     folder = options.claim_result(model.parent if model.is_file() else model, "sample")

@@ -84,6 +84,12 @@ class Job:
         words = ["--device", self.options.device, "--seed", str(self.options.seed), *self.threads]
         return words if progress_is_shown() else [*words, "--quiet"]
 
+    def is_labelled(self) -> bool:
+        """Return True if the images have labels."""
+        from hbench.store.registry import factors_of
+
+        return bool(factors_of(self.experiment.data))
+
     def own_lenet(self) -> Path | None:
         """Return the LeNet that was trained for these images, where the shipped one does not serve."""
         from hbench.store.lenet import FILE
@@ -95,7 +101,7 @@ class Job:
         """Return True if the digits need a LeNet of their own."""
         from hbench.store.lenet import SHIPPED_LENET, fits
 
-        return self.experiment.data.is_digits and (self.run is None or not fits(SHIPPED_LENET, self.experiment.data))
+        return self.is_labelled() and (self.run is None or not fits(SHIPPED_LENET, self.experiment.data))
 
 
 @dataclass(frozen=True)
@@ -214,9 +220,9 @@ TASKS = (
         lambda job: ["traverse", job.measured, "--rca", str(job.place("rca") / "rca.json"), *job.common],
         needs=("rca",),
     ),
-    Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.experiment.data.is_digits),
-    Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.experiment.data.is_digits),
-    Task("fid-random-resnet18", _fid("random-resnet18"), wanted=lambda job: not job.experiment.data.is_digits),
+    Task("fid-lenet-digits", _fid("lenet-digits"), wanted=Job.is_labelled),
+    Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.is_labelled()),
+    Task("fid-random-resnet18", _fid("random-resnet18"), wanted=lambda job: not job.is_labelled()),
     Task("quality", lambda job: ["quality", job.measured, *job.data, *job.common]),
     Task("train-curves", lambda job: ["train-curves", job.measured]),
     Task("properties", lambda job: ["properties", job.measured, *job.common]),

@@ -27,6 +27,7 @@ from hbench.store.files import sha256, write_text
 from hbench.store.folders import claimed_folder
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Number, Positive
+from hbench.store.registry import factors_of
 from hbench.store.results import Result
 from hbench.store.weights import save_weights, tensors_sha256, write_experiment
 from hbench.training.discover import check_shift_interval
@@ -211,7 +212,7 @@ def ablations(
     if weights:
         reference = real_digits(weights, experiment.data, data_root, download)
     else:
-        advice = ": `lenet` takes the file of one" if experiment.data.is_digits else ""
+        advice = ": `lenet` takes the file of one" if factors_of(experiment.data) else ""
         log.warning("no digit LeNet for these images, so neither KID nor FD%s", advice)
     shared = out / SHARED
     with claimed_folder(out, resume=resume):

@@ -37,6 +37,7 @@ from hbench.runtime.progress import progress_is_shown
 from hbench.store.account import content_sha256
 from hbench.store.files import replacing, sha256
 from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
+from hbench.store.registry import factors_of
 from hbench.store.weights import load_pickled, read_metadata
 
 INCEPTION = "inception-v3-compat"
@@ -120,7 +121,7 @@ def choose_extractor(data: Data, name: str | None = None, weights: str | Path | 
     Raises:
         HBenchError: an unknown extractor, or weights that are missing, unfit or hold code.
     """
-    name = name or (LENET if data.is_digits else INCEPTION)
+    name = name or (LENET if factors_of(data) else INCEPTION)
     if name not in extractors():
         raise HBenchError(f'no feature extractor "{name}": choose one of {", ".join(sorted(extractors()))}')
     if name.startswith(("clip-", "dinov2-")):

@@ -21,11 +21,12 @@ from hbench.evaluation.features import lenet_features
 from hbench.evaluation.frechet import keep_reference, real_reference
 from hbench.models.digit_lenet import DigitLeNet
 from hbench.runtime.progress import duration, is_asked_for, progress
-from hbench.store.datasets import Split, load_set
+from hbench.store.datasets import load_set
 from hbench.store.files import sha256
 from hbench.store.lenet import FILE, ROLE
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Confusion, Interval, Positive, Share
+from hbench.store.registry import Split, factors_of
 from hbench.store.results import Result
 from hbench.store.weights import save_weights
 from hbench.training.estimate import FEWEST, Parts, timed_steps, undone
@@ -136,8 +137,8 @@ def lenet(
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_at_least(1, epochs=epochs)
     check_seed(seed)
-    if not experiment.data.is_digits:
-        raise HBenchError(f"{experiment.name}: its images carry no labels: use an experiment on mnist or digits")
+    if not factors_of(experiment.data):
+        raise HBenchError(f"{experiment.name}: its images carry no labels: use an experiment on a data set with labels")
     train, test = (load_set(experiment.data, data_root, split, download) for split in get_args(Split))
     images, test_images = train.images, test.images
     assert train.labels is not None

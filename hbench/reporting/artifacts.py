@@ -60,6 +60,7 @@ from hbench.reporting.rows import (
     variants,
 )
 from hbench.store.lenet import SHIPPED_LENET, fits
+from hbench.store.registry import factors_of, needs_root
 from hbench.store.results import Result
 
 Chart = Callable[[Any, Path], None]
@@ -205,7 +206,7 @@ ARTIFACTS = (
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
         arguments="{run}{data}",
-        suits=lambda data: not data.is_digits,
+        suits=lambda data: not factors_of(data),
     ),
     Artifact(
         "fid-random-resnet18",
@@ -225,7 +226,7 @@ ARTIFACTS = (
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
         arguments="{run}{data}",
-        suits=lambda data: not data.is_digits,
+        suits=lambda data: not factors_of(data),
     ),
     Artifact(
         "fid-lenet-digits",
@@ -245,7 +246,7 @@ ARTIFACTS = (
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
         needs=lambda data: None if fits(SHIPPED_LENET, data) else ("lenet", "lenet {experiment}{data}"),
-        suits=lambda data: data.is_digits,
+        suits=lambda data: bool(factors_of(data)),
     ),
     Artifact(
         "quality",
@@ -452,7 +453,7 @@ def command_lines(
         "run": shlex.quote(run),
         "experiment": _experiment_words(experiment, experiment.name),
         "variants": _experiment_words(experiment, small if small in known else experiment.name),
-        "data": "" if experiment.data.dataset == "digits" else " --data-root DATA",
+        "data": " --data-root DATA" if needs_root(experiment.data) else "",
         "mos": shlex.quote(str(folder / "mos")),
     }
     needed = artifact.needs(experiment.data)

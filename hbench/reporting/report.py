@@ -34,6 +34,7 @@ from hbench.store.metrics import FILE as METRICS
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance
 from hbench.store.records import Record
+from hbench.store.registry import credit_of
 from hbench.store.run import ROLES, WEIGHTS, origin_of_training, run_hashes
 
 GENERATED = "not to be edited"
@@ -318,6 +319,7 @@ def origins(reports: Sequence[Report]) -> dict[str, list[str]]:
         for origin in found
     ]
     values = {
+        "images": [credit for report in reports if (credit := credit_of(report.experiment.data))],
         "measured": [" to ".join(dict.fromkeys([dates[0], dates[-1]]))] if dates else [],
         "machine": [f"{origin.device}, {counted(origin.threads, 'thread')}" for origin in found],
         "hbench": [str(origin.versions.get("hbench")) for origin in found],

@@ -65,14 +65,16 @@ class Account:
     distinct: int
     """Number of different images among those used."""
     published: bool = True
-    """False if the files are not those that were published under the data set's name."""
+    """False if the images are not those that were published under the data set's name."""
     sha256: str
     """SHA-256 of the pixels used and their shape; it depends on no path."""
+    unlike: str = ""
+    """How the images differ from those published, and what follows; empty where they do not."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the account for a provenance, with counts in place of names and no path."""
         values = asdict(self) | {"left_out": {reason: len(names) for reason, names in self.left_out.items()}}
-        del values["source"]
+        del values["source"], values["unlike"]
         return values
 
     def lines(self) -> list[str]:
@@ -120,11 +122,8 @@ class Account:
             found.append(f"{self.plain if plain else self.narrow:,} of {counted(self.used, 'image')} {what}: {remedy}")
         if self.used > 1 and 2 * self.distinct <= self.used:
             found.append(f"{self.used:,} images are only {counted(self.distinct, 'different one')}: remove the copies")
-        if not self.published:
-            found.append(
-                f"{self.source}: its files are not those published as MNIST: features of a digit LeNet say little "
-                "about other images"
-            )
+        if self.unlike:
+            found.append(f"{self.source}: {self.unlike}")
         return found
 
     def say(self) -> None:
@@ -144,7 +143,7 @@ def account(
     split: str,
     left_out: Mapping[str, Sequence[str]] | None = None,
     *,
-    published: bool = True,
+    unlike: str = "",
 ) -> Account:
     """Return the account of a data set.
 
@@ -155,7 +154,7 @@ def account(
         data: settings by which they were read.
         split: part of the set that is used.
         left_out: names of what was left out, by reason.
-        published: False if the files are not those published under the data set's name.
+        unlike: how the images differ from those published under the data set's name; empty where they do not.
     """
     left_out = left_out or {}
     pictures_left_out = sum(
@@ -184,8 +183,9 @@ def account(
         narrow=int((high.amax(1) - low.amin(1) < NARROW).sum()),
         plain=int((low == high).all(1).sum()),
         distinct=len({hash(image.numpy().tobytes()) for image in images}),
-        published=published,
+        published=not unlike,
         sha256=content_sha256(images),
+        unlike=unlike,
     )
 
 

@@ -1,29 +1,17 @@
 """Faces with known factors, drawn from a seed: DiceBear's "Pixel Art", a style on a grid of 16x16 pixels.
 
-All options of the style are drawn here, none by DiceBear, so that the factors of each face are known and frequent
-enough to be learnt. Drawing needs the extra ``hbench[faces]``; the faces are kept in a file, which is read without it.
+The factors of a face are frequent enough to be learnt; :mod:`hbench.store.drawn` draws it.
 """
 
-import io
-import json
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
-from hbench.store.labels import Factor, Labels
+from hbench.store.drawn import Style
+from hbench.store.labels import Factor
 
 Choice = TypeVar("Choice")
 
-SIZE = 16
-"""Height and width of a drawn face in pixels."""
-COUNTS = {"train": 20_000, "test": 4_000}
-"""Number of faces of each split."""
 SKIN = ("ffdbac", "f5cfa0", "eac393", "e0b687", "cb9e6e", "b68655", "a26d3d", "8d5524")
 """Colours of the skin, from light to dark."""
 HAIR = {
@@ -66,7 +54,7 @@ HATS = ("2e1e05", "2663a3", "989789", "3d8a6b", "cc6192", "614f8a", "a62116")
 LIPS = ("d29985", "c98276", "e35d6a", "de0f0d")
 EARRINGS = ("daa520", "ffd700", "fafad2", "d3d3d3", "a9a9a9")
 FACTORS = (
-    Factor("skin", tuple(f"{i + 1} of {len(SKIN)}, light to dark" for i in range(len(SKIN)))),
+    Factor("skin", tuple(f"tone {i + 1}" for i in range(len(SKIN)))),
     Factor("hair", ("short", "long")),
     Factor("hair colour", tuple(HAIR)),
     Factor("glasses", ("none", "light", "dark")),
@@ -139,26 +127,18 @@ def draw_options(seed: int, split: str, index: int) -> tuple[dict[str, object], 
     return {name: [value] for name, value in options.items()} | shares, classes
 
 
-def draw_faces(seed: int, split: str, count: int) -> tuple[Tensor, Labels]:
-    """Draw faces 0 .. count - 1 of a split. Cost: 1.5 ms each.
-
-    Returns:
-        uint8 [count, 3, 16, 16], and the labels.
-
-    Raises:
-        ModuleNotFoundError: the extra ``hbench[faces]`` is not installed.
-    """
-    import dicebear_styles
-    import resvg_py
-    from dicebear import Avatar, Style
-
-    folder = Path(next(iter(dicebear_styles.__path__)))
-    style = Style(json.loads((folder / "pixel-art.json").read_text(encoding="utf-8")))
-    images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
-    classes = np.empty((count, len(FACTORS)), dtype=np.int64)
-    for index in range(count):
-        options, classes[index] = draw_options(seed, split, index)
-        svg = str(Avatar(style, {"seed": "", "size": SIZE, "backgroundColor": ["ffffff"], **options}))
-        images[index] = np.asarray(Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=svg))).convert("RGB"))
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return pixels, Labels(FACTORS, torch.from_numpy(classes))
+FACES = Style(
+    name="faces",
+    file="pixel-art.json",
+    size=16,
+    source="Pixel Art by DiceBear, drawn by dicebear-core (MIT)",
+    licence="CC0 1.0",
+    factors=FACTORS,
+    draw_options=draw_options,
+    mirrors=True,
+    published={
+        "train": "c0ee062fab7299ef3c33980864baf6767df0de6865b13fe6c96ac000201a47f1",
+        "test": "63a8e08b287a915b9c47e0ca818576273077c87071abc89d472a4e850dad6749",
+    },
+    published_by="10.6.0",
+)

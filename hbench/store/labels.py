@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from torch import Tensor
-
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Labels:
     """The classes of N images in F factors."""
 
     factors: tuple[Factor, ...]
-    values: Tensor
+    values: "Tensor"
     """Number of the class, int64 [N, F]."""
 
     def __post_init__(self) -> None:
@@ -40,12 +38,13 @@ class Labels:
         """Return the number of images."""
         return len(self.values)
 
-    def of(self, chosen: Tensor) -> "Labels":
+    def of(self, chosen: "Tensor") -> "Labels":
         """Return the labels of the chosen images: numbers, or a mask [N]."""
         return Labels(self.factors, self.values[chosen])
 
     def table(self) -> "DataFrame":
         """Return the names of the classes, a row an image, a column a factor."""
+        import numpy as np
         import pandas as pd
 
         columns = zip(self.factors, self.values.T.numpy(), strict=True)

@@ -9,6 +9,7 @@ from hbench.errors import HBenchError
 from hbench.models.digit_lenet import DigitLeNet
 from hbench.store.places import experiment_folders
 from hbench.store.provenance import checked_sha256
+from hbench.store.registry import factors_of
 from hbench.store.shipped import SHIPPED
 from hbench.store.weights import load_tensors, read_experiment, read_metadata
 
@@ -43,7 +44,7 @@ def lenet_for(experiment: Experiment, around: Path | None = None) -> Path | None
         experiment: experiment of the images.
         around: run of the experiment, beside which the LeNet may lie too.
     """
-    if not experiment.data.is_digits:
+    if not factors_of(experiment.data):
         return None
     own = [folder / "lenet" / FILE for folder in experiment_folders(experiment.name, around)]
     return next((path for path in (SHIPPED_LENET, *own) if path.is_file() and fits(path, experiment.data)), None)

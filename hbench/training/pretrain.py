@@ -29,6 +29,7 @@ from hbench.store.files import sha256
 from hbench.store.metrics import FILE as METRICS
 from hbench.store.pictures import save_grid
 from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.registry import check_data
 from hbench.store.weights import save_weights, tensors_sha256
 from hbench.training.checkpoint import TrainedOn
 from hbench.training.estimate import announce, training_seconds
@@ -95,6 +96,7 @@ def pretrain(
     """
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_type(Tensor, "as load_images returns it", images=images)
+    check_data(experiment.data)
     shape = experiment.data.image_shape
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != shape:
         needed, got = ", ".join(map(str, shape)), f"{images.dtype} {list(images.shape)}"

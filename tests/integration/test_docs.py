@@ -13,7 +13,9 @@ from hbench.cli.main import main
 from hbench.cli.options import Renamed
 from hbench.experiments import load_experiment
 from hbench.models import build_model
+from hbench.store.datasets import load_set
 from hbench.store.model import load_model
+from hbench.store.registry import DATASETS
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
@@ -41,11 +43,15 @@ def test_the_experiment_file_of_the_guide_is_for_small_colour_pictures_as_the_gu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("python"))
-def test_the_python_of_the_guide_runs(code, tmp_path, monkeypatch):
+def test_the_python_of_the_guide_runs(code, tmp_path, monkeypatch, few_drawn):
     monkeypatch.chdir(tmp_path)
     Image.new("L", (20, 20), 90).save("digit.png")
     values = {}
     exec(code, values)
+    if "STRIPES" in values:
+        monkeypatch.setitem(DATASETS, "stripes", values["STRIPES"])
+        experiment = load_experiment("digits16", "data.dataset=stripes")
+        assert load_set(experiment.data).labels.table()["direction"][1] == "level"
     if "result" in values:  # original, reconstruction and two edits
         assert values["result"].pictures.shape == (1, 4, 1, 16, 16)
         assert Path("edits.png").stat().st_size > 1000

@@ -137,6 +137,8 @@ ELSEWHERE = {
     "; X would be X times as fast now, with other rounding: `threads=X`",  # end of a notice
     "`device=X`: X processes need a GPU each: use `device=cuda`",
     "the processes read different images: give all of them the same folder as `data_root`",  # pretrain alone reads any
+    # the table of data sets names its readers, which the commands that only look a set up never call
+    "X: cannot read X (X): give the folder that holds X/raw with `data_root`, or add `download=True`",
 }
 """Messages that the commands in whose reach they are never come to."""
 MESSAGES = sorted({text for tree in FILES.values() for text in texts(tree) if ARGUMENT.search(text)})

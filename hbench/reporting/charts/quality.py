@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 3
 """Number of panels side by side."""
-MANY = 12
-"""Number of classes from which on their names are turned."""
+LETTERS = 36
+"""Number of letters that fit below a panel of a third of the figure; longer names of classes are turned."""
 
 
 @styled
@@ -25,8 +25,8 @@ def draw_quality(result: "Quality", path: Path) -> None:
 
     factors = result.at_shown.balances
     rows = 1 + -(-len(factors) // COLUMNS)
-    figure = Figure(figsize=(14, 4.3 * rows), layout="constrained")
-    grid = figure.add_gridspec(rows, COLUMNS)
+    figure = Figure(figsize=(14, 4.6 + 3.2 * (rows - 1)), layout="constrained")
+    grid = figure.add_gridspec(rows, COLUMNS, height_ratios=[4.6] + [3.2] * (rows - 1))
     distance, precision, nearest = (figure.add_subplot(grid[0, i]) for i in range(3))
     _draw_distance(distance, result)
     _draw_precision(precision, result)
@@ -35,7 +35,7 @@ def draw_quality(result: "Quality", path: Path) -> None:
         row, column = divmod(i, COLUMNS)
         wide = len(factors) == 1
         axis = figure.add_subplot(grid[1 + row, :] if wide else grid[1 + row, column])
-        _draw_balance(axis, balance, result)
+        _draw_balance(axis, balance, result, LETTERS * (COLUMNS if wide else 1))
         if i == 0:
             axis.legend(fontsize=9)
     figure.suptitle(plain(f"{_name(result)}: {result.n:,} samples for each M, {result.n_real:,} real images"))
@@ -138,7 +138,7 @@ def _draw_nearest(axis: "Axes", result: "Quality") -> None:
     legend_below(axis, columns=1)
 
 
-def _draw_balance(axis: "Axes", balance: "Balance", result: "Quality") -> None:
+def _draw_balance(axis: "Axes", balance: "Balance", result: "Quality", letters: int) -> None:
     """Draw the share of each class among samples as bars, and among real images as dots."""
     import numpy as np
 
@@ -146,16 +146,16 @@ def _draw_balance(axis: "Axes", balance: "Balance", result: "Quality") -> None:
     x, bounds = np.arange(len(shares)), np.array(balance.intervals).T
     errors = {"lw": 0.8, "capsize": 2}
     axis.bar(x, shares, yerr=np.abs(bounds - shares), alpha=0.6, error_kw=errors, label=f"samples, n = {result.n:,}")
-    axis.plot(x, real, "o", color="C1", markersize=4, label="real images, by the same classifier")
-    turned = len(shares) > MANY or max(map(len, balance.classes)) > 4
+    axis.plot(x, real, "o", color="C1", markersize=4, label="real images")
+    turned = sum(len(name) + 2 for name in balance.classes) > letters
     axis.set_xticks(x, [plain(name) for name in balance.classes], rotation=90 * turned, fontsize=8 if turned else 10)
     low, high = balance.distance_interval
     axis.set_title(
-        f"{plain(balance.factor)}, M = {result.shown}: off by {balance.distance:.3f} [{low:.3f}, {high:.3f}], "
-        f"by chance {balance.floor:.3f}",
+        f"{plain(balance.factor)}, M = {result.shown}\n"
+        f"off by {balance.distance:.3f} [{low:.3f}, {high:.3f}], by chance {balance.floor:.3f}",
         fontsize=10,
     )
-    axis.set(ylabel="share", ylim=(0, None))
+    axis.set(ylabel="share", ylim=(0, 1.3 * max(bounds.max(), real.max())))  # room for a legend
 
 
 def _draw_numbers(axis: "Axes", x: Any, values: Any, intervals: Any, label: str, color: str) -> None:

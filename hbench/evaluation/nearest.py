@@ -18,8 +18,8 @@ from hbench.store.records import Interval, Nonnegative, Positive, Share
 
 QUANTILE = 0.01
 """Share of test images that count as very near."""
-SAME = 0.05
-"""Distance up to which two images look the same: 6 of 255 levels."""
+SAME = 0.04
+"""Distance up to which two images look the same: 5 of 255 levels."""
 CHUNK = 2048
 """Training images that are compared at once."""
 

@@ -31,12 +31,13 @@ from hbench.evaluation.sample_cache import are_outside, model_folders, pngs, rea
 from hbench.experiments import warn_of_schedule
 from hbench.runtime.device import pick_device
 from hbench.runtime.distributed import all_gather, rank
-from hbench.store.datasets import DIGIT, load_set
+from hbench.store.datasets import load_set
 from hbench.store.folders import remove_leftovers
-from hbench.store.labels import Labels
+from hbench.store.labels import Factor, Labels
 from hbench.store.lenet import load_lenet
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Interval, Nonnegative, Positive, Share
+from hbench.store.registry import data_set
 from hbench.store.results import Result
 from hbench.store.weights import state_sha256
 
@@ -329,6 +330,8 @@ class _Real(NamedTuple):
     """Distances [n] of test images to their nearest training images."""
     mirror: bool
     """True if the model saw mirrored training images, too."""
+    factors: Sequence[Factor]
+    """Factors of the labels."""
 
 
 def _real_side(
@@ -344,12 +347,18 @@ def _real_side(
     reference, read = real_images(data, extractor, cache, device, data_root, download)
     if reference.images is None:
         log.warning("no real images at hand, so a distance alone is measured: `data_root` takes their folder")
-        return _Real(reference, None, None, data.flip), read
+        return _Real(reference, None, None, data.flip, ()), read
     train = load_set(data, data_root, "train", download)
     # the reference of a folder has its training images, too
-    test = load_set(data, data_root, "test", download).images if data.dataset == "folder" else reference.images
+    test = (
+        load_set(data, data_root, "test", download).images
+        if data_set(data.dataset).compared_whole
+        else reference.images
+    )
     tested = find_nearest(test[:TESTED], train.images, device, mirror=data.flip).distance
-    return _Real(reference, train.images, tested, data.flip), read | {"train_data": train.account.to_json()}
+    return _Real(reference, train.images, tested, data.flip, data_set(data.dataset).factors), read | {
+        "train_data": train.account.to_json()
+    }
 
 
 def _measured(
@@ -365,7 +374,7 @@ def _measured(
     """Return the result for n samples in each of the folders."""
     reference, near, pictures = real.reference, None, None
     first, second = halves_of(reference.features) if reference.features is not None else (None, None)
-    classes = None if reference.features is None else predicted(extractor, reference.features)
+    classes = None if reference.features is None else predicted(extractor, real.factors, reference.features)
     if real.tested is not None:
         near = threshold_of(real.tested)
     steps = []
@@ -378,7 +387,7 @@ def _measured(
             nearest = find_nearest(images[:SAMPLES], real.training, device, mirror=real.mirror)
         if shown == M:
             pictures = _pictures(images, real, nearest)
-        of = predicted(extractor, found) if classes else None
+        of = predicted(extractor, real.factors, found) if classes else None
         steps.append(
             QualityAt(
                 M=M,
@@ -411,11 +420,11 @@ def _measured(
 
 
 @torch.no_grad()
-def predicted(extractor: Extractor, found: Tensor) -> Labels | None:
+def predicted(extractor: Extractor, factors: Sequence[Factor], found: Tensor) -> Labels | None:
     """Return the classes that the classifier behind features [n, D] gives their images; None if there is none."""
     if extractor.name != LENET or extractor.weights is None:
         return None
-    return Labels((DIGIT,), load_lenet(extractor.weights).head(found).argmax(1)[:, None])
+    return Labels(tuple(factors[:1]), load_lenet(extractor.weights).head(found).argmax(1)[:, None])
 
 
 def _pictures(images: Tensor, real: _Real, nearest: Found | None) -> Pictures:

@@ -17,6 +17,7 @@ from hbench.evaluation.real_images import real_images
 from hbench.store.classifier import Classifier, load_classifier
 from hbench.store.datasets import load_set
 from hbench.store.labels import Labels
+from hbench.store.registry import data_set
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def originals(
         return Originals(reference, classifier, halves, kept.test_counts, None, None), read
     train = load_set(data, data_root, "train", download)
     # the reference of a folder has its training images, too
-    test = load_set(data, data_root, "test", download).images if data.dataset == "folder" else reference.images
+    is_mixed = data_set(data.dataset).compared_whole
+    test = load_set(data, data_root, "test", download).images if is_mixed else reference.images
     tested = find_nearest(test[:TESTED], train.images, device, mirror=data.flip).distance
     counts = counts_of(predicted(classifier, reference.features)) if classifier else None
     read |= {"train_data": train.account.to_json()}

@@ -88,7 +88,7 @@ def _contexts(parent: click.Context) -> Iterator[click.Context]:
         context = click.Context(parent.command.commands[name], info_name=name, parent=parent)
         if isinstance(context.command, click.Group):
             yield from _contexts(context)
-        else:
+        elif not context.command.hidden:
             yield context
 
 

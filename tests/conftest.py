@@ -92,9 +92,10 @@ def shared_folders_stay_as_they_are(request):
 
 
 @pytest.fixture(scope="session")
-def lenet(tmp_path_factory):
-    """The weights of a LeNet that has seen digits16 once, made by the command line itself."""
-    return made("lenet", "digits16", "--epochs", 1, "--out", tmp_path_factory.mktemp("lenet")) / "lenet.safetensors"
+def classifier_file(tmp_path_factory):
+    """The weights of a classifier that has seen digits16 once, made by the command line itself."""
+    out = tmp_path_factory.mktemp("classifier")
+    return made("classifier", "digits16", "--epochs", 1, "--out", out) / "classifier.safetensors"
 
 
 @pytest.fixture

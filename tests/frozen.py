@@ -68,13 +68,15 @@ def make(checkout: Path, out: Path) -> None:
     hbench("rca", "train", "--pairs", "40", "--out", "rca", *q)
     hbench("traverse", "train", "--rca", "rca/rca.json", "--examples", "2", "--out", "traverse", *q)
     hbench("lenet", "digits16", "--epochs", "1", "--out", "lenet", *q)
+    (weights,) = (out / "lenet").glob("*.safetensors")  # the name depends on the version
+    weights = weights.relative_to(out)
     hbench(
         "fid",
         "train",
         "--samples",
         "140",
         "--weights",
-        "lenet/lenet.safetensors",
+        weights,
         "--out",
         "fid",
         "--cache",
@@ -89,7 +91,7 @@ def make(checkout: Path, out: Path) -> None:
         "--steps",
         "5",
         "--weights",
-        "lenet/lenet.safetensors",
+        weights,
         "--out",
         "fid5",
         "--cache",
@@ -141,7 +143,7 @@ def make(checkout: Path, out: Path) -> None:
         "--pairs",
         "130",
         "--lenet",
-        "lenet/lenet.safetensors",
+        weights,
         "--out",
         "ablations",
         *q,

@@ -9,6 +9,7 @@ import click
 from hbench.cli.options import (
     Count,
     Options,
+    Renamed,
     a_path,
     adjusted_experiment_options,
     data_options,
@@ -43,9 +44,12 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
 @click.option("--seeds", default="0,1,2", show_default=True, callback=parse_seeds, help="Seeds of the trainings.")
 @click.option("--pairs", type=Count(), default=1000, show_default=True, help="Number of fresh pairs a training.")
 @click.option(
+    "--classifier",
     "--lenet",
+    "classifier",
+    cls=Renamed,
     type=a_path,
-    help='Weights of the digit LeNet, by "hbench lenet" [default: the shipped ones, or runs/EXPERIMENT/lenet].',
+    help="Weights of a classifier of the images [default: the shipped ones, or runs/EXPERIMENT/classifier].",
 )
 @shared(
     out_of("runs/EXPERIMENT/ablations; with --over runs/EXPERIMENT/settings"),
@@ -59,7 +63,7 @@ def ablations(
     over: tuple[str, ...],
     seeds: tuple[int, ...],
     pairs: int,
-    lenet: Path | None,
+    classifier: Path | None,
     options: Options,
 ) -> None:
     """Train variants of an experiment and compare them.
@@ -68,7 +72,7 @@ def ablations(
     (Sec. 4.4). With --over they are EXPERIMENT as it is, and with each given value in turn.
 
     With --resume finished trainings are skipped, the others go on, and all of them are measured again. The option
-    --seed is the seed of the measured pairs. Images without a digit LeNet get neither KID nor FD,
+    --seed is the seed of the measured pairs. Images without a classifier get neither KID nor FD,
     and the KID needs the real images.
 
     \b
@@ -79,7 +83,7 @@ def ablations(
     from hbench.evaluation.ablations import ablations as measure
     from hbench.experiments import one_at_a_time
     from hbench.reporting.charts.training import draw_curves
-    from hbench.store.lenet import lenet_for
+    from hbench.store.classifier import classifier_for
     from hbench.store.model import model_to_train_on
     from hbench.store.places import experiment_folder
 
@@ -92,7 +96,7 @@ def ablations(
         variants=one_at_a_time(over) if over else None,
         seeds=seeds,
         pairs=pairs,
-        lenet=lenet or lenet_for(experiment),
+        classifier=classifier or classifier_for(experiment),
         data_root=options.data_root,
         download=options.download,
         device=options.torch_device(options.earlier_threads(folder)),

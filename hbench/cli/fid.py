@@ -30,13 +30,13 @@ from hbench.cli.options import (
     "--extractor",
     "extractor",
     cls=Renamed,
-    help="Feature extractor: lenet-digits, one of torch-fidelity's with plain weights, or random-resnet18, without a "
-    "download [default: lenet-digits for digits, else inception-v3-compat].",
+    help="Feature extractor: classifier, one of torch-fidelity's with plain weights, or random-resnet18, without a "
+    "download [default: classifier for labelled images, else inception-v3-compat].",
 )
 @click.option(
     "--weights",
     type=a_path,
-    help="Weights of the extractor [default: torch-fidelity's; the shipped LeNet, or that in runs/EXPERIMENT/lenet].",
+    help="Weights of the extractor [default: torch-fidelity's; the shipped classifier, or runs/EXPERIMENT/classifier].",
 )
 @click.option(
     "--cache", type=a_path, default=Path("runs/cache"), show_default=True, help="Folder of images and features."
@@ -53,22 +53,23 @@ def fid(
 ) -> None:
     """Measure the distance of samples to real images: FID and KID.
 
-    Raw and shifted samples are compared with real images. Inception knows no digits: these are compared in the features
-    of a LeNet, and the distance is called FD. The LeNet shipped with mnist16 carries the statistics of MNIST's test
-    images, so that FD needs no data set; KID does. "hbench lenet" makes other LeNets.
+    Raw and shifted samples are compared with real images. Inception knows neither digits nor drawn faces: labelled
+    images are compared in the features of a classifier of their labels, and the distance is called FD. The classifier
+    of a shipped run carries the statistics of real test images, so that FD needs no data set; KID does. For other
+    images "hbench classifier" makes one. The result for digits is called fid-lenet-digits.
 
     \b
     Example:
         hbench fid mnist16 --samples 2000
         hbench fid mnist16 --samples 2000 --steps 50
     """
-    from hbench.evaluation.features import choose_extractor
+    from hbench.evaluation.features import CLASSIFIER, LENET, choose_extractor
     from hbench.evaluation.fid import fid as measure
-    from hbench.store.lenet import lenet_for
+    from hbench.store.classifier import classifier_for
 
     loaded = options.load(run)
-    if weights is None and extractor in (None, "lenet-digits"):
-        weights = lenet_for(loaded.experiment, run)
+    if weights is None and extractor in (None, CLASSIFIER, LENET):
+        weights = classifier_for(loaded.experiment, run)
     chosen = choose_extractor(loaded.experiment.data, extractor, weights)
     folder = options.claim_result(run, with_steps(f"fid-{chosen.name}", loaded, steps))
     result = measure(

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from hbench import __version__
 from hbench.cli.ablations import ablations
+from hbench.cli.classifier import classifier, lenet
 from hbench.cli.demo import demo
 from hbench.cli.edit import edit
 from hbench.cli.fid import fid
-from hbench.cli.lenet import lenet
 from hbench.cli.mos import mos
 from hbench.cli.plan import plan
 from hbench.cli.pretrain import pretrain
@@ -160,6 +160,7 @@ for command in (
     rca,
     traverse,
     edit,
+    classifier,
     lenet,
     fid,
     properties,

@@ -38,7 +38,7 @@ def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratc
     Each artifact is one command, printed before it runs, and lies in the default folder of that command; with --out all
     of them lie there. Finished results of this run are taken as they are, so that a reproduction goes on where it
     stopped. The page lies where "hbench report" puts it. An artifact that cannot be made, without data for example, is
-    marked so on the page. Digits that the shipped LeNet does not fit get a LeNet of their own first.
+    marked so on the page. Labelled images without a shipped classifier get their own first.
 
     \b
     Example:
@@ -52,7 +52,7 @@ def reproduce(ctx: click.Context, experiment: str, run: Path | None, from_scratc
     job = _job(experiment, run, from_scratch, options, options.seed if given else None)
     reasons = {"mos/score": 'it needs people: hand out the sheets of "hbench mos export", then "hbench mos score"'}
     if factors_of(job.experiment.data):
-        reasons["fid-inception-v3-compat"] = "Inception knows no digits: the FD in LeNet features stands in"
+        reasons["fid-inception-v3-compat"] = "Inception knows no such images: the FD of a classifier of them stands in"
     for number, task in enumerate([task for task in tasks() if task.wanted(job)], start=1):
         if reason := _do(ctx, job, task, number, reasons):
             reasons[task.folder] = reason

@@ -90,18 +90,24 @@ class Job:
 
         return bool(factors_of(self.experiment.data))
 
-    def own_lenet(self) -> Path | None:
-        """Return the LeNet that was trained for these images, where the shipped one does not serve."""
-        from hbench.store.lenet import FILE
+    def own_classifier(self) -> Path | None:
+        """Return the classifier that was trained for these images, where no shipped one serves."""
+        from hbench.store.classifier import FILE
 
-        file = self.place("lenet") / FILE
+        file = self.place("classifier") / FILE
         return file if file.is_file() else None
 
-    def needs_lenet(self) -> bool:
-        """Return True if the digits need a LeNet of their own."""
-        from hbench.store.lenet import SHIPPED_LENET, fits
+    def needs_classifier(self) -> bool:
+        """Return True if the images have labels and need a classifier of their own."""
+        from hbench.store.classifier import shipped_classifier
 
-        return self.is_labelled() and (self.run is None or not fits(SHIPPED_LENET, self.experiment.data))
+        return self.is_labelled() and (self.run is None or shipped_classifier(self.experiment.data) is None)
+
+    def measured_by_classifier(self, *, digits: bool) -> bool:
+        """Return True if distances are measured by a classifier, of digits or of other images."""
+        from hbench.store.classifier import are_digits
+
+        return self.is_labelled() and are_digits(self.experiment.data) == digits
 
 
 @dataclass(frozen=True)
@@ -125,10 +131,10 @@ class Task:
 def _fid(extractor: str) -> Callable[[Job], list[str]]:
     def words(job: Job) -> list[str]:
         weights: list[str] = []
-        if extractor == "lenet-digits" and job.needs_lenet():
-            if not (lenet := job.own_lenet()):
-                raise HBenchError(f'no LeNet for these images: "hbench lenet {job.source}" says why')
-            weights = ["--weights", str(lenet)]
+        if extractor in ("classifier", "lenet-digits") and job.needs_classifier():
+            if not (own := job.own_classifier()):
+                raise HBenchError(f'no classifier of these images: "hbench classifier {job.source}" says why')
+            weights = ["--weights", str(own)]
         return ["fid", job.measured, "--feature-extractor", extractor, *weights, *job.data, *job.common]
 
     return words
@@ -167,8 +173,8 @@ def _edit(job: Job) -> list[str]:
 
 
 def _ablations(job: Job) -> list[str]:
-    lenet = ["--lenet", str(file)] if (file := job.own_lenet()) else []
-    return ["ablations", job.variants, *job.changed, "--model", job.measured, *lenet, *job.data, *job.common]
+    own = ["--classifier", str(file)] if (file := job.own_classifier()) else []
+    return ["ablations", job.variants, *job.changed, "--model", job.measured, *own, *job.data, *job.common]
 
 
 def _quiet() -> list[str]:
@@ -200,9 +206,9 @@ TASKS = (
         essential=_always,
     ),
     Task(
-        "lenet",
+        "classifier",
         lambda job: [
-            "lenet",
+            "classifier",
             job.source,
             *job.changed,
             *job.data,
@@ -211,7 +217,7 @@ TASKS = (
             *job.threads,
             *_quiet(),
         ],
-        wanted=Job.needs_lenet,
+        wanted=Job.needs_classifier,
         essential=_from_scratch,
     ),
     Task("rca", lambda job: ["rca", job.measured, *job.common], essential=_always),
@@ -220,7 +226,8 @@ TASKS = (
         lambda job: ["traverse", job.measured, "--rca", str(job.place("rca") / "rca.json"), *job.common],
         needs=("rca",),
     ),
-    Task("fid-lenet-digits", _fid("lenet-digits"), wanted=Job.is_labelled),
+    Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.measured_by_classifier(digits=True)),
+    Task("fid-classifier", _fid("classifier"), wanted=lambda job: job.measured_by_classifier(digits=False)),
     Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.is_labelled()),
     Task("fid-random-resnet18", _fid("random-resnet18"), wanted=lambda job: not job.is_labelled()),
     Task("train-curves", lambda job: ["train-curves", job.measured]),

@@ -18,11 +18,12 @@ from hbench.config import Experiment
 from hbench.core.backbone import Backbone, DiffusionModel
 from hbench.core.intervals import student, student_of_logarithms, student_of_shares
 from hbench.errors import as_list, check_at_least, check_seed, check_type, counted
-from hbench.evaluation.digits import choose_lenet, real_digits
+from hbench.evaluation.classifier_distance import choose_classifier, real_reference_of
 from hbench.evaluation.rca import MANY_OUTSIDE
 from hbench.evaluation.variants import SHARED, Measured, measure_variants, train_variants
 from hbench.experiments import override
 from hbench.runtime.device import pick_device
+from hbench.store.classifier import LENET_METRIC, metric_of
 from hbench.store.files import sha256, write_text
 from hbench.store.folders import claimed_folder
 from hbench.store.provenance import provenance
@@ -126,6 +127,12 @@ class Ablations(Result):
         return list(dict.fromkeys(run.variant for run in self.runs))
 
     @property
+    def metric(self) -> str:
+        """Name of the Frechet distance; results of hbench 0.1 are of digits."""
+        name: str = self.detail("metric", LENET_METRIC)
+        return name
+
+    @property
     def seeds(self) -> list[int]:
         """Seeds of the trainings."""
         return list(dict.fromkeys(run.seed for run in self.runs))
@@ -161,7 +168,7 @@ def ablations(
     variants: Mapping[str, Sequence[str]] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     pairs: int = 1000,
-    lenet: str | Path | None = None,
+    classifier: str | Path | None = None,
     data_root: str | Path | None = None,
     download: bool = False,
     seed: int = 0,
@@ -181,7 +188,7 @@ def ablations(
         variants: overrides of each variant, by its name, each ``section.key=value``; by default those of the paper.
         seeds: seeds of the trainings.
         pairs: fresh pairs that each training is measured on, at least 1. Cost: two chains each.
-        lenet: file of the LeNet for KID and FD; by default the shipped one where it fits the images, else none.
+        classifier: file of the classifier for KID and FD; by default the shipped one that fits the images, else none.
         data_root: folder of the real images for the KID, see :func:`hbench.store.datasets.load_images`.
         download: let torchvision download MNIST if it is missing.
         seed: seed of the pairs.
@@ -192,8 +199,8 @@ def ablations(
 
     Raises:
         ValueError: no variant, or one that is no name of a folder; no seed, a negative one, or no pair.
-        HBenchError: an unknown setting or a value out of range, a LeNet of other images, too few pairs for the FD, or
-            ``out`` holds something else or trainings of other settings.
+        HBenchError: an unknown setting or a value out of range, a classifier of other images, too few pairs for the FD,
+            or ``out`` holds something else or trainings of other settings.
     """
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_type(Backbone, "as load_model returns it", model=model)
@@ -207,13 +214,13 @@ def ablations(
         if not name or Path(name).name != name:
             raise ValueError(f"variant {name!r} names a folder of its trainings: leave out slashes")
         check_shift_interval(override(experiment, overrides))  # a wrong one is refused before any is trained
-    weights, out, device = choose_lenet(lenet, experiment, pairs), Path(out), pick_device(device)
+    weights, out, device = choose_classifier(classifier, experiment, pairs), Path(out), pick_device(device)
     reference = None
     if weights:
-        reference = real_digits(weights, experiment.data, data_root, download)
+        reference = real_reference_of(weights, experiment.data, data_root, download)
     else:
-        advice = ": `lenet` takes the file of one" if factors_of(experiment.data) else ""
-        log.warning("no digit LeNet for these images, so neither KID nor FD%s", advice)
+        advice = ": `classifier` takes the file of one" if factors_of(experiment.data) else ""
+        log.warning("no classifier of these images, so neither KID nor FD%s", advice)
     shared = out / SHARED
     with claimed_folder(out, resume=resume):
         origin = provenance(experiment, device, seed, variants=variants, training_seeds=seeds)
@@ -225,10 +232,11 @@ def ablations(
         ):
             return None
         measured, shown = measure_variants(
-            out, list(variants), seeds, pairs=pairs, lenet=weights, reference=reference, seed=seed, device=device
+            out, list(variants), seeds, pairs=pairs, classifier=weights, reference=reference, seed=seed, device=device
         )
     found = origin.finished(
         n=pairs,
+        metric=metric_of(experiment.data),
         weights_sha256={path.stem: sha256(path) for path in (shared, weights) if path},
         model_tensors_sha256=tensors_sha256(shared),
         **shown[0].chosen.details,

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hbench.evaluation.ablations import Ablations as Ablations
     from hbench.evaluation.ablations import ablations as ablations
+    from hbench.evaluation.classifier import TrainedClassifier as TrainedClassifier
+    from hbench.evaluation.classifier import classifier as classifier
     from hbench.evaluation.curves import TrainingCurves as TrainingCurves
     from hbench.evaluation.curves import train_curves as train_curves
     from hbench.evaluation.edit import EditedImages as EditedImages
     from hbench.evaluation.edit import edit as edit
     from hbench.evaluation.fid import Fidelity as Fidelity
     from hbench.evaluation.fid import fid as fid
-    from hbench.evaluation.lenet import TrainedLeNet as TrainedLeNet
-    from hbench.evaluation.lenet import lenet as lenet
     from hbench.evaluation.mos.score import MosScore as MosScore
     from hbench.evaluation.mos.score import mos_score as mos_score
     from hbench.evaluation.mos.study import Study as Study
@@ -52,8 +52,8 @@ _HOME = {
     "Ablations": "hbench.evaluation.ablations",
     "sample": "hbench.evaluation.sample",
     "Samples": "hbench.evaluation.sample",
-    "lenet": "hbench.evaluation.lenet",
-    "TrainedLeNet": "hbench.evaluation.lenet",
+    "classifier": "hbench.evaluation.classifier",
+    "TrainedClassifier": "hbench.evaluation.classifier",
     "mos_study": "hbench.evaluation.mos.study",
     "Study": "hbench.evaluation.mos.study",
     "mos_score": "hbench.evaluation.mos.score",

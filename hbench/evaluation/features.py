@@ -1,7 +1,7 @@
-"""Features of images, by the extractors of torch-fidelity, among them a digit LeNet and a random network of ours.
+"""Features of images, by the extractors of torch-fidelity, among them classifiers and a random network of ours.
 
-Inception knows no digits, so the FID of digits says little. Distances in the LeNet's features have the same formulas,
-but are never called FID.
+Inception knows neither digits nor drawn faces, so their FID says little. Distances in the features of a classifier of
+such images have the same formulas, but are never called FID.
 """
 
 import hashlib
@@ -31,39 +31,47 @@ from hbench.config import Data
 from hbench.core.images import to_float
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.evaluation.random_features import RANDOM, RandomExtractor
-from hbench.models.digit_lenet import DigitLeNet
-from hbench.models.reconstructor import LENET_FEATURES
+from hbench.models.classifier import ClassifierNetwork
 from hbench.runtime.progress import progress_is_shown
 from hbench.store.account import content_sha256
+from hbench.store.classifier import (
+    ROLE,
+    Classifier,
+    are_digits,
+    fits,
+    load_classifier,
+    metric_of,
+    shipped_classifier,
+)
 from hbench.store.files import replacing, sha256
-from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
 from hbench.store.registry import factors_of
-from hbench.store.weights import load_pickled, read_metadata
+from hbench.store.weights import load_pickled, read_experiment, read_metadata
 
 INCEPTION = "inception-v3-compat"
-LENET = "lenet-digits"
+CLASSIFIER, LENET = ROLE, "lenet-digits"
+"""Names of the classifier as an extractor; the second one, for digits, names results since hbench 0.1."""
 
 
-class LeNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """The digit LeNet as a feature extractor of torch-fidelity; the weights path names the LeNet's file."""
+class ClassifierExtractor(FeatureExtractorBase):  # type: ignore[misc]
+    """A classifier as a feature extractor of torch-fidelity; the weights path names the classifier's file."""
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(name, features_list)
         assert feature_extractor_weights_path is not None
-        self.lenet = load_lenet(Path(feature_extractor_weights_path))
-        self.channels = self.lenet.backbone[0].in_channels
+        classifier = load_classifier(Path(feature_extractor_weights_path))
+        self.network, self.channels = classifier.network, classifier.data.channels
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
         """Return the one layer: the features before the head."""
-        return (str(LENET_FEATURES),)
+        return (str(ClassifierNetwork.FEATURES),)
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
         """Return the only layer."""
-        return str(LENET_FEATURES)
+        return str(ClassifierNetwork.FEATURES)
 
     @staticmethod
     def can_be_compiled() -> bool:
@@ -77,12 +85,16 @@ class LeNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Return the features [B, 120] of uint8 RGB images; grey images come with their channel repeated."""
-        return (self.lenet.backbone(to_float(images)[:, : self.channels]),)
+        return (self.network.backbone(to_float(images)[:, : self.channels]),)
 
 
 def extractors() -> Mapping[str, type[FeatureExtractorBase]]:
     """Return torch-fidelity's feature extractors by name, after registering ours among them."""
-    for name, extractor in ((LENET, LeNetExtractor), (RANDOM, RandomExtractor)):
+    for name, extractor in (
+        (CLASSIFIER, ClassifierExtractor),
+        (LENET, ClassifierExtractor),
+        (RANDOM, RandomExtractor),
+    ):
         if name not in FEATURE_EXTRACTORS_REGISTRY:
             register_feature_extractor(name, extractor)
     registered: Mapping[str, type[FeatureExtractorBase]] = FEATURE_EXTRACTORS_REGISTRY
@@ -98,11 +110,16 @@ class Extractor:
     """File of the weights; None for torch-fidelity's, which it downloads where they are missing."""
 
     @property
+    def is_classifier(self) -> bool:
+        """True for a classifier of ours."""
+        return self.name in (CLASSIFIER, LENET)
+
+    @property
     def metric(self) -> str:
         """Name of a Frechet distance in these features: "FID" only with Inception's."""
-        return {INCEPTION: "FID", LENET: "FD (LeNet digits)", RANDOM: "FD (random ResNet-18)"}.get(
-            self.name, f"FD ({self.name})"
-        )
+        if self.is_classifier and self.weights:
+            return metric_of(read_experiment(self.weights).data)
+        return {INCEPTION: "FID", RANDOM: "FD (random ResNet-18)"}.get(self.name, f"FD ({self.name})")
 
     @property
     def sha256(self) -> str | None:
@@ -115,32 +132,38 @@ def choose_extractor(data: Data, name: str | None = None, weights: str | Path | 
 
     Args:
         data: kind of the images.
-        name: registered name; by default Inception, as in the paper, or the LeNet for digits.
-        weights: file of its weights; by default torch-fidelity's, or the LeNet that hbench ships.
+        name: registered name; by default Inception, as in the paper, or the classifier for labelled images.
+        weights: file of its weights; by default torch-fidelity's, or the classifier that hbench ships.
 
     Raises:
         HBenchError: an unknown extractor, or weights that are missing, unfit or hold code.
     """
-    name = name or (LENET if factors_of(data) else INCEPTION)
+    name = name or (CLASSIFIER if factors_of(data) else INCEPTION)
     if name not in extractors():
         raise HBenchError(f'no feature extractor "{name}": choose one of {", ".join(sorted(extractors()))}')
     if name.startswith(("clip-", "dinov2-")):
         raise HBenchError(
             f"{name}: comes as code that would be run, not as plain weights: "
-            f"choose {INCEPTION}, vgg16, {RANDOM} or {LENET}"
+            f"choose {INCEPTION}, vgg16, {RANDOM} or {CLASSIFIER}"
         )
-    if name == LENET:
-        chosen = Path(weights or SHIPPED_LENET)
-        if not fits(chosen, data):
-            raise HBenchError(
-                f"{chosen}: was trained on other images than the run: train a LeNet on these, and pass its `weights`"
-            )
-        return Extractor(name, chosen)
+    if name in (CLASSIFIER, LENET):
+        return _choose_classifier(data, weights)
     if weights is not None and name == RANDOM:
         raise HBenchError(f"{name}: has random weights of its own: leave `weights` out")
     if weights is not None:
         load_pickled(Path(weights))  # torch-fidelity would load it without this care
     return Extractor(name, Path(weights) if weights else None)
+
+
+def _choose_classifier(data: Data, weights: str | Path | None) -> Extractor:
+    chosen = Path(weights) if weights else shipped_classifier(data)
+    if chosen is None:
+        raise HBenchError("no classifier of such images is shipped: train one on these, and pass its `weights`")
+    if not fits(chosen, data):
+        raise HBenchError(
+            f"{chosen}: was trained on other images than the run: train a classifier on these, and pass its `weights`"
+        )
+    return Extractor(LENET if are_digits(data) else CLASSIFIER, chosen)
 
 
 def features(paths: list[Path], extractor: Extractor, cache: Path, device: torch.device) -> Tensor:
@@ -195,9 +218,9 @@ def _kept(file: Path, n: int) -> Tensor:
 
 
 @torch.no_grad()
-def lenet_features(lenet: DigitLeNet, images: Tensor) -> Tensor:
+def classifier_features(classifier: Classifier, images: Tensor) -> Tensor:
     """Return the features [N, 120] of uint8 images [N, C, H, W], the same as :func:`features` has of their files."""
-    return torch.cat([lenet.backbone(to_float(batch)) for batch in images.split(256)])
+    return torch.cat([classifier.network.backbone(to_float(batch)) for batch in images.split(256)])
 
 
 def _network(extractor: Extractor, layer: str, cuda: bool) -> FeatureExtractorBase:

@@ -23,7 +23,7 @@ from hbench.evaluation.frechet import (
     infinity_of,
     ratio_at_infinity,
 )
-from hbench.evaluation.real_images import lenet_cautions, real_images
+from hbench.evaluation.real_images import classifier_cautions, real_images
 from hbench.evaluation.sample_cache import pngs, read_pngs, sample_folders
 from hbench.runtime.distributed import all_gather, rank
 from hbench.store.folders import remove_leftovers
@@ -57,7 +57,7 @@ class Fidelity(Result):
     halves: float
     """Distance between two random halves of the real images, n_real // 2 each; infinitely many would have 0."""
     halves_interval: Interval | None
-    """95 % interval of ``halves``, by the jackknife; None if only the statistics of the real images are at hand."""
+    """95 % interval of ``halves``, by the jackknife; None if only statistics in a file of hbench 0.1 are at hand."""
     raw: Distance
     shifted: Distance
     ratio: float
@@ -90,7 +90,7 @@ class Fidelity(Result):
 
     def cautions(self) -> list[str]:
         """Return what is suspicious about the real images, how far distances compare, and what is of too few images."""
-        n, size, found = self.raw.n, self.feature_size, lenet_cautions(self)
+        n, size, found = self.raw.n, self.feature_size, classifier_cautions(self)
         if n < max(ENOUGH, 10 * size):
             found.append(
                 f"FDs fall as n grows: these, and their ratio, compare only with others of n = {n:,}, not of "
@@ -170,10 +170,10 @@ def fid(
         run: run that generates the samples.
         samples: number of samples of each kind, at least 3; the experiment's by default.
         steps: number of generation steps M, 1..T; the run's by default.
-        extractor: name of a feature extractor of torch-fidelity that is plain weights, or "lenet-digits"; by default
-            Inception, and for digits the LeNet.
-        weights: file of the extractor's weights; by default torch-fidelity's, or the shipped LeNet. A LeNet's file
-            carries the statistics of real images, so that the distance needs no data set; KID does.
+        extractor: name of a feature extractor of torch-fidelity that is plain weights, or "classifier"; by default
+            Inception, and for labelled images the classifier.
+        weights: file of the extractor's weights; by default torch-fidelity's, or the shipped classifier that fits. A
+            classifier's file carries the statistics of real images, so that the distance needs no data set; KID does.
         cache: folder of images and features, shared by all processes.
         data_root: folder of the real images, see :func:`hbench.store.datasets.load_images`.
         download: let torchvision download MNIST if it is missing.

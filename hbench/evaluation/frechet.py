@@ -15,8 +15,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from hbench.core import seeds
 from hbench.core.intervals import fieller, jackknife, student
 from hbench.errors import HBenchError, counted
-from hbench.models.digit_lenet import DigitLeNet
-from hbench.store.lenet import load_lenet
+from hbench.store.classifier import load_classifier
 from hbench.store.records import Interval, Positive
 
 TOO_FEW = "one image has no covariance: use more samples"
@@ -36,7 +35,7 @@ class Reference:
     halves: float
     """Distance between two random halves of the real images, n // 2 each; infinitely many would have 0."""
     halves_interval: tuple[float, float] | None
-    """95 % interval of ``halves``; None if only the statistics are at hand."""
+    """95 % interval of ``halves``; None if only the statistics in a file of hbench 0.1 are at hand."""
     features: Tensor | None = None
     """Features [n, D], for KID; None if only the statistics are at hand."""
 
@@ -159,19 +158,11 @@ def real_reference(found: Tensor) -> Reference:
     return Reference(statistics(found), len(found), halves, (max(0.0, float(low)), float(high)), found)
 
 
-def lenet_reference(weights: Path) -> Reference:
-    """Return the reference that a LeNet's file carries: the statistics of its real test set."""
-    lenet = load_lenet(weights)
-    stats = {"mu": lenet.real_mu.numpy(), "sigma": lenet.real_sigma.numpy()}
-    return Reference(stats, int(lenet.real_n), float(lenet.real_halves), None)
-
-
-def keep_reference(lenet: DigitLeNet, reference: Reference) -> None:
-    """Put the statistics of a reference into a LeNet, so that its file carries them."""
-    lenet.real_mu.copy_(torch.from_numpy(reference.statistics["mu"]))
-    lenet.real_sigma.copy_(torch.from_numpy(reference.statistics["sigma"]))
-    lenet.real_n.fill_(reference.n)
-    lenet.real_halves.fill_(reference.halves)
+def stored_reference(weights: Path) -> Reference:
+    """Return the reference that a classifier's file carries: the statistics of its real test set."""
+    real = load_classifier(weights).real
+    stats = {"mu": real.mu.numpy(), "sigma": real.sigma.numpy()}
+    return Reference(stats, real.n, real.halves, real.halves_interval)
 
 
 def statistics(found: Tensor) -> Statistics:

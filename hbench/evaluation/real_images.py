@@ -6,25 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbench.evaluation.features import LENET, Extractor, features
-from hbench.evaluation.frechet import Reference, frechet_distance, lenet_reference, real_reference
+from hbench.evaluation.features import Extractor, features
+from hbench.evaluation.frechet import Reference, frechet_distance, real_reference, stored_reference
 from hbench.evaluation.sample_cache import image_folder, pngs
-from hbench.models.digit_lenet import DigitLeNet
+from hbench.store.classifier import Classifier, load_classifier
 from hbench.store.datasets import at_hand, load_set
-from hbench.store.lenet import load_lenet
 from hbench.store.results import Result
 from hbench.store.run import Run
 
 SURE = 0.9
-"""Mean confidence of a digit LeNet below which its images are hardly digits, unless they are those it was tested on."""
+"""Mean confidence of a classifier below which it hardly knows the images, unless they are those it was tested on."""
 ALIKE = 3
-"""Largest distance to the images that a LeNet was tested on, over that between their halves, of images like these."""
+"""Largest distance to a classifier's own test images, over that between their halves, of images that are like them."""
 
 
 def real_images(
     run: Run, extractor: Extractor, cache: Path, data_root: str | Path | None, download: bool
 ) -> tuple[Reference, dict[str, Any]]:
-    """Return the reference of the real images, or that in the LeNet's file if the images are not at hand.
+    """Return the reference of the real images, or that in the classifier's file if the images are not at hand.
 
     Args:
         run: run whose samples are compared.
@@ -34,46 +33,46 @@ def real_images(
         download: let torchvision download MNIST if it is missing.
 
     Returns:
-        The reference, and details for the provenance: the account ``data`` of the images that were read; with a digit
-        LeNet, its mean ``confidence`` on them, 0..1, and ``as_learned``, True if they are like its own test images.
+        The reference, and details for the provenance: the account ``data`` of the images that were read; with a
+        classifier, its mean ``confidence`` on them, 0..1, and ``as_learned``, True if they are like its own test
+        images.
 
     Raises:
         HBenchError: no data, unreadable pictures, or too few.
     """
     data = run.experiment.data
-    if extractor.name == LENET and extractor.weights and not at_hand(data, data_root, download):
-        return lenet_reference(extractor.weights), {}
+    if extractor.is_classifier and extractor.weights and not at_hand(data, data_root, download):
+        return stored_reference(extractor.weights), {}
     real = load_set(data, data_root, "reference", download)
     found = features(pngs(image_folder(real.images, cache), len(real.images)), extractor, cache, run.device)
     reference = real_reference(found)
     about: dict[str, Any] = {"data": real.account.to_json()}
-    if extractor.name == LENET and extractor.weights:
-        learned = lenet_reference(extractor.weights)
+    if extractor.is_classifier and extractor.weights:
+        learned = stored_reference(extractor.weights)
         distance = frechet_distance(reference.statistics, learned.statistics)
-        about["confidence"] = confidence(load_lenet(extractor.weights), found)
+        about["confidence"] = confidence(load_classifier(extractor.weights), found)
         about["as_learned"] = bool(distance < ALIKE * learned.halves)
     return reference, about
 
 
 @torch.no_grad()
-def confidence(lenet: DigitLeNet, found: Tensor) -> float:
-    """Return the mean over images of the largest class probability, 0..1, from the LeNet's features [n, D]."""
-    return float(lenet.head(found).softmax(1).amax(1).mean())
+def confidence(classifier: Classifier, found: Tensor) -> float:
+    """Return the mean over images and factors of the largest class probability, 0..1, for features [n, 120]."""
+    largest = [logits.softmax(1).amax(1) for logits in classifier.network.logits(found)]
+    return float(torch.stack(largest).mean())
 
 
-def lenet_cautions(result: Result) -> list[str]:
-    """Return what makes a digit LeNet's word on a result's real images doubtful, a sentence each."""
+def classifier_cautions(result: Result) -> list[str]:
+    """Return what makes a classifier's word on a result's real images doubtful, a sentence each."""
     sure = result.detail("confidence")
-    if sure is None:  # no LeNet, or no images at hand
+    if sure is None:  # no classifier, or no images at hand
         return []
     said = []
     if not result.detail("data", {}).get("published", True):
-        said.append(
-            "measured by a digit LeNet on images that are not MNIST: their files differ from those published as MNIST"
-        )
+        said.append("measured by a classifier on other images than those published under the name of the data set")
     if sure < SURE and not result.detail("as_learned"):
         said.append(
-            f"the digit LeNet gives the classes of the real images a probability of only {sure:.2f} on average: they "
-            "are not such digits as it learned"
+            f"the classifier gives the classes of the real images a probability of only {sure:.2f} on average: they "
+            "are not such images as it learned"
         )
     return said

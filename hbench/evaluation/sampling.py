@@ -12,7 +12,7 @@ from hbench.core.directions import Source, draw_shifts, own_direction
 from hbench.core.sampler import BATCH, Sampler
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
-from hbench.store.lenet import SHIPPED_LENET, fits, load_lenet
+from hbench.store.classifier import load_classifier, shipped_classifier
 from hbench.store.run import Run
 
 SURE = 0.999
@@ -60,9 +60,9 @@ def choose_x_T(run: Run, count: int, seed: int = 0, M: int | None = None) -> Cho
     """Choose ``count`` x_T to show: the first ones whose sample the classifier is sure of.
 
     A few samples of a small model are no digits, and directions that start from one show nothing. Only pictures choose:
-    the numbers, and what people mark in a user study, are of all x_T. The classifier is the shipped digit LeNet. For
-    images that it was not trained on, and where it is sure of too few samples, the first x_T are shown. Cost: one chain
-    for each x_T that is looked through, at most 16 ``count``.
+    the numbers, and what people mark in a user study, are of all x_T. The classifier is the shipped one that knows the
+    images, if it is of a single factor, such as the digit. Without one, and where it is sure of too few samples, the
+    first x_T are shown. Cost: one chain for each x_T that is looked through, at most 16 ``count``.
 
     Args:
         run: run to draw.
@@ -71,16 +71,17 @@ def choose_x_T(run: Run, count: int, seed: int = 0, M: int | None = None) -> Cho
         M: number of generation steps; the run's by default.
     """
     first = ChosenNoise(list(range(count)), seed, "the first x_T")
-    if not fits(SHIPPED_LENET, run.experiment.data):
+    shipped = shipped_classifier(run.experiment.data)
+    if shipped is None or len((classifier := load_classifier(shipped)).factors) > 1:
         return first
-    classifier, sampler = load_lenet(SHIPPED_LENET), run.sampler.with_steps(M)
+    sampler = run.sampler.with_steps(M)
     found: list[int] = []
     for batch in batches_of(SEARCHED * count):
         samples = sampler.generate(run.noise(len(batch), seed=seed, first=batch[0])).cpu()
-        sure = classifier(samples.clamp(-1, 1)).softmax(1).amax(1) >= SURE
+        sure = classifier.network(samples.clamp(-1, 1))[0].softmax(1).amax(1) >= SURE
         found += [i for i, is_sure in zip(batch, sure.tolist(), strict=True) if is_sure]
         if len(found) >= count:
-            return ChosenNoise(found[:count], seed, "the first x_T whose sample the digit LeNet is sure of")
+            return ChosenNoise(found[:count], seed, "the first x_T whose sample the classifier is sure of")
     return first
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
 from hbench.errors import HBenchError
+from hbench.evaluation.classifier_distance import pair_distances
 from hbench.evaluation.curves import late_means, read_curves
-from hbench.evaluation.digits import digit_distances
 from hbench.evaluation.frechet import Distance, Reference
 from hbench.evaluation.rca import RCA, rca
 from hbench.evaluation.sampling import ChosenNoise, Pairs, choose_x_T
@@ -65,10 +65,10 @@ class Measured:
     """Mean output of the training's discriminator over the last third of its steps, on raw samples."""
     D_shifted: ShareOrNone
     kid_raw: Number
-    """KID (LeNet digits), which does not depend on n; nan where the real images were not at hand."""
+    """KID in the features of a classifier, which does not depend on n; nan where the real images were not at hand."""
     kid_shifted: Number
     fd_raw: Number
-    """FD (LeNet digits) of n samples, comparable only at equal n; nan where there is no LeNet for the images."""
+    """FD of n samples in these features, comparable only at equal n; nan where there is no classifier of the images."""
     fd_shifted: Number
     device: str
     """Device of the training, as the fields below are its threads, wall time and commit; threads change rounding."""
@@ -167,7 +167,7 @@ def measure_variants(
     seeds: Sequence[int],
     *,
     pairs: int,
-    lenet: Path | None,
+    classifier: Path | None,
     reference: Reference | None,
     seed: int = 0,
     device: torch.device,
@@ -179,8 +179,8 @@ def measure_variants(
         variants: names of the variants.
         seeds: seeds of the trainings.
         pairs: fresh pairs, on which KID and FD are measured too.
-        lenet: file of the LeNet for KID and FD; without one there are none.
-        reference: real images in its features, see :func:`hbench.evaluation.digits.real_digits`.
+        classifier: file of the classifier for KID and FD; without one there are none.
+        reference: real images in its features, see :func:`hbench.evaluation.classifier_distance.real_reference_of`.
         seed: seed of the pairs.
         device: device that generates the pairs.
     """
@@ -192,7 +192,7 @@ def measure_variants(
             run = load_run(folder, device=device)
             drawn: list[Pairs] = []
             found = rca(run, pairs=pairs, seed=seed, on_pairs=drawn.append)
-            distances = digit_distances(drawn, lenet, reference) if lenet and reference else None
+            distances = pair_distances(drawn, classifier, reference) if classifier and reference else None
             rows.append(_measured(folder, variant, training_seed, found, distances))
             if training_seed == seeds[0]:
                 chosen = chosen or choose_x_T(run, EXAMPLES, seed)

@@ -16,8 +16,8 @@ def build_reconstructor(experiment: Experiment) -> "LeNet | ResNet18":
     return ResNet18(2 * experiment.data.channels, experiment.discovery.K)
 
 
-def lenet_backbone(in_channels: int, size: int) -> nn.Sequential:
-    """Return LeNet's convolutions: [B, in_channels, size, size] -> [B, 120].
+def lenet_backbone(in_channels: int, size: int, width: int = 1) -> nn.Sequential:
+    """Return LeNet's convolutions: [B, in_channels, size, size] -> [B, 120]; ``width`` widens the first two.
 
     As in GANLatentDiscovery at width 2: 5x5 convolutions of 6, 16 and 120 channels, each with batch norm and ReLU, 2x2
     max-pool after the first two, global average. Images below 32 pixels get padding 2 on the first two convolutions
@@ -29,11 +29,11 @@ def lenet_backbone(in_channels: int, size: int) -> nn.Sequential:
         return [nn.Conv2d(inputs, outputs, kernel, padding=padding), nn.BatchNorm2d(outputs), nn.ReLU()]
 
     return nn.Sequential(
-        *conv(in_channels, 6, 5, padding),
+        *conv(in_channels, 6 * width, 5, padding),
         nn.MaxPool2d(2),
-        *conv(6, 16, 5, padding),
+        *conv(6 * width, 16 * width, 5, padding),
         nn.MaxPool2d(2),
-        *conv(16, LENET_FEATURES, last_kernel, 0),
+        *conv(16 * width, LENET_FEATURES, last_kernel, 0),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )

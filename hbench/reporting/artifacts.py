@@ -13,10 +13,10 @@ from typing import Any
 from hbench.config import Data, Experiment, Paper
 from hbench.errors import HBenchError, check_type
 from hbench.evaluation.ablations import Ablations
+from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
-from hbench.evaluation.lenet import TrainedLeNet
 from hbench.evaluation.mos.score import MosScore
 from hbench.evaluation.plan import Plan
 from hbench.evaluation.properties import Properties
@@ -25,7 +25,8 @@ from hbench.evaluation.sample import Samples
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
 from hbench.experiments import changes, known_experiments
-from hbench.reporting.charts.measurements import draw_confusion, draw_digits, draw_fidelity, draw_properties
+from hbench.reporting.charts.classifier import draw_classifier
+from hbench.reporting.charts.measurements import draw_confusion, draw_fidelity, draw_properties
 from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.charts.sweep import draw_plan, draw_sweep
 from hbench.reporting.charts.training import draw_ablations, draw_run_curves
@@ -44,6 +45,7 @@ from hbench.reporting.rows import (
     Named,
     Row,
     ablation_rows,
+    classifier_rows,
     curve_rows,
     edit_rows,
     fidelity_rows,
@@ -56,7 +58,7 @@ from hbench.reporting.rows import (
     sweep_rows,
     variants,
 )
-from hbench.store.lenet import SHIPPED_LENET, fits
+from hbench.store.classifier import are_digits, shipped_classifier
 from hbench.store.registry import factors_of, needs_root
 from hbench.store.results import Result
 
@@ -121,6 +123,18 @@ SAMPLES_SEEN = {
         "the same samples shifted."
     ),
 }
+CLASSIFIER_CAPTION = (
+    "FD is the Fréchet distance between a {}'s features of samples and of real images, 0 for the same distribution and "
+    "comparable with no FID; raw samples have no direction added, shifted ones a random direction, and KID is another "
+    "distance of the same features, without bias for few samples."
+)
+
+
+def needs_classifier(data: Data) -> tuple[str, str] | None:
+    """Return folder and command of the classifier that images need; None where a shipped one knows them."""
+    return None if shipped_classifier(data) else ("classifier", "classifier {experiment}{data}")
+
+
 ARTIFACTS = (
     Artifact(
         "traverse",
@@ -234,16 +248,26 @@ ARTIFACTS = (
         fidelity_rows,
         {"fid.png": draw_fidelity},
         of_run=True,
-        caption=(
-            "FD is the Fréchet distance between a digit classifier's features of samples and of real images, 0 "
-            "for the same distribution and comparable with no FID; raw samples have no direction added, shifted "
-            "ones a random direction, and KID is another distance of the same features, without bias for few "
-            "samples."
-        ),
+        caption=CLASSIFIER_CAPTION.format("digit classifier"),
         seen=SAMPLES_SEEN,
         highlights=fidelity_highlights,
-        needs=lambda data: None if fits(SHIPPED_LENET, data) else ("lenet", "lenet {experiment}{data}"),
-        suits=lambda data: bool(factors_of(data)),
+        needs=needs_classifier,
+        suits=are_digits,
+    ),
+    Artifact(
+        "fid-classifier",
+        Fidelity,
+        "Fréchet distance in classifier features",
+        "Table 2",
+        "fid --feature-extractor classifier",
+        fidelity_rows,
+        {"fid.png": draw_fidelity},
+        of_run=True,
+        caption=CLASSIFIER_CAPTION.format("classifier"),
+        seen=SAMPLES_SEEN,
+        highlights=fidelity_highlights,
+        needs=needs_classifier,
+        suits=lambda data: bool(factors_of(data)) and not are_digits(data),
     ),
     Artifact(
         "train-curves",
@@ -377,16 +401,27 @@ ARTIFACTS = (
         on_page=False,
     ),
     Artifact(
-        "lenet",
-        TrainedLeNet,
-        "Digit LeNet",
+        "classifier",
+        TrainedClassifier,
+        "Classifier of the images",
         "",
-        "lenet",
-        no_rows,
-        {"lenet.png": draw_digits},
+        "classifier",
+        classifier_rows,
+        {"classifier.png": draw_classifier},
+        caption=(
+            "The classifier, which gives the features of the distances, learned the labels of the training images; its "
+            "accuracy on test images stands beside the share of the most frequent class, the accuracy of naming that "
+            "class always."
+        ),
+        seen={
+            "classifier.png": (
+                "Bars, one a factor, with the accuracy, its 95 % interval and a mark at the share of the most frequent "
+                "class; for a single factor a heat map of predicted against true class."
+            ),
+        },
         arguments="{experiment}{data}",
         of_experiment=True,
-        on_page=False,
+        suits=lambda data: bool(factors_of(data)),
     ),
     Artifact(
         "plan",

@@ -11,6 +11,7 @@ from hbench.config import Paper
 from hbench.core.intervals import median_interval
 from hbench.errors import counted
 from hbench.evaluation.ablations import Ablations, VariantMean
+from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
@@ -146,6 +147,21 @@ def sweep_rows(result: VramSweep, paper: Paper) -> list[Row]:
     return rows
 
 
+def classifier_rows(result: TrainedClassifier, paper: Paper) -> list[Row]:
+    """Return the rows of a classifier: the accuracy of each head beside the most frequent class."""
+    return [
+        Row(
+            f"{head.factor} recognised by the classifier (most frequent class {head.majority:.3f})",
+            "",
+            "",
+            number(head.accuracy),
+            interval(head.interval),
+            counted(result.n_test, "image"),
+        )
+        for head in result.heads
+    ]
+
+
 def curve_rows(result: TrainingCurves, paper: Paper) -> list[Row]:
     """Return the rows of the discriminator in training."""
     (run, *_) = result.runs
@@ -229,7 +245,8 @@ def edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
 
 def ablation_rows(result: Ablations, paper: Paper) -> list[Row]:
     """Return the rows of the variants of a training."""
-    names = {"rca": "RCA", "kid_shifted": "KID (LeNet digits), shifted", "fd_shifted": "FD (LeNet digits), shifted"}
+    metric, kid = result.metric, result.metric.replace("FD", "KID")
+    names = {"rca": "RCA", "kid_shifted": f"{kid}, shifted", "fd_shifted": f"{metric}, shifted"}
     items = {"full": "Fig. 3", "l1": "Fig. 3", "per-step": "Sec. 4.4"}
     return [
         Row(
@@ -249,9 +266,9 @@ def variants(result: Ablations) -> Comparison:
     """Return a table of the variants side by side."""
     names = {
         "rca": "RCA",
-        "kid_shifted": "KID (LeNet digits) shifted",
+        "kid_shifted": f"{result.metric.replace('FD', 'KID')} shifted",
         "kid_raw": "KID raw",
-        "fd_shifted": f"FD (LeNet digits) shifted, n = {result.runs[0].n:,}",
+        "fd_shifted": f"{result.metric} shifted, n = {result.runs[0].n:,}",
         "fd_raw": "FD raw",
         "outside": "outside the domain",
         "magnitude_error": "|s_hat - s|",

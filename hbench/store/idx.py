@@ -32,7 +32,9 @@ def read_mnist(wanted: Wanted, factor: Factor) -> Pictures:
     """
     mnist = _read(wanted, "MNIST")
     is_mnist = all(sha256(file) == MNIST_SHA256[file.name] for file in _files(mnist))
-    unlike = "its files are not those published as MNIST: features of a digit LeNet say little about other images"
+    unlike = (
+        "its files are not those published as MNIST: features of a classifier of digits say little about other images"
+    )
     return _pictures(mnist, factor, "" if is_mnist else unlike)
 
 

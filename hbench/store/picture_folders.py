@@ -37,8 +37,8 @@ OWN_RECORDS = {
 }
 """Files by which a folder of hbench's results is known, and keys that they hold."""
 OWN_FILES = {
-    CACHE_TAG, "directions.safetensors", "discriminator.safetensors", "lenet.safetensors", "model.safetensors",
-    "reconstructor.safetensors", "shift_block.safetensors",
+    CACHE_TAG, "classifier.safetensors", "directions.safetensors", "discriminator.safetensors", "lenet.safetensors",
+    "model.safetensors", "reconstructor.safetensors", "shift_block.safetensors",
 }  # fmt: skip
 """Files by whose name alone such a folder is known."""
 

@@ -203,8 +203,9 @@ def checked_sha256(file: Path, remedy: str = REMEDY) -> str:
     if (file.parent / FILE).is_file():
         origin = Provenance.read(file.parent / FILE, remedy)
         recorded = origin.weights
-        if isinstance(recorded, str):  # a pretraining and a LeNet have one file, named by its hash alone
-            recorded = {"lenet" if (file.parent / "lenet.json").is_file() else "model": recorded}
+        if isinstance(recorded, str):  # a pretraining and a classifier have one file, named by its hash alone
+            kinds = (kind for kind in ("classifier", "lenet") if (file.parent / f"{kind}.json").is_file())
+            recorded = {next(kinds, "model"): recorded}
         expected = (recorded or {}).get(file.stem) or origin.details.get(f"{file.stem}_sha256")
         if expected not in (None, found):
             raise HBenchError(f"{file}: is not the file that {FILE} beside it was written with: {remedy}")

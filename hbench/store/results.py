@@ -30,6 +30,8 @@ class Result(Record, ABC):
 
     NAME: ClassVar[str]
     """Name of its files."""
+    NAMES_BEFORE: ClassVar[tuple[str, ...]] = ()
+    """Names that its files had in older versions, which are read too."""
 
     provenance: Aside = field(default=None, compare=False, repr=False)
     """Provenance of the result, a :class:`Provenance`."""
@@ -98,7 +100,8 @@ class Result(Record, ABC):
                 beside it.
         """
         folder = Path(folder)
-        file = folder / f"{cls.NAME}.json"
+        files = [folder / f"{name}.json" for name in (cls.NAME, *cls.NAMES_BEFORE)]
+        file = next((each for each in files if each.is_file()), files[0])
         if not file.is_file():
             raise HBenchError(f"{folder}: no {file.name} there: give the folder of a finished result")
         origin = Provenance.read(folder / PROVENANCE, remedy) if (folder / PROVENANCE).is_file() else None

@@ -43,15 +43,35 @@ class WrittenExperiment(Record):
     paper: dict[str, Any] = field(default_factory=dict)
 
 
-def save_weights(path: Path, module: nn.Module, experiment: Experiment, role: str, dtype: str = "float32") -> None:
-    """Write a module as safetensors that name its role ("model", "shift_block", …) and carry the experiment."""
+def save_weights(
+    path: Path,
+    module: nn.Module,
+    experiment: Experiment,
+    role: str,
+    dtype: str = "float32",
+    *,
+    beside: Mapping[str, Tensor] | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write a module as safetensors that name its role ("model", "shift_block", …) and carry the experiment.
+
+    Args:
+        path: file to write.
+        module: network whose state is written.
+        experiment: settings that the file carries.
+        role: role of the network.
+        dtype: precision of the network's numbers.
+        beside: further tensors, written as they are.
+        facts: further metadata.
+    """
     target = getattr(torch, dtype)
     tensors = {
         name: (value.to(target) if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in module.state_dict().items()
     }
+    tensors |= beside or {}
     check_finite(tensors, f"{role} as {dtype}", "it is not written; train again with a lower learning rate")
-    metadata = {"role": role, "experiment": experiment.model_dump_json(exclude={"paper"}), **MADE_BY}
+    metadata = {"role": role, "experiment": experiment.model_dump_json(exclude={"paper"}), **MADE_BY, **(facts or {})}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 

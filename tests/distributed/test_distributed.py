@@ -195,8 +195,8 @@ def test_gradients_are_those_of_the_whole_batch_and_weights_the_same_everywhere(
 
 
 @pytest.mark.slow
-def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, tiny_run, tiny_model, lenet):
-    distance = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--samples", 70]
+def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, tiny_run, tiny_model, classifier_file):
+    distance = ["--feature-extractor", "lenet-digits", "--weights", classifier_file, "--samples", 70]
 
     def commands(folder):
         return [

@@ -46,14 +46,14 @@ COMMANDS = ("pretrain", "train", "fid", "sweep")
 # The campaign -------------------------------------------------------------------------------------------------------
 
 
-def command(name, out, tiny_model, tiny_run, lenet):
+def command(name, out, tiny_model, tiny_run, classifier_file):
     """The command line that is killed, and what it needs to go on."""
     if name == "pretrain":
         return ["pretrain", "digits16", *OPTIONS, "--out", out, "--quiet"], ["--resume"]
     if name == "train":
         return ["train", "digits16", *OPTIONS, "--model", tiny_model, "--out", out, "--quiet"], ["--resume"]
     if name == "fid":
-        options = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--samples", 256, "--quiet"]
+        options = ["--feature-extractor", "lenet-digits", "--weights", classifier_file, "--samples", 256, "--quiet"]
         return ["fid", tiny_run, *options, "--cache", out / "cache", "--out", out / "fid"], ["--overwrite"]
     options = ["--m", "2,3", "--strategies", "node", "--repeats", 1, "--device", "cpu", "--quiet"]
     return ["vram-sweep", "digits16", *OPTIONS, *options, "--out", out], ["--resume"]
@@ -148,13 +148,13 @@ def differences(expected, found):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_campaign(name, tmp_path, tiny_model, tiny_run, lenet, pytestconfig, record_property):
+def test_campaign(name, tmp_path, tiny_model, tiny_run, classifier_file, pytestconfig, record_property):
     n = pytestconfig.getoption("--faults")
     wanted = n // len(COMMANDS) + (COMMANDS.index(name) < n % len(COMMANDS))
     rng = random.Random(name)
 
     def lines(folder):
-        words, again = command(name, folder, tiny_model, tiny_run, lenet)
+        words, again = command(name, folder, tiny_model, tiny_run, classifier_file)
         return words, [*words, *again], (folder / "fid" if name == "fid" else folder) / LOCK
 
     log = tmp_path / "log"
@@ -481,10 +481,10 @@ def test_a_disk_that_fills_up_costs_nothing(small_disk, half, tiny_run):
 
 
 @pytest.mark.parametrize("name", ["rca", "traverse", "fid", "pretrain", "export", "sample", "train-curves", "sweep"])
-def test_a_full_disk_is_one_line(small_disk, name, tiny_run, tiny_model, lenet):
+def test_a_full_disk_is_one_line(small_disk, name, tiny_run, tiny_model, classifier_file):
     disk = small_disk(200)
     out = ["--out", disk / "out"]
-    extractor = ["--feature-extractor", "lenet-digits", "--weights", lenet]
+    extractor = ["--feature-extractor", "lenet-digits", "--weights", classifier_file]
     words = {
         "rca": ["rca", tiny_run, "--pairs", 8, *out],
         "traverse": ["traverse", tiny_run, "--pairs", 8, "--examples", 1, *out],
@@ -662,8 +662,8 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_cache_is_named(tmp_path, tiny_run, lenet):
-    extractor = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--cache", tmp_path / "cache"]
+def test_a_damaged_cache_is_named(tmp_path, tiny_run, classifier_file):
+    extractor = ["--feature-extractor", "lenet-digits", "--weights", classifier_file, "--cache", tmp_path / "cache"]
     words = ["fid", tiny_run, "--samples", 64, *extractor, "--quiet", "--out"]
     assert invoke(*words, tmp_path / "a").exit_code == 0
     (file, *_) = (tmp_path / "cache" / "features").iterdir()

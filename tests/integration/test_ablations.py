@@ -18,16 +18,16 @@ from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.evaluation.ablations import Ablations, ablations, summarise
 from hbench.evaluation.curves import TrainingCurves, train_curves
-from hbench.evaluation.features import lenet_features
-from hbench.evaluation.frechet import distance, frechet_distance, lenet_reference, real_reference, statistics
+from hbench.evaluation.features import classifier_features
+from hbench.evaluation.frechet import distance, frechet_distance, real_reference, statistics, stored_reference
 from hbench.evaluation.sampling import draw_pairs
 from hbench.evaluation.variants import Measured, train_variants
 from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.reporting.artifacts import plot
 from hbench.reporting.rows import variants
+from hbench.store.classifier import load_classifier
 from hbench.store.datasets import load_set
-from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from hbench.store.model import load_model
 from hbench.store.run import load_run
 from hbench.store.weights import read_written_experiment
@@ -303,7 +303,7 @@ def test_a_finished_training_goes_on_where_it_is_to_get_more_steps(tmp_path, tin
 
 
 @pytest.mark.slow
-def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monkeypatch):
+def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, classifier_file, monkeypatch):
     out = tmp_path / "settings"
     drawn = []
     monkeypatch.setattr("hbench.reporting.grids.draw_directions", lambda *arguments: drawn.append(arguments))
@@ -320,7 +320,7 @@ def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monke
         130,
         *over,
     ]
-    result = invoke(*run, "--seeds", "0", "--lenet", lenet)
+    result = invoke(*run, "--seeds", "0", "--classifier", classifier_file)
     assert result.exit_code == 0, result.output
     names = ["as it is", "lambda_adv=0", "lambda_adv=2", "spacing=linspace", "K=5"]
     table = pd.read_csv(out / "ablations.csv")
@@ -334,11 +334,11 @@ def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, lenet, monke
         assert table["fd_raw"][[each == spacing for each in spacings]].nunique() == 1
     measured = load_run(out / "K=5-seed0", device=CPU)
     pairs = draw_pairs(measured, 0, 0, 130)
-    real = lenet_reference(lenet).statistics
+    real = stored_reference(classifier_file).statistics
     images = load_set(measured.experiment.data, split="reference").images
-    reference = real_reference(lenet_features(load_lenet(lenet), images))
+    reference = real_reference(classifier_features(load_classifier(classifier_file), images))
     for kind, images in (("raw", "x_0"), ("shifted", "x_0_shifted")):
-        found = lenet_features(load_lenet(lenet), to_uint8(getattr(pairs, images)))
+        found = classifier_features(load_classifier(classifier_file), to_uint8(getattr(pairs, images)))
         assert table[f"fd_{kind}"][4] == pytest.approx(frechet_distance(statistics(found), real), rel=1e-3), kind
         assert table[f"kid_{kind}"][4] == pytest.approx(distance(found, reference).kid, rel=1e-3), kind
     assert "the FDs compare only with each other: they are of n = 130" in result.stderr
@@ -364,8 +364,8 @@ def test_ablations_refuse_mistakes_before_any_training(tmp_path, tiny_model):
     assert 'write "discovery.key=value,value"' in refused(*run, "--over", "pretrain.lr=1")
     assert 'did you mean "lambda_adv"' in refused(*run, "--over", "discovery.lamda_adv=1")
     assert "discovery.S=0: discovery.S" in refused(*run, "--over", "discovery.S=5,0")
-    lenet = ["--lenet", SHIPPED_LENET]
-    line = refused("ablations", "digits16", *tiny_options(), "--model", tiny_model, *lenet, "--out", out)
+    other = ["--lenet", V01 / "lenet" / "lenet.safetensors"]  # the option's name in hbench 0.1
+    line = refused("ablations", "digits16", *tiny_options(), "--model", tiny_model, *other, "--out", out)
     assert "was trained on other images" in line
     assert not out.exists()
 

@@ -71,7 +71,7 @@ def test_every_command_of_a_run_refuses_it(run, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_a_pretrained_model_and_a_lenet_of_another_training_are_refused(tmp_path, tiny_model, lenet):
+def test_a_pretrained_model_and_a_classifier_of_another_training_are_refused(tmp_path, tiny_model, classifier_file):
     model = shutil.copytree(tiny_model, tmp_path / "pretrain")
     of_another_run(model / "model.safetensors")
     for path in (model, model / "model.safetensors"):
@@ -81,11 +81,12 @@ def test_a_pretrained_model_and_a_lenet_of_another_training_are_refused(tmp_path
     assert load_model(alone).prediction == "eps"  # nothing beside it says what it should be
     line = refused("pretrain", "digits16", *tiny_options(), "--resume", "--out", model)
     assert "model.safetensors: is not the file" in line
-    copy = shutil.copytree(lenet.parent, tmp_path / "lenet")
-    of_another_run(copy / "lenet.safetensors")
-    assert "lenet.safetensors: is not the file" in refused(
-        "ablations", "digits16", *tiny_options(), "--model", tiny_model, "--lenet", copy / "lenet.safetensors",
-        "--seeds", 0, "--pairs", 130, "--over", "discovery.S=2", "--out", tmp_path / "out",
+    copy = shutil.copytree(classifier_file.parent, tmp_path / "classifier")
+    of_another_run(copy / "classifier.safetensors")
+    assert "classifier.safetensors: is not the file" in refused(
+        "ablations", "digits16", *tiny_options(), "--model", tiny_model,
+        "--classifier", copy / "classifier.safetensors", "--seeds", 0, "--pairs", 130, "--over", "discovery.S=2",
+        "--out", tmp_path / "out",
     )  # fmt: skip
 
 
@@ -221,8 +222,8 @@ def test_cached_samples_of_another_run_are_refused(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_pictures_in_the_cache_are_not_measured(run, lenet, tmp_path):
-    extractor = ["--feature-extractor", "lenet-digits", "--weights", lenet, "--cache", tmp_path / "cache"]
+def test_other_pictures_in_the_cache_are_not_measured(run, classifier_file, tmp_path):
+    extractor = ["--feature-extractor", "lenet-digits", "--weights", classifier_file, "--cache", tmp_path / "cache"]
     words = ["fid", run, "--samples", 130, *extractor, "--overwrite", "--out", tmp_path / "fid"]
     assert invoke(*words).exit_code == 0
     numbers = (tmp_path / "fid" / "fid.json").read_bytes()
@@ -240,9 +241,9 @@ def test_other_pictures_in_the_cache_are_not_measured(run, lenet, tmp_path):
     assert (tmp_path / "fid" / "fid.json").read_bytes() == numbers
 
 
-def test_other_features_in_the_cache_are_not_measured(lenet, tmp_path):
+def test_other_features_in_the_cache_are_not_measured(classifier_file, tmp_path):
     paths = pngs(image_folder(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), tmp_path), 2)
-    extractor = Extractor("lenet-digits", lenet)
+    extractor = Extractor("lenet-digits", classifier_file)
     found = features(paths, extractor, tmp_path, torch.device("cpu"))
     (file,) = (tmp_path / "features").iterdir()
     assert torch.equal(features(paths, extractor, tmp_path, torch.device("cpu")), found)

@@ -64,7 +64,7 @@ def test_a_folder_that_the_user_made_stays(tmp_path):
         ["train", "digits16", "--model", "mnist16", "--seed", 2**63],
         ["train", "mnist16", "--model", "mnist16", "--max-minutes", "nan"],
         ["train", "mnist16", "--model", "mnist16", "--set", "discovery.strategy=offload", "--set", "discovery.pool=0"],
-        ["lenet", "mnist16", "--data-root", "absent"],
+        ["classifier", "mnist16", "--data-root", "absent"],
         ["lenet", "digits16", "--epochs", 10**30],
         ["rca", "mnist16", "--pairs", 10**30],
         ["rca", "mnist16", "--seed", "9" * 5000],

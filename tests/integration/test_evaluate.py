@@ -15,8 +15,8 @@ from hbench.evaluation import evaluate, sampling
 from hbench.evaluation.rca import known_rca, rca, read_rca
 from hbench.evaluation.sampling import ChosenNoise, choose_x_T, draw_pairs
 from hbench.reporting.rows import rca_rows
+from hbench.store.classifier import load_classifier, shipped_classifier
 from hbench.store.directions import DirectionSource
-from hbench.store.lenet import SHIPPED_LENET, load_lenet
 from hbench.store.model import load_model
 from hbench.store.run import load_run
 
@@ -182,12 +182,12 @@ def test_a_measurement_of_other_weights_or_directions_ranks_nothing(around):
 def test_pictures_show_samples_that_the_classifier_is_sure_of(monkeypatch):
     trained = load_run(V01, device=CPU)
     chosen = choose_x_T(trained, 6)
-    lenet = load_lenet(SHIPPED_LENET)
-    sure = lenet(trained.generate(trained.noise(12)).clamp(-1, 1)).softmax(1).amax(1) >= 0.999
+    network = load_classifier(shipped_classifier(trained.experiment.data)).network
+    sure = network(trained.generate(trained.noise(12)).clamp(-1, 1))[0].softmax(1).amax(1) >= 0.999
     assert chosen.indices == sure.nonzero().flatten().tolist()[:6]
     assert len(chosen.indices) == 6
     assert chosen.indices != [0, 1, 2, 3, 4, 5]  # two of which are no digits
-    assert chosen.rule == "the first x_T whose sample the digit LeNet is sure of"
+    assert chosen.rule == "the first x_T whose sample the classifier is sure of"
     assert choose_x_T(trained, 4).indices == chosen.indices[:4]
     torch.testing.assert_close(chosen.noise(trained)[3], trained.noise(1, first=chosen.indices[3])[0])
     walk = evaluate.traverse(trained, examples=2, samples=3)

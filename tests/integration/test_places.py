@@ -105,7 +105,7 @@ def test_the_commands_with_their_default_folders_add_up_to_the_page(workplace, m
         "vram-sweep": "--steps 2 --repeats 1 --strategies node",
         "ablations": "--seeds 0 --pairs 130",
         "mos export": "--assessors 1 --examples 1 --samples 3 --controls 1",
-        "lenet": "--epochs 1",
+        "classifier": "--epochs 1",
     }
     hbench("hbench pretrain small.toml")
     hbench("hbench train small.toml")
@@ -128,7 +128,8 @@ def test_the_commands_with_their_default_folders_add_up_to_the_page(workplace, m
     assert page == "runs/small/train/report.html"
     assert hbench("hbench report runs/small").stdout.strip() == page  # the folder of the experiment
     assert {path.name for path in Path("runs").iterdir()} == {"cache", "small"}
-    of_experiment = {each.folder for each in ARTIFACTS if each.of_experiment} & {"vram-sweep", "ablations", "lenet"}
+    made = {"vram-sweep", "ablations", "classifier"}
+    of_experiment = {each.folder for each in ARTIFACTS if each.of_experiment} & made
     assert {path.name for path in Path("runs/small").iterdir()} == {"pretrain", "train", *of_experiment}
 
     again = hbench("hbench reproduce small.toml")  # takes all of them as they are
@@ -153,7 +154,7 @@ def test_pages_of_own_pictures_advise_nothing_for_digits(workplace):
     hbench("hbench edit runs/my/train pictures/0.png --shift 1=2 --steps 2")
     advised = missing("runs/my/train")
     assert "Memory and throughput of training" not in advised
-    assert not re.search("(?i)lenet", " ".join([*advised, *advised.values()]))
+    assert not re.search("(?i)lenet|classifier", " ".join([*advised, *advised.values()]))
     assert '"hbench fid runs/my/train --data-root DATA" makes it' in advised["Fréchet inception distance"]
 
 

@@ -184,7 +184,7 @@ def test_out_of_memory_has_its_own_remedies():
 
 
 def test_commands_in_texts_and_docstrings_exist():
-    """Both what is called, as in "hbench lenet digits16", and its options."""
+    """Both what is called, as in "hbench classifier digits16", and its options."""
     found = set()
     for tree in FILES.values():
         for node in ast.walk(tree):

@@ -34,19 +34,19 @@ def wanted(job):
 
 def test_all_reproduced_artifacts_are_on_the_page(job):
     shown = {artifact.folder for artifact in ARTIFACTS}
-    assert {task.folder for task in wanted(job)} - shown <= {"mos", "lenet"}  # sheets wait for people
-    with_lenet = replace(job, experiment=load_experiment("digits16"))
-    lenet = job.folder / "lenet" / "lenet.safetensors"
-    lenet.parent.mkdir()
-    lenet.touch()
-    for task in wanted(with_lenet):  # each is a command line that its command accepts
-        group, words = main, [*task.words(with_lenet), "--out", "x"]
+    assert {task.folder for task in wanted(job)} - shown <= {"mos"}  # sheets wait for people
+    with_classifier = replace(job, experiment=load_experiment("digits16"))
+    own = job.folder / "classifier" / "classifier.safetensors"
+    own.parent.mkdir()
+    own.touch()
+    for task in wanted(with_classifier):  # each is a command line that its command accepts
+        group, words = main, [*task.words(with_classifier), "--out", "x"]
         parent = click.Context(main, info_name="hbench", obj="", **main.context_settings)
         while hasattr(group, "commands"):
             group, words = group.commands[words[0]], words[1:]
         group.make_context(group.name, list(words), parent).close()
     from_scratch = wanted(replace(job, run=None))
-    assert [task.folder for task in from_scratch[:4]] == ["pretrain", "train", "lenet", "rca"]
+    assert [task.folder for task in from_scratch[:4]] == ["pretrain", "train", "classifier", "rca"]
 
 
 def test_the_root_of_an_experiment_reaches_commands_that_see_only_the_run(job):
@@ -141,15 +141,15 @@ def test_a_reproduction_goes_on_after_a_setting_was_added(few_tasks, results, tm
     assert "done before" in again.output
 
 
-def test_a_failed_lenet_leaves_all_but_the_fd(job):
+def test_a_failed_classifier_leaves_all_but_the_fd(job):
     made = {task.folder: task for task in wanted(job)}
-    with pytest.raises(HBenchError, match="no LeNet for these images"):
+    with pytest.raises(HBenchError, match="no classifier of these images"):
         made["fid-lenet-digits"].words(job)
-    assert "--lenet" not in made["ablations"].words(job)
-    (job.folder / "lenet").mkdir()
-    (job.folder / "lenet" / "lenet.safetensors").touch()
+    assert "--classifier" not in made["ablations"].words(job)
+    (job.folder / "classifier").mkdir()
+    (job.folder / "classifier" / "classifier.safetensors").touch()
     assert "--weights" in made["fid-lenet-digits"].words(job)
-    assert "--lenet" in made["ablations"].words(job)
+    assert "--classifier" in made["ablations"].words(job)
 
 
 def test_reproduce_replaces_nothing_that_another_command_made(few_tasks, results, tmp_path):

@@ -193,7 +193,7 @@ def test_a_number_out_of_bounds_is_refused(run, call, said, tmp_path, monkeypatc
         (lambda run: evaluate.sample(run.model, "mnist16"), "experiment must be of type Experiment"),
         (lambda run: evaluate.plan("mnist16"), "experiment must be of type Experiment"),
         (lambda run: evaluate.vram_sweep(run), "experiment must be of type Experiment"),
-        (lambda run: evaluate.lenet("mnist16"), "experiment must be of type Experiment"),
+        (lambda run: evaluate.classifier("mnist16"), "experiment must be of type Experiment"),
         (lambda run: evaluate.ablations("mnist16", run.model, "never"), "experiment must be of type Experiment"),
         (lambda run: evaluate.ablations(MNIST16, run, "never"), "model must be of type Backbone"),
         (

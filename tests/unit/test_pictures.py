@@ -88,6 +88,7 @@ OWN = {
     "shift_block.safetensors": "",
     "model.safetensors": "",
     "lenet.safetensors": "",
+    "classifier.safetensors": "",
 }
 
 

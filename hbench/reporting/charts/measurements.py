@@ -1,4 +1,4 @@
-"""Charts of the measurements of one run: accuracy, distances and properties; and of the digit LeNet."""
+"""Charts of the measurements of one run: accuracy, distances and properties."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from hbench.evaluation.estimates import Estimate
     from hbench.evaluation.fid import Fidelity
-    from hbench.evaluation.lenet import TrainedLeNet
     from hbench.evaluation.properties import Properties
     from hbench.evaluation.rca import RCA
 
@@ -57,33 +56,6 @@ def draw_confusion(result: "RCA", path: Path) -> None:
     low, high = result.interval
     n = counted(result.n, "pair")
     figure.suptitle(f"{title_of(result)}: accuracy {result.accuracy:.3f} [{low:.3f}, {high:.3f}], n = {n}")
-    save_figure(figure, path)
-
-
-@styled
-def draw_digits(result: "TrainedLeNet", path: Path) -> None:
-    """Draw the confusion of the test digits, with their counts."""
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    counts = np.array(result.confusion)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axis = figure.subplots()
-    picture = axis.imshow(shares, vmin=0, vmax=1, cmap="viridis")
-    for row, column in zip(*counts.nonzero(), strict=True):
-        shade = "white" if shares[row, column] < 0.6 else "black"
-        axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade, fontsize=7)
-    ticks = range(len(counts))
-    axis.set_xticks(ticks)
-    axis.set_yticks(ticks)
-    low, high = result.interval
-    axis.set(
-        title=f"accuracy {result.accuracy:.4f} [{low:.4f}, {high:.4f}], n = {result.n_test:,}",
-        xlabel="predicted digit",
-        ylabel="true digit",
-    )
-    figure.colorbar(picture, ax=axis, label="share of the digit's images")
     save_figure(figure, path)
 
 

@@ -115,8 +115,8 @@ def draw_ablations(result: "Ablations", path: Path) -> None:
 
     panels = {
         "RCA (dotted: chance)": (["rca"], "chance"),
-        "KID (LeNet digits) of shifted (dotted: raw)": (["kid_shifted"], "kid_raw"),
-        f"FD (LeNet digits) of shifted (dotted: raw), n = {result.runs[0].n}": (["fd_shifted"], "fd_raw"),
+        f"{result.metric.replace('FD', 'KID')} of shifted (dotted: raw)": (["kid_shifted"], "kid_raw"),
+        f"{result.metric} of shifted (dotted: raw), n = {result.runs[0].n}": (["fd_shifted"], "fd_raw"),
         "share outside the domain": (["outside"], None),
         "D on raw (blue) and shifted (orange) samples": (["D_raw", "D_shifted"], "D_ideal"),
     }

@@ -4,13 +4,9 @@ Commands, reproduction, report and the README's table read :data:`ARTIFACTS`. A 
 and one entry here.
 """
 
-import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from hbench.config import Data, Experiment, Paper
+from hbench.config import Data
 from hbench.errors import HBenchError, check_type
 from hbench.evaluation.ablations import Ablations
 from hbench.evaluation.classifier import TrainedClassifier
@@ -25,7 +21,7 @@ from hbench.evaluation.rca import RCA
 from hbench.evaluation.sample import Samples
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
-from hbench.experiments import changes, known_experiments
+from hbench.reporting.artifact import Artifact, Chart
 from hbench.reporting.charts.classifier import draw_classifier
 from hbench.reporting.charts.measurements import draw_confusion, draw_fidelity, draw_properties
 from hbench.reporting.charts.mos import draw_mos
@@ -34,7 +30,6 @@ from hbench.reporting.charts.sweep import draw_plan, draw_sweep
 from hbench.reporting.charts.training import draw_ablations, draw_run_curves
 from hbench.reporting.grids import draw_edits, draw_samples, draw_sources, draw_traversal, draw_variants
 from hbench.reporting.highlights import (
-    Highlight,
     edit_highlights,
     fidelity_highlights,
     mos_highlights,
@@ -43,9 +38,6 @@ from hbench.reporting.highlights import (
     sweep_highlights,
 )
 from hbench.reporting.rows import (
-    Comparison,
-    Named,
-    Row,
     ablation_rows,
     classifier_rows,
     curve_rows,
@@ -62,58 +54,8 @@ from hbench.reporting.rows import (
     variants,
 )
 from hbench.store.classifier import are_digits, shipped_classifier
-from hbench.store.registry import factors_of, needs_root
+from hbench.store.registry import factors_of
 from hbench.store.results import Result
-
-Chart = Callable[[Any, Path], None]
-"""Function (result, path) that draws a result as a PNG file."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """One artifact: its folder, result class, item of the paper, command, table rows and charts."""
-
-    folder: str
-    """Folder of the result, inside the run's."""
-    result: type[Result]
-    """Class of the result."""
-    title: str
-    """Heading on the page."""
-    item: str
-    """Item of the paper: "Table 1", "Fig. 4"; empty if the paper has none."""
-    command: str
-    """Command that makes it, after ``hbench``, with the options without which it makes another artifact."""
-    rows: Callable[[Any, Paper], list[Row]]
-    """Function (result, paper) -> lines of the table."""
-    charts: Mapping[str, Chart] = field(default_factory=dict)
-    """Function that draws each picture, by its file's name; the first is the main one."""
-    caption: str = ""
-    """One sentence that explains the terms of its pictures and of its rows of the table."""
-    seen: Mapping[str, str] = field(default_factory=dict)
-    """What each picture shows, by its file's name, for readers who do not see it."""
-    highlights: Callable[[Any, Paper], list[Highlight]] = lambda *_: []
-    """Function (result, paper) -> its most telling numbers."""
-    published: Callable[[Paper], str] = lambda _: ""
-    """Function (paper) -> number of the paper, for artifacts that were not run."""
-    named: Callable[[Any], list[Named]] = lambda _: []
-    """Function (result) -> its directions that have a name."""
-    comparison: Callable[[Any], Comparison | None] = lambda _: None
-    """Function (result) -> table of its trainings side by side, if it compares trainings."""
-    arguments: str = "{run}"
-    """Arguments of the command, in which ``{run}``, ``{experiment}``, ``{variants}``, the experiment of ablations, and
-    ``{data}``, the option for the images' folder, stand for those of the page."""
-    needs: Callable[[Data], tuple[str, str] | None] = lambda _: None
-    """Function (kind of images) -> folder of the artifact that must be there first, and the command with arguments that
-    makes it; None where one command is enough."""
-    of_run: bool = False
-    """True if it measures the run's weights; its provenance then has their SHA-256 as ``weights_sha256``."""
-    of_experiment: bool = False
-    """True if it is made of the experiment alone, in the folder of which it then lies."""
-    suits: Callable[[Data], bool] = lambda _: True
-    """Function (kind of images) -> True if there is such a result of them."""
-    on_page: bool = True
-    """True if the page of a run shows it."""
-
 
 VARIANT_PICTURES: dict[str, Chart] = {"ablations.png": draw_ablations, "directions.png": draw_variants}
 VARIANTS_SEEN = {
@@ -468,42 +410,6 @@ ARTIFACTS = (
     ),
 )
 """Artifacts in the order of the page."""
-
-
-def command_lines(
-    artifact: Artifact, experiment: Experiment, *, run: str, folder: Path, out: Path | None = None
-) -> list[str]:
-    """Return the command lines that make an artifact of a run: the one that comes first if it needs one, and its own.
-
-    Args:
-        artifact: artifact to make.
-        experiment: experiment of the run.
-        run: RUN as commands take it.
-        folder: folder of the run's results.
-        out: folder for the result, where the default one does not serve.
-    """
-    known = known_experiments()
-    small = f"{experiment.name}-ablations"
-    words = {
-        "run": shlex.quote(run),
-        "experiment": _experiment_words(experiment, experiment.name),
-        "variants": _experiment_words(experiment, small if small in known else experiment.name),
-        "data": " --data-root DATA" if needs_root(experiment.data) else "",
-        "mos": shlex.quote(str(folder / "mos")),
-    }
-    needed = artifact.needs(experiment.data)
-    templates = [needed[1]] if needed else []
-    lines = [f"hbench {each.format(**words)}" for each in (*templates, f"{artifact.command} {artifact.arguments}")]
-    if out:
-        lines[-1] += f" --out {shlex.quote(str(out))}"
-    return lines
-
-
-def _experiment_words(experiment: Experiment, name: str) -> str:
-    """Return EXPERIMENT on a command line, with the options that give it the images and the model of this one."""
-    if name not in known_experiments():
-        return shlex.quote(f"{name}.toml")
-    return shlex.join([name, *(word for each in changes(experiment, name) for word in ("--set", each))])
 
 
 def artifact_of(result: Result) -> Artifact | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from hbench.config import Experiment
 from hbench.errors import HBenchError
 from hbench.experiments import parse_experiment, settings_of_model
-from hbench.reporting.artifacts import ARTIFACTS, Artifact, command_lines
+from hbench.reporting.artifact import Artifact, command_lines
+from hbench.reporting.artifacts import ARTIFACTS
 from hbench.store.folders import EXPERIMENT, refuse_links
 from hbench.store.places import TRAINED, Place, place, results_in
 from hbench.store.provenance import FILE as PROVENANCE

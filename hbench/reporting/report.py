@@ -24,7 +24,8 @@ from hbench.errors import HBenchError, counted
 from hbench.evaluation.curves import TrainingCurves, differences
 from hbench.evaluation.mos.score import MosScore
 from hbench.experiments import paper_of
-from hbench.reporting.artifacts import ARTIFACTS, Artifact
+from hbench.reporting.artifact import Artifact
+from hbench.reporting.artifacts import ARTIFACTS
 from hbench.reporting.charts.figure import NothingToDrawError
 from hbench.reporting.highlights import Highlight
 from hbench.reporting.lookup import NOTHING, Found, look

@@ -19,7 +19,8 @@ from hbench.cli.tasks import tasks
 from hbench.errors import HBenchError
 from hbench.evaluation.rca import RCA
 from hbench.reporting import artifacts, lookup, report
-from hbench.reporting.artifacts import ARTIFACTS, Artifact
+from hbench.reporting.artifact import Artifact
+from hbench.reporting.artifacts import ARTIFACTS
 from hbench.reporting.rows import Row
 from hbench.store.provenance import provenance
 from hbench.store.results import Result

@@ -1,4 +1,4 @@
-"""``hbench classifier``, and ``hbench lenet``, its name in hbench 0.1."""
+"""``hbench classifier``."""
 
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,3 @@ def classifier(experiment: "Experiment", epochs: int | None, options: Options) -
     result = train(experiment, epochs=epochs, data_root=options.data_root, download=options.download, seed=options.seed)
     publish(result, folder)
     click.echo(folder / FILE)
-
-
-lenet = click.Command(
-    "lenet", callback=classifier.callback, params=classifier.params, help=classifier.help, hidden=True
-)

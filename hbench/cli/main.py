@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hbench import __version__
 from hbench.cli.ablations import ablations
-from hbench.cli.classifier import classifier, lenet
+from hbench.cli.classifier import classifier
 from hbench.cli.demo import demo
 from hbench.cli.edit import edit
 from hbench.cli.fid import fid
@@ -26,7 +26,7 @@ from hbench.cli.pretrain import pretrain
 from hbench.cli.properties import properties
 from hbench.cli.quality import quality
 from hbench.cli.rca import rca
-from hbench.cli.repeats import leaf
+from hbench.cli.repeats import leaf, today
 from hbench.cli.report import report
 from hbench.cli.reproduce import reproduce
 from hbench.cli.sample import sample
@@ -59,7 +59,7 @@ class Group(click.Group):
         """Run a command line, the one that provenance records."""
         open_missing_streams()
         wait_asleep()
-        args = sys.argv[1:] if args is None else list(args)
+        args = today(sys.argv[1:] if args is None else args)
         command = shlex.join(["hbench", *map(str, args)])
         with only_main_process_prints():
             return super().main(args, *rest, obj=command, **extra)
@@ -163,7 +163,6 @@ for command in (
     traverse,
     edit,
     classifier,
-    lenet,
     fid,
     properties,
     mos,

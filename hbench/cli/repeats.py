@@ -12,6 +12,8 @@ from hbench.errors import HBenchError
 
 WITHOUT_EFFECT = {"cache", "device", "download", "help", "out", "overwrite", "processes", "quiet", "resume"}
 """Parameters that change no result beyond its rounding, by name."""
+FORMER = {"lenet": "classifier"}
+"""Name of a command today, by that of hbench 0.1."""
 
 
 def is_repeat(folder: Path) -> bool:
@@ -47,13 +49,18 @@ def parsed(root: click.Command, words: Sequence[str]) -> tuple[str | None, dict[
     return command.name, values
 
 
+def today(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with today's name of the command, first, in place of a former one."""
+    return [FORMER.get(words[0], words[0]), *words[1:]] if words else []
+
+
 def leaf(command: click.Command, words: Sequence[str]) -> tuple[click.Command, list[str]]:
     """Return the command that words call, below groups, and its own words.
 
     Raises:
         ClickException: no such command.
     """
-    rest = list(words)
+    rest = today(words)
     while isinstance(command, click.Group):
         name = rest.pop(0) if rest else ""
         if name not in command.commands:

@@ -118,7 +118,7 @@ class TrainedClassifier(Result):
     """Frechet distance between two random halves of the test images, in the classifier's features."""
     halves_interval: Interval | None
     """95 % interval of it, by the jackknife; None in results of hbench 0.1."""
-    classifier: Aside = field(default=None, compare=False, repr=False)
+    trained: Aside = field(default=None, compare=False, repr=False)
     """The :class:`Classifier`, with the statistics of the test images; None in a result read back."""
     experiment: Aside = field(default=None, compare=False, repr=False)
     """The :class:`Experiment` with its images; None in a result read back."""
@@ -197,8 +197,8 @@ class TrainedClassifier(Result):
         """Write the result, and the weights if they are at hand, into a folder that the caller has claimed."""
         result = self
         write_text(folder / "classes.csv", self.class_table().to_csv(index=False))
-        if self.classifier is not None:
-            save_classifier(folder / FILE, self.classifier, self.experiment, recipe_for(len(self.heads)).dtype)
+        if self.trained is not None:
+            save_classifier(folder / FILE, self.trained, self.experiment, recipe_for(len(self.heads)).dtype)
             result = self.with_details(weights_sha256=sha256(folder / FILE))
         Result.write_into(result, folder)
 
@@ -251,7 +251,7 @@ def classifier(
         metric=trained.metric,
         halves=real.halves,
         halves_interval=real.halves_interval,
-        classifier=trained,
+        trained=trained,
         experiment=experiment,
         provenance=origin.finished(n_train=n_train, n_test=n_test, accuracy=accuracy, halves=real.halves),
     )

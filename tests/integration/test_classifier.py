@@ -82,7 +82,7 @@ def test_it_learns_the_digits():
     assert head.majority == max(map(sum, head.confusion)) / result.n_test
     assert result.cautions() == []
     test = load_set(load_experiment("digits16").data, split="test")
-    (log_probabilities,) = heads(result.classifier, test.images)
+    (log_probabilities,) = heads(result.trained, test.images)
     right = (log_probabilities.argmax(1) == test.labels.values[:, 0]).float().mean()
     assert float(right) == pytest.approx(head.accuracy)
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hbench.cli.main import main
 from hbench.cli.options import Renamed
+from hbench.cli.repeats import today
 from hbench.experiments import load_experiment
 from hbench.models import build_model
 from hbench.store.datasets import load_set
@@ -87,7 +88,7 @@ def unknown(snippet):
             found |= {line.split()[0]} - set().union(*map(options, commands(main)))
         if not (call := re.search(r"(?:^|\s)hbench (.*)", line)):
             continue
-        command, words = main, shlex.split(call[1])
+        command, words = main, today(shlex.split(call[1]))
         while isinstance(command, click.Group) and words and not words[0].startswith("-"):
             command = command.commands.get(words.pop(0))
         if command is None:

@@ -208,7 +208,7 @@ def test_flips_reach_the_training_only_where_they_are_asked_for(tmp_path, tiny, 
     images = load_images(tiny.data)
     assert not pretrain(tiny, images, tmp_path / "without", device=CPU, max_minutes=1e-6)
     assert seen == []
-    flipping = load_experiment("digits16", [*TINY, "data.flip=true"])
+    flipping = load_experiment("digits16", [*TINY, "data.dataset=folder", "data.flip=true"])
     assert not pretrain(flipping, images, tmp_path / "with", device=CPU, seed=3, max_minutes=1e-6)
     assert seen == [(3, 0)]
 

@@ -12,7 +12,7 @@ from hbench.cli.main import main
 PACKAGE = Path(hbench.__file__).parent
 SOURCES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
-REGISTRY = "reporting/artifacts.py"
+REGISTRY = "reporting/artifact.py"
 """The one module below the command line that knows commands."""
 
 NOT_IMPERATIVE = {

@@ -116,7 +116,8 @@ def trained(tmp_path_factory, tiny_model):
     both = start_ranks(2, run_in_float64, [*commands(two)], logs=logs[1:])
     by_1, by_2, others = printed([alone, *both], logs)
     found, done, *_ = by_1.splitlines()
-    assert (found.partition(",")[0], done.partition(",")[0]) == ("digits: 1", "L 1")  # the account of the images
+    assert found.startswith("digits (")  # the account of the images
+    assert done.startswith("L 1")
     assert by_2.startswith("2 processes, gloo, cpu\n")
     for text, out in ((by_1, one), (by_2, two)):
         paths = [line for line in text.splitlines() if line.startswith(str(out))]

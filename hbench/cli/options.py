@@ -221,6 +221,10 @@ def numbers_of_steps(default: str) -> Decorator[Any]:
 
 a_path = FilledPath(path_type=Path)
 run_argument = click.argument("run", type=a_path)
+model_arguments = combined(
+    click.argument("model", type=a_path),
+    click.option("--experiment", help="Experiment with the settings of a guided-diffusion state dict."),
+)
 device_option = click.option(
     "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda", "cuda:N" or "mps".'
 )
@@ -376,6 +380,21 @@ def with_steps(name: str, run: "Run", steps: int | None) -> str:
 def with_source(name: str, source: "DirectionSource") -> str:
     """Return the name of a result, with the kind of its directions where it is not the sample's own."""
     return name if source.name == "own" else f"{name}-{source.name}"
+
+
+def settings_of(model: Path, experiment: str | None, steps: Iterable[int]) -> "Experiment":
+    """Return the settings of MODEL, of --experiment where it has none, after a check of the numbers of steps."""
+    from hbench.experiments import load_experiment
+    from hbench.store.model import model_experiment
+    from hbench.store.registry import check_data
+
+    given = load_experiment(experiment) if experiment else None
+    if given:
+        check_data(given.data)
+    settings = model_experiment(model, given)
+    for M in steps:
+        check_steps(settings, M, shifts=False)
+    return settings
 
 
 def check_steps(experiment: "Experiment", steps: int | None, *, shifts: bool = True) -> None:

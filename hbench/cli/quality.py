@@ -7,22 +7,21 @@ import click
 from hbench.cli.options import (
     Count,
     Options,
-    a_path,
-    check_steps,
     data_options,
     extractor_options,
+    model_arguments,
     numbers_of_steps,
     processes_option,
     publish,
     result_of,
     run_options,
+    settings_of,
     shared,
 )
 
 
 @click.command()
-@click.argument("model", type=a_path)
-@click.option("--experiment", help="Experiment with the settings of a guided-diffusion state dict.")
+@model_arguments
 @click.option(
     "--samples",
     type=Count(6),
@@ -55,15 +54,12 @@ def quality(
     """
     from hbench.evaluation.features import CLASSIFIER, LENET
     from hbench.evaluation.quality import quality as measure
-    from hbench.experiments import load_experiment
     from hbench.store.classifier import classifier_for
     from hbench.store.files import sha256
-    from hbench.store.model import load_model, model_experiment, model_file
+    from hbench.store.model import load_model, model_file
 
     device = options.torch_device()
-    settings = model_experiment(model, load_experiment(experiment) if experiment else None)
-    for M in steps or []:
-        check_steps(settings, M, shifts=False)
+    settings = settings_of(model, experiment, steps or [])
     if weights is None and extractor in (None, CLASSIFIER, LENET):
         weights = classifier_for(settings, model)
     network = load_model(model, settings, device=device)

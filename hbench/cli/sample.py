@@ -8,19 +8,18 @@ from hbench.cli.options import (
     Count,
     Options,
     Renamed,
-    a_path,
-    check_steps,
+    model_arguments,
     processes_option,
     publish,
     result_of,
     run_options,
+    settings_of,
     shared,
 )
 
 
 @click.command()
-@click.argument("model", type=a_path)
-@click.option("--experiment", help="Experiment with the settings of a guided-diffusion state dict.")
+@model_arguments
 @click.option(
     "--samples",
     "--count",
@@ -43,16 +42,10 @@ def sample(model: Path, experiment: str | None, samples: int, steps: int, option
         hbench sample mnist16 --samples 36 --steps 50
     """
     from hbench.evaluation.sample import sample as generate
-    from hbench.experiments import load_experiment
-    from hbench.store.model import load_model, model_experiment
-    from hbench.store.registry import check_data
+    from hbench.store.model import load_model
 
     device = options.torch_device()
-    given = load_experiment(experiment) if experiment else None
-    if given:
-        check_data(given.data)
-    settings = model_experiment(model, given)
-    check_steps(settings, steps, shifts=False)
+    settings = settings_of(model, experiment, [steps])
     network = load_model(model, settings, device=device)
     folder = options.claim_result(model.parent if model.is_file() else model, "sample")
     result = generate(network, settings, samples=samples, steps=steps, seed=options.seed, device=device)

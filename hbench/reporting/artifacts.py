@@ -5,6 +5,7 @@ and one entry here.
 """
 
 from pathlib import Path
+from typing import Any
 
 from hbench.config import Data
 from hbench.errors import HBenchError, check_type
@@ -68,16 +69,36 @@ SAMPLES_SEEN = {
         "the same samples shifted."
     ),
 }
-CLASSIFIER_CAPTION = (
-    "FD is the Fréchet distance between a {}'s features of samples and of real images, 0 for the same distribution and "
-    "comparable with no FID; raw samples have no direction added, shifted ones a random direction, and KID is another "
-    "distance of the same features, without bias for few samples."
-)
 
 
 def needs_classifier(data: Data) -> tuple[str, str] | None:
     """Return folder and command of the classifier that images need; None where a shipped one knows them."""
     return None if shipped_classifier(data) else ("classifier", "classifier {experiment}{data}")
+
+
+def _distance(
+    extractor: str, title: str, meaning: str, *, command: str = "", in_paper: bool = True, **special: Any
+) -> Artifact:
+    """Return the artifact of ``hbench fid`` with an extractor: what its distance means, and what is special of it."""
+    comparable = "" if extractor == "inception-v3-compat" else " and comparable with no FID"
+    return Artifact(
+        f"fid-{extractor}",
+        Fidelity,
+        title,
+        "Table 2" if in_paper else "",
+        command or f"fid --feature-extractor {extractor}",
+        fidelity_rows,
+        {"fid.png": draw_fidelity},
+        of_run=True,
+        caption=(
+            f"{meaning} of samples and of real images, 0 for the same distribution{comparable}; raw samples have no "
+            "direction added, shifted ones a random direction, and KID is another distance of the same features, "
+            "without bias for few samples."
+        ),
+        seen=SAMPLES_SEEN,
+        highlights=fidelity_highlights,
+        **special,
+    )
 
 
 ARTIFACTS = (
@@ -144,73 +165,34 @@ ARTIFACTS = (
         seen={"mos.png": "Bars, one a direction, with the share of its marks that are 1 and the 95 % interval."},
         highlights=mos_highlights,
     ),
-    Artifact(
-        "fid-inception-v3-compat",
-        Fidelity,
+    _distance(
+        "inception-v3-compat",
         "Fréchet inception distance",
-        "Table 2",
-        "fid",
-        fidelity_rows,
-        {"fid.png": draw_fidelity},
+        "FID is the Fréchet distance between Inception's features",
+        command="fid",
         published=lambda paper: f"{paper.fid_raw} raw, {paper.fid_shifted} shifted" if paper.fid_raw else "",
-        of_run=True,
-        caption=(
-            "FID is the Fréchet distance between Inception's features of samples and of real images, 0 for the "
-            "same distribution; raw samples have no direction added, shifted ones a random direction, and KID is "
-            "another distance of the same features, without bias for few samples."
-        ),
-        seen=SAMPLES_SEEN,
-        highlights=fidelity_highlights,
         arguments="{run}{data}",
         suits=lambda data: not factors_of(data),
     ),
-    Artifact(
-        "fid-random-resnet18",
-        Fidelity,
+    _distance(
+        "random-resnet18",
         "Fréchet distance in random features",
-        "",
-        "fid --feature-extractor random-resnet18",
-        fidelity_rows,
-        {"fid.png": draw_fidelity},
-        of_run=True,
-        caption=(
-            "FD is the Fréchet distance between the features that an untrained ResNet-18 has of samples and of real "
-            "images, 0 for the same distribution and comparable with no FID; raw samples have no direction added, "
-            "shifted ones a random direction, and KID is another distance of the same features, without bias for few "
-            "samples."
-        ),
-        seen=SAMPLES_SEEN,
-        highlights=fidelity_highlights,
+        "FD is the Fréchet distance between the features that an untrained ResNet-18 has",
+        in_paper=False,
         arguments="{run}{data}",
         suits=lambda data: not factors_of(data),
     ),
-    Artifact(
-        "fid-lenet-digits",
-        Fidelity,
+    _distance(
+        "lenet-digits",
         "Fréchet distance in LeNet features",
-        "Table 2",
-        "fid --feature-extractor lenet-digits",
-        fidelity_rows,
-        {"fid.png": draw_fidelity},
-        of_run=True,
-        caption=CLASSIFIER_CAPTION.format("digit classifier"),
-        seen=SAMPLES_SEEN,
-        highlights=fidelity_highlights,
+        "FD is the Fréchet distance between a digit classifier's features",
         needs=needs_classifier,
         suits=are_digits,
     ),
-    Artifact(
-        "fid-classifier",
-        Fidelity,
+    _distance(
+        "classifier",
         "Fréchet distance in classifier features",
-        "Table 2",
-        "fid --feature-extractor classifier",
-        fidelity_rows,
-        {"fid.png": draw_fidelity},
-        of_run=True,
-        caption=CLASSIFIER_CAPTION.format("classifier"),
-        seen=SAMPLES_SEEN,
-        highlights=fidelity_highlights,
+        "FD is the Fréchet distance between a classifier's features",
         needs=needs_classifier,
         suits=lambda data: bool(factors_of(data)) and not are_digits(data),
     ),

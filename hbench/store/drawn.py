@@ -8,12 +8,13 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hbench.errors import HBenchError
 from hbench.runtime.progress import progress
@@ -28,11 +29,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Choice = TypeVar("Choice")
+
 SEED = 0
 COUNTS = {"train": 20_000, "test": 4_000}
 """Number of images of each split."""
 PACKAGES = {"core": "dicebear-core", "styles": "dicebear-styles", "resvg": "resvg-py"}
 """Packages that draw, by a short name."""
+
+
+class Draws:
+    """Random choices for one image, by draws that Python promises never to change; the key alone decides them."""
+
+    def __init__(self, key: str) -> None:
+        self._draw = random.Random(key).random
+
+    def pick(self, values: Sequence[Choice]) -> Choice:
+        """Return one of the values, all alike probable."""
+        return values[int(self._draw() * len(values))]
+
+    def chance(self, share: float) -> bool:
+        """Return True with probability ``share``."""
+        return self._draw() < share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +66,8 @@ class Style:
     source: str
     licence: str
     factors: tuple[Factor, ...]
-    draw_options: Callable[[int, str, int], tuple[dict[str, object], list[int]]]
-    """Function (seed, split, index) -> options of an image for the style, and its class in each factor."""
+    draw_options: Callable[[Draws], tuple[dict[str, object], list[int]]]
+    """Function that draws the options of an image for the style, and its class in each factor."""
     mirrors: bool
     """True if a mirrored image is one of the style too."""
     published: Mapping[str, str]
@@ -117,11 +135,22 @@ def draw(style: Style, seed: int, split: str, count: int) -> "tuple[Tensor, Labe
     images = np.empty((count, style.size, style.size, 3), dtype=np.uint8)
     classes = np.empty((count, len(style.factors)), dtype=np.int64)
     for index in progress(range(count), desc=f"drawing {style.name}", unit="image"):
-        options, classes[index] = style.draw_options(seed, split, index)
+        options, classes[index] = style.draw_options(Draws(f"{style.name} {seed} {split} {index}"))
         svg = str(Avatar(definition, {"seed": "", "size": style.size, "backgroundColor": ["ffffff"], **options}))
         images[index] = np.asarray(Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=svg))).convert("RGB"))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return pixels, Labels(style.factors, torch.from_numpy(classes))
+
+
+def flat(groups: Mapping[str, Sequence[str]]) -> list[tuple[int, str]]:
+    """Return the colours of all classes in order, each with the number of its class."""
+    return [(number, colour) for number, colours in enumerate(groups.values()) for colour in colours]
+
+
+def options_of(values: Mapping[str, object], shown: Mapping[str, bool]) -> dict[str, object]:
+    """Return options as DiceBear takes them: the only value of each, and whether each part is shown."""
+    shares = {f"{part}Probability": 100 * is_shown for part, is_shown in shown.items()}
+    return {name: [value] for name, value in values.items()} | shares
 
 
 @cache

@@ -1,60 +1,54 @@
 """Faces with known factors, drawn from a seed: DiceBear's "Pixel Art", a style on a grid of 16x16 pixels.
 
-The factors of a face are frequent enough to be learnt; :mod:`hbench.store.drawn` draws it.
+The factors of a face are frequent enough to be learnt; :mod:`hbench.store.drawn` draws it. A class of a colour is one
+that a person can tell from the others on a few pixels: colours of the style that differ by fewer than 20 of 255 levels
+in every channel share it, and so do those that are linked by such ones.
 """
 
-import random
-from collections.abc import Sequence
-from typing import TypeVar
-
-from hbench.store.drawn import Style
+from hbench.store.drawn import Draws, Style, flat, options_of
 from hbench.store.labels import Factor
 
-Choice = TypeVar("Choice")
-
-SKIN = ("ffdbac", "f5cfa0", "eac393", "e0b687", "cb9e6e", "b68655", "a26d3d", "8d5524")
-"""Colours of the skin, from light to dark."""
+SKIN = {
+    "light": ("ffdbac", "f5cfa0", "eac393", "e0b687"),
+    "tan": ("cb9e6e",),
+    "light brown": ("b68655",),
+    "brown": ("a26d3d",),
+    "dark brown": ("8d5524",),
+}
 HAIR = {
-    "blond": "cab188",
-    "light brown": "a78961",
-    "brown": "83623b",
-    "dark brown": "603a14",
-    "chestnut": "603015",
-    "auburn": "612616",
-    "mahogany": "611c17",
-    "black": "28150a",
-    "red": "bd1700",
-    "blue": "009bbd",
-    "green": "91cb15",
+    "blond": ("cab188",),
+    "light brown": ("a78961",),
+    "brown": ("83623b",),
+    "dark brown": ("603a14", "603015", "612616", "611c17"),
+    "black": ("28150a",),
+    "red": ("bd1700",),
+    "blue": ("009bbd",),
+    "green": ("91cb15",),
 }
 CLOTHES = {
-    "sky blue": "5bc0de",
-    "blue": "428bca",
-    "navy": "03396c",
-    "mint": "88d8b0",
-    "green": "44c585",
-    "emerald": "00b159",
-    "coral": "ff6f69",
-    "crimson": "d11141",
-    "dark red": "ae0001",
-    "cream": "ffeead",
-    "yellow": "ffd969",
-    "amber": "ffc425",
+    "sky blue": ("5bc0de",),
+    "blue": ("428bca",),
+    "navy": ("03396c",),
+    "mint": ("88d8b0",),
+    "green": ("44c585",),
+    "emerald": ("00b159",),
+    "coral": ("ff6f69",),
+    "crimson": ("d11141",),
+    "dark red": ("ae0001",),
+    "cream": ("ffeead",),
+    "yellow": ("ffd969",),
+    "amber": ("ffc425",),
 }
 EYES = {
-    "grey": "76778b",
-    "slate": "697b94",
-    "blue": "647b90",
-    "steel": "5b7c8b",
-    "teal": "588387",
-    "brown": "876658",
+    "grey-blue": ("76778b", "697b94", "647b90", "5b7c8b", "588387"),
+    "brown": ("876658",),
 }
 GLASSES = ("4b4b4b", "323232", "191919", "43677d", "5f705c", "a04b5d")
 HATS = ("2e1e05", "2663a3", "989789", "3d8a6b", "cc6192", "614f8a", "a62116")
 LIPS = ("d29985", "c98276", "e35d6a", "de0f0d")
 EARRINGS = ("daa520", "ffd700", "fafad2", "d3d3d3", "a9a9a9")
 FACTORS = (
-    Factor("skin", tuple(f"tone {i + 1}" for i in range(len(SKIN)))),
+    Factor("skin", tuple(SKIN)),
     Factor("hair", ("short", "long")),
     Factor("hair colour", tuple(HAIR)),
     Factor("glasses", ("none", "light", "dark")),
@@ -67,32 +61,32 @@ FACTORS = (
 )
 
 
-def draw_options(seed: int, split: str, index: int) -> tuple[dict[str, object], list[int]]:
+def draw_options(draws: Draws) -> tuple[dict[str, object], list[int]]:
     """Return the options of a face for the style, and its class in each of :data:`FACTORS`.
 
-    Glasses have a share of 30 %, hats and beards of 15 %, earrings of 10 %; all else is uniform. A face depends on
-    (seed, split, index) alone, by draws that Python promises never to change.
+    Glasses have a share of 30 %, hats and beards of 15 %, earrings of 10 %; all else is uniform over what the style
+    has, so that a class of several colours has the share of all of them.
     """
-    draw = random.Random(f"faces {seed} {split} {index}").random
-
-    def pick(values: Sequence[Choice]) -> Choice:
-        return values[int(draw() * len(values))]
+    pick, chance = draws.pick, draws.chance
 
     def variant(prefix: str, count: int) -> str:
-        return f"{prefix}{int(draw() * count) + 1:02d}"
+        return f"{prefix}{pick(range(1, count + 1)):02d}"
 
-    skin, hair_colour, clothes_colour, eye_colour = pick(SKIN), pick(list(HAIR)), pick(list(CLOTHES)), pick(list(EYES))
-    is_long, is_happy = draw() < 0.5, draw() < 0.5
-    has_glasses, are_dark = draw() < 0.3, draw() < 0.5
-    has_hat, has_beard, has_earrings = draw() < 0.15, draw() < 0.15, draw() < 0.1
+    skin, skin_colour = pick(flat(SKIN))
+    hair, hair_colour = pick(flat(HAIR))
+    clothes, clothes_colour = pick(flat(CLOTHES))
+    eyes, eye_colour = pick(flat(EYES))
+    is_long, is_happy = chance(0.5), chance(0.5)
+    has_glasses, are_dark = chance(0.3), chance(0.5)
+    has_hat, has_beard, has_earrings = chance(0.15), chance(0.15), chance(0.1)
     options = {
-        "skinColor": skin,
+        "skinColor": skin_colour,
         "hairVariant": variant("long", 21) if is_long else variant("short", 24),
-        "hairColor": HAIR[hair_colour],
+        "hairColor": hair_colour,
         "clothesVariant": variant("variant", 23),
-        "clothingColor": CLOTHES[clothes_colour],
+        "clothingColor": clothes_colour,
         "eyesVariant": variant("variant", 12),
-        "eyesColor": EYES[eye_colour],
+        "eyesColor": eye_colour,
         "mouthVariant": variant("happy", 13) if is_happy else variant("sad", 10),
         "mouthColor": pick(LIPS),
         "glassesVariant": variant("dark" if are_dark else "light", 7),
@@ -103,28 +97,20 @@ def draw_options(seed: int, split: str, index: int) -> tuple[dict[str, object], 
         "accessoriesVariant": variant("variant", 4),
         "accessoriesColor": pick(EARRINGS),
     }
-    shares: dict[str, object] = {
-        f"{part}Probability": 100 * has
-        for part, has in {
-            "glasses": has_glasses,
-            "hat": has_hat,
-            "beard": has_beard,
-            "accessories": has_earrings,
-        }.items()
-    }
+    shown = {"glasses": has_glasses, "hat": has_hat, "beard": has_beard, "accessories": has_earrings}
     classes = [
-        SKIN.index(skin),
+        skin,
         int(is_long),
-        list(HAIR).index(hair_colour),
+        hair,
         has_glasses * (1 + are_dark),
         int(has_hat),
         int(has_beard),
         int(is_happy),
         int(has_earrings),
-        list(CLOTHES).index(clothes_colour),
-        list(EYES).index(eye_colour),
+        clothes,
+        eyes,
     ]
-    return {name: [value] for name, value in options.items()} | shares, classes
+    return options_of(options, shown), classes
 
 
 FACES = Style(

@@ -4,14 +4,8 @@ It is drawn at 64x64 pixels and resized to what an experiment wants. The factors
 :mod:`hbench.store.drawn` draws them.
 """
 
-import random
-from collections.abc import Sequence
-from typing import TypeVar
-
-from hbench.store.drawn import Style
+from hbench.store.drawn import Draws, Style, options_of
 from hbench.store.labels import Factor
-
-Choice = TypeVar("Choice")
 
 SKIN = ("ffdbb4", "edb98a", "d08b5b", "ae5d29", "694d3d")
 """Colours of the skin, from light to dark."""
@@ -72,21 +66,16 @@ FACTORS = (
 )
 
 
-def draw_options(seed: int, split: str, index: int) -> tuple[dict[str, object], list[int]]:
+def draw_options(draws: Draws) -> tuple[dict[str, object], list[int]]:
     """Return the options of a person for the style, and the class in each of :data:`FACTORS`.
 
-    Glasses and sunglasses have a share of 20 % each, beards of 20 %, masks of 10 %, and all else is uniform. A person
-    depends on (seed, split, index) alone, by draws that Python promises never to change.
+    Glasses and sunglasses have a share of 20 % each, beards of 20 %, masks of 10 %, and all else is uniform.
     """
-    draw = random.Random(f"peeps {seed} {split} {index}").random
-
-    def pick(values: Sequence[Choice]) -> Choice:
-        return values[int(draw() * len(values))]
-
+    pick, chance = draws.pick, draws.chance
     skin, hair, hair_colour = pick(SKIN), pick(list(HAIR)), pick(list(HAIR_COLOURS))
     expression, clothes = pick(list(EXPRESSIONS)), pick(list(CLOTHES))
-    has_glasses, are_dark = draw() < 0.4, draw() < 0.5
-    has_beard, has_mask = draw() < 0.2, draw() < 0.1
+    has_glasses, are_dark = chance(0.4), chance(0.5)
+    has_beard, has_mask = chance(0.2), chance(0.1)
     options = {
         "skinColor": skin,
         "headVariant": pick(HAIR[hair]),
@@ -98,11 +87,7 @@ def draw_options(seed: int, split: str, index: int) -> tuple[dict[str, object], 
         "maskVariant": pick(MASKS),
         "clothingColor": CLOTHES[clothes],
     }
-    shares: dict[str, object] = {
-        "facialHairProbability": 100 * has_beard,
-        "accessoriesProbability": 100 * has_glasses,
-        "maskProbability": 100 * has_mask,
-    }
+    shown = {"facialHair": has_beard, "accessories": has_glasses, "mask": has_mask}
     classes = [
         SKIN.index(skin),
         list(HAIR).index(hair),
@@ -113,7 +98,7 @@ def draw_options(seed: int, split: str, index: int) -> tuple[dict[str, object], 
         list(EXPRESSIONS).index(expression),
         list(CLOTHES).index(clothes),
     ]
-    return {name: [value] for name, value in options.items()} | shares, classes
+    return options_of(options, shown), classes
 
 
 PEEPS = Style(

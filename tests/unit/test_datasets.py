@@ -24,7 +24,7 @@ from hbench.reporting.report import collect, origins
 from hbench.store import drawn
 from hbench.store.account import content_sha256
 from hbench.store.datasets import at_hand, load_set
-from hbench.store.faces import CLOTHES, FACES, SKIN
+from hbench.store.faces import CLOTHES, EYES, FACES, HAIR, SKIN
 from hbench.store.peeps import PEEPS
 from hbench.store.registry import DATASETS, check_data, data_set, factors_of
 
@@ -185,8 +185,22 @@ def test_the_labels_of_faces_are_what_is_drawn():
     images, labels = drawn.draw(FACES, 0, "train", 40)
     for image, row in zip(images, labels.table().to_dict("records"), strict=True):
         colours = {bytes(pixel).hex() for pixel in image.flatten(1).T.numpy()}
-        assert CLOTHES[row["clothes colour"]] in colours
-        assert SKIN[int(row["skin"].removeprefix("tone ")) - 1] in colours
+        assert set(CLOTHES[row["clothes colour"]]) & colours
+        assert set(SKIN[row["skin"]]) & colours
+
+
+@pytest.mark.parametrize("groups", [SKIN, HAIR, CLOTHES, EYES])
+def test_colours_share_a_class_exactly_if_a_person_cannot_tell_them_apart(groups):
+    def apart(one, other):
+        return max(abs(a - b) for a, b in zip(bytes.fromhex(one), bytes.fromhex(other), strict=True))
+
+    for name, colours in groups.items():
+        others = [each for group in groups if group != name for each in groups[group]]
+        assert all(apart(colour, other) >= 20 for colour in colours for other in others)
+        linked = {colours[0]}
+        for _ in colours:
+            linked |= {each for each in colours if any(apart(each, known) < 20 for known in linked)}
+        assert linked == set(colours)
 
 
 @pytest.mark.parametrize("style", [FACES, PEEPS])
@@ -194,7 +208,7 @@ def test_factors_are_drawn_evenly_and_by_the_names_of_the_style(style):
     known = definition(style)["components"]
     drawn_classes, names = [], {name: set(part["variants"]) for name, part in known.items()}
     for index in range(600):
-        options, classes = style.draw_options(0, "train", index)
+        options, classes = style.draw_options(drawn.Draws(f"even {index}"))
         drawn_classes.append(classes)
         for key, value in options.items():
             if key.endswith("Variant"):

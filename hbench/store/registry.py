@@ -6,13 +6,13 @@ Nothing here imports PyTorch, so that a command refuses a wrong name at once.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hbench.config import Data
 from hbench.errors import HBenchError
 from hbench.store.drawn import can_read, read_drawn
+from hbench.store.entry_points import from_package, offered
 from hbench.store.faces import FACES
 from hbench.store.labels import Factor, Labels
 from hbench.store.peeps import PEEPS
@@ -33,8 +33,6 @@ GARMENT = Factor(
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
 )
-BROKEN = (ImportError, AttributeError, NameError, SyntaxError, TypeError, ValueError, OSError)
-"""Errors of an entry point that cannot be loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +201,8 @@ def data_set(name: str) -> DataSet:
     """
     if found := _registered(name):
         return found
-    others = {point.name for point in entry_points(group=GROUP)}
-    raise HBenchError(
-        f'no data set "{name}": choose one of {", ".join(sorted({*DATASETS, *others}))}, or install its package'
-    )
+    known = sorted({*DATASETS, *offered(GROUP)})
+    raise HBenchError(f'no data set "{name}": choose one of {", ".join(known)}, or install its package')
 
 
 def factors_of(data: Data) -> tuple[Factor, ...]:
@@ -245,23 +241,4 @@ def check_data(data: Data) -> DataSet:
 def _registered(name: str) -> DataSet | None:
     if name in DATASETS:
         return DATASETS[name]
-    points = list(entry_points(group=GROUP, name=name))
-    if not points:
-        return None
-    packages = [_package(point) for point in points]
-    if len(points) > 1:
-        raise HBenchError(f'data set "{name}": is in the packages {" and ".join(packages)}: uninstall all but one')
-    try:
-        found = points[0].load()
-    except BROKEN as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HBenchError(f'data set "{name}": package {packages[0]} is broken ({problem}): update it') from error
-    if not isinstance(found, DataSet):
-        raise HBenchError(
-            f'data set "{name}": package {packages[0]} has a {type(found).__name__} in place of a DataSet: update it'
-        )
-    return found
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.value
+    return from_package(GROUP, name, "data set", DataSet)

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision.datasets
 from command_line import invoke, refused, tiny_options
+from packages import PLUGIN, package
 
 import hbench
 from hbench.config import Data
@@ -26,22 +27,13 @@ from hbench.store.account import content_sha256
 from hbench.store.datasets import at_hand, load_set
 from hbench.store.faces import CLOTHES, EYES, FACES, HAIR, SKIN
 from hbench.store.peeps import PEEPS
-from hbench.store.registry import DATASETS, check_data, data_set, factors_of
+from hbench.store.registry import DATASETS, GROUP, check_data, data_set, factors_of
 
-PLUGIN = Path(__file__).parent.parent / "plugin"
 STRIPES = ("--set", "data.dataset=stripes", "--set", "data.label=Stripes")
 
 
 def data(name, **settings):
     return Data(**{"dataset": name, "label": "Mine", "size": 16, "channels": 3} | settings)
-
-
-def package(folder, name, entry):
-    """Make a package that claims an entry point, as pip leaves it in a folder of sys.path."""
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[hbench.datasets]\n{entry}\n")
 
 
 # The registry -------------------------------------------------------------------------------------------------------
@@ -135,13 +127,13 @@ def test_a_data_set_of_another_package_has_labels(monkeypatch):
 
 def test_a_broken_package_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    package(tmp_path, "worn", "rags = no_such_module:RAGS")
+    package(tmp_path, "worn", GROUP, "rags = no_such_module:RAGS")
     with pytest.raises(HBenchError, match=r'^data set "rags": package worn is broken \(No module named .*\): update'):
         data_set("rags")
-    package(tmp_path, "odd", "socks = math:pi")
+    package(tmp_path, "odd", GROUP, "socks = math:pi")
     with pytest.raises(HBenchError, match="package odd has a float in place of a DataSet"):
         data_set("socks")
-    package(tmp_path, "more", "socks = math:pi")
+    package(tmp_path, "more", GROUP, "socks = math:pi")
     with pytest.raises(HBenchError, match=r"is in the packages (odd and more|more and odd): uninstall all but one"):
         data_set("socks")
     with pytest.raises(HBenchError, match=r"choose one of digits, .*, rags, socks, or install its package"):

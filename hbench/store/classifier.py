@@ -235,8 +235,12 @@ def fits(path: Path, data: Data) -> bool:
     Raises:
         HBenchError: missing or damaged file, or one that fits and is not the one of the provenance beside it.
     """
-    trained_on = read_experiment(path).data
-    if (trained_on.dataset, trained_on.size, trained_on.channels) != (data.dataset, data.size, data.channels):
+    if not is_same_kind(read_experiment(path).data, data):
         return False
     checked_sha256(path)  # before hours of work that end with it
     return True
+
+
+def is_same_kind(trained_on: Data, data: Data) -> bool:
+    """Return whether images are of the kind that a classifier was trained on: data set, size and channels."""
+    return (trained_on.dataset, trained_on.size, trained_on.channels) == (data.dataset, data.size, data.channels)

@@ -1,0 +1,1 @@
+"""Attributes: what can be measured of a single image, such as slant or warmth, and what a classifier sees in it."""

@@ -1,4 +1,4 @@
-"""A package with a data set of its own: grey stripes, upright or level, of two widths."""
+"""A package with a data set of its own, whose attributes are beside: grey stripes, upright or level, of two widths."""
 
 import torch
 

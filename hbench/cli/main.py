@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hbench import __version__
 from hbench.cli.ablations import ablations
+from hbench.cli.attributes import attributes
 from hbench.cli.classifier import classifier
 from hbench.cli.demo import demo
 from hbench.cli.edit import edit
@@ -160,6 +161,7 @@ for command in (
     train,
     train_curves,
     rca,
+    attributes,
     traverse,
     edit,
     classifier,

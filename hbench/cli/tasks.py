@@ -226,6 +226,11 @@ TASKS = (
         lambda job: ["traverse", job.measured, "--rca", str(job.place("rca") / "rca.json"), *job.common],
         needs=("rca",),
     ),
+    Task(
+        "attributes",
+        lambda job: ["attributes", job.measured, "--rca", str(job.place("rca") / "rca.json"), *job.common],
+        needs=("rca",),
+    ),
     Task("fid-lenet-digits", _fid("lenet-digits"), wanted=lambda job: job.measured_by_classifier(digits=True)),
     Task("fid-classifier", _fid("classifier"), wanted=lambda job: job.measured_by_classifier(digits=False)),
     Task("fid-inception-v3-compat", _fid("inception-v3-compat"), wanted=lambda job: not job.is_labelled()),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hbench.evaluation.ablations import Ablations as Ablations
     from hbench.evaluation.ablations import ablations as ablations
+    from hbench.evaluation.attributes.attributes import Attributes as Attributes
+    from hbench.evaluation.attributes.attributes import attributes as attributes
     from hbench.evaluation.classifier import TrainedClassifier as TrainedClassifier
     from hbench.evaluation.classifier import classifier as classifier
     from hbench.evaluation.curves import TrainingCurves as TrainingCurves
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 _HOME = {
     "rca": "hbench.evaluation.rca",
     "RCA": "hbench.evaluation.rca",
+    "attributes": "hbench.evaluation.attributes.attributes",
+    "Attributes": "hbench.evaluation.attributes.attributes",
     "traverse": "hbench.evaluation.traverse",
     "Traversal": "hbench.evaluation.traverse",
     "properties": "hbench.evaluation.properties",

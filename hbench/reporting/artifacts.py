@@ -10,6 +10,7 @@ from typing import Any
 from hbench.config import Data
 from hbench.errors import HBenchError, check_type
 from hbench.evaluation.ablations import Ablations
+from hbench.evaluation.attributes.attributes import Attributes
 from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
@@ -23,6 +24,7 @@ from hbench.evaluation.sample import Samples
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
 from hbench.reporting.artifact import Artifact, Chart
+from hbench.reporting.charts.attributes import draw_attributes, draw_curves
 from hbench.reporting.charts.classifier import draw_classifier
 from hbench.reporting.charts.measurements import draw_confusion, draw_fidelity, draw_properties
 from hbench.reporting.charts.mos import draw_mos
@@ -31,6 +33,7 @@ from hbench.reporting.charts.sweep import draw_plan, draw_sweep
 from hbench.reporting.charts.training import draw_ablations, draw_run_curves
 from hbench.reporting.grids import draw_edits, draw_samples, draw_sources, draw_traversal, draw_variants
 from hbench.reporting.highlights import (
+    attribute_highlights,
     edit_highlights,
     fidelity_highlights,
     mos_highlights,
@@ -40,6 +43,7 @@ from hbench.reporting.highlights import (
 )
 from hbench.reporting.rows import (
     ablation_rows,
+    attribute_rows,
     classifier_rows,
     curve_rows,
     edit_rows,
@@ -146,6 +150,33 @@ ARTIFACTS = (
             ),
         },
         highlights=rca_highlights,
+    ),
+    Artifact(
+        "attributes",
+        Attributes,
+        "What directions do",
+        "",
+        "attributes",
+        attribute_rows,
+        {"attributes.png": draw_attributes, "curves.png": draw_curves},
+        of_run=True,
+        caption=(
+            "A direction is visible if a patch of the image, a fifth of its height, changes by a quarter of the "
+            "pixels' range between both ends; effects are in standard deviations of the attribute over raw samples, "
+            "and the leading attribute is the one with the largest effect that nearly all samples share."
+        ),
+        seen={
+            "attributes.png": (
+                "Left one sample along each direction, a row a direction, clusters of visible ones first and invisible "
+                "ones set apart below; right a heat map of the direction's effects on each attribute, and its proposed "
+                "name."
+            ),
+            "curves.png": (
+                "Line charts over the strength: the leading attribute of the best directions, and the share of samples "
+                "that keep their classes; beside them, dots of that share against the effect, one a direction."
+            ),
+        },
+        highlights=attribute_highlights,
     ),
     Artifact(
         "mos/score",

@@ -7,6 +7,7 @@ from statistics import median
 from hbench.config import Paper
 from hbench.core.intervals import median_interval
 from hbench.errors import counted
+from hbench.evaluation.attributes.attributes import Attributes
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
 from hbench.evaluation.mos.score import MosScore
@@ -45,6 +46,25 @@ def rca_highlights(result: RCA, paper: Paper) -> list[Highlight]:
             f"{number(result.D_raw)} / {number(result.D_shifted)}",
             f"{' / '.join(D)}, n = {n}, ideal 0.5",
             "output of the discriminator, 0.5 where it cannot tell shifted samples from raw ones",
+        ),
+    ]
+
+
+def attribute_highlights(result: Attributes, paper: Paper) -> list[Highlight]:
+    """Return how many directions a person sees, and RCA over these."""
+    K, n = len(result.directions), counted(result.n, "sample")
+    return [
+        Highlight(
+            "Visible directions",
+            f"{len(result.visible)} of {K}",
+            f"{result.distinct} distinct, {len(result.named)} named, n = {n}",
+            "directions of which a person sees something",
+        ),
+        Highlight(
+            "RCA, visible directions",
+            number(result.accuracy_visible),
+            f"{interval(result.accuracy_visible_interval)}, {number(result.accuracy)} over all",
+            "share of their pairs whose direction the reconstructor recognises",
         ),
     ]
 

@@ -11,6 +11,7 @@ from hbench.config import Paper
 from hbench.core.intervals import median_interval
 from hbench.errors import counted
 from hbench.evaluation.ablations import Ablations, VariantMean
+from hbench.evaluation.attributes.attributes import Attributes
 from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
@@ -171,6 +172,24 @@ def _quality_at(each: QualityAt, result: Quality) -> list[Row]:
         name = f"share very near a training image, {at} (test images {result.tested.near:.3f})"
         rows.append(Row(name, "", "", number(close.near), interval(close.near_interval), counted(close.n, "sample")))
     return rows
+
+
+def attribute_rows(result: Attributes, paper: Paper) -> list[Row]:
+    """Return the rows of what directions do: how many are seen, told apart and named, and RCA over the visible ones."""
+    K, n = counted(len(result.directions), "direction"), counted(result.n, "sample")
+    chance = f"chance {1 / len(result.directions):.3f}"
+    seen = result.accuracy_visible, result.accuracy_visible_interval
+    return [
+        Row(f"visible of {K}", "", "", str(len(result.visible)), n=n),
+        Row("distinct among the visible", "", "", str(result.distinct), n=n),
+        Row("named by an attribute", "", "", str(len(result.named)), n=n),
+        Row("attributes that lead a visible direction", "", "", ", ".join(result.covered), n=n),
+        Row("effective rank of the visible", "", "", number(result.effective_rank), n=n),
+        Row(f"RCA over the visible ({chance})", "", "", number(seen[0]), interval(seen[1]), f"{result.pairs:,} pairs"),
+        Row("specificity, mean of the visible", "", "", number(result.specificity), n=n),
+        Row("oddness, mean of the visible", "", "", number(result.oddness), interval(result.oddness_interval), n),
+        Row("classes kept at S/2, visible", "", "", number(result.kept_half), interval(result.kept_half_interval), n),
+    ]
 
 
 def sweep_rows(result: VramSweep, paper: Paper) -> list[Row]:

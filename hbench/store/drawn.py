@@ -149,8 +149,8 @@ def flat(groups: Mapping[str, Sequence[str]]) -> list[tuple[int, str]]:
 
 def options_of(values: Mapping[str, object], shown: Mapping[str, bool]) -> dict[str, object]:
     """Return options as DiceBear takes them: the only value of each, and whether each part is shown."""
-    shares = {f"{part}Probability": 100 * is_shown for part, is_shown in shown.items()}
-    return {name: [value] for name, value in values.items()} | shares
+    options: dict[str, object] = {name: [value] for name, value in values.items()}
+    return options | {f"{part}Probability": 100 * is_shown for part, is_shown in shown.items()}
 
 
 @cache

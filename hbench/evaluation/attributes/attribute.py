@@ -19,6 +19,8 @@ class Attribute:
     """Words for a direction that raises it, as in "slants right"."""
     less: str
     """Words for a direction that lowers it, as in "slants left"."""
+    factor: str = ""
+    """Factor of the data whose class it tells; empty if none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -49,9 +49,9 @@ def attributes_of(factor: Factor) -> tuple[Attribute, ...]:
     """Return the attribute of a factor of two classes, or those of a factor with more, one a class."""
     if len(factor.classes) == 2:
         less, more = _words_of_two(factor)
-        return (Attribute(factor.name, more, less),)
+        return (Attribute(factor.name, more, less, factor.name),)
     return tuple(
-        Attribute(f"{factor.name}: {name}", *(_words(factor, name, way) for way in ("more", "less")))
+        Attribute(f"{factor.name}: {name}", _words(factor, name, "more"), _words(factor, name, "less"), factor.name)
         for name in factor.classes
     )
 

@@ -1,0 +1,57 @@
+"""``hbench attributes``."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import (
+    Count,
+    Options,
+    a_path,
+    processes_option,
+    publish,
+    result_of,
+    run_argument,
+    run_options,
+    shared,
+    source_options,
+    with_source,
+)
+
+
+@click.command()
+@run_argument
+@click.option(
+    "--samples",
+    type=Count(6),
+    default=100,
+    show_default=True,
+    help="Number of samples, each shifted along every direction.",
+)
+@click.option(
+    "--rca",
+    "measured",
+    type=a_path,
+    help='File rca.json of "hbench rca" with the accuracies [default: the run\'s own, else of 1000 fresh pairs].',
+)
+@shared(source_options, result_of("attributes"), processes_option, run_options)
+def attributes(run: Path, samples: int, measured: Path | None, options: Options) -> None:
+    """Measure what each direction of a run does to images.
+
+    Samples are shifted along every direction, by magnitudes on a grid. Told are what a person sees of it, which
+    attribute moves and by how much, whether the two signs do opposite things, and whether the class stays. Attributes
+    are the shape of digits, colour and layout of any image, the classes of a classifier trained by "hbench classifier",
+    and those of other packages.
+
+    \b
+    Example:
+        hbench attributes mnist16
+    """
+    from hbench.evaluation.attributes.attributes import attributes as measure
+    from hbench.evaluation.rca import read_rca
+
+    loaded = options.load(run)
+    source = options.source(loaded)
+    ranking = read_rca(measured, loaded, source) if measured else None
+    folder = options.claim_result(run, with_source("attributes", source))
+    publish(measure(loaded, samples=samples, seed=options.seed, source=source, ranking=ranking), folder)

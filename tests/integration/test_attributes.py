@@ -1,0 +1,126 @@
+"""``hbench attributes``: what directions do to images, on runs whose directions are known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from command_line import invoke, refused
+
+from hbench.errors import HBenchError
+from hbench.evaluation import evaluate
+from hbench.evaluation.attributes.attributes import VISIBLE, Attributes, attributes, visible_change
+from hbench.store.directions import DirectionSource
+from hbench.store.run import load_run
+
+
+@pytest.fixture
+def run(tiny_run):
+    return load_run(tiny_run, device="cpu")
+
+
+def painted(run, monkeypatch, paint):
+    """Let the run's sampler make plain images, and shifts paint on them: ``paint(image, k, s)``."""
+
+    def generate(sampler, x_T, shift=None):
+        images = torch.full((len(x_T), *run.image_shape), -1.0)
+        images[:, :, 4:12, 6:10] = 0.6 + 0.2 * x_T[:, :, :1, :1].tanh()
+        images = torch.stack(
+            [each.roll(round(float(x[0, 0, 1].tanh())), -1) for each, x in zip(images, x_T, strict=True)]
+        )
+        if shift is not None:
+            for image, k, s in zip(images, *shift, strict=True):
+                paint(image, int(k), float(s))
+        return images
+
+    monkeypatch.setattr(type(run.sampler), "generate", generate)
+    return DirectionSource("own", lambda k, s: (k, s))
+
+
+def known(image, k, s):
+    """Direction 0 moves the bar to the right and to the left, 1 darkens on both sides alike, 2 does next to nothing."""
+    if k == 0:
+        image[:] = image.roll(round(s * 0.8), dims=-1)
+    if k == 1:
+        image[:] = image - 0.1 * abs(s) * (image > 0)
+    if k == 2:
+        image[0, 0, 0] += 0.01 * s
+
+
+def test_known_directions_are_found_and_an_invisible_one_is_set_apart(run, monkeypatch):
+    source = painted(run, monkeypatch, known)
+    ranking = evaluate.rca(run, pairs=40)
+    found = attributes(run, samples=12, source=source, ranking=ranking)
+    assert found.invisible == [1, 2]  # what both signs do alike gives a slider nothing to move
+    assert found.visible == [0]
+    first, second, third = found.directions
+    assert first.proposed == found.attributes[first.leading].more
+    assert "centre" in found.attributes[first.leading].name
+    assert first.effects.sign_share[first.leading] == 1
+    assert first.visible_change > VISIBLE > third.visible_change
+    assert second.oddness == pytest.approx(-1)
+    assert second.change > 0.01
+    assert [second.proposed, third.proposed] == ["", ""]
+    assert found.distinct == 1
+    assert "2 of 3 directions cannot be seen: 1, 2" in found.cautions()[0]
+
+
+def test_rca_over_visible_directions_counts_their_pairs_alone(run, monkeypatch):
+    source = painted(run, monkeypatch, known)
+    ranking = evaluate.rca(run, pairs=60)
+    found = attributes(run, samples=6, source=source, ranking=ranking)
+    counts = np.array(ranking.confusion)
+    assert found.accuracy == ranking.accuracy
+    assert found.accuracy_visible == pytest.approx(counts[0, 0] / counts[0].sum())
+
+
+def test_the_same_seed_gives_the_same_numbers_and_they_are_read_back(run, tmp_path):
+    one, other = (attributes(run, samples=6, seed=3) for _ in range(2))
+    assert one == other
+    one.save(tmp_path / "attributes")
+    assert Attributes.load(tmp_path / "attributes") == one
+    assert len(one.table()) == run.K
+    assert one.strips.shape == (run.K, 9, *run.image_shape)
+
+
+def test_visible_change_is_that_of_the_patch_that_changes_most():
+    up = torch.zeros(2, 3, 16, 16)
+    down = up.clone()
+    up[0, :, 2:5, 2:5] = 1  # a patch of 3 x 3 goes from grey to white: half the range
+    up[1, :, 0, 0] = 1
+    assert visible_change(up, down).tolist() == pytest.approx([0.5, 0.5 / 9])
+    assert visible_change(3 * up, up).tolist() == [0, 0]  # nobody sees what lies beyond white
+
+
+def test_a_result_whose_parts_do_not_fit_is_refused(run, tmp_path):
+    folder = attributes(run, samples=6).save(tmp_path / "attributes")
+    values = json.loads((folder / "attributes.json").read_text())
+    values["directions"][0]["effects"]["effect"].pop()
+    (folder / "provenance.json").unlink()
+    (folder / "attributes.json").write_text(json.dumps(values))
+    with pytest.raises(HBenchError, match="effects are of another number of attributes"):
+        Attributes.load(folder)
+
+
+def test_the_command_writes_numbers_table_and_pictures(tiny_run, tmp_path):
+    out = tmp_path / "attributes"
+    result = invoke("attributes", tiny_run, "--samples", 6, "--out", out, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert {each.name for each in out.iterdir()} >= {
+        "attributes.json",
+        "attributes.csv",
+        "attributes.png",
+        "curves.png",
+        "provenance.json",
+    }
+    assert "directions visible" in result.output
+    assert "--samples" in refused("attributes", tiny_run, "--samples", 5)
+
+
+def test_mistakes_are_refused(run):
+    with pytest.raises(TypeError):
+        attributes("mnist16")
+    with pytest.raises(ValueError, match="samples"):
+        attributes(run, samples=5)
+    with pytest.raises(ValueError, match="seed"):
+        attributes(run, seed=-1)

@@ -10,6 +10,7 @@ from hbench.evaluation.attributes.effects import (
     effective_rank,
     effects,
     holm,
+    leading,
     oddness,
     percentile_interval,
     resampled,
@@ -36,28 +37,31 @@ def still(s, u):
 
 
 def test_a_linear_move_has_its_size_its_sign_and_a_perfect_shape():
-    found = effects(changes([[lambda s, u: -2 * s, still]]))
+    known = changes([[lambda s, u: -2 * s, still]])
+    found = effects(known)
     assert found.effect[0].tolist() == pytest.approx([-2, 0])
     assert found.sign_share[0, 0] == found.monotone_share[0, 0] == 1
     assert found.common[0, 0] == pytest.approx(1)
     assert found.linear[0, 0] == pytest.approx(1)
     assert found.passes.tolist() == [[True, False]]
-    assert found.leading.tolist() == [0]
+    assert leading(found, known.raw).tolist() == [0]
     assert found.curve[0, :, 0] == pytest.approx(-2 * S)
 
 
 def test_what_both_signs_do_alike_is_no_effect():
-    found = effects(changes([[lambda s, u: 3 * np.abs(s), still]], noise=0.1))
+    known = changes([[lambda s, u: 3 * np.abs(s), still]], noise=0.1)
+    found = effects(known)
     assert abs(found.effect[0, 0]) < 0.1
     assert found.even[0, 0] == pytest.approx(3, abs=0.1)
-    assert found.leading.tolist() == [-1]
+    assert leading(found, known.raw).tolist() == [-1]
 
 
 def test_a_move_whose_sign_differs_between_samples_does_not_lead():
-    found = effects(changes([[lambda s, u: (4 if u < 0.7 else -4) * s, still]], n=400))
+    known = changes([[lambda s, u: (4 if u < 0.7 else -4) * s, still]], n=400)
+    found = effects(known)
     assert found.sign_share[0, 0] == pytest.approx(0.7, abs=0.06)
     assert found.effect[0, 0] > 1
-    assert found.leading.tolist() == [-1]
+    assert leading(found, known.raw).tolist() == [-1]
 
 
 def test_samples_whose_attribute_is_not_defined_are_left_out():
@@ -69,7 +73,7 @@ def test_samples_whose_attribute_is_not_defined_are_left_out():
     assert found.effect[0, 0] == pytest.approx(2)
     assert found.monotone_share[0, 0] == 1
     assert np.isnan(found.effect[0, 1])
-    assert found.leading.tolist() == [0]
+    assert leading(found, known.raw).tolist() == [0]
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says():
@@ -84,6 +88,14 @@ def test_a_jump_is_monotone_but_not_linear():
     found = effects(changes([[lambda s, u: 2 * np.sign(s) * (np.abs(s) > 0.6) + 0.01 * s]]))
     assert found.monotone_share[0, 0] == 1
     assert found.linear[0, 0] < 0.9
+
+
+def test_of_attributes_that_are_the_same_thing_the_first_leads():
+    known = changes([[lambda s, u: 3 * s, lambda s, u: 4 * s, lambda s, u: 5 * s]], n=300)
+    twins = known.raw.copy()
+    twins[:, 1] = twins[:, 2] + 0.1 * twins[:, 1]
+    assert leading(effects(known), known.raw).tolist() == [2]
+    assert leading(effects(known), twins).tolist() == [1]
 
 
 def test_specificity_leaves_out_what_is_the_same_thing_in_raw_samples():

@@ -24,6 +24,7 @@ from hbench.evaluation.attributes.effects import (
     clusters,
     effective_rank,
     effects,
+    leading,
     mean_of,
     oddness,
     percentile_interval,
@@ -408,17 +409,17 @@ def _result(
     unit = np.array([each.natural for each in measured])
     changes = Changes(s, raw[:n] / unit, seen.attributes / unit)
     found = effects(changes, seed)
-    specific = specificity(found, raw)
+    specific, leads = specificity(found, raw), leading(found, raw)
     weights = resampled(n, seed)
     is_visible = seen.visible_change.mean(0) >= VISIBLE
     visible = np.flatnonzero(is_visible)
     odd = seen.odd.mean(0)
     cluster = dict(zip(visible.tolist(), clusters(odd[visible]).tolist(), strict=True))
     factors = [factor.name for factor in classifier.factors] if classifier else []
-    kept = _kept(seen.classes, classes, factors, measured, found.leading)  # [n, K, L / 2]
+    kept = _kept(seen.classes, classes, factors, measured, leads)  # [n, K, L / 2]
     directions = []
     for k in range(K):
-        lead = int(found.leading[k])
+        lead = int(leads[k])
         words = ""
         if is_visible[k] and lead >= 0:
             words = measured[lead].more if found.effect[k, lead] > 0 else measured[lead].less
@@ -483,7 +484,7 @@ def _kept(
     raw: NDArray[np.int64],
     factors: Sequence[str],
     measured: Sequence[MeasuredAttribute],
-    leading: NDArray[np.int64],
+    leads: NDArray[np.int64],
 ) -> Array:
     """Return the share of classes that samples keep, of both signs, [n, K, L / 2]; nan without a classifier.
 
@@ -492,14 +493,14 @@ def _kept(
         raw: classes of raw samples, [n, F].
         factors: names of the F factors.
         measured: the J attributes.
-        leading: attribute that leads each direction, whose factor is meant to change, [K].
+        leads: attribute that leads each direction, whose factor is meant to change, [K].
     """
     n, K, L, F = shifted.shape
     same = (shifted == raw[:, None, None, :]).astype(float)
     both = (same[:, :, L // 2 :] + same[:, :, L // 2 - 1 :: -1]) / 2  # [n, K, L / 2, F]
     kept = np.full((n, K, L // 2), np.nan)
     for k in range(K):
-        meant = measured[leading[k]].factor if leading[k] >= 0 else ""
+        meant = measured[leads[k]].factor if leads[k] >= 0 else ""
         others = [f for f in range(F) if factors[f] != meant or F == 1]
         if others:
             kept[:, k] = both[:, k][:, :, others].mean(-1)

@@ -74,12 +74,6 @@ class Effects(NamedTuple):
             self.certain & (np.abs(self.effect) >= LARGE) & (self.sign_share >= SAME_SIGN) & (self.common >= IN_COMMON)
         )
 
-    @property
-    def leading(self) -> NDArray[np.int64]:
-        """Attribute with the largest effect that passes, [K]; -1 where none passes."""
-        size = np.where(self.passes, np.abs(self.effect), -1.0)
-        return np.where(self.passes.any(1), size.argmax(1), -1)
-
 
 def effects(changes: Changes, seed: int = 0) -> Effects:
     """Return what directions do to attributes.
@@ -136,6 +130,22 @@ def percentile_interval(values: Array, weights: Array) -> Bounds:
     return float(low), float(high)
 
 
+def leading(found: Effects, raw: Array) -> NDArray[np.int64]:
+    """Return the attribute that leads each direction, the one with the largest effect that passes, [K]; -1 for none.
+
+    Of attributes that are nearly the same thing in raw samples, the first that passes stands for all: the list begins
+    with those that say most about the images.
+
+    Args:
+        found: effects.
+        raw: attributes of raw samples, [n, J].
+    """
+    alike, passes = _alike(raw), found.passes
+    size = np.where(passes, np.abs(found.effect), -1.0)
+    first = (alike[size.argmax(1)] & passes).argmax(1)
+    return np.where(passes.any(1), first, -1)
+
+
 def specificity(found: Effects, raw: Array) -> Array:
     """Return |effect| on the leading attribute over the mean |effect| on the others, [K]; nan where none leads.
 
@@ -146,9 +156,9 @@ def specificity(found: Effects, raw: Array) -> Array:
         found: effects.
         raw: attributes of raw samples, [n, J].
     """
-    alike = np.abs(correlations(raw)) > ALIKE
+    alike = _alike(raw)
     values = np.full(len(found.effect), np.nan)
-    for k, lead in enumerate(found.leading):
+    for k, lead in enumerate(leading(found, raw)):
         others = np.nan_to_num(np.abs(found.effect[k][~alike[lead]]))
         if lead >= 0 and others.any():
             values[k] = abs(found.effect[k, lead]) / others.mean()
@@ -217,6 +227,11 @@ def holm(p: Array) -> Array:
     corrected = np.full(flat.shape, np.nan)
     corrected[order] = np.maximum.accumulate(flat[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return corrected.reshape(p.shape)
+
+
+def _alike(raw: Array) -> NDArray[np.bool_]:
+    """Return which attributes are nearly the same thing over raw samples [n, J], [J, J]."""
+    return np.abs(correlations(raw)) > ALIKE
 
 
 def _means(values: Array, weights: Array) -> Array:

@@ -22,7 +22,7 @@ def draw_attributes(result: "Attributes", path: Path) -> None:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from hbench.core.images import tile
+    from hbench.core.images import tile, to_uint8
 
     strips = at_hand(result, result.strips)
     order = _in_order(result)
@@ -30,14 +30,12 @@ def draw_attributes(result: "Attributes", path: Path) -> None:
     columns = strips.shape[1]
     figure = Figure(figsize=(ROW * columns + 0.3 * J + 5, ROW * K + 2.6), layout="constrained")
     images, effects = figure.subplots(1, 2, width_ratios=[ROW * columns, 0.3 * J])
-    tiles = tile(strips[order].flatten(0, 1), columns, edge=1, background=(128, 128, 128))
-    show_pixels(images, tiles.pixels, grey=strips.shape[2] == 1)
-    height, width = (side / count for side, count in zip(tiles.pixels.shape[:2], (K, columns), strict=True))
-    images.set_yticks([(i + 0.5) * height for i in range(K)], [_label(result, k) for k in order], fontsize=9)
-    images.set_xticks(
-        [width / 2, columns * width / 2, (columns - 0.5) * width],
-        [f"-{result.magnitudes[-1]:g}", "s = 0", f"{result.magnitudes[-1]:g}"],
-    )
+    tiles = tile(to_uint8(strips[order].flatten(0, 1)), columns, edge=1, background=(128, 128, 128))
+    show_pixels(images, tiles.pixels, grey=strips.shape[2] == 1, extent=(0, columns, K, 0))
+    images.set_aspect("auto")  # rows in line with those of the heat map
+    images.set_yticks(np.arange(K) + 0.5, [_label(result, k) for k in order], fontsize=9)
+    ends = f"{result.magnitudes[-1]:g}"
+    images.set_xticks([0.5, columns / 2, columns - 0.5], [f"s = -{ends}", "0", ends])
     images.tick_params(length=0)
     for spine in images.spines.values():
         spine.set_visible(False)
@@ -53,12 +51,11 @@ def draw_attributes(result: "Attributes", path: Path) -> None:
     effects.set_yticks(range(K), names, fontsize=9)
     effects.tick_params(length=0)
     figure.colorbar(picture, ax=effects, label="effect at S, natural standard deviations", pad=0.01, aspect=40)
-    legend_below_names = {"loc": "lower right", "bbox_to_anchor": (1, 1), "fontsize": 9}
     if len(rows):
-        effects.legend(**legend_below_names)
+        effects.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=9)
     seen = len(result.visible)
     if 0 < seen < K:
-        images.axhline(seen * height, color="C1", linewidth=2)
+        images.axhline(seen, color="C1", linewidth=2)
         effects.axhline(seen - 0.5, color="C1", linewidth=2)
         effects.annotate("invisible", (0, seen - 0.5), xytext=(2, -2), textcoords="offset points", va="top", color="C1")
     figure.suptitle(plain(f"{title_of(result)}: {_words(result)}"))

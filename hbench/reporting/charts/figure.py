@@ -67,10 +67,15 @@ def legend_below(axis: "Axes", columns: int = 4) -> None:
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns, columnspacing=1.2, handlelength=1.6)
 
 
-def show_pixels(axis: "Axes", pixels: "Tensor", grey: bool) -> None:
-    """Show RGB pixels, uint8 [height, width, 3], in a panel; ``grey`` ones are drawn as one channel."""
+def show_pixels(
+    axis: "Axes", pixels: "Tensor", grey: bool, extent: tuple[float, float, float, float] | None = None
+) -> None:
+    """Show RGB pixels, uint8 [height, width, 3], in a panel; ``grey`` ones are drawn as one channel.
+
+    ``extent`` is the place of the left, right, lower and upper edge in the panel's units; pixels by default.
+    """
     picture = pixels[..., 0] if grey else pixels
-    axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
 
 
 def plain(text: str) -> str:

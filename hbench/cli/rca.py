@@ -25,7 +25,8 @@ from hbench.cli.options import (
 def rca(run: Path, pairs: int, options: Options) -> None:
     """Measure the reconstructor's classification accuracy (RCA).
 
-    RCA is the share of fresh pairs whose direction the run's reconstructor recognises.
+    RCA is the share of fresh pairs whose direction the run's reconstructor recognises. It is given over all directions,
+    and over those of which a person sees something.
 
     \b
     Example:

@@ -38,6 +38,7 @@ def traverse(
     """Draw a grid of images along every direction of a run.
 
     The most recognisable direction comes first: by the rca/rca.json in the run's folder or beside it, if there is one.
+    Directions that nobody sees come last, and faint.
     The rows are the first x_T whose sample a shipped classifier of digits is sure of; of other images, the first x_T.
     Lines "index: name" of a names.txt in the run folder label the grids.
 

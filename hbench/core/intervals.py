@@ -1,4 +1,4 @@
-"""Intervals of 95 % for the numbers that hbench reports."""
+"""Means and intervals of 95 % for the numbers that hbench reports."""
 
 import math
 
@@ -7,6 +7,15 @@ from numpy.typing import ArrayLike, NDArray
 
 Bounds = tuple[float, float]
 Array = NDArray[np.float64]
+
+
+def mean_of(values: Array) -> Array:
+    """Return the mean over the first axis [n, ...] of the values that are defined; nan where none is."""
+    defined = np.isfinite(values)
+    count = defined.sum(0)
+    with np.errstate(invalid="ignore"):
+        mean: Array = np.where(defined, values, 0).sum(0) / np.where(count, count, np.nan)
+    return mean
 
 
 def wilson(count: int, n: int) -> Bounds:

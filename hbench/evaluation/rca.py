@@ -10,17 +10,18 @@ import torch
 
 from hbench.core.domain import Look, neighbours, outside
 from hbench.core.images import soft_clip
-from hbench.core.intervals import student, wilson
+from hbench.core.intervals import mean_of, student, wilson
 from hbench.core.sampler import BATCH
 from hbench.errors import HBenchError, check_at_least, check_seed, check_type, counted
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
+from hbench.evaluation.visible import VISIBLE, enough, look
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.folders import refuse_links
 from hbench.store.provenance import provenance
-from hbench.store.records import Confusion, Interval, Nonnegative, Positive, Share, ShareOrNone
+from hbench.store.records import Confusion, Interval, Nonnegative, Number, Positive, Share, ShareOrNone
 from hbench.store.results import Result
 from hbench.store.run import Run
 
@@ -37,7 +38,7 @@ class RCA(Result):
     """Reconstructor classification accuracy on fresh pairs, and the numbers to read beside it."""
 
     NAME: ClassVar[str] = "rca"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
 
     n: Positive
     """Number of pairs."""
@@ -69,16 +70,35 @@ class RCA(Result):
     neighbours_raw: float | None
     """Mean correlation of neighbouring pixels in raw samples, 0 for noise; None in files of older versions."""
 
+    n_visible: Positive | None
+    """Number of samples that the numbers below were measured on; None in files of older versions, as they are."""
+    visible_change: list[Nonnegative] | None
+    """Visible change of each direction between -S and S, as a share of the range, mean over samples."""
+    visible_change_interval: list[Interval] | None
+    oddness: list[Number] | None
+    """Oddness of each direction: 1 where its signs do opposite things to the image, -1 where they do the same."""
+    accuracy_visible: ShareOrNone | None
+    """Accuracy over the pairs of visible directions; by chance 1/K, too. nan if none is visible."""
+    accuracy_visible_interval: Interval | None
+
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
-        """Return the values of an older form in today's; the first ones say nothing about raw samples."""
-        return {"outside_raw": None, "outside_raw_interval": None, "neighbours_raw": None} | values
+        """Return the values of an older form in today's; the first say nothing about raw samples, nor what is seen."""
+        of_raw = ["outside_raw", "outside_raw_interval", "neighbours_raw"]
+        seen = ["n_visible", "visible_change", "visible_change_interval", "oddness"]
+        seen += ["accuracy_visible", "accuracy_visible_interval"]
+        return dict.fromkeys([*of_raw, *seen]) | values
 
     def cautions(self) -> list[str]:
         """Return what makes the accuracy worthless: a poor diffusion model, shifts that destroy, or mere guessing."""
         found = []
         if self.outside_raw is not None and self.neighbours_raw is not None:
             found += Look(self.outside_raw, self.neighbours_raw).doubts()
+        if hidden := self.invisible:
+            found.append(
+                f"{len(hidden)} of {counted(len(self.per_direction), 'direction')} cannot be seen: "
+                f"{', '.join(map(str, hidden))}; over the others RCA is {self.accuracy_visible:.3f}"
+            )
         if self.outside >= MANY_OUTSIDE:
             found.append(
                 f"{self.outside:.0%} of the shifted samples leave the image domain: the directions destroy images, "
@@ -96,8 +116,11 @@ class RCA(Result):
         """Check that the counts, the accuracies and n agree."""
         if len({len(self.confusion), len(self.per_direction), len(self.per_direction_interval)}) > 1:
             raise ValueError("per_direction and confusion are of different numbers of directions")
-        if (counted := sum(map(sum, self.confusion))) != self.n:
-            raise ValueError(f"confusion counts {counted} pairs, n is {self.n}")
+        if (total := sum(map(sum, self.confusion))) != self.n:
+            raise ValueError(f"confusion counts {total} pairs, n is {self.n}")
+        lists = (self.visible_change, self.visible_change_interval, self.oddness)
+        if any(each is not None and len(each) != len(self.confusion) for each in lists):
+            raise ValueError("what is seen is of another number of directions than the confusion")
         if abs(sum(row[k] for k, row in enumerate(self.confusion)) / self.n - self.accuracy) > 1e-9:
             raise ValueError("accuracy is not that of the confusion")
 
@@ -107,36 +130,62 @@ class RCA(Result):
         low, high = self.interval
         return f"{self.accuracy:.3f} [{low:.3f}, {high:.3f}] at n = {self.n:,}"
 
+    @property
+    def invisible(self) -> list[int]:
+        """Directions of which a person sees nothing; none is known in files of older versions."""
+        return [k for k, change in enumerate(self.visible_change or []) if change < VISIBLE]
+
+    @property
+    def visible(self) -> list[int]:
+        """Directions of which a person sees something; all in files of older versions."""
+        return [k for k in range(len(self.per_direction)) if k not in self.invisible]
+
     def ranking(self) -> list[int]:
-        """Return the directions, most accurate first."""
-        return [int(k) for k in np.argsort(-np.nan_to_num(np.array(self.per_direction)), kind="stable")]
+        """Return the directions, most accurate first, and those that nobody sees after the others."""
+        order = np.argsort(-np.nan_to_num(np.array(self.per_direction)), kind="stable").tolist()
+        hidden = self.invisible
+        return [k for k in order if k not in hidden] + [k for k in order if k in hidden]
 
     def summary(self) -> str:
         """Return accuracy, magnitude error, D and the shares outside, and the larger measurement beside the run."""
         low, high = self.interval
         raw = "not measured" if self.outside_raw is None else f"{self.outside_raw:.2%}"
         larger = self.detail("larger_measurement", "")
+        seen = self._seen_in_words()
         return (
             f"RCA {self.accuracy:.4f}  95% [{low:.4f}, {high:.4f}]  n {self.n}  chance {self.chance:.4f}\n"
             f"magnitude error {self.magnitude_error:.3f}  D raw {self.D_raw:.3f}  D shifted {self.D_shifted:.3f}\n"
-            f"samples outside the domain: raw {raw}, shifted {self.outside:.2%}"
+            f"samples outside the domain: raw {raw}, shifted {self.outside:.2%}{seen}"
             + (larger and f"\nlarger measurement of this run: RCA {larger}")
         )
 
+    def _seen_in_words(self) -> str:
+        """Return the accuracy over visible directions in a line; nothing where that was not measured."""
+        if self.n_visible is None or self.accuracy_visible_interval is None:
+            return ""
+        (low, high), K = self.accuracy_visible_interval, len(self.per_direction)
+        return (
+            f"\nvisible directions {len(self.visible)} of {K}: RCA {self.accuracy_visible:.4f}  "
+            f"95% [{low:.4f}, {high:.4f}]"
+        )
+
     def table(self) -> "DataFrame":
-        """Return the accuracy of each direction with its interval and n, a row a direction."""
+        """Return accuracy, visible change and oddness of each direction, with n of each, a row a direction."""
         import pandas as pd
 
         lows, highs = zip(*self.per_direction_interval, strict=True)
-        return pd.DataFrame(
-            {
-                "direction": range(len(self.per_direction)),
-                "accuracy": self.per_direction,
-                "low": lows,
-                "high": highs,
-                "n": np.sum(self.confusion, axis=1),
-            }
-        )
+        columns = {
+            "direction": range(len(self.per_direction)),
+            "accuracy": self.per_direction,
+            "low": lows,
+            "high": highs,
+            "n": np.sum(self.confusion, axis=1),
+        }
+        if self.visible_change and self.visible_change_interval:
+            lows, highs = zip(*self.visible_change_interval, strict=True)
+            columns |= {"visible_change": self.visible_change, "visible_change_low": lows, "visible_change_high": highs}
+            columns |= {"oddness": self.oddness, "n_visible": self.n_visible}
+        return pd.DataFrame(columns)
 
 
 class _Seen(NamedTuple):
@@ -166,7 +215,8 @@ def rca(
 ) -> RCA:
     """Measure the accuracy of a run's reconstructor on fresh pairs.
 
-    Several processes share the batches, and each gets the result. Cost: two chains a pair.
+    Several processes share the batches, and each gets the result. Cost: two chains a pair, and to look at the
+    directions up to 48 chains each.
 
     Args:
         run: run with the directions and the reconstructor.
@@ -197,6 +247,10 @@ def rca(
     confusion = np.zeros((K, K), dtype=int)
     np.add.at(confusion, (seen.k, seen.k_hat), 1)
     right, n_of = confusion.diagonal(), confusion.sum(1)
+    looked = look(run, source, enough(pairs, K), seed)
+    change = looked.visible_change.mean(0)
+    visible = change >= VISIBLE
+    right_visible, n_of_visible = int(right[visible].sum()), int(n_of[visible].sum())
     values = np.stack([seen.magnitude_error, seen.D_raw, seen.D_shifted, seen.outside], axis=1, dtype=float)
     magnitude_error, D_raw, D_shifted, left = values.mean(0).tolist()
     ends = np.stack(student(values)).clip(0, [np.inf, 1, 1, 1])  # of few pairs they may leave the range
@@ -220,6 +274,14 @@ def rca(
         outside_raw=float(seen.outside_raw.mean()),
         outside_raw_interval=wilson(int(seen.outside_raw.sum()), pairs),
         neighbours_raw=float(seen.neighbours_raw.mean()),
+        n_visible=len(looked.visible_change),
+        visible_change=change.tolist(),
+        visible_change_interval=[
+            (max(0.0, float(low)), float(high)) for low, high in zip(*student(looked.visible_change), strict=True)
+        ],
+        oddness=mean_of(looked.oddness).tolist(),
+        accuracy_visible=right_visible / n_of_visible if n_of_visible else float("nan"),
+        accuracy_visible_interval=wilson(right_visible, n_of_visible),
         provenance=origin.finished(n=pairs, **larger),
     )
 

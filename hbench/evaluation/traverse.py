@@ -31,11 +31,13 @@ class RankedDirection:
     """Name that someone gave it by eye; empty if nobody did."""
     accuracy: ShareOrNone
     """Share of its pairs in which it is recognised; nan if none was drawn."""
+    visible: bool | None = None
+    """True if a person sees something of it; None where that was not measured, as in older versions."""
 
     @property
     def label(self) -> str:
-        """Index, name and accuracy, as in "3: thickness (0.82)"."""
-        return direction_label(self.direction, self.accuracy, self.name)
+        """Index, name and accuracy, as in "3: thickness (0.82)", and whether it cannot be seen."""
+        return direction_label(self.direction, self.accuracy, self.name, is_hidden=self.visible is False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class Traversal(Result):
     """The directions of a run, ranked by how well they are recognised, and a grid of images along each."""
 
     NAME: ClassVar[str] = "traverse"
+    SCHEMA: ClassVar[int] = 2
 
     examples: Positive
     """Number of rows of each grid: one x_T each."""
@@ -51,7 +54,7 @@ class Traversal(Result):
     pairs: Positive
     """Number of pairs that the accuracies were measured on."""
     directions: list[RankedDirection]
-    """Directions, most recognisable first."""
+    """Directions, most recognisable first, and those that nobody sees after the others."""
     grid: Aside = field(default=None, compare=False, repr=False)
     """The :class:`hbench.Grid` in the same order; None in a result read back."""
 
@@ -68,9 +71,10 @@ class Traversal(Result):
         return pd.DataFrame(self.directions)
 
 
-def direction_label(k: int, accuracy: float, name: str = "") -> str:
-    """Return a direction's index, its name if it has one, and its accuracy."""
-    return f"{k}: {name} ({accuracy:.2f})" if name else f"{k} ({accuracy:.2f})"
+def direction_label(k: int, accuracy: float, name: str = "", *, is_hidden: bool = False) -> str:
+    """Return a direction's index, its name if it has one, and its accuracy; and that nobody sees it."""
+    label = f"{k}: {name} ({accuracy:.2f})" if name else f"{k} ({accuracy:.2f})"
+    return f"{label}, invisible" if is_hidden else label
 
 
 def traverse(
@@ -113,13 +117,20 @@ def traverse(
     for caution in ranking.cautions():
         log.warning("caution: %s", caution)
     chosen = choose_x_T(run, examples, seed)
-    order = ranking.ranking()
+    order, hidden = ranking.ranking(), ranking.invisible
+    is_known = ranking.n_visible is not None
     return Traversal(
         examples=examples,
         samples=samples,
         pairs=ranking.n,
         directions=[
-            RankedDirection(direction=k, name=run.names.get(k, ""), accuracy=ranking.per_direction[k]) for k in order
+            RankedDirection(
+                direction=k,
+                name=run.names.get(k, ""),
+                accuracy=ranking.per_direction[k],
+                visible=k not in hidden if is_known else None,
+            )
+            for k in order
         ],
         grid=run.traverse(order, examples=chosen.indices, samples=samples, seed=seed, source=source),
         provenance=origin.finished(n=ranking.n, **chosen.details),

@@ -123,7 +123,8 @@ ARTIFACTS = (
         ),
         seen={
             "directions.png": (
-                "Image grids, one panel a direction, best recognised first; the strength grows from left to right."
+                "Image grids, one panel a direction, best recognised first and those that nobody sees last and faint; "
+                "the strength grows from left to right."
             ),
         },
     ),
@@ -140,13 +141,14 @@ ARTIFACTS = (
         caption=(
             "RCA is the share of fresh pairs, a raw sample and the same one shifted, whose direction the "
             "reconstructor names correctly; s_hat is its estimate of the strength s, D the output of the "
-            "discriminator, 0.5 where it cannot tell shifted samples from raw ones, and a sample is outside the "
-            "domain if a pixel lies beyond 1.5, where images span -1 to 1."
+            "discriminator, 0.5 where it cannot tell shifted samples from raw ones, a sample is outside the domain "
+            "if a pixel lies beyond 1.5, where images span -1 to 1, and a direction is visible if a person sees "
+            "something change between both ends."
         ),
         seen={
             "rca.png": (
                 "Left a heat map of predicted against true direction, best recognised first; right a bar a "
-                "direction with its accuracy, its 95 % interval, and chance."
+                "direction with its accuracy, its 95 % interval, and chance; invisible directions last and in grey."
             ),
         },
         highlights=rca_highlights,

@@ -35,12 +35,21 @@ def draw_traversal(result: "Traversal", path: Path) -> None:
 
     grid = at_hand(result, result.grid)
     labels = [
-        plain(direction_label(each.direction, each.accuracy, _shortened(each.name, LONGEST_DIRECTION)))
+        plain(
+            direction_label(
+                each.direction,
+                each.accuracy,
+                _shortened(each.name, LONGEST_DIRECTION),
+                is_hidden=each.visible is False,
+            )
+        )
         for each in result.directions
     ]
+    faint = [i for i, each in enumerate(result.directions) if each.visible is False]
     S = grid.magnitudes[-1]
     caption = directions_caption(S, result.samples, result.pairs)
-    draw_directions(grid.images, labels, S, f"{title_of(result)}\n{caption}\n{rows_caption(result)}".rstrip(), path)
+    title = f"{title_of(result)}\n{caption}\n{rows_caption(result)}".rstrip()
+    draw_directions(grid.images, labels, S, title, path, faint=faint)
 
 
 def directions_caption(S: float | None, samples: int, pairs: int) -> str:
@@ -60,7 +69,13 @@ def rows_caption(result: "Result") -> str:
 
 @styled
 def draw_directions(
-    images: "Tensor", labels: list[str], S: float | None, title: str, path: Path, columns: int = 4
+    images: "Tensor",
+    labels: list[str],
+    S: float | None,
+    title: str,
+    path: Path,
+    columns: int = 4,
+    faint: Sequence[int] = (),
 ) -> None:
     """Draw direction grids, one labelled panel each.
 
@@ -71,6 +86,7 @@ def draw_directions(
         title: title of the figure.
         path: PNG file to write.
         columns: number of panels side by side, at most.
+        faint: panels that are drawn faintly, of directions that nobody sees.
     """
     from matplotlib.figure import Figure
 
@@ -89,7 +105,9 @@ def draw_directions(
             axis.set_axis_on()
             axis.set_xticks(across, [f"{s:.3g}" for s in magnitudes(S, samples)], fontsize=7)
             axis.xaxis.tick_top()
-        axis.set_title(label, fontsize=9)
+        axis.set_title(label, fontsize=9, color="grey" if i in faint else "black")
+        for picture in axis.images if i in faint else []:
+            picture.set_alpha(0.4)
     figure.suptitle(title, fontsize=11)
     save_figure(figure, path)
 

@@ -70,7 +70,7 @@ class Comparison:
 
 def rca_rows(result: RCA, paper: Paper) -> list[Row]:
     """Return the rows of an RCA, with the numbers to read beside it."""
-    n = counted(result.n, "pair")
+    n, K = counted(result.n, "pair"), len(result.per_direction)
     chance = f"RCA (chance {result.chance:.3f})"
     shown = (
         (chance, "Table 1", published_number(paper.rca), result.accuracy, result.interval),
@@ -82,6 +82,7 @@ def rca_rows(result: RCA, paper: Paper) -> list[Row]:
                 ("D on shifted samples", "Fig. 10", "0.5", "D_shifted"),
                 ("share of shifted samples outside the domain", "", "", "outside"),
                 ("share of raw samples outside the domain", "", "", "outside_raw"),
+                (f"RCA over visible directions ({len(result.visible)} of {K})", "", "", "accuracy_visible"),
             )
         ),
     )

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from command_line import invoke, refused
+from committed import V01
 
+import hbench
 from hbench.errors import HBenchError
 from hbench.evaluation import evaluate
-from hbench.evaluation.attributes.attributes import VISIBLE, Attributes, attributes, visible_change
+from hbench.evaluation.attributes.attributes import Attributes, attributes
+from hbench.evaluation.visible import VISIBLE, oddness, visible_change
 from hbench.store.directions import DirectionSource
 from hbench.store.run import load_run
 
@@ -29,12 +32,19 @@ def painted(run, monkeypatch, paint):
             [each.roll(round(float(x[0, 0, 1].tanh())), -1) for each, x in zip(images, x_T, strict=True)]
         )
         if shift is not None:
-            for image, k, s in zip(images, *shift, strict=True):
+            for image, k, s in zip(images, shift.k, shift.s, strict=True):
                 paint(image, int(k), float(s))
         return images
 
     monkeypatch.setattr(type(run.sampler), "generate", generate)
-    return DirectionSource("own", lambda k, s: (k, s))
+    own = run.own
+
+    def source(k, s):
+        shift = own(k, s)
+        shift.k, shift.s = k, s
+        return shift
+
+    return DirectionSource("own", source)
 
 
 def known(image, k, s):
@@ -49,7 +59,12 @@ def known(image, k, s):
 
 def test_known_directions_are_found_and_an_invisible_one_is_set_apart(run, monkeypatch):
     source = painted(run, monkeypatch, known)
-    ranking = evaluate.rca(run, pairs=40)
+    ranking = evaluate.rca(run, pairs=40, source=source)
+    assert ranking.invisible == [1, 2]
+    assert ranking.visible == [0]
+    assert ranking.ranking()[0] == 0
+    assert ranking.oddness[1] == pytest.approx(-1)
+    assert "2 of 3 directions cannot be seen: 1, 2" in " ".join(ranking.cautions())
     found = attributes(run, samples=12, source=source, ranking=ranking)
     assert found.invisible == [1, 2]  # what both signs do alike gives a slider nothing to move
     assert found.visible == [0]
@@ -67,11 +82,30 @@ def test_known_directions_are_found_and_an_invisible_one_is_set_apart(run, monke
 
 def test_rca_over_visible_directions_counts_their_pairs_alone(run, monkeypatch):
     source = painted(run, monkeypatch, known)
-    ranking = evaluate.rca(run, pairs=60)
+    ranking = evaluate.rca(run, pairs=60, source=source)
     found = attributes(run, samples=6, source=source, ranking=ranking)
     counts = np.array(ranking.confusion)
     assert found.accuracy == ranking.accuracy
     assert found.accuracy_visible == pytest.approx(counts[0, 0] / counts[0].sum())
+    assert ranking.accuracy_visible == found.accuracy_visible
+    assert "visible directions 1 of 3: RCA" in ranking.summary()
+
+
+def test_a_traversal_shows_invisible_directions_last_and_says_so(run, monkeypatch, tmp_path):
+    source = painted(run, monkeypatch, known)
+    found = evaluate.traverse(run, examples=1, samples=3, pairs=40, source=source)
+    assert [each.visible for each in found.directions] == [True, False, False]
+    assert [each.label.endswith(", invisible") for each in found.directions] == [False, True, True]
+    hbench.plot(found, tmp_path / "directions.png")
+    assert (tmp_path / "directions.png").is_file()
+
+
+def test_rca_of_an_older_version_knows_nothing_of_what_is_seen():
+    found = evaluate.RCA.load(V01 / "rca")
+    assert found.n_visible is None
+    assert found.invisible == []
+    assert len(found.visible) == 32
+    assert "visible" not in found.summary()
 
 
 def test_the_same_seed_gives_the_same_numbers_and_they_are_read_back(run, tmp_path):
@@ -90,6 +124,12 @@ def test_visible_change_is_that_of_the_patch_that_changes_most():
     up[1, :, 0, 0] = 1
     assert visible_change(up, down).tolist() == pytest.approx([0.5, 0.5 / 9])
     assert visible_change(3 * up, up).tolist() == [0, 0]  # nobody sees what lies beyond white
+
+
+def test_oddness_is_1_for_opposite_changes_and_minus_1_for_the_same():
+    up = torch.tensor([[1.0, 2, 0], [1, 2, 0], [1, 0, 0], [0, 0, 0]]).view(4, 1, 1, 3)
+    down = torch.tensor([[-2.0, -4, 0], [1, 2, 0], [0, 1, 0], [1, 0, 0]]).view(4, 1, 1, 3)
+    assert oddness(up, down) == pytest.approx([1, -1, 0, np.nan], nan_ok=True)
 
 
 def test_a_result_whose_parts_do_not_fit_is_refused(run, tmp_path):

@@ -11,7 +11,6 @@ from hbench.evaluation.attributes.effects import (
     effects,
     holm,
     leading,
-    oddness,
     percentile_interval,
     resampled,
     specificity,
@@ -110,12 +109,6 @@ def test_specificity_leaves_out_what_is_the_same_thing_in_raw_samples():
 def test_specificity_is_undefined_where_nothing_leads_or_nothing_else_moves():
     known = changes([[still, still], [lambda s, u: 2 * s, still]])
     assert np.isnan(specificity(effects(known), known.raw)).all()
-
-
-def test_oddness_is_1_for_opposite_changes_and_minus_1_for_the_same():
-    change = np.array([[1.0, 2, 0], [1, 2, 0], [1, 0, 0], [0, 0, 0]])
-    other = np.array([[-2.0, -4, 0], [1, 2, 0], [0, 1, 0], [1, 0, 0]])
-    assert oddness(change, other) == pytest.approx([1, -1, 0, np.nan], nan_ok=True)
 
 
 def test_directions_that_do_the_same_thing_are_one_cluster_whatever_their_sign():

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from hbench.core.intervals import Array, wilson
+from hbench.core.intervals import Array, mean_of, wilson
 from hbench.core.sampler import BATCH
 from hbench.errors import check_at_least, check_seed, check_type, counted
 from hbench.evaluation.attributes.attribute import AttributeSet
@@ -25,8 +24,6 @@ from hbench.evaluation.attributes.effects import (
     effective_rank,
     effects,
     leading,
-    mean_of,
-    oddness,
     percentile_interval,
     resampled,
     specificity,
@@ -36,6 +33,7 @@ from hbench.evaluation.attributes.sets import attribute_sets, measure_all
 from hbench.evaluation.rca import RCA, known_rca, rca
 from hbench.evaluation.sampling import batches_of, choose_x_T, sample_model
 from hbench.evaluation.traverse import PAIRS
+from hbench.evaluation.visible import VISIBLE, oddness, visible_change
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.classifier import Classifier, classifier_for, load_classifier
@@ -55,11 +53,6 @@ NATURAL = 1000
 """Number of raw samples that give the natural standard deviations."""
 MAGNITUDES = (0.25, 0.5, 0.75, 1.0)
 """Magnitudes on either side of 0, in units of S."""
-VISIBLE = 0.25
-"""Visible change from which on a person sees a direction; see :func:`visible_change`. On the run of digits of hbench
-0.1, the ten directions that nobody sees have at most 0.18, and the next one has 0.39."""
-PATCH = 5
-"""Size of an image over that of a patch in which a change is looked for: an eye or a mouth fills one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,19 +340,6 @@ def attributes(
     )
 
 
-def visible_change(up: Tensor, down: Tensor) -> Tensor:
-    """Return how much a person sees change between two images [..., C, H, W], as a share of the range, [...].
-
-    It is the mean change of the patch that changes most, a fifth of the image high and wide, so that a mouth counts as
-    much as a face. What both images share against a third one does not count: a slider that does the same on either
-    side moves nothing that one could choose.
-    """
-    changed = (up.clamp(-1, 1) - down.clamp(-1, 1)).abs().mean(-3, keepdim=True) / 2
-    flat = changed.flatten(0, -4)
-    patch = max(1, round(min(flat.shape[-2:]) / PATCH))
-    return F.avg_pool2d(flat, patch, 1).flatten(1).amax(1).reshape(changed.shape[:-3])
-
-
 @torch.no_grad()
 def _shifted(run: Run, source: DirectionSource, edits: range, s: Sequence[float], seed: int) -> Tensor:
     """Return the images of some edits at all magnitudes, float32 [len(edits), L, C, H, W], on the CPU."""
@@ -374,14 +354,14 @@ def _shifted(run: Run, source: DirectionSource, edits: range, s: Sequence[float]
 def _look(images: Tensor, x_0: Tensor, sets: Sequence[AttributeSet], classifier: Classifier | None) -> _Seen:
     """Return what edits are like: images [E, L, C, H, W], beside the raw samples x_0 [E, C, H, W]."""
     E, L = images.shape[:2]
-    up, down, original = (each.clamp(-1, 1).flatten(1).double().numpy() for each in (images[:, -1], images[:, 0], x_0))
+    up, down, original = (each.clamp(-1, 1).double() for each in (images[:, -1], images[:, 0], x_0))
     return _Seen(
         attributes=measure_all(sets, images.flatten(0, 1)).numpy().reshape(E, L, -1),
         classes=_classes(classifier, images.flatten(0, 1)).reshape(E, L, -1),
-        visible_change=visible_change(images[:, -1], images[:, 0]).double().numpy(),
-        change=(np.abs(up - original) + np.abs(down - original)).mean(1) / 4,
+        visible_change=visible_change(up, down).numpy(),
+        change=((up - original).abs() + (down - original).abs()).flatten(1).mean(1).numpy() / 4,
         oddness=oddness(up - original, down - original),
-        odd=(up - down) / 2,
+        odd=((up - down) / 2).flatten(1).numpy(),
     )
 
 

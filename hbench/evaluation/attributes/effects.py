@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hbench.core.intervals import Array, Bounds
+from hbench.core.intervals import Array, Bounds, mean_of
 
 RESAMPLES = 1000
 """Number of resamples of the bootstrap."""
@@ -110,15 +110,6 @@ def effects(changes: Changes, seed: int = 0) -> Effects:
     )
 
 
-def mean_of(values: Array) -> Array:
-    """Return the mean over the first axis [n, ...] of the values that are defined; nan where none is."""
-    defined = np.isfinite(values)
-    count = defined.sum(0)
-    with np.errstate(invalid="ignore"):
-        mean: Array = np.where(defined, values, 0).sum(0) / np.where(count, count, np.nan)
-    return mean
-
-
 def resampled(n: int, seed: int) -> Array:
     """Return the weights of n samples in the resamples of a bootstrap, [RESAMPLES, n]; each row has the sum 1."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
@@ -172,17 +163,6 @@ def correlations(raw: Array) -> Array:
     correlation: Array = pd.DataFrame(raw).corr().fillna(0.0).to_numpy(copy=True)
     np.fill_diagonal(correlation, 1.0)
     return correlation
-
-
-def oddness(up: Array, down: Array) -> Array:
-    """Return minus the cosine of the changes at S and at -S, [..., D] each: 1 where they are opposite, -1 if the same.
-
-    A sample that does not change at all has no oddness: nan.
-    """
-    sizes = np.linalg.norm(up, axis=-1) * np.linalg.norm(down, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        odd: Array = -(up * down).sum(-1) / sizes
-    return odd
 
 
 def clusters(directions: Array, closeness: float = 0.7) -> NDArray[np.int64]:

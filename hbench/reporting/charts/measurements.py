@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @styled
 def draw_confusion(result: "RCA", path: Path) -> None:
-    """Draw the confusion of directions and the accuracy of each, most accurate first."""
+    """Draw the confusion of directions and the accuracy of each, most accurate first, invisible ones last and grey."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -40,7 +40,10 @@ def draw_confusion(result: "RCA", path: Path) -> None:
     accuracy = np.array([result.per_direction[k] for k in order])
     bounds = np.array([result.per_direction_interval[k] for k in order]).T
     errors = np.abs(bounds - accuracy)  # nan for directions that were never drawn
-    right.bar(range(len(order)), accuracy, yerr=errors, ecolor="black", error_kw={"lw": 0.8, "capsize": 2})
+    colors = ["lightgrey" if k in result.invisible else "C0" for k in order]
+    right.bar(
+        range(len(order)), accuracy, yerr=errors, color=colors, ecolor="black", error_kw={"lw": 0.8, "capsize": 2}
+    )
     right.axhline(result.chance, color="black", linestyle=":")
     right.annotate(
         f"chance\n{result.chance:.3f}",
@@ -52,6 +55,8 @@ def draw_confusion(result: "RCA", path: Path) -> None:
         fontsize=9,
     )
     right.set_xticks(ticks, rotation=turned, **labels)
+    if result.invisible:
+        right.set_title("grey: directions that nobody sees", fontsize=10)
     right.set(xlabel="direction", ylabel="accuracy, 95 % interval", ylim=(0, 1), xlim=(-0.7, len(order) - 0.3))
     low, high = result.interval
     n = counted(result.n, "pair")

@@ -17,6 +17,8 @@ from hbench.cli.options import (
     source_options,
     with_source,
 )
+from hbench.errors import counted
+from hbench.runtime.distributed import rank
 
 
 @click.command()
@@ -34,8 +36,13 @@ from hbench.cli.options import (
     type=a_path,
     help='File rca.json of "hbench rca" with the accuracies [default: the run\'s own, else of 1000 fresh pairs].',
 )
+@click.option(
+    "--propose-names",
+    is_flag=True,
+    help="Add the proposed names to names.txt in RUN, for directions that have none there.",
+)
 @shared(source_options, result_of("attributes"), processes_option, run_options)
-def attributes(run: Path, samples: int, measured: Path | None, options: Options) -> None:
+def attributes(run: Path, samples: int, measured: Path | None, propose_names: bool, options: Options) -> None:
     """Measure what each direction of a run does to images.
 
     Samples are shifted along every direction, by magnitudes on a grid. Told are what a person sees of it, which
@@ -49,9 +56,16 @@ def attributes(run: Path, samples: int, measured: Path | None, options: Options)
     """
     from hbench.evaluation.attributes.attributes import attributes as measure
     from hbench.evaluation.rca import read_rca
+    from hbench.store.run import add_names, check_takes_names
 
+    if propose_names:
+        check_takes_names(run)
     loaded = options.load(run)
     source = options.source(loaded)
     ranking = read_rca(measured, loaded, source) if measured else None
     folder = options.claim_result(run, with_source("attributes", source))
-    publish(measure(loaded, samples=samples, seed=options.seed, source=source, ranking=ranking), folder)
+    result = measure(loaded, samples=samples, seed=options.seed, source=source, ranking=ranking)
+    publish(result, folder)
+    if propose_names and rank() == 0:
+        added = add_names(run, result.proposed_names)
+        click.echo(f"{run / 'names.txt'}: names of {counted(len(added), 'direction')} added", err=True)

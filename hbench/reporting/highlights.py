@@ -57,7 +57,7 @@ def attribute_highlights(result: Attributes, paper: Paper) -> list[Highlight]:
         Highlight(
             "Visible directions",
             f"{len(result.visible)} of {K}",
-            f"{result.distinct} distinct, {len(result.named)} named, n = {n}",
+            f"{result.distinct} distinct, {len(result.proposed_names)} named, n = {n}",
             "directions of which a person sees something",
         ),
         Highlight(

@@ -183,7 +183,7 @@ def attribute_rows(result: Attributes, paper: Paper) -> list[Row]:
     return [
         Row(f"visible of {K}", "", "", str(len(result.visible)), n=n),
         Row("distinct among the visible", "", "", str(result.distinct), n=n),
-        Row("named by an attribute", "", "", str(len(result.named)), n=n),
+        Row("named by an attribute", "", "", str(len(result.proposed_names)), n=n),
         Row("attributes that lead a visible direction", "", "", ", ".join(result.covered), n=n),
         Row("effective rank of the visible", "", "", number(result.effective_rank), n=n),
         Row(f"RCA over the visible ({chance})", "", "", number(seen[0]), interval(seen[1]), f"{result.pairs:,} pairs"),

@@ -23,7 +23,7 @@ from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import ShiftBlock
 from hbench.runtime.device import pick_device
 from hbench.runtime.progress import progress
-from hbench.store.files import a_path
+from hbench.store.files import a_path, write_text
 from hbench.store.folders import EXPERIMENT, refuse_links
 from hbench.store.foreign import refuse_elsewhere
 from hbench.store.pictures import Grid
@@ -429,3 +429,32 @@ def load_names(path: str | Path, K: int | None = None) -> dict[int, str]:
             raise HBenchError(f"{file}, line {number}: no direction {k}: the run has 0 to {K - 1}")
         names[k] = name.strip()
     return names
+
+
+def add_names(path: str | Path, names: Mapping[int, str]) -> list[int]:
+    """Add lines to a run's ``names.txt`` for directions that have no name there, and return these.
+
+    What somebody wrote stays as it is, a name that was left empty, too.
+
+    Args:
+        path: folder of the run.
+        names: name of each direction.
+
+    Raises:
+        HBenchError: the run is a shipped one, or the file is damaged or cannot be written.
+    """
+    folder = locate(path)
+    check_takes_names(path)
+    known = load_names(folder)
+    added = {k: name for k, name in sorted(names.items()) if k not in known}
+    if added:
+        file = folder / "names.txt"
+        text = read_text(file).rstrip("\n") + "\n" if known else ""
+        write_text(file, text + "".join(f"{k}: {name}\n" for k, name in added.items()))
+    return list(added)
+
+
+def check_takes_names(path: str | Path) -> None:
+    """Raise an HBenchError where a run is a shipped one, whose folder is hbench's own."""
+    if locate(path).resolve().is_relative_to(SHIPPED.resolve()):
+        raise HBenchError(f"{path}: is shipped with hbench, and keeps its names: copy its folder, and name that")

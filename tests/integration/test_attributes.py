@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from command_line import invoke, refused
+from command_line import copy_of_weights, invoke, refused
 from committed import V01
 
 import hbench
@@ -153,7 +153,7 @@ def test_the_command_writes_numbers_table_and_pictures(tiny_run, tmp_path):
         "curves.png",
         "provenance.json",
     }
-    assert "directions visible" in result.output
+    assert "of 3 directions visible" in result.output
     assert "--samples" in refused("attributes", tiny_run, "--samples", 5)
 
 
@@ -164,3 +164,20 @@ def test_mistakes_are_refused(run):
         attributes(run, samples=5)
     with pytest.raises(ValueError, match="seed"):
         attributes(run, seed=-1)
+
+
+def test_proposed_names_never_replace_those_of_a_person(tiny_run, tmp_path, monkeypatch):
+    run = copy_of_weights(tiny_run, tmp_path / "run")
+    (run / "names.txt").write_text("1: a person's\n2:")
+    monkeypatch.setattr(Attributes, "proposed_names", {0: "thicker", 1: "wider", 2: "taller"})
+    arguments = ("attributes", run, "--samples", 6, "--out", tmp_path / "out", "--quiet", "--propose-names")
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert (run / "names.txt").read_text() == "1: a person's\n2:\n0: thicker\n"
+    assert "names of 1 direction added" in result.output
+    assert load_run(run, device="cpu").names[0] == "thicker"
+
+
+def test_a_shipped_run_takes_no_names():
+    line = refused("attributes", "mnist16", "--propose-names")
+    assert "is shipped with hbench, and keeps its names: copy its folder, and name that" in line

@@ -192,9 +192,16 @@ class Attributes(Result):
         return [-s for s in reversed(self.magnitudes)] + self.magnitudes
 
     @property
-    def named(self) -> list[int]:
-        """Directions with a proposed name."""
-        return [each.direction for each in self.directions if each.proposed]
+    def proposed_names(self) -> dict[int, str]:
+        """Proposed name of each direction that has one."""
+        return {each.direction: each.proposed for each in self.directions if each.proposed}
+
+    @property
+    def brief(self) -> str:
+        """How many directions are visible, distinct and named, in words."""
+        seen, all_of_them = len(self.visible), counted(len(self.directions), "direction")
+        named, n = len(self.proposed_names), counted(self.n, "sample")
+        return f"{seen} of {all_of_them} visible, {self.distinct} distinct, {named} named, n = {n}"
 
     @property
     def covered(self) -> list[str]:
@@ -216,8 +223,7 @@ class Attributes(Result):
         """Return the numbers of the run, and a line for each visible direction, the most visible first."""
         K = len(self.directions)
         lines = [
-            f"{len(self.visible)} of {counted(K, 'direction')} visible, {self.distinct} distinct, {len(self.named)} "
-            f"named; n = {counted(self.n, 'sample')}, effective rank {self.effective_rank:.1f}",
+            f"{self.brief}; effective rank {self.effective_rank:.1f}",
             f"attributes: {', '.join(self.covered) or 'none'}",
             f"RCA {_words(self.accuracy, self.accuracy_interval)} over all, "
             f"{_words(self.accuracy_visible, self.accuracy_visible_interval)} over the visible ones, "

@@ -58,7 +58,7 @@ def draw_attributes(result: "Attributes", path: Path) -> None:
         images.axhline(seen, color="C1", linewidth=2)
         effects.axhline(seen - 0.5, color="C1", linewidth=2)
         effects.annotate("invisible", (0, seen - 0.5), xytext=(2, -2), textcoords="offset points", va="top", color="C1")
-    figure.suptitle(plain(f"{title_of(result)}: {_words(result)}"))
+    figure.suptitle(plain(f"{title_of(result)}: {result.brief}"))
     save_figure(figure, path)
 
 
@@ -141,11 +141,3 @@ def _label(result: "Attributes", k: int) -> str:
 
 def _leading_effect(each: "MeasuredDirection") -> float:
     return 0.0 if each.leading is None else abs(each.effects.effect[each.leading])
-
-
-def _words(result: "Attributes") -> str:
-    K = len(result.directions)
-    return (
-        f"{len(result.visible)} of {K} directions visible, {result.distinct} distinct, {len(result.named)} named; "
-        f"n = {result.n:,}"
-    )

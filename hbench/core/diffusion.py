@@ -33,25 +33,45 @@ def alpha_bar_schedule(T: int = 1000, beta_start: float = 1e-4, beta_end: float 
     return torch.cumprod(1 - torch.linspace(beta_start, beta_end, T, dtype=torch.float64), dim=0)
 
 
-def timesteps(M: int, T: int = 1000, spacing: str = "trailing") -> list[int]:
+NEARLY_NOISE = 8.0
+"""Noise over signal, sqrt((1 - alpha_bar) / alpha_bar), above which x_t is nearly pure noise."""
+
+
+def timesteps(M: int, alpha_bar: Tensor | None = None, spacing: str = "trailing") -> list[int]:
     """Return the M timesteps that a generation visits, descending.
 
-    ``trailing``: T(i+1)/M - 1 (999 … T/M - 1; starts at x_T and spends no step at t = 0); ``linspace``:
-    linspace(0, T-1, M) rounded down (Asyrp's); ``leading``: iT/M (guided-diffusion's "ddimM").
+    - ``trailing``: T(i+1)/M - 1 (999 … T/M - 1; starts at x_T and spends no step at t = 0);
+    - ``linspace``: linspace(0, T-1, M) rounded down (Asyrp's);
+    - ``leading``: iT/M (guided-diffusion's "ddimM");
+    - ``skipping``: T-1, then evenly from the last level that is not :data:`NEARLY_NOISE`: one step crosses what is
+      nearly pure noise, where little is decided, and few steps go further below. Where M leaves no room, as trailing.
+
+    Args:
+        M: number of generation steps.
+        alpha_bar: noise schedule, [T]; that of 1000 linear betas by default.
+        spacing: one of the four.
 
     Raises:
         ValueError: M outside 1..T, or an unknown spacing.
     """
+    alpha_bar = alpha_bar_schedule() if alpha_bar is None else alpha_bar
+    T = len(alpha_bar)
     if not 1 <= M <= T:
         raise ValueError(f"M must be in 1..{T}, got {M}")
+    trailing = [T * (i + 1) // M - 1 for i in range(M)]
     if spacing == "trailing":
-        ascending = [T * (i + 1) // M - 1 for i in range(M)]
+        ascending = trailing
     elif spacing == "linspace":
         ascending = [int(t) for t in np.linspace(0, T - 1, M)]
     elif spacing == "leading":
         ascending = [T * i // M for i in range(M)]
+    elif spacing == "skipping":
+        top = int((alpha_bar >= 1 / (1 + NEARLY_NOISE**2)).sum()) - 1
+        below = [top * (2 * i + 1) // (2 * M - 3) for i in range(M - 1)]
+        ascending = [*below, T - 1] if 2 * M - 3 <= top < T - 1 else trailing
     else:
-        raise ValueError(f'spacing must be "trailing", "linspace" or "leading", got {spacing!r}')
+        names = '"trailing", "linspace", "leading" or "skipping"'
+        raise ValueError(f"spacing must be {names}, got {spacing!r}")
     return ascending[::-1]
 
 

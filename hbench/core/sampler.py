@@ -96,7 +96,7 @@ class Sampler:
         """
         if M is None or len(self.timesteps) == M:
             return self
-        descending = tuple(timesteps(M, len(self.alpha_bar), self.spacing))
+        descending = tuple(timesteps(M, self.alpha_bar, self.spacing))
         unit = len(self._shifted) if self.unit_steps is None else self.unit_steps
         return replace(self, timesteps=descending, unit_steps=unit)
 
@@ -217,4 +217,5 @@ def visited(experiment: Experiment, M: int | None = None, spacing: str | None = 
         ValueError: M outside 1..T, or an unknown spacing.
     """
     settings = experiment.discovery
-    return tuple(timesteps(settings.M if M is None else M, experiment.diffusion.T, spacing or settings.spacing))
+    alpha_bar = alpha_bar_schedule(**experiment.diffusion.schedule)
+    return tuple(timesteps(settings.M if M is None else M, alpha_bar, spacing or settings.spacing))

@@ -57,9 +57,10 @@ def test_timesteps_of_each_spacing():
     assert timesteps(10) == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
     assert timesteps(10, spacing="leading") == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
     assert timesteps(4, spacing="linspace") == [999, 666, 333, 0]
+    assert timesteps(10, spacing="skipping") == [999, 640, 564, 489, 414, 338, 263, 188, 112, 37]
 
 
-@given(M=st.integers(1, 1000), spacing=st.sampled_from(["trailing", "linspace", "leading"]))
+@given(M=st.integers(1, 1000), spacing=st.sampled_from(["trailing", "linspace", "leading", "skipping"]))
 def test_timesteps_descend_within_range(M, spacing):
     found = timesteps(M, spacing=spacing)
     assert len(found) == M
@@ -75,7 +76,7 @@ def test_timesteps_refuse_impossible_M(M):
 
 
 @settings(deadline=None)
-@given(M=st.integers(1, 50), spacing=st.sampled_from(["trailing", "linspace", "leading"]))
+@given(M=st.integers(1, 50), spacing=st.sampled_from(["trailing", "linspace", "leading", "skipping"]))
 def test_constant_eps_recovers_x_0_exactly_for_any_M(M, spacing):
     generator = torch.Generator().manual_seed(M)
     x_0, eps = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64, generator=generator)

@@ -97,7 +97,7 @@ def test_ddim_and_inversion(path):
     alpha_bar = alpha_bar_schedule(len(golden["alphas_cumprod"]))
     torch.testing.assert_close(alpha_bar, golden["alphas_cumprod"], rtol=1e-12, atol=0)
     ascending = sorted(golden["timesteps"].tolist())
-    assert timesteps(len(ascending), len(alpha_bar), "leading") == ascending[::-1]
+    assert timesteps(len(ascending), alpha_bar, "leading") == ascending[::-1]
 
     levels = [-1, *ascending]
     x = golden["reverse_nodes"][0]

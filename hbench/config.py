@@ -233,8 +233,8 @@ class Discovery(Section):
     t_shift: int = Field(default=400, ge=0, le=100_000)
     """Lower end of the shift interval: h_t is shifted at timesteps t >= t_shift."""
     spacing: Literal["trailing", "linspace", "leading", "skipping"] = "trailing"
-    """Placement of the M timesteps in 0..T-1 [reconstructed]. With few steps, "skipping" makes better samples: its first
-    step crosses the levels of nearly pure noise."""
+    """Placement of the M timesteps in 0..T-1 [reconstructed]. With few steps "skipping" makes better samples: one step
+    crosses the levels of nearly pure noise."""
     min_magnitude: float = Field(default=0.5, ge=0, le=1e6)
     """Smallest magnitude: a smaller |s| is raised to it, as in GANLatentDiscovery [reconstructed]."""
     steps: Count

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+OTHER_RANKING = "ranking was measured on other weights or directions: give that of this run and source"
+"""What is wrong with a measurement of another run."""
 MANY_OUTSIDE = 0.5
 """Share of shifted samples outside the domain from which on directions rather destroy than edit."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from hbench.errors import MOST_COLUMNS, check_at_least, check_seed, check_type, counted
-from hbench.evaluation.rca import RCA, is_of, known_rca, rca
+from hbench.evaluation.rca import OTHER_RANKING, RCA, is_of, known_rca, rca
 from hbench.evaluation.sampling import choose_x_T
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.provenance import provenance
@@ -109,7 +109,7 @@ def traverse(
     check_seed(seed)
     source = source or direction_source(run)
     if ranking is not None and not is_of(ranking, run, source):
-        raise ValueError("ranking was measured on other weights or directions: give that of this run and source")
+        raise ValueError(OTHER_RANKING)
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
     if ranking is None and pairs is None:
         ranking = known_rca(run, source)

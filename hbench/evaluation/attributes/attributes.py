@@ -30,7 +30,7 @@ from hbench.evaluation.attributes.effects import (
 )
 from hbench.evaluation.attributes.heads import predicted_classes
 from hbench.evaluation.attributes.sets import attribute_sets, measure_all
-from hbench.evaluation.rca import RCA, known_rca, rca
+from hbench.evaluation.rca import OTHER_RANKING, RCA, is_of, known_rca, rca
 from hbench.evaluation.sampling import batches_of, choose_x_T, sample_model
 from hbench.evaluation.traverse import PAIRS
 from hbench.evaluation.visible import VISIBLE, oddness, visible_change
@@ -264,7 +264,7 @@ class Attributes(Result):
             "specificity": each.specificity,
             **{f"kept_{s:g}": share for s, share in zip(self.magnitudes, each.kept, strict=True)},
             "cluster": each.cluster,
-            **{one.name: value for one, value in zip(self.attributes, each.effects.effect, strict=True)},
+            **{f"{one.of}: {one.name}": value for one, value in zip(self.attributes, each.effects.effect, strict=True)},
             "n": self.n,
         }
 
@@ -309,13 +309,15 @@ def attributes(
 
     Raises:
         TypeError: not a run.
-        ValueError: a number out of range.
+        ValueError: a number out of range, or a ranking of another run or source.
         HBenchError: a set of attributes of another package is broken.
     """
     check_type(Run, "as load_run returns it", run=run)
     check_at_least(6, samples=samples)
     check_seed(seed)
     source = source or direction_source(run)
+    if ranking is not None and not is_of(ranking, run, source):
+        raise ValueError(OTHER_RANKING)
     file = classifier_for(run.experiment, run.folder)
     classifier = load_classifier(file) if file else None
     sets = attribute_sets(run.experiment.data, classifier)

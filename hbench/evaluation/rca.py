@@ -79,17 +79,16 @@ class RCA(Result):
     visible_change_interval: list[Interval] | None
     oddness: list[Number] | None
     """Oddness of each direction: 1 where its signs do opposite things to the image, -1 where they do the same."""
-    accuracy_visible: ShareOrNone | None
-    """Accuracy over the pairs of visible directions; by chance 1/K, too. nan if none is visible."""
-    accuracy_visible_interval: Interval | None
+    accuracy_visible: ShareOrNone
+    """Accuracy over the pairs of visible directions; by chance 1/K, too. nan if none is visible, or none was drawn."""
+    accuracy_visible_interval: Interval
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
         """Return the values of an older form in today's; the first say nothing about raw samples, nor what is seen."""
         of_raw = ["outside_raw", "outside_raw_interval", "neighbours_raw"]
-        seen = ["n_visible", "visible_change", "visible_change_interval", "oddness"]
-        seen += ["accuracy_visible", "accuracy_visible_interval"]
-        return dict.fromkeys([*of_raw, *seen]) | values
+        seen = ["n_visible", "visible_change", "visible_change_interval", "oddness", "accuracy_visible"]
+        return dict.fromkeys([*of_raw, *seen]) | {"accuracy_visible_interval": (None, None)} | values
 
     def cautions(self) -> list[str]:
         """Return what makes the accuracy worthless: a poor diffusion model, shifts that destroy, or mere guessing."""
@@ -99,7 +98,8 @@ class RCA(Result):
         if hidden := self.invisible:
             found.append(
                 f"{len(hidden)} of {counted(len(self.per_direction), 'direction')} cannot be seen: "
-                f"{', '.join(map(str, hidden))}; over the others RCA is {self.accuracy_visible:.3f}"
+                f"{', '.join(map(str, hidden))}"
+                + (f"; over the others RCA is {self.accuracy_visible:.3f}" if self.visible else "")
             )
         if self.outside >= MANY_OUTSIDE:
             found.append(
@@ -163,7 +163,7 @@ class RCA(Result):
 
     def _seen_in_words(self) -> str:
         """Return the accuracy over visible directions in a line; nothing where that was not measured."""
-        if self.n_visible is None or self.accuracy_visible_interval is None:
+        if self.n_visible is None:
             return ""
         (low, high), K = self.accuracy_visible_interval, len(self.per_direction)
         return (

@@ -82,7 +82,11 @@ def rca_rows(result: RCA, paper: Paper) -> list[Row]:
                 ("D on shifted samples", "Fig. 10", "0.5", "D_shifted"),
                 ("share of shifted samples outside the domain", "", "", "outside"),
                 ("share of raw samples outside the domain", "", "", "outside_raw"),
-                (f"RCA over visible directions ({len(result.visible)} of {K})", "", "", "accuracy_visible"),
+                *(
+                    [(f"RCA over visible directions ({len(result.visible)} of {K})", "", "", "accuracy_visible")]
+                    if result.n_visible
+                    else []
+                ),
             )
         ),
     )

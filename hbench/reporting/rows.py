@@ -84,7 +84,7 @@ def rca_rows(result: RCA, paper: Paper) -> list[Row]:
                 ("share of raw samples outside the domain", "", "", "outside_raw"),
                 *(
                     [(f"RCA over visible directions ({len(result.visible)} of {K})", "", "", "accuracy_visible")]
-                    if result.n_visible
+                    if result.n_visible and result.visible
                     else []
                 ),
             )

@@ -349,7 +349,7 @@ def test_words_of_heads(factor, more, less):
 
 
 def test_every_factor_of_the_data_sets_has_words():
-    assert attributes_of(DIGIT)[8] == Attribute("digit: 8", "more like an 8", "less like an 8")
+    assert attributes_of(DIGIT)[8] == Attribute("digit: 8", "more like an 8", "less like an 8", "digit")
     for known in DATASETS.values():
         attributes = [each for factor in known.factors for each in attributes_of(factor)]
         words = [word for each in attributes for word in (each.more, each.less)]

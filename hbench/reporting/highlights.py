@@ -51,20 +51,15 @@ def rca_highlights(result: RCA, paper: Paper) -> list[Highlight]:
 
 
 def attribute_highlights(result: Attributes, paper: Paper) -> list[Highlight]:
-    """Return how many directions a person sees, and RCA over these."""
+    """Return how many directions a person sees, with RCA over these."""
     K, n = len(result.directions), counted(result.n, "sample")
+    kinds = f"{result.distinct} distinct, {len(result.proposed_names)} named"
     return [
         Highlight(
             "Visible directions",
             f"{len(result.visible)} of {K}",
-            f"{result.distinct} distinct, {len(result.proposed_names)} named, n = {n}",
-            "directions of which a person sees something",
-        ),
-        Highlight(
-            "RCA, visible directions",
-            number(result.accuracy_visible),
-            f"{interval(result.accuracy_visible_interval)}, {number(result.accuracy)} over all",
-            "share of their pairs whose direction the reconstructor recognises",
+            f"RCA over these {number(result.accuracy_visible)} {interval(result.accuracy_visible_interval)}, n = {n}",
+            f"directions of which a person sees something: {kinds}",
         ),
     ]
 

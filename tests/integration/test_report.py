@@ -311,7 +311,7 @@ def test_at_most_five_numbers_of_a_run_are_in_the_head():
     assert len(head([whole])) == 5
     numbers = head([whole, small])
     assert all(len(found) == 2 for found in numbers.values())
-    assert numbers["Real images reconstructed"][1] is None
+    assert numbers["Visible directions"][1] is None
 
 
 def test_the_sweep_is_summed_up_by_its_ends():

@@ -140,13 +140,13 @@ class RCA(Result):
     @property
     def visible(self) -> list[int]:
         """Directions of which a person sees something; all in files of older versions."""
-        return [k for k in range(len(self.per_direction)) if k not in self.invisible]
+        hidden = self.invisible
+        return [k for k in range(len(self.per_direction)) if k not in hidden]
 
     def ranking(self) -> list[int]:
         """Return the directions, most accurate first, and those that nobody sees after the others."""
-        order = np.argsort(-np.nan_to_num(np.array(self.per_direction)), kind="stable").tolist()
-        hidden = self.invisible
-        return [k for k in order if k not in hidden] + [k for k in order if k in hidden]
+        hidden, accuracy = self.invisible, np.nan_to_num(self.per_direction).tolist()
+        return sorted(range(len(accuracy)), key=lambda k: (k in hidden, -accuracy[k]))
 
     def summary(self) -> str:
         """Return accuracy, magnitude error, D and the shares outside, and the larger measurement beside the run."""

@@ -60,6 +60,12 @@ def test_timesteps_of_each_spacing():
     assert timesteps(10, spacing="skipping") == [999, 640, 564, 489, 414, 338, 263, 188, 112, 37]
 
 
+def test_a_spacing_that_skips_noise_is_trailing_where_there_is_none_to_skip_or_no_room():
+    assert timesteps(10, A[:500], "skipping") == timesteps(10, A[:500])  # x_499 is far from pure noise
+    assert timesteps(400, spacing="skipping") == timesteps(400)
+    assert timesteps(1, spacing="skipping") == [999]
+
+
 @given(M=st.integers(1, 1000), spacing=st.sampled_from(["trailing", "linspace", "leading", "skipping"]))
 def test_timesteps_descend_within_range(M, spacing):
     found = timesteps(M, spacing=spacing)

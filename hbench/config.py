@@ -235,6 +235,10 @@ class Discovery(Section):
     spacing: Literal["trailing", "linspace", "leading", "skipping"] = "trailing"
     """Placement of the M timesteps in 0..T-1 [reconstructed]. With few steps "skipping" makes better samples: one step
     crosses the levels of nearly pure noise."""
+    h_scale: float = Field(default=1.0, gt=0, le=1e6)
+    """Factor of every delta_h. Models differ in the standard deviation of h_t, from 1 to 20 so far, and shifts far
+    below it change no image, so that nothing is learned. The start of a discovery tells it: with an h_scale of about
+    that size, S means the same for every model [reconstructed]."""
     min_magnitude: float = Field(default=0.5, ge=0, le=1e6)
     """Smallest magnitude: a smaller |s| is raised to it, as in GANLatentDiscovery [reconstructed]."""
     steps: Count
@@ -262,6 +266,9 @@ class Discovery(Section):
     """Bound beyond which the reconstructor and the discriminator see a tenth of a value's excess. Values that no image
     has cannot win, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
     reconstructor: Literal["lenet", "resnet18"] = "lenet"
+    reconstructor_noise: float = Field(default=0.0, ge=0, le=1)
+    """Standard deviation of the fresh noise that the reconstructor sees on both images in training, images in [-1, 1]:
+    what is too small to be seen can then not be told. 0, as in the paper, for none."""
     strategy: Literal["auto", "node", "vanilla", "offload", "torch-checkpoint"] = "auto"
     """Strategy of back-propagation through the chain (hbench.core.chain): all give the same gradients. "auto" measures
     one step and takes "node" with as many kept graphs as fit into ``memory_budget``."""

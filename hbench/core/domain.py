@@ -1,4 +1,4 @@
-"""Checks that need no data: do samples lie in the image domain, and do they look like images rather than noise?"""
+"""Checks that need no data: do samples look like images rather than noise, and can a shift of h_t be seen at all?"""
 
 import logging
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hbench.core.chain import run_chain
+from hbench.core.sampler import Sampler
 from hbench.runtime.device import float64_device
 
 log = logging.getLogger(__name__)
@@ -16,6 +18,8 @@ MOST_OUTSIDE = 0.1
 """Share of raw samples outside the domain that a usable diffusion model stays below; mnist16 0.1 has 0.1 %."""
 LEAST_NEIGHBOURS = 0.3
 """Correlation of neighbouring pixels that images have at least: digits 0.7, photographs more, noise 0."""
+LARGEST_RATIO = 4.0
+"""Standard deviation of h_t over the scale of its shifts, up to which S = 5 can be seen; mnist16 0.1 has 1.6."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +84,32 @@ def neighbours(images: Tensor) -> Tensor:
         product, *squares = ((a * b).sum((1, 2, 3)) for a, b in ((first, second), (first, first), (second, second)))
         found.append(product / (squares[0] * squares[1]).sqrt())
     return torch.stack(found).nan_to_num(0, 0, 0).mean(0)
+
+
+@torch.no_grad()
+def h_deviation(sampler: Sampler, x_T: Tensor) -> float:
+    """Return the standard deviation of h_t over the shifted timesteps of the regular processes from x_T [B, C, H, W].
+
+    Cost: a shifted chain.
+    """
+    variances = []
+
+    def delta_h(h: Tensor, emb: Tensor, t: int) -> Tensor:
+        variances.append(h.float().var())
+        return torch.zeros_like(h)
+
+    with sampler.autocast():
+        run_chain(sampler.steps(delta_h), x_T)
+    return torch.stack(variances).mean().sqrt().item()
+
+
+def log_h_scale(deviation: float, h_scale: float) -> None:
+    """Log the standard deviation of h_t, and warn where shifts of this scale are far too small or too large for it."""
+    log.info("h_t has a standard deviation of %.2g, discovery.h_scale is %g", deviation, h_scale)
+    if not 1 / LARGEST_RATIO <= deviation / h_scale <= LARGEST_RATIO:
+        size = "small to be seen" if deviation > h_scale else "large for an image to survive"
+        log.warning(
+            "caution: shifts of h_t may be too %s: its standard deviation is %.2g, discovery.h_scale is %g; "
+            "try --set discovery.h_scale=%.2g",
+            *(size, deviation, h_scale, deviation),
+        )

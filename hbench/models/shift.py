@@ -10,7 +10,8 @@ from hbench.models.adm import GroupNorm32
 
 def build_shift_block(experiment: Experiment, backbone: Backbone) -> "ShiftBlock":
     """Return f with the experiment's K directions, its sizes read from the backbone."""
-    return ShiftBlock(backbone.h_shape[0], backbone.emb_channels, experiment.discovery.K)
+    settings = experiment.discovery
+    return ShiftBlock(backbone.h_shape[0], backbone.emb_channels, settings.K, settings.h_scale)
 
 
 def randomise_outputs(block: "ShiftBlock") -> "ShiftBlock":
@@ -29,11 +30,12 @@ class ShiftBlock(nn.Module):
         channels: channels of h_t, a multiple of 32.
         emb_channels: channels of the backbone's time embedding.
         K: number of directions.
+        h_scale: factor of every direction, about the standard deviation of h_t.
     """
 
-    def __init__(self, channels: int, emb_channels: int, K: int) -> None:
+    def __init__(self, channels: int, emb_channels: int, K: int, h_scale: float = 1.0) -> None:
         super().__init__()
-        self.K = K
+        self.K, self.h_scale = K, h_scale
         self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(), nn.Conv2d(channels, channels, 1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, channels))
         self.out_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU())
@@ -53,7 +55,8 @@ class ShiftBlock(nn.Module):
         """
         hidden = self.hidden(h, emb).flatten(2)
         weight, bias = self.out_weight[k], self.out_bias[k]
-        return torch.baddbmm(bias[..., None].to(hidden.dtype), weight.to(hidden.dtype), hidden).reshape(h.shape)
+        bias, weight = bias[..., None].to(hidden.dtype), weight.to(hidden.dtype)
+        return torch.baddbmm(bias, weight, hidden, beta=self.h_scale, alpha=self.h_scale).reshape(h.shape)
 
     def hidden(self, h: Tensor, emb: Tensor) -> Tensor:
         """Return the features that all K directions share, [B, C, H, W]: the input of the output convolutions."""
@@ -66,4 +69,5 @@ class ShiftBlock(nn.Module):
 
         The output convolution is affine: f_k of the features' mean over samples is the mean of f_k over samples.
         """
-        return (self.out_weight[k] @ hidden.flatten(-2) + self.out_bias[k][:, None]).reshape(hidden.shape)
+        direction = self.out_weight[k] @ hidden.flatten(-2) + self.out_bias[k][:, None]
+        return self.h_scale * direction.reshape(hidden.shape)

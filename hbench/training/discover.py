@@ -10,7 +10,7 @@ import torch
 
 from hbench.config import Experiment
 from hbench.core.backbone import Backbone, DiffusionModel
-from hbench.core.domain import log_look
+from hbench.core.domain import h_deviation, log_h_scale, log_look
 from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, check_type
 from hbench.models.adm import UNetModel, unet_config
@@ -96,7 +96,9 @@ def train(
         frozen = freeze(experiment, kept, start.device)
         sampler = Sampler.of(experiment, frozen, start.device)
         if rank() == 0 and not start.saved.step:
-            log_look(sampler.generate(sampler.noise(min(LOOKED_AT, experiment.discovery.batch_size))))
+            x_T = sampler.noise(min(LOOKED_AT, experiment.discovery.batch_size))
+            log_look(sampler.generate(x_T))
+            log_h_scale(h_deviation(sampler, x_T), experiment.discovery.h_scale)
         trained = initial(experiment, sampler, seed)
         restore(start, vars(trained))
         start = begin(start, kept)

@@ -111,9 +111,13 @@ def train_step(
     x_T, x_0 = draw_raw()
     shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
     k, s = (shard(v).to(x_T.device) for v in shifts)
+    noise = None
+    if settings.reconstructor_noise:
+        unit = torch.randn(settings.batch_size, 2, *sampler.image_shape)
+        noise = settings.reconstructor_noise * shard(unit).to(x_T.device)
 
     # Train shift block and reconstructor, then the discriminator on the same samples.
-    row, x_0, x_0_shifted = train_shift(experiment, sampler, trained, x_T, x_0, k, s)
+    row, x_0, x_0_shifted = train_shift(experiment, sampler, trained, x_T, x_0, k, s, noise)
     row |= train_discriminator(settings, trained, x_0, x_0_shifted)
 
     values = torch.stack(list(row.values())).tolist()  # the step's only reading from the device
@@ -130,7 +134,14 @@ def lr_factor(settings: Discovery, step: int) -> float:
 
 
 def train_shift(
-    experiment: Experiment, sampler: Sampler, trained: Trained, x_T: Tensor, x_0: Tensor | None, k: Tensor, s: Tensor
+    experiment: Experiment,
+    sampler: Sampler,
+    trained: Trained,
+    x_T: Tensor,
+    x_0: Tensor | None,
+    k: Tensor,
+    s: Tensor,
+    noise: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Train shift block and reconstructor on one batch.
 
@@ -145,6 +156,7 @@ def train_shift(
         x_0: raw samples from it, [B, C, H, W]; None to make them here.
         k: directions, [B].
         s: magnitudes, [B].
+        noise: noise that the reconstructor sees on x_0 and on x'_0, [B, 2, C, H, W]; None for none.
 
     Returns:
         The metrics, the raw samples x_0 and the shifted ones x'_0.
@@ -161,7 +173,7 @@ def train_shift(
     raw, rows = x_0, []
 
     def objective(x_0_shifted: Tensor) -> Tensor:
-        row = losses(settings, trained, raw, x_0_shifted, k, s)
+        row = losses(settings, trained, raw, x_0_shifted, k, s, noise)
         rows.append({name: value.detach() for name, value in row.items()})
         return row["loss"]
 
@@ -202,15 +214,23 @@ def run_pairs(
 
 
 def losses(
-    settings: Discovery, trained: Trained, x_0: Tensor, x_0_shifted: Tensor, k: Tensor, s: Tensor
+    settings: Discovery,
+    trained: Trained,
+    x_0: Tensor,
+    x_0_shifted: Tensor,
+    k: Tensor,
+    s: Tensor,
+    noise: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the loss of shift block and reconstructor, its parts and the accuracy, all scalars.
 
     The loss is CE(k_hat, k) + lambda_reg |s_hat - s|, and by ``fidelity`` plus lambda_adv BCE(D(x'_0), real) (Sec. 4.1
-    and 4.3), the weighted l1 loss lambda_l1/|s| mean |x'_0 - x_0| (Sec. 4.3, Fig. 3), or nothing.
+    and 4.3), the weighted l1 loss lambda_l1/|s| mean |x'_0 - x_0| (Sec. 4.3, Fig. 3), or nothing. Only the
+    reconstructor sees the ``noise`` [B, 2, C, H, W].
     """
-    seen = soft_clip(x_0_shifted, settings.soft_clip)
-    logits, s_hat = trained.reconstructor(soft_clip(x_0, settings.soft_clip), seen)
+    raw, seen = soft_clip(x_0, settings.soft_clip), soft_clip(x_0_shifted, settings.soft_clip)
+    pair = (raw, seen) if noise is None else (raw + noise[:, 0], seen + noise[:, 1])
+    logits, s_hat = trained.reconstructor(*pair)
     parts = {"loss_k": F.cross_entropy(logits.float(), k), "loss_s": (s_hat.float() - s).abs().mean()}
     loss = parts["loss_k"] + settings.lambda_reg * parts["loss_s"]
     if settings.fidelity == "adversarial":

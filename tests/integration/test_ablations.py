@@ -12,8 +12,9 @@ from committed import V01
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import hbench.training.step as step_module
 from hbench.core.diffusion import alpha_bar_schedule, timesteps
-from hbench.core.images import to_uint8
+from hbench.core.images import soft_clip, to_uint8
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.evaluation.ablations import Ablations, ablations, summarise
@@ -124,6 +125,48 @@ def test_l1_is_weighted_by_the_magnitude(tiny_model):
     row = losses(experiment.discovery, parts, x_0, x_0_shifted, parts.k, parts.s)
     assert row["loss_l1"].item() == pytest.approx((0.1 / 0.5 + 0.2 / 2 + 0.5 / 5 + 0) / 4)
     assert row["loss"].item() == pytest.approx(row["loss_k"].item() + 4 * row["loss_l1"].item())
+
+
+def test_only_the_reconstructor_sees_its_noise(tiny_model):
+    for fidelity in ("adversarial", "l1"):
+        parts = Parts(tiny_with(f"discovery.fidelity={fidelity}"), tiny_model)
+        parts.reconstructor.eval()
+        arguments = (parts.experiment.discovery, parts, parts.x_0, parts.x_0 + 0.1, parts.k, parts.s)
+        noise = torch.randn(4, 2, 1, 16, 16)
+        clean, noisy, none = losses(*arguments), losses(*arguments, noise), losses(*arguments, 0 * noise)
+        judged = "loss_adv" if fidelity == "adversarial" else "loss_l1"
+        assert noisy[judged] == clean[judged]
+        assert noisy["loss_k"] != clean["loss_k"]
+        assert all(torch.equal(none[name], clean[name]) for name in clean)
+        raw, shifted = noise.unbind(1)
+        by_hand, _ = parts.reconstructor(soft_clip(arguments[2], 1.1) + raw, soft_clip(arguments[3], 1.1) + shifted)
+        assert torch.nn.functional.cross_entropy(by_hand, parts.k) == noisy["loss_k"]
+
+
+def test_noise_of_zero_leaves_the_random_numbers_of_a_step_as_they_were(tiny, tiny_model, monkeypatch):
+    """And another sigma scales the same noise, which is new in every step."""
+    seen = {}
+
+    def record(experiment, sampler, trained, x_T, x_0, k, s, noise):
+        seen.setdefault(experiment.discovery.reconstructor_noise, []).append((x_T, k, s, noise))
+        return {"loss": torch.zeros(())}, x_T, x_T
+
+    monkeypatch.setattr(step_module, "train_shift", record)
+    monkeypatch.setattr(step_module, "train_discriminator", lambda *_: {})
+    for sigma in (0.0, 0.1, 0.2):
+        experiment = tiny_with(f"discovery.reconstructor_noise={sigma}", "discovery.pool=0")
+        sampler = Sampler.of(experiment, load_model(tiny_model, experiment).requires_grad_(False), CPU)
+        trained, draw_raw = step_module.initial(experiment, sampler, 0), step_module.raw_pairs(experiment, sampler, 0)
+        for step in range(2):
+            step_module.train_step(experiment, sampler, trained, draw_raw, 0, step)
+    for none, small, large in zip(*seen.values(), strict=True):
+        assert none[3] is None
+        assert all(
+            torch.equal(a, b) and torch.equal(a, c) for a, b, c in list(zip(none, small, large, strict=True))[:3]
+        )
+        torch.testing.assert_close(2 * small[3], large[3])
+    assert seen[0.1][0][3].std().item() == pytest.approx(0.1, rel=0.1)
+    assert not torch.equal(seen[0.1][0][3], seen[0.1][1][3])
 
 
 def test_per_step_equals_a_loop_written_out(tiny_model):

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from hbench.core.domain import log_look, look, neighbours, outside
+from hbench.core.domain import h_deviation, log_h_scale, log_look, look, neighbours, outside
 from hbench.core.images import to_float
 from hbench.core.sampler import Sampler
 from hbench.experiments import load_experiment
@@ -58,3 +58,32 @@ def test_a_look_is_a_line_and_each_doubt_a_warning(caplog):
     assert line.getMessage() == "raw samples: outside the domain 0.00%, correlation of neighbouring pixels 0.00"
     assert (line.levelname, warning.levelname) == ("INFO", "WARNING")
     assert "look like noise" in warning.getMessage()
+
+
+class Wide(torch.nn.Module):
+    """A backbone whose h_t has a standard deviation of 6 at every timestep, whatever the image."""
+
+    h_shape, emb_channels, in_channels, prediction = (4, 2, 2), 8, 1, "eps"
+
+    def encode(self, x, t):
+        h = 6 * torch.randn(len(x), *self.h_shape, generator=torch.Generator().manual_seed(0))
+        return h + t[:, None, None, None], [x], torch.zeros(len(x), 8)
+
+    def decode(self, h, skips, emb):
+        return torch.zeros_like(skips[0])
+
+
+def test_the_deviation_of_h_is_that_around_its_mean_at_each_shifted_timestep():
+    experiment = load_experiment("digits16")
+    sampler = Sampler.of(experiment, Wide(), torch.device("cpu"))
+    assert h_deviation(sampler, torch.randn(256, 1, 16, 16)) == pytest.approx(6, rel=0.03)
+
+
+@pytest.mark.parametrize(("h_scale", "words"), [(1.0, "too small to be seen"), (30.0, "too large"), (6.0, None)])
+def test_a_scale_far_from_that_of_h_is_a_warning_with_its_remedy(h_scale, words, caplog):
+    caplog.set_level(logging.INFO, "hbench")
+    log_h_scale(6.0, h_scale)
+    assert f"standard deviation of 6, discovery.h_scale is {h_scale:g}" in caplog.records[0].getMessage()
+    warnings = [each.getMessage() for each in caplog.records[1:]]
+    assert len(warnings) == (words is not None)
+    assert all(words in each and "--set discovery.h_scale=6" in each for each in warnings)

@@ -64,6 +64,26 @@ def test_shift_block_computes_each_samples_own_direction():
     torch.testing.assert_close(together[0], expected[0], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_h_scale_is_a_factor_of_every_direction_and_one_changes_no_bit():
+    torch.manual_seed(0)
+    block, scaled = ShiftBlock(64, 128, K=4), ShiftBlock(64, 128, K=4, h_scale=8.0)
+    torch.nn.init.normal_(block.out_weight)
+    torch.nn.init.normal_(block.out_bias)
+    scaled.load_state_dict(block.state_dict())
+    h, emb, k = torch.randn(3, 64, 4, 4), torch.randn(3, 128), torch.tensor([3, 0, 1])
+    assert torch.equal(scaled(h, emb, k), 8 * block(h, emb, k))  # a power of two rounds nothing
+    hidden = block.hidden(h, emb)
+    assert torch.equal(scaled.direction(hidden, 2), 8 * block.direction(hidden, 2))
+    unscaled = torch.baddbmm(block.out_bias[k][..., None], block.out_weight[k], hidden.flatten(2)).reshape(h.shape)
+    assert torch.equal(block(h, emb, k), unscaled)
+
+
+def test_the_shift_block_of_an_experiment_has_its_h_scale():
+    experiment = load_experiment("digits16", ["discovery.h_scale=12.5"])
+    assert build_shift_block(experiment, build_model(experiment)).h_scale == 12.5
+
+
 def test_draw_shifts_covers_the_ranges():
     k, s = draw_shifts(20_000, K=8, S=5.0, min_magnitude=0.5, generator=torch.Generator().manual_seed(0))
     assert torch.bincount(k, minlength=8).min() > 2200

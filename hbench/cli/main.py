@@ -18,6 +18,7 @@ from hbench import __version__
 from hbench.cli.ablations import ablations
 from hbench.cli.attributes import attributes
 from hbench.cli.classifier import classifier
+from hbench.cli.compare import compare
 from hbench.cli.demo import demo
 from hbench.cli.edit import edit
 from hbench.cli.fid import fid
@@ -162,6 +163,7 @@ for command in (
     train_curves,
     rca,
     attributes,
+    compare,
     traverse,
     edit,
     classifier,

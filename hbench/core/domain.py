@@ -110,6 +110,6 @@ def log_h_scale(deviation: float, h_scale: float) -> None:
         size = "small to be seen" if deviation > h_scale else "large for an image to survive"
         log.warning(
             "caution: shifts of h_t may be too %s: its standard deviation is %.2g, discovery.h_scale is %g; "
-            "try --set discovery.h_scale=%.2g",
+            "try discovery.h_scale = %.2g",
             *(size, deviation, h_scale, deviation),
         )

@@ -1,4 +1,4 @@
-"""Means and intervals of 95 % for the numbers that hbench reports."""
+"""Means, intervals of 95 % and corrected tests for the numbers that hbench reports."""
 
 import math
 
@@ -118,3 +118,12 @@ def median_interval(values: ArrayLike) -> Bounds:
     found = np.asarray(values, dtype=float)
     bounds = quantile_test(found, q=float(np.median(found)), p=0.5).confidence_interval()
     return float(bounds.low), float(bounds.high)
+
+
+def holm(p: Array) -> Array:
+    """Return p values corrected for being many (Holm 1979), of the same shape; nan stay, and count as no test."""
+    flat = p.ravel()
+    order = np.argsort(flat)[: np.isfinite(flat).sum()]
+    corrected = np.full(flat.shape, np.nan)
+    corrected[order] = np.maximum.accumulate(flat[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return corrected.reshape(p.shape)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from hbench.evaluation.attributes.attributes import attributes as attributes
     from hbench.evaluation.classifier import TrainedClassifier as TrainedClassifier
     from hbench.evaluation.classifier import classifier as classifier
+    from hbench.evaluation.compare import RunComparison as RunComparison
+    from hbench.evaluation.compare import compare as compare
     from hbench.evaluation.curves import TrainingCurves as TrainingCurves
     from hbench.evaluation.curves import train_curves as train_curves
     from hbench.evaluation.edit import EditedImages as EditedImages
@@ -44,6 +46,8 @@ _HOME = {
     "RCA": "hbench.evaluation.rca",
     "attributes": "hbench.evaluation.attributes.attributes",
     "Attributes": "hbench.evaluation.attributes.attributes",
+    "compare": "hbench.evaluation.compare",
+    "RunComparison": "hbench.evaluation.compare",
     "traverse": "hbench.evaluation.traverse",
     "Traversal": "hbench.evaluation.traverse",
     "properties": "hbench.evaluation.properties",

@@ -190,7 +190,7 @@ class RCA(Result):
         return pd.DataFrame(columns)
 
 
-class _Seen(NamedTuple):
+class Answers(NamedTuple):
     """Answers of the networks to pairs, [B] each, on the CPU."""
 
     k: np.ndarray
@@ -241,10 +241,10 @@ def rca(
         drawn = draw_pairs(run, seed, batch[0], len(batch), source)
         if on_pairs:
             on_pairs(drawn)
-        batches.append(_look(run, drawn))
+        batches.append(answers(run, drawn))
     known = known_rca(run, source)
     larger = {"larger_measurement": known.brief} if known and known.n > pairs else {}
-    seen = _Seen(*(np.concatenate(column) for column in zip(*all_gather(batches), strict=True)))
+    seen = Answers(*(np.concatenate(column) for column in zip(*all_gather(batches), strict=True)))
     K = run.experiment.discovery.K
     confusion = np.zeros((K, K), dtype=int)
     np.add.at(confusion, (seen.k, seen.k_hat), 1)
@@ -288,7 +288,8 @@ def rca(
     )
 
 
-def _look(run: Run, pairs: Pairs) -> _Seen:
+def answers(run: Run, pairs: Pairs) -> Answers:
+    """Return what reconstructor and discriminator say of pairs, and what their images are like."""
     bound = run.experiment.discovery.soft_clip
     raw, shifted = soft_clip(pairs.x_0, bound), soft_clip(pairs.x_0_shifted, bound)
     logits, s_hat = run.reconstructor(raw, shifted)
@@ -302,7 +303,7 @@ def _look(run: Run, pairs: Pairs) -> _Seen:
         outside(pairs.x_0),
         neighbours(pairs.x_0),
     )
-    return _Seen(*(value.cpu().numpy() for value in values))
+    return Answers(*(value.cpu().numpy() for value in values))
 
 
 def known_rca(run: Run, source: DirectionSource | None = None) -> RCA | None:

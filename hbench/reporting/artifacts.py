@@ -12,6 +12,7 @@ from hbench.errors import HBenchError, check_type
 from hbench.evaluation.ablations import Ablations
 from hbench.evaluation.attributes.attributes import Attributes
 from hbench.evaluation.classifier import TrainedClassifier
+from hbench.evaluation.compare import RunComparison
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
@@ -26,6 +27,7 @@ from hbench.evaluation.vram_sweep import VramSweep
 from hbench.reporting.artifact import Artifact, Chart
 from hbench.reporting.charts.attributes import draw_attributes, draw_curves
 from hbench.reporting.charts.classifier import draw_classifier
+from hbench.reporting.charts.compare import draw_comparison
 from hbench.reporting.charts.measurements import draw_confusion, draw_fidelity, draw_properties
 from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.charts.quality import draw_beside, draw_quality
@@ -45,6 +47,7 @@ from hbench.reporting.rows import (
     ablation_rows,
     attribute_rows,
     classifier_rows,
+    comparison_rows,
     curve_rows,
     edit_rows,
     fidelity_rows,
@@ -179,6 +182,28 @@ ARTIFACTS = (
             ),
         },
         highlights=attribute_highlights,
+    ),
+    Artifact(
+        "compare",
+        RunComparison,
+        "Compared with other runs",
+        "",
+        "compare",
+        comparison_rows,
+        {"compare.png": draw_comparison},
+        of_run=True,
+        arguments="{run} RUN...",
+        caption=(
+            "Runs measured alike: on the same pairs where they have the same diffusion model, K and magnitudes; a "
+            "difference is certain if its p is below 0.05 after Holm's correction for all of them, and numbers that do "
+            "not compare, such as RCAs of different K, are not compared."
+        ),
+        seen={
+            "compare.png": (
+                "A panel a metric, a row a run, with 95 % intervals; arrows in the titles point to the better end, and "
+                "certain differences to the first run are in colour, with a word."
+            ),
+        },
     ),
     Artifact(
         "mos/score",

@@ -13,6 +13,7 @@ from hbench.errors import counted
 from hbench.evaluation.ablations import Ablations, VariantMean
 from hbench.evaluation.attributes.attributes import Attributes
 from hbench.evaluation.classifier import TrainedClassifier
+from hbench.evaluation.compare import RunComparison
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
@@ -195,6 +196,17 @@ def attribute_rows(result: Attributes, paper: Paper) -> list[Row]:
         Row("oddness, mean of the visible", "", "", number(result.oddness), interval(result.oddness_interval), n),
         Row("classes kept at S/2, visible", "", "", number(result.kept_half), interval(result.kept_half_interval), n),
     ]
+
+
+def comparison_rows(result: RunComparison, paper: Paper) -> list[Row]:
+    """Return a row for each certain difference to the first run, or one that says that there is none."""
+    first, *others = result.runs
+    n = counted(result.n, "pair")
+    certain = [
+        Row(f"{each.metric}, {each.run} less {first}", "", "", number(each.difference), interval(each.interval), n)
+        for each in result.found
+    ]
+    return certain or [Row(f"certain differences to {' and '.join(others)}", "", "", "none", n=n)]
 
 
 def sweep_rows(result: VramSweep, paper: Paper) -> list[Row]:

@@ -86,4 +86,4 @@ def test_a_scale_far_from_that_of_h_is_a_warning_with_its_remedy(h_scale, words,
     assert f"standard deviation of 6, discovery.h_scale is {h_scale:g}" in caplog.records[0].getMessage()
     warnings = [each.getMessage() for each in caplog.records[1:]]
     assert len(warnings) == (words is not None)
-    assert all(words in each and "--set discovery.h_scale=6" in each for each in warnings)
+    assert all(words in each and "try discovery.h_scale = 6" in each for each in warnings)

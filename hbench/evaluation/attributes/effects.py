@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hbench.core.intervals import Array, Bounds, mean_of
+from hbench.core.intervals import Array, Bounds, holm, mean_of
 
 RESAMPLES = 1000
 """Number of resamples of the bootstrap."""
@@ -198,15 +198,6 @@ def effective_rank(directions: Array) -> float:
         return 0.0
     shares = values[values > 0] / values.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def holm(p: Array) -> Array:
-    """Return p values corrected for being many (Holm 1979), of the same shape; nan stay, and count as no test."""
-    flat = p.ravel()
-    order = np.argsort(flat)[: np.isfinite(flat).sum()]
-    corrected = np.full(flat.shape, np.nan)
-    corrected[order] = np.maximum.accumulate(flat[order] * np.arange(len(order), 0, -1)).clip(max=1)
-    return corrected.reshape(p.shape)
 
 
 def _alike(raw: Array) -> NDArray[np.bool_]:

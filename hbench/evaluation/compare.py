@@ -1,0 +1,501 @@
+"""RunComparison of runs: the same measurements of each, and what differs for certain.
+
+Where two runs have the same diffusion model, K and magnitudes, both are measured on the same x_T, k and s, and the
+differences are taken pair by pair; else the two sets of pairs are independent. Intervals are bootstrapped and tests are
+permutations, both SciPy's; distances have the jackknife of :mod:`hbench.evaluation.frechet`. All tests of one
+comparison are corrected together by Holm's method (Holm 1979).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from hbench.core.intervals import Array, Bounds, holm, jackknife, student
+from hbench.core.sampler import BATCH
+from hbench.errors import HBenchError, check_at_least, check_seed, check_type
+from hbench.evaluation.attributes.heads import predicted_classes
+from hbench.evaluation.classifier_distance import pair_distances
+from hbench.evaluation.curves import differences as settings_in_words
+from hbench.evaluation.frechet import stored_reference
+from hbench.evaluation.rca import Answers, answers
+from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
+from hbench.evaluation.visible import VISIBLE, Seen, enough, look
+from hbench.models.classifier import ClassifierNetwork
+from hbench.runtime.progress import progress
+from hbench.store.classifier import classifier_for, load_classifier
+from hbench.store.directions import direction_source
+from hbench.store.provenance import provenance
+from hbench.store.records import Interval, Number, Positive, ShareOrNone
+from hbench.store.results import Result
+from hbench.store.run import Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+ALPHA = 0.05
+"""Share of comparisons of equal runs in which anything is found, at most."""
+RESAMPLES = 4999
+"""Number of permutations of a test and of resamples of an interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One metric of one run."""
+
+    run: str
+    metric: str
+    better: Literal["higher", "lower", ""]
+    """End at which a run is better; empty where neither is."""
+    value: Number
+    interval: Interval
+    n: Positive
+    """Number of pairs, or of directions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One metric of another run less that of the first one."""
+
+    run: str
+    """The other run."""
+    metric: str
+    paired: bool
+    """True if it was taken on the same x_T, k and s, pair by pair."""
+    difference: Number
+    """nan where both are not comparable."""
+    interval: Interval
+    p: ShareOrNone
+    """p of the two-sided test that nothing differs."""
+    p_corrected: ShareOrNone
+    """p after Holm's correction over all tests of the comparison."""
+    verdict: Literal["better", "worse", "differs", "no difference", "not comparable"]
+    """What is certain about the other run; "differs" where neither end is better."""
+    reason: str
+    """Why it is not comparable; else empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison(Result):
+    """Runs side by side, and their differences to the first one."""
+
+    NAME: ClassVar[str] = "compare"
+
+    runs: list[str]
+    """Names of the runs, the one that the others are compared with first."""
+    settings: list[str]
+    """Settings in which each differs from the others, in words."""
+    n: Positive
+    """Number of pairs of each run."""
+    measured: list[Measured]
+    differences: list[Difference]
+    directions: list[Difference]
+    """Differences in the accuracy of single directions, "direction 3"; only of runs with the same shift block."""
+
+    def __post_init__(self) -> None:
+        """Check that all is about the runs."""
+        others = {each.run for each in (*self.differences, *self.directions)}
+        if {each.run for each in self.measured} != set(self.runs) or not others <= set(self.runs[1:]):
+            raise ValueError("measured and differences are of other runs")
+
+    @property
+    def found(self) -> list[Difference]:
+        """Differences that are certain."""
+        return [
+            each
+            for each in (*self.differences, *self.directions)
+            if each.verdict not in ("no difference", "not comparable")
+        ]
+
+    @property
+    def worse(self) -> list[Difference]:
+        """Differences that make a run worse than the first one."""
+        return [each for each in self.found if each.verdict == "worse"]
+
+    def value(self, run: str, metric: str) -> Measured:
+        """Return a metric of a run."""
+        return next(each for each in self.measured if (each.run, each.metric) == (run, metric))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics, in their order."""
+        return list(dict.fromkeys(each.metric for each in self.measured))
+
+    def summary(self) -> str:
+        """Return the runs' values side by side, then each certain difference in a line."""
+        import pandas as pd
+
+        first, *others = self.runs
+        lines = []
+        for metric in self.metrics:
+            row = {"": metric, first: _words(self.value(first, metric))}
+            for other in others:
+                found = next(each for each in self.differences if (each.run, each.metric) == (other, metric))
+                row |= {other: _words(self.value(other, metric)), f"{other} is": found.verdict}
+            lines.append(row)
+        certain = [
+            f"{each.run}: {each.verdict} in {each.metric}, {each.difference:+.3f} [{each.interval[0]:+.3f}, "
+            f"{each.interval[1]:+.3f}], p = {each.p_corrected:.2g} after Holm"
+            for each in self.found
+        ]
+        table: str = pd.DataFrame(lines).to_string(index=False)
+        return "\n".join([table, *(certain or ["no difference is certain"])])
+
+    def table(self) -> "DataFrame":
+        """Return the differences, a row for each metric and other run, then those of single directions."""
+        import pandas as pd
+
+        rows = []
+        for each in (*self.differences, *self.directions):
+            values = asdict(each)
+            values["low"], values["high"] = values.pop("interval")
+            rows.append({"first": self.runs[0], **values})
+        return pd.DataFrame(rows)
+
+    def cautions(self) -> list[str]:
+        """Return what could not be compared, and why."""
+        reasons = dict.fromkeys((each.run, each.reason) for each in self.differences if each.reason)
+        return [
+            f"{run}: {', '.join(e.metric for e in self.differences if (e.run, e.reason) == (run, reason))} not "
+            f"compared: {reason}"
+            for run, reason in reasons
+        ]
+
+
+class _Of(NamedTuple):
+    """What was measured on one run."""
+
+    answers: Answers
+    seen: Seen
+    """What is seen of the directions on some samples, [n, K] each."""
+    s: Array
+    """Magnitudes of the pairs, [n]."""
+    change: Array
+    """Mean change of the pixels of each pair, as a share of the range, [n]."""
+    kept: Array | None
+    """Share of factors whose class each pair keeps, [n]; None without a classifier."""
+    ratio: tuple[float, Array] | None
+    """FD of shifted over that of raw samples, and its jackknife's replicates; None without a classifier."""
+
+
+@torch.no_grad()
+def compare(runs: Mapping[str, Run], *, pairs: int = 1000, seed: int = 0) -> RunComparison:
+    """Measure runs alike and compare each with the first one.
+
+    Cost: for each run two chains a pair, and up to 48 chains a direction.
+
+    Args:
+        runs: two or more runs by name.
+        pairs: number of fresh pairs of each run, at least 2. With a classifier at hand, distances need more than its
+            120 features; fewer leave them out.
+        seed: seed of x_T, k and s, and of bootstraps and permutations.
+
+    Raises:
+        TypeError: not a run.
+        ValueError: fewer than two runs or pairs, or a seed out of range.
+        HBenchError: the runs are of different images, on which no number compares.
+    """
+    for run in runs.values():
+        check_type(Run, "as load_run returns it", run=run)
+    if len(runs) < 2:
+        raise ValueError(f"runs must be two or more, got {len(runs)}")
+    check_at_least(2, pairs=pairs)
+    check_seed(seed)
+    names, loaded = list(runs), list(runs.values())
+    first = loaded[0]
+    for name, run in runs.items():
+        check_comparable(names[0], first, name, run)
+    origin = provenance(
+        first.experiment,
+        first.device,
+        seed,
+        weights_sha256=first.hashes,
+        runs=[{"run": name, "weights_sha256": run.hashes} for name, run in runs.items()],
+    )
+    found = [_measure(run, pairs, seed) for run in progress(loaded, desc="compare", unit="run")]
+    measured, differences, directions = [], [], []
+    tables = [_metrics(run, each) for run, each in zip(loaded, found, strict=True)]
+    for name, table in zip(names, tables, strict=True):
+        measured += [metric.measured(name, seed) for metric in table]
+    for name, run, each, table in list(zip(names, loaded, found, tables, strict=True))[1:]:
+        paired = same_pairs(first, run)
+        for one, other in zip(tables[0], table, strict=True):
+            reason = not_comparable(one.name, first, run)
+            differences.append(
+                _undefined(name, one.name, reason) if reason else one.difference(other, name, paired, seed)
+            )
+        if paired and _tensors(first.shift_block) == _tensors(run.shift_block):
+            directions += _by_direction(name, found[0].answers, each.answers, seed)
+    corrected = _corrected([*differences, *directions], {each.name: each.better for each in tables[0]})
+    return RunComparison(
+        runs=names,
+        settings=settings_in_words([run.experiment for run in loaded]),
+        n=pairs,
+        measured=measured,
+        differences=corrected[: len(differences)],
+        directions=corrected[len(differences) :],
+        provenance=origin.finished(n=pairs),
+    )
+
+
+# What compares with what --------------------------------------------------------------------------------------------
+
+
+def check_comparable(first_name: str, first: Run, name: str, run: Run) -> None:
+    """Raise an HBenchError where two runs are of different images."""
+    ours, theirs = first.experiment.data, run.experiment.data
+    if (ours.dataset, ours.image_shape) != (theirs.dataset, theirs.image_shape):
+        images = ["{} of {}x{}x{}".format(data.dataset, *data.image_shape) for data in (ours, theirs)]
+        raise HBenchError(
+            f"{name}: makes other images than {first_name}, {images[1]} and not {images[0]}: no number of both "
+            "compares; give runs of the same images"
+        )
+
+
+def same_pairs(first: Run, run: Run) -> bool:
+    """Return whether both runs are measured on the same raw samples, directions and magnitudes."""
+    settings = [(each.K, each.S, each.min_magnitude) for each in (first.experiment.discovery, run.experiment.discovery)]
+    same_chain = first.sampler.timesteps == run.sampler.timesteps
+    return settings[0] == settings[1] and same_chain and _tensors(first.model) == _tensors(run.model)
+
+
+def not_comparable(metric: str, first: Run, run: Run) -> str:
+    """Return why a metric of two runs of the same images does not compare; empty where it does."""
+    if metric in ("RCA", "RCA over visible directions") and first.K != run.K:
+        return f"chance differs: K is {first.K} and {run.K}"
+    if metric in ("error of s_hat / S", "change of pixels", "share of classes kept") and first.S != run.S:
+        return f"magnitudes differ: S is {first.S:g} and {run.S:g}"
+    return ""
+
+
+def _tensors(network: Any) -> str:
+    """Return a SHA-256 of the weights of a network, those that are kept in 16 bits and others alike."""
+    import hashlib
+
+    found = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        found.update(key.encode() + value.detach().cpu().float().numpy().tobytes())
+    return found.hexdigest()
+
+
+# Measurements of one run --------------------------------------------------------------------------------------------
+
+
+def _measure(run: Run, pairs: int, seed: int) -> _Of:
+    """Return what is compared, measured on one run."""
+    file = classifier_for(run.experiment, run.folder)
+    known = load_classifier(file) if file else None
+    batches, s, change, kept, drawn = [], [], [], [], []
+    for batch in progress(batches_of(pairs, BATCH // 2), desc="pairs", unit="batch"):
+        found = draw_pairs(run, seed, batch[0], len(batch))
+        batches.append(answers(run, found))
+        s.append(found.s.cpu().double().numpy())
+        x_0, x_0_shifted = found.x_0.clamp(-1, 1), found.x_0_shifted.clamp(-1, 1)
+        change.append(((x_0_shifted - x_0).abs().mean((1, 2, 3)) / 2).cpu().double().numpy())
+        if known:
+            same = predicted_classes(known, x_0.cpu()) == predicted_classes(known, x_0_shifted.cpu())
+            kept.append(same.double().mean(1).numpy())
+        drawn.append(Pairs(*(value.cpu() for value in found)))
+    ratio = None
+    if file and pairs > ClassifierNetwork.FEATURES:
+        raw, shifted = pair_distances(drawn, file, stored_reference(file))
+        ratio = shifted.fd / raw.fd, np.array(shifted.replicates) / np.array(raw.replicates)
+    return _Of(
+        Answers(*(np.concatenate(column) for column in zip(*batches, strict=True))),
+        look(run, direction_source(run), enough(pairs, run.K), seed),
+        np.concatenate(s),
+        np.concatenate(change),
+        np.concatenate(kept) if known else None,
+        ratio,
+    )
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """A metric of one run, as values whose mean it is, or as a number with its jackknife's replicates."""
+
+    name: str
+    better: Literal["higher", "lower", ""]
+    values: Array
+    """Values of the units, [n]; of the jackknife its replicates."""
+    n: int
+    whole: float | None = None
+    """Number that the jackknife belongs to; None for a mean."""
+    by_pair: bool = True
+    """False if the units are directions, of which those of two runs are never pairs."""
+
+    def measured(self, run: str, seed: int) -> Measured:
+        """Return the metric of a run with its interval."""
+        value, (low, high) = self.mean, self._interval()
+        return Measured(
+            run=run, metric=self.name, better=self.better, value=value, interval=(low, high), n=max(1, self.n)
+        )
+
+    @property
+    def mean(self) -> float:
+        """Value of the metric; nan where there is no unit."""
+        if self.whole is not None:
+            return self.whole
+        return float(self.values.mean()) if len(self.values) else float("nan")
+
+    def _interval(self) -> Bounds:
+        low, high = jackknife(self.whole, self.values) if self.whole is not None else student(self.values)
+        return float(low), float(high)
+
+    def difference(self, other: "_Metric", run: str, paired: bool, seed: int) -> Difference:
+        """Return the other run's metric less this one, and p without correction."""
+        paired = paired and self.by_pair and len(self.values) == len(other.values)
+        if self.whole is not None and other.whole is not None:
+            found = _by_jackknife(self.whole, self.values, other.whole, other.values)
+        elif min(len(self.values), len(other.values)) < 2:
+            return _undefined(run, self.name, "too few values: one of the runs has no visible direction")
+        else:
+            found = difference_of_means(self.values, other.values, paired, seed)
+        difference, interval, p = found
+        return Difference(
+            run=run,
+            metric=self.name,
+            paired=paired,
+            difference=difference,
+            interval=interval,
+            p=p,
+            p_corrected=p,
+            verdict="no difference",
+            reason="",
+        )
+
+
+def _metrics(run: Run, found: _Of) -> list[_Metric]:
+    """Return the metrics of a run, the same ones for all runs of the same images."""
+    given, S = found.answers, run.S
+    right = (given.k == given.k_hat).astype(float)
+    change = found.seen.visible_change.mean(0)
+    visible = change >= VISIBLE
+    odd = np.nanmean(found.seen.oddness, 0)
+    n = len(right)
+    metrics = [
+        _Metric("RCA", "higher", right, n),
+        _Metric("RCA over visible directions", "higher", right[visible[given.k]], int(visible[given.k].sum())),
+        _Metric("error of s_hat / S", "lower", given.magnitude_error / S, n),
+        _Metric("share outside the domain", "lower", given.outside.astype(float), n),
+        _Metric("change of pixels", "", found.change, n),
+        _Metric("share of visible directions", "higher", visible.astype(float), run.K, by_pair=False),
+        _Metric("visible change", "", change, run.K, by_pair=False),
+        _Metric("oddness", "higher", odd[np.isfinite(odd)], run.K, by_pair=False),
+    ]
+    if found.kept is not None:
+        metrics.append(_Metric("share of classes kept", "higher", found.kept, n))
+    if found.ratio is not None:
+        metrics.append(_Metric("FD shifted / raw", "lower", found.ratio[1], n, whole=found.ratio[0]))
+    return metrics
+
+
+# Tests --------------------------------------------------------------------------------------------------------------
+
+
+def difference_of_means(first: Array, other: Array, paired: bool, seed: int) -> tuple[float, Bounds, float]:
+    """Return the difference of two means, other less first, its 95 % interval, and p that there is none.
+
+    Args:
+        first: values of one run, [n], n of at least 2.
+        other: values of the other one, of the same length where they are paired.
+        paired: whether values of the same index belong together.
+        seed: seed of bootstrap and permutations.
+    """
+    from scipy.stats import bootstrap, permutation_test
+
+    difference = float(other.mean() - first.mean())
+    if (paired and np.array_equal(first, other)) or (np.ptp(first) == np.ptp(other) == 0 and difference == 0):
+        return 0.0, (0.0, 0.0), 1.0
+
+    def less(other: Array, first: Array, axis: int = -1) -> Array:
+        found: Array = other.mean(axis=axis) - first.mean(axis=axis)
+        return found
+
+    size = max(1, 2_000_000 // (len(first) + len(other)))  # resamples at once, of 16 MB
+    drawn = {"vectorized": True, "n_resamples": RESAMPLES, "batch": size}
+    bounds = bootstrap(
+        (other, first), less, paired=paired, method="percentile", rng=np.random.default_rng(seed), **drawn
+    ).confidence_interval
+    p = permutation_test(
+        (other, first),
+        less,
+        permutation_type="samples" if paired else "independent",
+        rng=np.random.default_rng(seed),
+        **drawn,
+    ).pvalue
+    return difference, (float(bounds.low), float(bounds.high)), float(p)
+
+
+def _by_jackknife(first: float, without: Array, other: float, other_without: Array) -> tuple[float, Bounds, float]:
+    """Return the same of two statistics with jackknife replicates: left out are the same pairs, or independent ones."""
+    from scipy.stats import t
+
+    difference = other - first
+    low, high = (float(end) for end in jackknife(difference, other_without - without))
+    groups = len(without)
+    error = (high - low) / 2 / t.ppf(0.975, groups - 1)
+    p = float(2 * t.sf(abs(difference) / error, groups - 1)) if error else float(difference == 0)
+    return difference, (low, high), p
+
+
+def _by_direction(run: str, first: Answers, other: Answers, seed: int) -> list[Difference]:
+    """Return the differences in the accuracy of single directions of the same shift block on the same pairs."""
+    found = []
+    for k in np.unique(first.k):
+        ours, theirs = ((each.k_hat[each.k == k] == k).astype(float) for each in (first, other))
+        if len(ours) < 2:
+            continue
+        difference, interval, p = difference_of_means(ours, theirs, True, seed)
+        found.append(
+            Difference(
+                run=run,
+                metric=f"RCA of direction {k}",
+                paired=True,
+                difference=difference,
+                interval=interval,
+                p=p,
+                p_corrected=p,
+                verdict="no difference",
+                reason="",
+            )
+        )
+    return found
+
+
+def _undefined(run: str, metric: str, reason: str) -> Difference:
+    nothing = float("nan")
+    return Difference(
+        run=run,
+        metric=metric,
+        paired=False,
+        difference=nothing,
+        interval=(nothing, nothing),
+        p=nothing,
+        p_corrected=nothing,
+        verdict="not comparable",
+        reason=reason,
+    )
+
+
+def _corrected(found: list[Difference], better: Mapping[str, str]) -> list[Difference]:
+    """Return differences with p corrected over all of them, and with the verdict that follows."""
+    indices = [i for i, each in enumerate(found) if not each.reason]
+    result = list(found)
+    for i, p in zip(indices, holm(np.array([found[i].p for i in indices])), strict=True):
+        each = found[i]
+        verdict: Any = "no difference"
+        if p < ALPHA:
+            wanted = better.get(each.metric, "higher")
+            verdict = (
+                "differs" if not wanted else "better" if (each.difference > 0) == (wanted == "higher") else "worse"
+            )
+        result[i] = replace(each, p_corrected=float(p), verdict=verdict)
+    return result
+
+
+def _words(each: Measured) -> str:
+    low, high = each.interval
+    return f"{each.value:.3f} [{low:.3f}, {high:.3f}]"

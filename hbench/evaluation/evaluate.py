@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hbench.evaluation.ablations import Ablations as Ablations
     from hbench.evaluation.ablations import ablations as ablations
-    from hbench.evaluation.attributes.attributes import Attributes as Attributes
     from hbench.evaluation.attributes.attributes import attributes as attributes
+    from hbench.evaluation.attributes.result import Attributes as Attributes
     from hbench.evaluation.classifier import TrainedClassifier as TrainedClassifier
     from hbench.evaluation.classifier import classifier as classifier
     from hbench.evaluation.compare import RunComparison as RunComparison
@@ -45,7 +45,7 @@ _HOME = {
     "rca": "hbench.evaluation.rca",
     "RCA": "hbench.evaluation.rca",
     "attributes": "hbench.evaluation.attributes.attributes",
-    "Attributes": "hbench.evaluation.attributes.attributes",
+    "Attributes": "hbench.evaluation.attributes.result",
     "compare": "hbench.evaluation.compare",
     "RunComparison": "hbench.evaluation.compare",
     "traverse": "hbench.evaluation.traverse",

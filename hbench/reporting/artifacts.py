@@ -10,7 +10,7 @@ from typing import Any
 from hbench.config import Data
 from hbench.errors import HBenchError, check_type
 from hbench.evaluation.ablations import Ablations
-from hbench.evaluation.attributes.attributes import Attributes
+from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.compare import RunComparison
 from hbench.evaluation.curves import TrainingCurves

@@ -7,7 +7,7 @@ from statistics import median
 from hbench.config import Paper
 from hbench.core.intervals import median_interval
 from hbench.errors import counted
-from hbench.evaluation.attributes.attributes import Attributes
+from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
 from hbench.evaluation.mos.score import MosScore

@@ -11,7 +11,7 @@ from hbench.config import Paper
 from hbench.core.intervals import median_interval
 from hbench.errors import counted
 from hbench.evaluation.ablations import Ablations, VariantMean
-from hbench.evaluation.attributes.attributes import Attributes
+from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.compare import RunComparison
 from hbench.evaluation.curves import TrainingCurves

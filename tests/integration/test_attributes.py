@@ -11,7 +11,8 @@ from committed import V01
 import hbench
 from hbench.errors import HBenchError
 from hbench.evaluation import evaluate
-from hbench.evaluation.attributes.attributes import Attributes, attributes
+from hbench.evaluation.attributes.attributes import attributes
+from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.visible import VISIBLE, oddness, visible_change
 from hbench.store.directions import DirectionSource
 from hbench.store.run import load_run

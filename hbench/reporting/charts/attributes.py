@@ -8,7 +8,7 @@ from hbench.reporting.charts.figure import at_hand, legend_below, plain, save_fi
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hbench.evaluation.attributes.attributes import Attributes, MeasuredDirection
+    from hbench.evaluation.attributes.result import Attributes, MeasuredDirection
 
 ROW = 0.5
 """Height of a direction in inches."""

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Precision of the networks; bfloat16 inverts a little less exactly.",
 )
+@click.option("--mask", type=a_path, help="Picture that is white where the edits may change the images.")
 @shared(source_options, result_of("edit"), device_option, threads_option, quiet_option)
 def edit(
     run: Path,
@@ -78,14 +79,16 @@ def edit(
     samples: int,
     steps: int,
     precision: "Precision",
+    mask: Path | None,
     options: Options,
 ) -> None:
     """Edit real images along directions of a run.
 
     Each IMAGE is a picture of any size, or a folder of pictures. Each is inverted to x_T and generated again: as it
     is, which tells the error of the reconstruction, and with every --shift alone and all of them together, with a
-    --sweep, or with a --grid. A few generated images are inverted too, to see whether their x_T is found again. Nothing
-    is random. A name of the run's names.txt, or its beginning, stands for the number of a direction.
+    --sweep, or with a --grid. Each edit's cost is told: how much changes, structural similarity, whether the class
+    stays, and what changes outside a --mask. A few generated images are inverted too, to see whether their x_T is found
+    again. Nothing is random. A name of the run's names.txt, or its beginning, stands for the number of a direction.
 
     \b
     Example:
@@ -100,10 +103,14 @@ def edit(
     check_steps(loaded.experiment, steps)
     edits = _requested(loaded, shifts, swept, crossed, largest, samples)
     read = read_images(images, loaded.experiment.data)
+    masks = read_images(mask, loaded.experiment.data) if mask else [None]
+    if len(masks) > 1:
+        raise click.BadParameter("need a single picture", param_hint="--mask")
     folder = options.claim_result(run, with_source("edit", source))
     for image in read:
         click.echo(f"{image.file}: {image.done}", err=True)
-    publish(edit_images(loaded, read, edits, steps=steps, precision=precision, source=source), folder)
+    result = edit_images(loaded, read, edits, steps=steps, precision=precision, source=source, mask=masks[0])
+    publish(result, folder)
 
 
 def _requested(

@@ -7,7 +7,7 @@ and react to edits in another way.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from textwrap import wrap
@@ -23,9 +23,11 @@ from hbench.core.directions import Edit, Source, edited, magnitudes
 from hbench.core.images import to_float
 from hbench.core.intervals import student
 from hbench.core.sampler import BATCH
-from hbench.errors import as_list, check_at_least, check_type
+from hbench.errors import HBenchError, as_list, check_at_least, check_type
+from hbench.evaluation.edit_cost import EditCost, edit_costs
 from hbench.runtime.progress import progress
 from hbench.store.account import content_sha256
+from hbench.store.classifier import classifier_for, load_classifier
 from hbench.store.datasets import RealImage
 from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.pictures import save_image
@@ -106,13 +108,15 @@ class EditedImages(Result):
     """Edits of real images. The folder also holds ``images``, with every picture in its own size."""
 
     NAME: ClassVar[str] = "edit"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
 
     edits: list[list[tuple[Count, float]]]
     """Directions and magnitudes of each edit."""
     images: Annotated[list[Reconstruction], Field(min_length=1)]
     recovery: Recovery | None
     """Inversion of generated images; None in older results."""
+    costs: list[list[EditCost]] | None
+    """What each edit changes in each image, [images][edits]; None in older results."""
     pictures: Aside = field(default=None, compare=False, repr=False)
     """Original, reconstruction and edits of each image: float32 [images, 2 + edits, C, H, W], unclamped, on the CPU;
     None in a result read back."""
@@ -123,7 +127,12 @@ class EditedImages(Result):
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
         """Return the values without what older results do not know of x_T."""
         unknown = {"x_T_mean": None, "x_T_std": None}
-        return {"recovery": None, **values, "images": [unknown | image for image in values["images"]]}
+        return {"recovery": None, "costs": None, **values, "images": [unknown | image for image in values["images"]]}
+
+    def __post_init__(self) -> None:
+        """Check that there is a cost of every edit of every image."""
+        if self.costs is not None and [len(row) for row in self.costs] != [len(self.edits)] * len(self.images):
+            raise ValueError("costs are of other images or edits")
 
     @property
     def psnrs(self) -> list[float]:
@@ -145,6 +154,9 @@ class EditedImages(Result):
         if self.recovery:
             lines.append(f"x_T std median {median(self.x_T_stds):.3f} (1 expected)  n {len(self.images)}")
             lines.append(f"generated images inverted: {self.recovery}")
+        for j, each in enumerate(self.edits):
+            if self.costs:
+                lines.append(f"edit {label(dict(each))}: {cost_in_words([row[j] for row in self.costs])}")
         return "\n".join(lines)
 
     def cautions(self) -> list[str]:
@@ -178,10 +190,20 @@ class EditedImages(Result):
         return [image.x_T_std for image in self.images]
 
     def table(self) -> "DataFrame":
-        """Return the reconstruction of each image, and the correlation for generated ones, a row an image."""
+        """Return each image's reconstruction and what the edit costs, a row for each image and edit.
+
+        Results of older versions know no cost, and have a row an image. The correlation of generated images is beside.
+        """
         import pandas as pd
 
         table = pd.DataFrame(self.images)
+        if self.costs:
+            edits = [label(dict(each)) for each in self.edits]
+            table = pd.DataFrame(
+                {**asdict(image), "edit": edit, **asdict(cost)}
+                for image, row in zip(self.images, self.costs, strict=True)
+                for edit, cost in zip(edits, row, strict=True)
+            )
         if found := self.recovery:
             low, high = found.interval
             table = table.assign(
@@ -209,6 +231,7 @@ def edit(
     steps: int = 100,
     precision: Precision = "float32",
     source: DirectionSource | None = None,
+    mask: RealImage | None = None,
 ) -> EditedImages:
     """Invert real images to x_T and generate them again, as they are and with each edit.
 
@@ -223,6 +246,7 @@ def edit(
         steps: number of inversion and of generation steps, 1..T.
         precision: precision of the network's passes; "bfloat16" inverts a little less exactly.
         source: kind of direction; each sample's own by default.
+        mask: picture, as :func:`hbench.read_images` reads it, that is light where the edits may change the images.
 
     Raises:
         TypeError: not a run, or not such images.
@@ -235,6 +259,7 @@ def edit(
     for each in edits:
         run.check_edit(each)
     check_type(RealImage, "as read_images returns it", **{f"images[{i}]": image for i, image in enumerate(images)})
+    within = None if mask is None else read_mask(mask, run)
     warn_of_magnitudes(edits, run.S)
     source = source or direction_source(run)
     pixels = torch.stack([image.pixels for image in images])
@@ -247,6 +272,7 @@ def edit(
         precision=precision,
         images_sha256={str(image.file): image.sha256 for image in images},
         data={"used": len(pixels), "sha256": content_sha256(pixels)},
+        **({"mask_sha256": {str(mask.file): mask.sha256}} if mask else {}),
         **source.details,
     )
     x_0 = to_float(pixels)
@@ -255,6 +281,8 @@ def edit(
     errors = mean_square_error(reconstructed[:, 0], x_0).tolist()
     means, stds = x_T.mean((1, 2, 3)).tolist(), x_T.std((1, 2, 3)).tolist()
     edits_of_each = edit_each(run, x_T, edits, source, steps, precision)
+    file = classifier_for(run.experiment, run.folder)
+    known = load_classifier(file) if file else None
     return EditedImages(
         edits=[[(int(k), float(s)) for k, s in each.items()] for each in edits],
         images=[
@@ -269,10 +297,41 @@ def edit(
             for i, (image, mse) in enumerate(zip(images, errors, strict=True))
         ],
         recovery=recover(run, steps, precision),
+        costs=edit_costs(reconstructed[:, 0], edits_of_each, known, within),
         pictures=torch.cat([x_0[:, None], reconstructed, edits_of_each], dim=1),
         names=run.names,
         provenance=origin.finished(n=len(images)),
     )
+
+
+def read_mask(mask: RealImage, run: Run) -> Tensor:
+    """Return where a picture is light, bool [H, W].
+
+    Raises:
+        TypeError: not such a picture.
+        HBenchError: it has another size than the run's images, or is light or dark everywhere.
+    """
+    check_type(RealImage, "as read_images returns it", mask=mask)
+    light = mask.pixels.float().mean(0) >= 128
+    if light.shape != run.image_shape[1:]:
+        found, wanted = ("x".join(map(str, shape)) for shape in (light.shape, run.image_shape[1:]))
+        raise HBenchError(f"{mask.file}: the mask has {found} pixels, the images have {wanted}")
+    if light.all() or not light.any():
+        kind = "light" if light.all() else "dark"
+        raise HBenchError(f"{mask.file}: the mask is {kind} everywhere: paint white where edits may change the images")
+    return light
+
+
+def cost_in_words(costs: Sequence[EditCost]) -> str:
+    """Return the mean cost of one edit over images."""
+    means = {
+        "change": mean(cost.change for cost in costs),
+        "SSIM": mean(cost.ssim for cost in costs),
+        "classes kept": mean(cost.kept for cost in costs),
+        "change outside the mask": mean(cost.change_outside for cost in costs),
+    }
+    words = [f"{name} {value:.3f}" for name, value in means.items() if not math.isnan(value)]
+    return "  ".join([*words, f"n {len(costs)}"])
 
 
 def recover(run: Run, M: int, precision: Precision = "float32", n: int = RECOVERED) -> Recovery:

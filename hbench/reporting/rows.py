@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from hbench.config import Paper
@@ -326,6 +326,12 @@ def edit_rows(result: EditedImages, paper: Paper) -> list[Row]:
             ("std of the inverted x_T of generated images (noise has 1)", found.x_T_std, found.x_T_std_interval),
         ):
             rows.append(Row(name, "Fig. 8", "", number(value), interval(ends), counted(found.n, "image")))
+    if costs := [cost for row in result.costs or () for cost in row]:
+        n = f"{counted(len(result.edits), 'edit')} of {n}"
+        rows.append(Row("edits: change of the pixels, mean", "", "", number(mean(cost.change for cost in costs)), n=n))
+        rows.append(Row("edits: SSIM with the reconstruction, mean", "", "", number(mean(e.ssim for e in costs)), n=n))
+        if not math.isnan(kept := mean(cost.kept for cost in costs)):
+            rows.append(Row("edits: classes kept, mean", "", "", number(kept), n=n))
     return rows
 
 

@@ -76,7 +76,11 @@ def test_edit_says_what_it_did_and_writes_every_image_in_its_size(tmp_path, tiny
     with Image.open(tmp_path / "images" / "00-a-0=2.5.png") as picture:
         assert (picture.size, picture.mode) == ((16, 16), "L")
     rows = list(csv.DictReader((tmp_path / "edit.csv").read_text().splitlines()))
-    assert [row["files"] for row in rows] == ["00-a", "01-b"]
+    assert [row["files"] for row in rows] == ["00-a"] * 3 + ["01-b"] * 3
+    assert [row["edit"] for row in rows] == ["0=2.5", "2=-1", "0=2.5 2=-1"] * 2
+    assert all(0 < float(row["change"]) < 1 and -1 < float(row["ssim"]) < 1 for row in rows)
+    assert {row["kept"] for row in rows} == {row["change_outside"] for row in rows} == {""}  # no classifier, no mask
+    assert result.stdout.count("edit 2=-1: change 0.") == 1
     assert float(rows[0]["psnr"]) == pytest.approx(10 * np.log10(4 / float(rows[0]["mse"])))
     origin = json.loads((tmp_path / "provenance.json").read_text())
     assert len(origin["images_sha256"]) == 2
@@ -85,6 +89,24 @@ def test_edit_says_what_it_did_and_writes_every_image_in_its_size(tmp_path, tiny
     assert invoke("edit", *again, "--quiet").exit_code == 0
     names = {f"00-a-{kind}.png" for kind in ("original", "reconstruction", "1=1")}
     assert {path.name for path in (tmp_path / "images").iterdir()} == names
+
+
+def test_a_mask_tells_what_changes_outside_of_it(tmp_path, tiny_run, pictures):
+    common = ["edit", tiny_run, pictures / "a.png", "--shift", "1=2", "--steps", 2, "--quiet"]
+    for name, box in (("left", (0, 0, 8, 16)), ("right", (8, 0, 16, 16))):
+        mask = Image.new("L", (16, 16))
+        mask.paste(255, box)
+        mask.save(tmp_path / f"{name}.png")
+        result = invoke(*common, "--mask", tmp_path / f"{name}.png", "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        assert "change outside the mask 0." in result.stdout
+    written = (json.loads((tmp_path / name / "edit.json").read_text()) for name in ("left", "right"))
+    (left,), (right,) = (each["costs"][0] for each in written)
+    assert (left["change_outside"] + right["change_outside"]) / 2 == pytest.approx(left["change"])
+    assert "mask_sha256" in json.loads((tmp_path / "left" / "provenance.json").read_text())
+    Image.new("L", (16, 16), 255).save(tmp_path / "all.png")
+    assert "light everywhere" in refused(*common, "--mask", tmp_path / "all.png", "--out", tmp_path / "refused")
+    assert "need a single picture" in refused(*common, "--mask", pictures, "--out", tmp_path / "refused")
 
 
 def test_an_older_spelling_works_and_stays_out_of_the_help():

@@ -8,6 +8,7 @@ from hbench.cli.options import (
     Count,
     Options,
     a_path,
+    directions_named,
     publish,
     result_of,
     run_argument,
@@ -30,10 +31,23 @@ from hbench.errors import MOST_COLUMNS
     type=Count(),
     help="Number of fresh pairs to rank by [default: those of the run's own rca.json, else 1000 fresh ones].",
 )
+@click.option(
+    "--direction",
+    "shown",
+    multiple=True,
+    metavar="K",
+    help="Direction to draw, by number or name; repeatable [default: all].",
+)
 @click.option("--rca", "measured", type=a_path, help='File rca.json of "hbench rca" to rank by, instead.')
 @shared(source_options, result_of("traverse"), run_options)
 def traverse(
-    run: Path, examples: int, samples: int, pairs: int | None, measured: Path | None, options: Options
+    run: Path,
+    examples: int,
+    samples: int,
+    pairs: int | None,
+    shown: tuple[str, ...],
+    measured: Path | None,
+    options: Options,
 ) -> None:
     """Draw a grid of images along every direction of a run.
 
@@ -45,15 +59,24 @@ def traverse(
     \b
     Example:
         hbench traverse mnist16 --examples 4
+        hbench traverse mnist16 --direction 3 --direction 7
     """
     from hbench.evaluation.rca import read_rca
     from hbench.evaluation.traverse import traverse as walk
 
     loaded = options.load(run)
     source = options.source(loaded)
+    directions = directions_named(loaded, shown, "--direction")
     ranking = read_rca(measured, loaded, source) if measured else None
     folder = options.claim_result(run, with_source("traverse", source))
     result = walk(
-        loaded, examples=examples, samples=samples, pairs=pairs, seed=options.seed, source=source, ranking=ranking
+        loaded,
+        examples=examples,
+        samples=samples,
+        pairs=pairs,
+        seed=options.seed,
+        source=source,
+        ranking=ranking,
+        directions=directions or None,
     )
     publish(result, folder)

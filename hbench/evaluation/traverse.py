@@ -1,6 +1,7 @@
 """Grids of images along every direction of a run, most recognisable first (Figs. 1 and 5 to 7)."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -54,7 +55,8 @@ class Traversal(Result):
     pairs: Positive
     """Number of pairs that the accuracies were measured on."""
     directions: list[RankedDirection]
-    """Directions, most recognisable first, and those that nobody sees after the others."""
+    """Directions, most recognisable first, and those that nobody sees after the others; or those that were asked for,
+    in that order."""
     grid: Aside = field(default=None, compare=False, repr=False)
     """The :class:`hbench.Grid` in the same order; None in a result read back."""
 
@@ -86,8 +88,9 @@ def traverse(
     seed: int = 0,
     source: DirectionSource | None = None,
     ranking: RCA | None = None,
+    directions: Sequence[int] | None = None,
 ) -> Traversal:
-    """Rank all directions of a run by their RCA, and generate images along each; see :meth:`Run.traverse`.
+    """Rank directions of a run by their RCA, and generate images along each; see :meth:`Run.traverse`.
 
     Args:
         run: run with the directions.
@@ -98,15 +101,18 @@ def traverse(
         seed: seed of the pairs and of x_T.
         source: kind of direction; each sample's own by default.
         ranking: earlier measurement of this run and source to rank by, instead of fresh ``pairs``.
+        directions: directions to show, in this order; by default all, most recognisable first.
 
     Raises:
         TypeError: not a run.
-        ValueError: a number out of range, or a ranking of another run or source.
+        ValueError: a number out of range, no such direction, or a ranking of another run or source.
     """
     check_type(Run, "as load_run returns it", run=run)
     check_at_least(1, examples=examples, pairs=PAIRS if pairs is None else pairs)
     check_at_least(2, most=MOST_COLUMNS, samples=samples)
     check_seed(seed)
+    for k in directions or ():
+        run.check_edit({k: 0.0})
     source = source or direction_source(run)
     if ranking is not None and not is_of(ranking, run, source):
         raise ValueError(OTHER_RANKING)
@@ -117,7 +123,8 @@ def traverse(
     for caution in ranking.cautions():
         log.warning("caution: %s", caution)
     chosen = choose_x_T(run, examples, seed)
-    order, hidden = ranking.ranking(), ranking.invisible
+    order = ranking.ranking() if directions is None else list(dict.fromkeys(directions))
+    hidden = ranking.invisible
     is_known = ranking.n_visible is not None
     return Traversal(
         examples=examples,

@@ -421,6 +421,16 @@ def test_older_edits_load_without_what_they_do_not_know(edited_images):
     assert [row.n for row in edit_rows(edited_images, Paper())] == ["2 images", "2 images", "16 images", "16 images"]
 
 
+def test_a_traversal_may_be_of_some_directions(run, tmp_path):
+    some = evaluate.traverse(run, examples=1, samples=3, pairs=8, directions=[2, 0, 2])
+    assert [each.direction for each in some.directions] == list(some.grid.directions) == [2, 0]
+    whole = evaluate.traverse(run, examples=1, samples=3, pairs=8)
+    at = list(whole.grid.directions).index(2)
+    assert torch.allclose(some.grid.images[0], whole.grid.images[at], atol=1e-5)
+    with pytest.raises(ValueError, match="no direction 3: the run has 0 to 2"):
+        evaluate.traverse(run, directions=[3])
+
+
 def test_images_are_there_to_draw_or_missed(run, tmp_path):
     numbers = {"pairs": 8, "examples": 1, "samples": 3}
     traversal = evaluate.traverse(dataclasses.replace(run, names={1: "thickness"}), **numbers)

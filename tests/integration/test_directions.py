@@ -354,7 +354,8 @@ def test_edits_of_real_images_are_a_result(edited_images, run, tmp_path):
     alone = run.edit(edited_images.pictures[:1, 0], {0: 2.0, 1: -1.0}, steps=4)
     torch.testing.assert_close(edited_images.pictures[:1, 3], alone, rtol=1e-3, atol=1e-3)
     lines = edited_images.summary().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 7
+    assert lines[-1].startswith("edit 0=2 1=-1: change 0.")
     assert lines[2].startswith("n 2  MSE mean ")
     assert lines[3].endswith("(1 expected)  n 2")
     assert lines[4].endswith("n 16")
@@ -394,7 +395,7 @@ def test_a_poor_inversion_is_said_and_a_good_one_passes(edited_images):
     def cautions(psnr, std, correlation):
         image = dataclasses.replace(first, psnr=psnr, x_T_std=std)
         recovery = dataclasses.replace(edited_images.recovery, correlation=correlation)
-        return dataclasses.replace(edited_images, images=[image], recovery=recovery).cautions()
+        return dataclasses.replace(edited_images, images=[image], recovery=recovery, costs=None).cautions()
 
     assert cautions(42.0, 1.0, 0.95) == []
     (poor,) = cautions(9.7, 1.0, 0.95)
@@ -410,7 +411,7 @@ def test_a_poor_inversion_is_said_and_a_good_one_passes(edited_images):
 
 def test_older_edits_load_without_what_they_do_not_know(edited_images):
     old = edited_images.to_json() | {"schema": 1}
-    del old["recovery"]
+    del old["recovery"], old["costs"]
     for image in old["images"]:
         del image["x_T_mean"], image["x_T_std"]
     read = evaluate.EditedImages.from_json(old, "edit.json")
@@ -418,7 +419,10 @@ def test_older_edits_load_without_what_they_do_not_know(edited_images):
     assert math.isnan(read.images[0].x_T_std)
     assert "x_T" not in read.summary()
     assert [row.n for row in edit_rows(read, Paper())] == ["2 images"]
-    assert [row.n for row in edit_rows(edited_images, Paper())] == ["2 images", "2 images", "16 images", "16 images"]
+    assert [row.n for row in edit_rows(edited_images, Paper())] == [
+        *["2 images", "2 images", "16 images", "16 images"],
+        *[f"{len(edited_images.edits)} edits of 2 images"] * 2,
+    ]
 
 
 def test_a_traversal_may_be_of_some_directions(run, tmp_path):
@@ -484,7 +488,10 @@ def test_a_long_picture_of_edits_says_that_it_is_cut(edited_images, tmp_path):
     from PIL import Image
 
     many = dataclasses.replace(
-        edited_images, images=edited_images.images * 25, pictures=edited_images.pictures.repeat(25, 1, 1, 1, 1)
+        edited_images,
+        images=edited_images.images * 25,
+        pictures=edited_images.pictures.repeat(25, 1, 1, 1, 1),
+        costs=None,
     )
     draw_edits(many, tmp_path / "edits.png")
     with Image.open(tmp_path / "edits.png") as picture:

@@ -21,7 +21,7 @@ bench: .venv/.installed-test .venv/.installed-bench
 
 # the charts, the page and the table of the committed results, from their JSON; nothing is measured again
 results: .venv/.installed
-	$(BIN)/hbench report results/mnist16-v0.1 results/mnist16-v0.1/m20 results/mnist32 --redraw --summary results/README.md \
+	$(BIN)/hbench report results/faces16 results/mnist16 results/mnist16-v0.1 results/mnist16-v0.1/m20 results/mnist32 --redraw --summary results/README.md \
 		--not-run anime64 'no GPU, no data' --not-run celebahq128 'no GPU, no data' --not-run afhq128 'no GPU, no data'
 
 clean:

@@ -7,8 +7,8 @@ comparison are corrected together by Holm's method (Holm 1979).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from hbench.evaluation.classifier_distance import pair_distances
 from hbench.evaluation.curves import differences as settings_in_words
 from hbench.evaluation.frechet import stored_reference
 from hbench.evaluation.rca import Answers, answers
+from hbench.evaluation.run_comparison import Difference, Measured, RunComparison
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
 from hbench.evaluation.visible import VISIBLE, Seen, enough, look
 from hbench.models.classifier import ClassifierNetwork
@@ -28,140 +29,15 @@ from hbench.runtime.progress import progress
 from hbench.store.classifier import classifier_for, load_classifier
 from hbench.store.directions import direction_source
 from hbench.store.provenance import provenance
-from hbench.store.records import Interval, Number, Positive, ShareOrNone
-from hbench.store.results import Result
 from hbench.store.run import Run
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    pass
 
 ALPHA = 0.05
 """Share of comparisons of equal runs in which anything is found, at most."""
 RESAMPLES = 4999
 """Number of permutations of a test and of resamples of an interval."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One metric of one run."""
-
-    run: str
-    metric: str
-    better: Literal["higher", "lower", ""]
-    """End at which a run is better; empty where neither is."""
-    value: Number
-    interval: Interval
-    n: Positive
-    """Number of pairs, or of directions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One metric of another run less that of the first one."""
-
-    run: str
-    """The other run."""
-    metric: str
-    paired: bool
-    """True if it was taken on the same x_T, k and s, pair by pair."""
-    difference: Number
-    """nan where both are not comparable."""
-    interval: Interval
-    p: ShareOrNone
-    """p of the two-sided test that nothing differs."""
-    p_corrected: ShareOrNone
-    """p after Holm's correction over all tests of the comparison."""
-    verdict: Literal["better", "worse", "differs", "no difference", "not comparable"]
-    """What is certain about the other run; "differs" where neither end is better."""
-    reason: str
-    """Why it is not comparable; else empty."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunComparison(Result):
-    """Runs side by side, and their differences to the first one."""
-
-    NAME: ClassVar[str] = "compare"
-
-    runs: list[str]
-    """Names of the runs, the one that the others are compared with first."""
-    settings: list[str]
-    """Settings in which each differs from the others, in words."""
-    n: Positive
-    """Number of pairs of each run."""
-    measured: list[Measured]
-    differences: list[Difference]
-    directions: list[Difference]
-    """Differences in the accuracy of single directions, "direction 3"; only of runs with the same shift block."""
-
-    def __post_init__(self) -> None:
-        """Check that all is about the runs."""
-        others = {each.run for each in (*self.differences, *self.directions)}
-        if {each.run for each in self.measured} != set(self.runs) or not others <= set(self.runs[1:]):
-            raise ValueError("measured and differences are of other runs")
-
-    @property
-    def found(self) -> list[Difference]:
-        """Differences that are certain."""
-        return [
-            each
-            for each in (*self.differences, *self.directions)
-            if each.verdict not in ("no difference", "not comparable")
-        ]
-
-    @property
-    def worse(self) -> list[Difference]:
-        """Differences that make a run worse than the first one."""
-        return [each for each in self.found if each.verdict == "worse"]
-
-    def value(self, run: str, metric: str) -> Measured:
-        """Return a metric of a run."""
-        return next(each for each in self.measured if (each.run, each.metric) == (run, metric))
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the metrics, in their order."""
-        return list(dict.fromkeys(each.metric for each in self.measured))
-
-    def summary(self) -> str:
-        """Return the runs' values side by side, then each certain difference in a line."""
-        import pandas as pd
-
-        first, *others = self.runs
-        lines = []
-        for metric in self.metrics:
-            row = {"": metric, first: _words(self.value(first, metric))}
-            for other in others:
-                found = next(each for each in self.differences if (each.run, each.metric) == (other, metric))
-                row |= {other: _words(self.value(other, metric)), f"{other} is": found.verdict}
-            lines.append(row)
-        certain = [
-            f"{each.run}: {each.verdict} in {each.metric}, {each.difference:+.3f} [{each.interval[0]:+.3f}, "
-            f"{each.interval[1]:+.3f}], p = {each.p_corrected:.2g} after Holm"
-            for each in self.found
-        ]
-        table: str = pd.DataFrame(lines).to_string(index=False)
-        return "\n".join([table, *(certain or ["no difference is certain"])])
-
-    def table(self) -> "DataFrame":
-        """Return the differences, a row for each metric and other run, then those of single directions."""
-        import pandas as pd
-
-        rows = []
-        for each in (*self.differences, *self.directions):
-            values = asdict(each)
-            values["low"], values["high"] = values.pop("interval")
-            rows.append({"first": self.runs[0], **values})
-        return pd.DataFrame(rows)
-
-    def cautions(self) -> list[str]:
-        """Return what could not be compared, and why."""
-        reasons = dict.fromkeys((each.run, each.reason) for each in self.differences if each.reason)
-        return [
-            f"{run}: {', '.join(e.metric for e in self.differences if (e.run, e.reason) == (run, reason))} not "
-            f"compared: {reason}"
-            for run, reason in reasons
-        ]
 
 
 class _Of(NamedTuple):
@@ -353,18 +229,7 @@ class _Metric:
             return _undefined(run, self.name, "too few values: one of the runs has no visible direction")
         else:
             found = difference_of_means(self.values, other.values, paired, seed)
-        difference, interval, p = found
-        return Difference(
-            run=run,
-            metric=self.name,
-            paired=paired,
-            difference=difference,
-            interval=interval,
-            p=p,
-            p_corrected=p,
-            verdict="no difference",
-            reason="",
-        )
+        return _uncorrected(run, self.name, paired, found)
 
 
 def _metrics(run: Run, found: _Of) -> list[_Metric]:
@@ -448,21 +313,24 @@ def _by_direction(run: str, first: Answers, other: Answers, seed: int) -> list[D
         ours, theirs = ((each.k_hat[each.k == k] == k).astype(float) for each in (first, other))
         if len(ours) < 2:
             continue
-        difference, interval, p = difference_of_means(ours, theirs, True, seed)
-        found.append(
-            Difference(
-                run=run,
-                metric=f"RCA of direction {k}",
-                paired=True,
-                difference=difference,
-                interval=interval,
-                p=p,
-                p_corrected=p,
-                verdict="no difference",
-                reason="",
-            )
-        )
+        tested = difference_of_means(ours, theirs, True, seed)
+        found.append(_uncorrected(run, f"RCA of direction {k}", True, tested))
     return found
+
+
+def _uncorrected(run: str, metric: str, paired: bool, found: tuple[float, Bounds, float]) -> Difference:
+    difference, interval, p = found
+    return Difference(
+        run=run,
+        metric=metric,
+        paired=paired,
+        difference=difference,
+        interval=interval,
+        p=p,
+        p_corrected=p,
+        verdict="no difference",
+        reason="",
+    )
 
 
 def _undefined(run: str, metric: str, reason: str) -> Difference:
@@ -494,8 +362,3 @@ def _corrected(found: list[Difference], better: Mapping[str, str]) -> list[Diffe
             )
         result[i] = replace(each, p_corrected=float(p), verdict=verdict)
     return result
-
-
-def _words(each: Measured) -> str:
-    low, high = each.interval
-    return f"{each.value:.3f} [{low:.3f}, {high:.3f}]"

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from hbench.evaluation.attributes.result import Attributes as Attributes
     from hbench.evaluation.classifier import TrainedClassifier as TrainedClassifier
     from hbench.evaluation.classifier import classifier as classifier
-    from hbench.evaluation.compare import RunComparison as RunComparison
     from hbench.evaluation.compare import compare as compare
     from hbench.evaluation.curves import TrainingCurves as TrainingCurves
     from hbench.evaluation.curves import train_curves as train_curves
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from hbench.evaluation.quality import quality as quality
     from hbench.evaluation.rca import RCA as RCA
     from hbench.evaluation.rca import rca as rca
+    from hbench.evaluation.run_comparison import RunComparison as RunComparison
     from hbench.evaluation.sample import Samples as Samples
     from hbench.evaluation.sample import sample as sample
     from hbench.evaluation.traverse import Traversal as Traversal
@@ -47,7 +47,7 @@ _HOME = {
     "attributes": "hbench.evaluation.attributes.attributes",
     "Attributes": "hbench.evaluation.attributes.result",
     "compare": "hbench.evaluation.compare",
-    "RunComparison": "hbench.evaluation.compare",
+    "RunComparison": "hbench.evaluation.run_comparison",
     "traverse": "hbench.evaluation.traverse",
     "Traversal": "hbench.evaluation.traverse",
     "properties": "hbench.evaluation.properties",

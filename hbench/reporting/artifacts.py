@@ -12,7 +12,6 @@ from hbench.errors import HBenchError, check_type
 from hbench.evaluation.ablations import Ablations
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.classifier import TrainedClassifier
-from hbench.evaluation.compare import RunComparison
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
@@ -21,6 +20,7 @@ from hbench.evaluation.plan import Plan
 from hbench.evaluation.properties import Properties
 from hbench.evaluation.quality import Quality
 from hbench.evaluation.rca import RCA
+from hbench.evaluation.run_comparison import RunComparison
 from hbench.evaluation.sample import Samples
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep

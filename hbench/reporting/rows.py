@@ -13,7 +13,6 @@ from hbench.errors import counted
 from hbench.evaluation.ablations import Ablations, VariantMean
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.classifier import TrainedClassifier
-from hbench.evaluation.compare import RunComparison
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
@@ -21,6 +20,7 @@ from hbench.evaluation.mos.score import MosScore
 from hbench.evaluation.properties import Properties
 from hbench.evaluation.quality import Quality, QualityAt
 from hbench.evaluation.rca import RCA
+from hbench.evaluation.run_comparison import RunComparison
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
 

@@ -10,7 +10,8 @@ import torch
 from command_line import invoke, refused, tiny_options
 
 import hbench.evaluation.compare as module
-from hbench.evaluation.compare import RunComparison, compare, difference_of_means, not_comparable, same_pairs
+from hbench.evaluation.compare import compare, difference_of_means, not_comparable, same_pairs
+from hbench.evaluation.run_comparison import RunComparison
 from hbench.experiments import override
 from hbench.reporting.artifacts import plot
 from hbench.store.run import load_run

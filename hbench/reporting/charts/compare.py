@@ -8,7 +8,7 @@ from hbench.reporting.charts.figure import COLORS, plain, save_figure, styled
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hbench.evaluation.compare import RunComparison
+    from hbench.evaluation.run_comparison import RunComparison
 
 COLUMNS = 4
 """Number of panels side by side."""
@@ -26,10 +26,10 @@ def draw_comparison(result: "RunComparison", path: Path) -> None:
     rows = -(-len(result.metrics) // COLUMNS)
     height = 0.9 + 0.32 * len(result.runs)
     figure = Figure(figsize=(15, rows * (height + 0.7) + 0.6), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flat
+    panels = list(figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flat)
     for axis, metric in zip(panels, result.metrics, strict=False):
         _draw_metric(axis, result, metric)
-    for axis in list(panels)[len(result.metrics) :] if rows else []:
+    for axis in panels[len(result.metrics) :]:
         axis.set_axis_off()
     figure.suptitle(plain(f"compared with {result.runs[0]}: {result.n:,} pairs of each run, 95 % intervals"))
     save_figure(figure, path)
@@ -54,5 +54,6 @@ def _draw_metric(axis: "Axes", result: "RunComparison", metric: str) -> None:
     axis.axvline(first, color="lightgrey", lw=1, zorder=0)
     names = [run if len(run) <= NAME else f"…{run[1 - NAME :]}" for run in result.runs]
     axis.set_yticks(range(len(names)), [plain(name) for name in names])
+    axis.locator_params(axis="x", nbins=5)
     axis.set_ylim(len(names) - 0.4, -0.7)
     axis.set_title({"higher": f"{metric} →", "lower": f"← {metric}"}.get(better, metric), fontsize=11)

@@ -14,6 +14,8 @@ COLUMNS = 4
 """Number of panels side by side."""
 MARKS = {"better": ("better", COLORS[2]), "worse": ("worse", COLORS[1]), "differs": ("differs", COLORS[0])}
 """Words and colours of what is certain; all else is grey."""
+NARROWEST = 1e-3
+"""Width of a panel at least: numbers that are all the same have none."""
 NAME = 26
 """Letters of a run's name that fit beside its row; of longer ones the end is shown."""
 
@@ -54,6 +56,9 @@ def _draw_metric(axis: "Axes", result: "RunComparison", metric: str) -> None:
     axis.axvline(first, color="lightgrey", lw=1, zorder=0)
     names = [run if len(run) <= NAME else f"…{run[1 - NAME :]}" for run in result.runs]
     axis.set_yticks(range(len(names)), [plain(name) for name in names])
+    left, right = axis.get_xlim()
+    if right - left < NARROWEST:
+        axis.set_xlim(first - NARROWEST / 2, first + NARROWEST / 2)
     axis.locator_params(axis="x", nbins=5)
     axis.set_ylim(len(names) - 0.4, -0.7)
     axis.set_title({"higher": f"{metric} →", "lower": f"← {metric}"}.get(better, metric), fontsize=11)

@@ -27,7 +27,7 @@ LOOK_PAIRS, LOOK_SAMPLES = 256, 5
 """Fresh pairs and columns at a checkpoint."""
 CHECKPOINTS = 4
 FASTER = 3
-"""Factor of the shipped run's h_scale: larger shifts are learnt in fewer steps, at some cost of fidelity."""
+"""Factor of the shipped run's h_scale: larger shifts are learnt in fewer steps."""
 FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 3.0, "decay": 0.3}
 """Settings of the fresh discovery that are smaller than the shipped run's, and those that suit them."""
 

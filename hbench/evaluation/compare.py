@@ -1,4 +1,4 @@
-"""RunComparison of runs: the same measurements of each, and what differs for certain.
+"""Comparison of runs: the same measurements of each, and what differs for certain.
 
 Where two runs have the same diffusion model, K and magnitudes, both are measured on the same x_T, k and s, and the
 differences are taken pair by pair; else the two sets of pairs are independent. Intervals are bootstrapped and tests are
@@ -6,14 +6,16 @@ permutations, both SciPy's; distances have the jackknife of :mod:`hbench.evaluat
 comparison are corrected together by Holm's method (Holm 1979).
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from hbench.core.intervals import Array, Bounds, holm, jackknife, student
+from hbench.core.intervals import Array, Bounds, holm, jackknife, mean_of, student, wilson
 from hbench.core.sampler import BATCH
 from hbench.errors import HBenchError, check_at_least, check_seed, check_type
 from hbench.evaluation.attributes.heads import predicted_classes
@@ -21,7 +23,7 @@ from hbench.evaluation.classifier_distance import pair_distances
 from hbench.evaluation.curves import differences as settings_in_words
 from hbench.evaluation.frechet import stored_reference
 from hbench.evaluation.rca import Answers, answers
-from hbench.evaluation.run_comparison import Difference, Measured, RunComparison
+from hbench.evaluation.run_comparison import Difference, Measured, RunComparison, Verdict
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
 from hbench.evaluation.visible import VISIBLE, Seen, enough, look
 from hbench.models.classifier import ClassifierNetwork
@@ -30,9 +32,6 @@ from hbench.store.classifier import classifier_for, load_classifier
 from hbench.store.directions import direction_source
 from hbench.store.provenance import provenance
 from hbench.store.run import Run
-
-if TYPE_CHECKING:
-    pass
 
 ALPHA = 0.05
 """Share of comparisons of equal runs in which anything is found, at most."""
@@ -46,8 +45,6 @@ class _Of(NamedTuple):
     answers: Answers
     seen: Seen
     """What is seen of the directions on some samples, [n, K] each."""
-    s: Array
-    """Magnitudes of the pairs, [n]."""
     change: Array
     """Mean change of the pixels of each pair, as a share of the range, [n]."""
     kept: Array | None
@@ -94,7 +91,7 @@ def compare(runs: Mapping[str, Run], *, pairs: int = 1000, seed: int = 0) -> Run
     measured, differences, directions = [], [], []
     tables = [_metrics(run, each) for run, each in zip(loaded, found, strict=True)]
     for name, table in zip(names, tables, strict=True):
-        measured += [metric.measured(name, seed) for metric in table]
+        measured += [metric.measured(name) for metric in table]
     for name, run, each, table in list(zip(names, loaded, found, tables, strict=True))[1:]:
         paired = same_pairs(first, run)
         for one, other in zip(tables[0], table, strict=True):
@@ -146,10 +143,8 @@ def not_comparable(metric: str, first: Run, run: Run) -> str:
     return ""
 
 
-def _tensors(network: Any) -> str:
+def _tensors(network: nn.Module) -> str:
     """Return a SHA-256 of the weights of a network, those that are kept in 16 bits and others alike."""
-    import hashlib
-
     found = hashlib.sha256()
     for key, value in sorted(network.state_dict().items()):
         found.update(key.encode() + value.detach().cpu().float().numpy().tobytes())
@@ -163,11 +158,10 @@ def _measure(run: Run, pairs: int, seed: int) -> _Of:
     """Return what is compared, measured on one run."""
     file = classifier_for(run.experiment, run.folder)
     known = load_classifier(file) if file else None
-    batches, s, change, kept, drawn = [], [], [], [], []
+    batches, change, kept, drawn = [], [], [], []
     for batch in progress(batches_of(pairs, BATCH // 2), desc="pairs", unit="batch"):
         found = draw_pairs(run, seed, batch[0], len(batch))
         batches.append(answers(run, found))
-        s.append(found.s.cpu().double().numpy())
         x_0, x_0_shifted = found.x_0.clamp(-1, 1), found.x_0_shifted.clamp(-1, 1)
         change.append(((x_0_shifted - x_0).abs().mean((1, 2, 3)) / 2).cpu().double().numpy())
         if known:
@@ -181,7 +175,6 @@ def _measure(run: Run, pairs: int, seed: int) -> _Of:
     return _Of(
         Answers(*(np.concatenate(column) for column in zip(*batches, strict=True))),
         look(run, direction_source(run), enough(pairs, run.K), seed),
-        np.concatenate(s),
         np.concatenate(change),
         np.concatenate(kept) if known else None,
         ratio,
@@ -200,9 +193,9 @@ class _Metric:
     whole: float | None = None
     """Number that the jackknife belongs to; None for a mean."""
     by_pair: bool = True
-    """False if the units are directions, of which those of two runs are never pairs."""
+    """False if the units are directions, or pairs that depend on what is visible: those of two runs do not match."""
 
-    def measured(self, run: str, seed: int) -> Measured:
+    def measured(self, run: str) -> Measured:
         """Return the metric of a run with its interval."""
         value, (low, high) = self.mean, self._interval()
         return Measured(
@@ -217,7 +210,9 @@ class _Metric:
         return float(self.values.mean()) if len(self.values) else float("nan")
 
     def _interval(self) -> Bounds:
-        low, high = jackknife(self.whole, self.values) if self.whole is not None else student(self.values)
+        if self.whole is None and np.isin(self.values, (0, 1)).all():  # a share, also where all or none are
+            return wilson(int(self.values.sum()), len(self.values))
+        low, high = student(self.values) if self.whole is None else jackknife(self.whole, self.values)
         return float(low), float(high)
 
     def difference(self, other: "_Metric", run: str, paired: bool, seed: int) -> Difference:
@@ -238,11 +233,12 @@ def _metrics(run: Run, found: _Of) -> list[_Metric]:
     right = (given.k == given.k_hat).astype(float)
     change = found.seen.visible_change.mean(0)
     visible = change >= VISIBLE
-    odd = np.nanmean(found.seen.oddness, 0)
+    seen = visible[given.k]  # of other pairs in another run, even where they are as many
+    odd = mean_of(found.seen.oddness)
     n = len(right)
     metrics = [
         _Metric("RCA", "higher", right, n),
-        _Metric("RCA over visible directions", "higher", right[visible[given.k]], int(visible[given.k].sum())),
+        _Metric("RCA over visible directions", "higher", right[seen], len(right[seen]), by_pair=False),
         _Metric("error of s_hat / S", "lower", given.magnitude_error / S, n),
         _Metric("share outside the domain", "lower", given.outside.astype(float), n),
         _Metric("change of pixels", "", found.change, n),
@@ -354,11 +350,14 @@ def _corrected(found: list[Difference], better: Mapping[str, str]) -> list[Diffe
     result = list(found)
     for i, p in zip(indices, holm(np.array([found[i].p for i in indices])), strict=True):
         each = found[i]
-        verdict: Any = "no difference"
-        if p < ALPHA:
-            wanted = better.get(each.metric, "higher")
-            verdict = (
-                "differs" if not wanted else "better" if (each.difference > 0) == (wanted == "higher") else "worse"
-            )
-        result[i] = replace(each, p_corrected=float(p), verdict=verdict)
+        result[i] = replace(each, p_corrected=float(p), verdict=_verdict(each, p, better.get(each.metric, "higher")))
     return result
+
+
+def _verdict(found: Difference, p: float, better: str) -> Verdict:
+    """Return what a corrected p says, by the end at which a run is better."""
+    if p >= ALPHA:
+        return "no difference"
+    if not better:
+        return "differs"
+    return "better" if (found.difference > 0) == (better == "higher") else "worse"

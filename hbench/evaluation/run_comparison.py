@@ -9,6 +9,9 @@ from hbench.store.results import Result
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+Verdict = Literal["better", "worse", "differs", "no difference", "not comparable"]
+"""What is certain about a run beside the first one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -40,7 +43,7 @@ class Difference:
     """p of the two-sided test that nothing differs."""
     p_corrected: ShareOrNone
     """p after Holm's correction over all tests of the comparison."""
-    verdict: Literal["better", "worse", "differs", "no difference", "not comparable"]
+    verdict: Verdict
     """What is certain about the other run; "differs" where neither end is better."""
     reason: str
     """Why it is not comparable; else empty."""

@@ -12,6 +12,8 @@ from command_line import invoke, refused, tiny_options
 import hbench.evaluation.compare as module
 from hbench.evaluation.compare import compare, difference_of_means, not_comparable, same_pairs
 from hbench.evaluation.run_comparison import RunComparison
+from hbench.evaluation.sampling import draw_pairs
+from hbench.evaluation.visible import Seen
 from hbench.experiments import override
 from hbench.reporting.artifacts import plot
 from hbench.store.run import load_run
@@ -81,6 +83,30 @@ def test_values_without_spread_have_a_difference_all_the_same():
     difference, bounds, p = difference_of_means(np.zeros(40), np.ones(40), True, 0)
     assert (difference, bounds) == (1.0, (1.0, 1.0))
     assert p < 0.001
+
+
+def test_pairs_of_visible_directions_match_in_no_other_run_even_where_they_are_as_many(run, monkeypatch):
+    """Direction 0 alone is seen in one run, direction 1 alone in the other: no pair of one is in the other."""
+    changes = iter([(0.9, 0.0, 0.0), (0.0, 0.9, 0.0)])
+
+    def look(run, source, samples, seed):
+        return Seen(np.array([next(changes)] * 2), np.zeros((2, 3)))
+
+    monkeypatch.setattr(module, "look", look)
+    counts = {seed: draw_pairs(run, seed, 0, 12).k.bincount(minlength=3).tolist() for seed in range(20)}
+    seed = next(seed for seed, (zeros, ones, _) in counts.items() if zeros == ones > 1)
+    result = compare({"a": run, "b": damaged(run)}, pairs=12, seed=seed)
+    assert result.value("a", "RCA over visible directions").n == result.value("b", "RCA over visible directions").n
+    paired = {each.metric: each.paired for each in result.differences}
+    assert paired["RCA"]
+    assert not paired["RCA over visible directions"]
+
+
+def test_a_share_of_none_has_an_interval(run):
+    found = compare({"a": run, "b": run}, pairs=30).value("a", "share of visible directions")
+    low, high = found.interval
+    assert 0 <= low <= found.value <= high <= 1
+    assert high - low > 0.2  # of three directions
 
 
 @pytest.mark.slow

@@ -269,6 +269,9 @@ class Discovery(Section):
     reconstructor_noise: float = Field(default=0.0, ge=0, le=1)
     """Standard deviation of the fresh noise that the reconstructor sees on both images in training, images in [-1, 1]:
     what is too small to be seen can then not be told. 0, as in the paper, for none."""
+    lambda_odd: Weight = 0.0
+    """Weight of the oddness loss, 1 + the cosine of the changes that s and -s make to one x_0: it wants them on
+    opposite sides of it. Where it is positive, a batch is made of such pairs. 0, as in the paper, for neither."""
     strategy: Literal["auto", "node", "vanilla", "offload", "torch-checkpoint"] = "auto"
     """Strategy of back-propagation through the chain (hbench.core.chain): all give the same gradients. "auto" measures
     one step and takes "node" with as many kept graphs as fit into ``memory_budget``."""
@@ -304,6 +307,8 @@ class Discovery(Section):
             )
         if self.memory_budget and self.strategy != "auto":
             raise ValueError('discovery.memory_budget goes with discovery.strategy = "auto"')
+        if self.lambda_odd and self.batch_size % 2:
+            raise ValueError("discovery.lambda_odd makes a batch of pairs: make discovery.batch_size even")
         return self
 
     @model_validator(mode="after")

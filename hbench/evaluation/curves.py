@@ -27,7 +27,7 @@ from hbench.store.weights import read_written_experiment
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LOSSES = ("loss", "loss_k", "loss_s", "loss_adv", "loss_l1", "loss_D")
+LOSSES = ("loss", "loss_k", "loss_s", "loss_adv", "loss_l1", "loss_odd", "loss_D")
 """Columns that a discovery logs if its settings have such a loss."""
 NEEDED = ("accuracy", "D_raw", "D_shifted")
 """Columns that every discovery logs."""
@@ -61,6 +61,7 @@ class LateMeans:
     loss_s: Number = math.nan
     loss_adv: Number = math.nan
     loss_l1: Number = math.nan
+    loss_odd: Number = math.nan
     accuracy: ShareOrNone
     """Share of directions recognised in the training's batches."""
     loss_D: Number = math.nan

@@ -72,11 +72,15 @@ def check_processes(wanted: int | None, command: str) -> None:
         )
 
 
-def check_batch_size(name: str, batch_size: int) -> None:
-    """Raise an HBenchError if the processes cannot share a batch evenly; ``name`` is the setting's."""
-    if batch_size % world_size():
+def check_batch_size(name: str, batch_size: int, together: int = 1) -> None:
+    """Raise an HBenchError if the processes cannot share a batch evenly; ``name`` is the setting's.
+
+    Rows of the batch that follow each other stay ``together`` in one process.
+    """
+    if batch_size % (together * world_size()):
         raise HBenchError(
-            f"{name} = {batch_size} cannot be shared evenly by {world_size()} processes: make it a multiple of that"
+            f"{name} = {batch_size} cannot be shared evenly by {world_size()} processes: "
+            f"make it a multiple of {together * world_size()}"
         )
 
 

@@ -119,7 +119,8 @@ def started(
     if rank() == 0:
         warn_of_schedule(experiment)
     settings: Pretrain | Discovery = experiment.pretrain if stage == "pretrain" else experiment.discovery
-    check_batch_size(f"{stage}.batch_size", settings.batch_size)
+    in_pairs = stage == "discovery" and bool(experiment.discovery.lambda_odd)
+    check_batch_size(f"{stage}.batch_size", settings.batch_size, together=2 if in_pairs else 1)
     out, device = Path(out), pick_device(device)
     distributed.start(device)
     if images and len(set(distributed.all_gather([images.sha256]))) > 1:

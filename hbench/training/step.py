@@ -109,8 +109,10 @@ def train_step(
     # Draw raw samples, directions and magnitudes.
     torch.manual_seed(seeds.discovery_step(seed, step))
     x_T, x_0 = draw_raw()
-    shifts = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
-    k, s = (shard(v).to(x_T.device) for v in shifts)
+    k, s = draw_shifts(settings.batch_size, settings.K, settings.S, settings.min_magnitude)
+    if settings.lambda_odd:
+        x_T, x_0, k, s = antithetic(x_T, x_0, k, s)
+    k, s = (shard(v).to(x_T.device) for v in (k, s))
     noise = None
     if settings.reconstructor_noise:
         unit = torch.randn(settings.batch_size, 2, *sampler.image_shape)
@@ -122,6 +124,17 @@ def train_step(
 
     values = torch.stack(list(row.values())).tolist()  # the step's only reading from the device
     return all_reduce_mean(dict(zip(row, values, strict=True)))
+
+
+def antithetic(x_T: Tensor, x_0: Tensor | None, k: Tensor, s: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Return a batch of pairs: rows 2i and 2i + 1 share the x_T and k of the former, with its s and -s."""
+
+    def twice(x: Tensor) -> Tensor:
+        return x[::2].repeat_interleave(2, 0)
+
+    s = twice(s)
+    s[1::2] *= -1
+    return twice(x_T), None if x_0 is None else twice(x_0), twice(k), s
 
 
 def lr_factor(settings: Discovery, step: int) -> float:
@@ -225,8 +238,9 @@ def losses(
     """Return the loss of shift block and reconstructor, its parts and the accuracy, all scalars.
 
     The loss is CE(k_hat, k) + lambda_reg |s_hat - s|, and by ``fidelity`` plus lambda_adv BCE(D(x'_0), real) (Sec. 4.1
-    and 4.3), the weighted l1 loss lambda_l1/|s| mean |x'_0 - x_0| (Sec. 4.3, Fig. 3), or nothing. Only the
-    reconstructor sees the ``noise`` [B, 2, C, H, W].
+    and 4.3), the weighted l1 loss lambda_l1/|s| mean |x'_0 - x_0| (Sec. 4.3, Fig. 3), or nothing. With lambda_odd it is
+    also lambda_odd (1 + cos(x'_0(s) - x_0, x'_0(-s) - x_0)), of :func:`antithetic` pairs. Only the reconstructor sees
+    the ``noise`` [B, 2, C, H, W].
     """
     raw, seen = soft_clip(x_0, settings.soft_clip), soft_clip(x_0_shifted, settings.soft_clip)
     pair = (raw, seen) if noise is None else (raw + noise[:, 0], seen + noise[:, 1])
@@ -239,6 +253,10 @@ def losses(
     elif settings.fidelity == "l1":
         parts["loss_l1"] = ((x_0_shifted - x_0).abs().mean((1, 2, 3)) / s.abs()).mean()
         loss = loss + settings.lambda_l1 * parts["loss_l1"]
+    if settings.lambda_odd:
+        change = (x_0_shifted - x_0).flatten(1)
+        parts["loss_odd"] = 1 + F.cosine_similarity(change[::2], change[1::2]).mean()
+        loss = loss + settings.lambda_odd * parts["loss_odd"]
     return {"loss": loss, **parts, "accuracy": (logits.argmax(1) == k).float().mean()}
 
 

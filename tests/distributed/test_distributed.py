@@ -355,6 +355,8 @@ def test_slices_and_turns(second_of_two):
     assert distributed.turns(range(5)) == range(1, 5, 2)
     with pytest.raises(HBenchError, match=r"batch_size = 5 cannot be shared evenly by 2 processes"):
         distributed.check_batch_size("discovery.batch_size", 5)
+    with pytest.raises(HBenchError, match=r"batch_size = 6 cannot be shared evenly .* make it a multiple of 4"):
+        distributed.check_batch_size("discovery.batch_size", 6, together=2)
 
 
 def test_results_are_gathered_in_the_order_of_the_tasks(second_of_two, monkeypatch):

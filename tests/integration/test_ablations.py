@@ -89,6 +89,7 @@ def test_older_weights_get_the_defaults(tmp_path):
         ("discovery.fidelity=l1", "loss_l1"),
         ("discovery.fidelity=none", None),
         ("discovery.gradient=per-step", "loss_adv"),
+        ("discovery.lambda_odd=1", "loss_adv"),
     ],
 )
 def test_each_setting_trains_directions_and_the_discriminator(override, column, tmp_path, tiny_model):
@@ -101,6 +102,7 @@ def test_each_setting_trains_directions_and_the_discriminator(override, column, 
     assert any(load_file(tmp_path / "discriminator.safetensors")[name].any() for name in zero)
     logged = set(pd.read_csv(tmp_path / "metrics.csv").columns)
     assert logged & {"loss_l1", "loss_adv"} == ({column} if column else set())
+    assert ("loss_odd" in logged) == ("lambda_odd" in override)
     assert {"loss", "loss_k", "loss_s", "accuracy", "loss_D", "D_raw", "D_shifted"} <= logged
 
 
@@ -125,6 +127,34 @@ def test_l1_is_weighted_by_the_magnitude(tiny_model):
     row = losses(experiment.discovery, parts, x_0, x_0_shifted, parts.k, parts.s)
     assert row["loss_l1"].item() == pytest.approx((0.1 / 0.5 + 0.2 / 2 + 0.5 / 5 + 0) / 4)
     assert row["loss"].item() == pytest.approx(row["loss_k"].item() + 4 * row["loss_l1"].item())
+
+
+def test_the_oddness_loss_wants_both_signs_on_opposite_sides(tiny_model):
+    experiment = tiny_with("discovery.fidelity=none", "discovery.lambda_odd=3", "discovery.lambda_reg=0")
+    parts = Parts(experiment, tiny_model)
+    one = torch.randn(1, 1, 16, 16)
+    row = losses(
+        experiment.discovery, parts, parts.x_0, parts.x_0 + torch.cat([one, -2 * one, one, one]), parts.k, parts.s
+    )
+    assert row["loss_odd"].item() == pytest.approx(1 + (-1 + 1) / 2, abs=1e-5)
+    assert row["loss"].item() == pytest.approx(row["loss_k"].item() + 3 * row["loss_odd"].item())
+
+
+@pytest.mark.parametrize("pool", [0, 8])
+def test_oddness_trains_on_pairs_of_one_x_T_and_direction(pool, tiny_model, monkeypatch):
+    experiment = tiny_with("discovery.lambda_odd=1", f"discovery.pool={pool}")
+    sampler = Sampler.of(experiment, load_model(tiny_model, experiment).requires_grad_(False), CPU)
+    trained, draw_raw = step_module.initial(experiment, sampler, 0), step_module.raw_pairs(experiment, sampler, 0)
+    seen = []
+    monkeypatch.setattr(step_module, "train_shift", lambda *args: seen.append(args) or train_shift(*args))
+    row = step_module.train_step(experiment, sampler, trained, draw_raw, 0, 0)
+    x_T, x_0, k, s = seen[0][3:7]
+    assert 0 <= row["loss_odd"] <= 2
+    assert (x_0 is None) == (not pool)
+    for batch in (x_T, k) if x_0 is None else (x_T, x_0, k):
+        assert torch.equal(batch[::2], batch[1::2])
+    assert torch.equal(s[::2], -s[1::2])
+    assert not torch.equal(x_T[0], x_T[2])
 
 
 def test_only_the_reconstructor_sees_its_noise(tiny_model):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hbench.evaluation.rca import RCA
 
 CURVES = {
-    "loss": ["loss", "loss_k", "loss_s", "loss_adv", "loss_l1", "loss_D"],
+    "loss": ["loss", "loss_k", "loss_s", "loss_adv", "loss_l1", "loss_odd", "loss_D"],
     "train accuracy": ["accuracy"],
     "D": ["D_raw", "D_shifted"],
 }
@@ -22,7 +22,7 @@ RUN_CURVES = {
     "train accuracy": ["accuracy"],
     "CE(k_hat, k)": ["loss_k"],
     "|s_hat - s|": ["loss_s"],
-    "fidelity loss: adversarial (solid), l1 (dashed)": ["loss_adv", "loss_l1"],
+    "adversarial (solid), l1 (dashed), oddness loss (dotted)": ["loss_adv", "loss_l1", "loss_odd"],
     "loss of D": ["loss_D"],
 }
 """Panels of the picture of several runs, and the metrics of each."""
@@ -92,7 +92,7 @@ def draw_run_curves(result: "TrainingCurves", path: Path) -> None:
     for axis, (title, names) in zip(axes, RUN_CURVES.items(), strict=True):
         for run, colour in zip(curves, colours, strict=True):
             window = max(1, len(run.rows) // 20)
-            for name, style in zip(names, ("-", "--"), strict=False):
+            for name, style in zip(names, ("-", "--", ":"), strict=False):
                 if name in run.rows:
                     smooth = run.rows[name].rolling(window, min_periods=1).mean()
                     axis.plot(run.rows["step"], smooth, style, color=colour, linewidth=1.2)

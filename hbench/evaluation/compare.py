@@ -25,7 +25,7 @@ from hbench.evaluation.frechet import stored_reference
 from hbench.evaluation.rca import Answers, answers
 from hbench.evaluation.run_comparison import Difference, Measured, RunComparison, Verdict
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
-from hbench.evaluation.visible import VISIBLE, Seen, enough, look
+from hbench.evaluation.visible import Seen, enough, look
 from hbench.models.classifier import ClassifierNetwork
 from hbench.runtime.progress import progress
 from hbench.store.classifier import classifier_for, load_classifier
@@ -231,8 +231,7 @@ def _metrics(run: Run, found: _Of) -> list[_Metric]:
     """Return the metrics of a run, the same ones for all runs of the same images."""
     given, S = found.answers, run.S
     right = (given.k == given.k_hat).astype(float)
-    change = found.seen.visible_change.mean(0)
-    visible = change >= VISIBLE
+    change, visible = found.seen.visible_change.mean(0), found.seen.visible
     seen = visible[given.k]  # of other pairs in another run, even where they are as many
     odd = mean_of(found.seen.oddness)
     n = len(right)

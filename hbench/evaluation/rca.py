@@ -14,7 +14,7 @@ from hbench.core.intervals import mean_of, student, wilson
 from hbench.core.sampler import BATCH
 from hbench.errors import HBenchError, check_at_least, check_seed, check_type, counted
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
-from hbench.evaluation.visible import VISIBLE, enough, look
+from hbench.evaluation.visible import OLD_VISIBLE, enough, look
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
@@ -40,7 +40,7 @@ class RCA(Result):
     """Reconstructor classification accuracy on fresh pairs, and the numbers to read beside it."""
 
     NAME: ClassVar[str] = "rca"
-    SCHEMA: ClassVar[int] = 3
+    SCHEMA: ClassVar[int] = 4
 
     n: Positive
     """Number of pairs."""
@@ -76,6 +76,8 @@ class RCA(Result):
     """Number of samples that the numbers below were measured on; None in files of older versions, as they are."""
     visible_change: list[Nonnegative] | None
     """Visible change of each direction between -S and S, as a share of the range, mean over samples."""
+    visible_from: Nonnegative | None
+    """Visible change beyond which a person sees a direction: a third of that between random images."""
     visible_change_interval: list[Interval] | None
     oddness: list[Number] | None
     """Oddness of each direction: 1 where its signs do opposite things to the image, -1 where they do the same."""
@@ -88,7 +90,8 @@ class RCA(Result):
         """Return the values of an older form in today's; the first say nothing about raw samples, nor what is seen."""
         of_raw = ["outside_raw", "outside_raw_interval", "neighbours_raw"]
         seen = ["n_visible", "visible_change", "visible_change_interval", "oddness", "accuracy_visible"]
-        return dict.fromkeys([*of_raw, *seen]) | {"accuracy_visible_interval": (None, None)} | values
+        known = dict.fromkeys([*of_raw, *seen]) | {"accuracy_visible_interval": (None, None)} | values
+        return {"visible_from": None if known["n_visible"] is None else OLD_VISIBLE} | known
 
     def cautions(self) -> list[str]:
         """Return what makes the accuracy worthless: a poor diffusion model, shifts that destroy, or mere guessing."""
@@ -135,7 +138,9 @@ class RCA(Result):
     @property
     def invisible(self) -> list[int]:
         """Directions of which a person sees nothing; none is known in files of older versions."""
-        return [k for k, change in enumerate(self.visible_change or []) if change < VISIBLE]
+        if self.visible_change is None or self.visible_from is None:
+            return []
+        return [k for k, change in enumerate(self.visible_change) if change <= self.visible_from]
 
     @property
     def visible(self) -> list[int]:
@@ -250,8 +255,7 @@ def rca(
     np.add.at(confusion, (seen.k, seen.k_hat), 1)
     right, n_of = confusion.diagonal(), confusion.sum(1)
     looked = look(run, source, enough(pairs, K), seed)
-    change = looked.visible_change.mean(0)
-    visible = change >= VISIBLE
+    visible = looked.visible
     right_visible, n_of_visible = int(right[visible].sum()), int(n_of[visible].sum())
     values = np.stack([seen.magnitude_error, seen.D_raw, seen.D_shifted, seen.outside], axis=1, dtype=float)
     magnitude_error, D_raw, D_shifted, left = values.mean(0).tolist()
@@ -277,7 +281,8 @@ def rca(
         outside_raw_interval=wilson(int(seen.outside_raw.sum()), pairs),
         neighbours_raw=float(seen.neighbours_raw.mean()),
         n_visible=len(looked.visible_change),
-        visible_change=change.tolist(),
+        visible_change=looked.visible_change.mean(0).tolist(),
+        visible_from=looked.visible_from,
         visible_change_interval=[
             (max(0.0, float(low)), float(high)) for low, high in zip(*student(looked.visible_change), strict=True)
         ],

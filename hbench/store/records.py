@@ -48,7 +48,7 @@ class Record:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     SCHEMA: ClassVar[int] = 1
     """Number of the form that this version writes."""
-    WRITTEN_BY: ClassVar[dict[int, str]] = {0: "0.1", 1: "0.2", 2: "0.2", 3: "0.2"}
+    WRITTEN_BY: ClassVar[dict[int, str]] = {0: "0.1", 1: "0.2", 2: "0.2", 3: "0.2", 4: "0.2"}
     """Versions of hbench that wrote each form first, for messages."""
 
     schema: int = field(default=1, compare=False, repr=False)

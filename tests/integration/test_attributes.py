@@ -13,7 +13,7 @@ from hbench.errors import HBenchError
 from hbench.evaluation import evaluate
 from hbench.evaluation.attributes.attributes import attributes
 from hbench.evaluation.attributes.result import Attributes
-from hbench.evaluation.visible import VISIBLE, oddness, visible_change
+from hbench.evaluation.visible import VISIBLE, jpeg, oddness, random_change, visible_change
 from hbench.store.directions import DirectionSource
 from hbench.store.run import load_run
 
@@ -73,7 +73,10 @@ def test_known_directions_are_found_and_an_invisible_one_is_set_apart(run, monke
     assert first.proposed == found.attributes[first.leading].more
     assert "centre" in found.attributes[first.leading].name
     assert first.effects.sign_share[first.leading] == 1
-    assert first.visible_change > VISIBLE > third.visible_change
+    assert found.visible_from == ranking.visible_from == VISIBLE * found.random_change
+    assert first.visible_change > found.visible_from > third.visible_change
+    assert 0 < found.eight_bits_change < 0.005
+    assert found.eight_bits_change < found.jpeg_change < found.random_change
     assert second.oddness == pytest.approx(-1)
     assert second.change > 0.01
     assert [second.proposed, third.proposed] == ["", ""]
@@ -116,6 +119,18 @@ def test_the_same_seed_gives_the_same_numbers_and_they_are_read_back(run, tmp_pa
     assert Attributes.load(tmp_path / "attributes") == one
     assert len(one.table()) == run.K
     assert one.strips.shape == (run.K, 9, *run.image_shape)
+
+
+def test_random_images_and_their_storage_bound_what_is_visible():
+    images = torch.stack([torch.full((3, 10, 10), value) for value in (-1.0, 0.0, 1.0)])
+    assert random_change(images) == pytest.approx((0.5 + 0.5 + 1) / 3)
+    noise = torch.randint(0, 256, (3, 12, 10), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for image in (noise, noise[:1]):
+        kept = jpeg(image)
+        assert kept.shape == image.shape
+        assert 0 < (kept.float() - image.float()).abs().mean() < (128 if len(image) == 3 else 10)
+    flat = torch.full((3, 16, 16), 200, dtype=torch.uint8)
+    assert torch.equal(jpeg(flat), flat)
 
 
 def test_visible_change_is_that_of_the_patch_that_changes_most():

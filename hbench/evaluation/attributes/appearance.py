@@ -35,7 +35,7 @@ FOR_COLOUR = (
 def appearance(data: Data) -> AttributeSet:
     """Return the appearance of images of this kind, which is without colour for grey ones."""
     attributes = FOR_ALL + FOR_COLOUR if data.channels == 3 else FOR_ALL
-    return AttributeSet(name="appearance", attributes=attributes, measure=measure_appearance)
+    return AttributeSet(name="appearance", attributes=attributes, measure=measure_appearance, general=True)
 
 
 def measure_appearance(images: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class AttributeSet:
     measure: Callable[[Tensor], Tensor]
     """Function (float32 images [N, C, H, W] in about [-1, 1], on any device) -> float64 [N, attributes], nan where an
     attribute is undefined for an image. It clamps by itself, and an image's values depend on that image alone."""
+    general: bool = False
+    """True if the attributes are of any image: they name a direction only where none made for its images does."""
     suits: Callable[[Data], bool] = lambda data: True
     """Function (kind of images) -> True if the set measures such images; by default all."""
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hbench.core.images import to_float, to_uint8
 from hbench.core.intervals import Array, mean_of, wilson
 from hbench.core.sampler import BATCH
 from hbench.errors import check_at_least, check_seed, check_type
@@ -34,7 +35,7 @@ from hbench.evaluation.attributes.sets import attribute_sets, measure_all
 from hbench.evaluation.rca import OTHER_RANKING, RCA, is_of, known_rca, rca
 from hbench.evaluation.sampling import batches_of, choose_x_T, sample_model
 from hbench.evaluation.traverse import PAIRS
-from hbench.evaluation.visible import VISIBLE, oddness, visible_change
+from hbench.evaluation.visible import RANDOM, VISIBLE, jpeg, oddness, random_change, visible_change
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.classifier import Classifier, classifier_for, load_classifier
@@ -122,7 +123,8 @@ def attributes(
     columns = (np.concatenate(column) for column in zip(*all_gather(parts), strict=True))
     seen = _Seen(*(column.reshape(samples, run.K, *column.shape[1:]) for column in columns))
     values, classes = measure_all(sets, raw).numpy(), _classes(classifier, raw)
-    result = _result(run, sets, classifier, seen, values, classes[:samples], ranking, np.array(s), seed)
+    floors = _floors(raw[:RANDOM])
+    result = _result(run, sets, classifier, seen, values, classes[:samples], ranking, floors, np.array(s), seed)
     chosen = choose_x_T(run, 1, seed).indices
     strips = run.traverse(examples=chosen, samples=2 * len(MAGNITUDES) + 1, seed=seed, source=source)
     details = {"classifier_sha256": sha256(file)} if file else {}
@@ -173,6 +175,7 @@ def _result(
     raw: Array,
     classes: NDArray[np.int64],
     ranking: RCA,
+    floors: dict[str, Any],
     s: Array,
     seed: int,
 ) -> Attributes:
@@ -180,11 +183,14 @@ def _result(
     n, K = seen.visible_change.shape
     measured = _measured_attributes(sets, raw)
     unit = np.array([each.natural for each in measured])
-    changes = Changes(s, raw[:n] / unit, seen.attributes / unit)
+    of_class = np.array([bool(each.factor) for each in measured])
+    changes = Changes(s, raw[:n] / unit, seen.attributes / unit, of_class)
     found = effects(changes, seed)
-    specific, leads = specificity(found, raw), leading(found, raw)
+    leads = leading(found, raw, np.array([each.general for each in sets for _ in each.attributes]))
+    specific = specificity(found, raw, leads)
     weights = resampled(n, seed)
-    is_visible = seen.visible_change.mean(0) >= VISIBLE
+    visible_from = VISIBLE * floors["random_change"]
+    is_visible = seen.visible_change.mean(0) > visible_from
     visible = np.flatnonzero(is_visible)
     odd = seen.odd.mean(0)
     cluster = dict(zip(visible.tolist(), clusters(odd[visible]).tolist(), strict=True))
@@ -226,6 +232,8 @@ def _result(
         attributes=measured,
         factors=factors,
         directions=directions,
+        visible_from=visible_from,
+        **floors,
         invisible=[k for k in range(K) if not is_visible[k]],
         distinct=len(set(cluster.values())),
         effective_rank=effective_rank(odd[visible]),
@@ -238,6 +246,17 @@ def _result(
         **_estimated("oddness", seen.oddness[:, visible], weights),
         **_estimated("kept_half", kept[:, visible, half], weights),
     )
+
+
+def _floors(raw: Tensor) -> dict[str, Any]:
+    """Return the visible change between random images [n, C, H, W], and by their storage, under the result's names."""
+    stored = to_uint8(raw)
+    compressed = torch.stack([jpeg(each) for each in stored])
+    return {
+        "random_change": random_change(raw),
+        "eight_bits_change": float(visible_change(raw, to_float(stored)).double().mean()),
+        "jpeg_change": float(visible_change(raw, to_float(compressed)).double().mean()),
+    }
 
 
 def _measured_attributes(sets: Sequence[AttributeSet], raw: Array) -> list[MeasuredAttribute]:

@@ -17,6 +17,9 @@ SAME_SIGN = 0.9
 """Share of samples that must move the same way for an effect to count as that of a direction."""
 LARGE = 1.0
 """Effect at S in natural standard deviations from which on it counts."""
+LARGE_OF_CLASS = 0.5
+"""The same of an attribute that tells a class: it has two modes, and 1 is the way from one to the other of all samples
+where half of them have the class. A sample that has it already cannot get it, so that no common curve is asked for."""
 IN_COMMON = 0.5
 """R2 of the samples' common curve from which on an effect counts."""
 MONOTONE = 0.9
@@ -36,6 +39,8 @@ class Changes(NamedTuple):
     """Attributes of raw samples in natural standard deviations, [n, J]; nan where one is not defined."""
     shifted: Array
     """Attributes of shifted samples, [n, K, L, J]."""
+    of_class: NDArray[np.bool_]
+    """True for an attribute that tells a class, [J]."""
 
     @property
     def moved(self) -> Array:
@@ -66,13 +71,14 @@ class Effects(NamedTuple):
     """R2 of a straight line through 0 in the mean curve over s, 0..1."""
     certain: NDArray[np.bool_]
     """True if the effect differs from 0 by a t test at 5 %, by Holm's correction for all K x J tests."""
+    of_class: NDArray[np.bool_]
+    """True for an attribute that tells a class, [J]."""
 
     @property
     def passes(self) -> NDArray[np.bool_]:
         """True where an effect is large, certain, and much the same in nearly all samples, [K, J]."""
-        return (
-            self.certain & (np.abs(self.effect) >= LARGE) & (self.sign_share >= SAME_SIGN) & (self.common >= IN_COMMON)
-        )
+        large = np.abs(self.effect) >= np.where(self.of_class, LARGE_OF_CLASS, LARGE)
+        return self.certain & large & (self.sign_share >= SAME_SIGN) & (self.of_class | (self.common >= IN_COMMON))
 
 
 def effects(changes: Changes, seed: int = 0) -> Effects:
@@ -107,6 +113,7 @@ def effects(changes: Changes, seed: int = 0) -> Effects:
         curve=curve,
         linear=linear.clip(0, 1),
         certain=holm(_p_values(half)) < CERTAIN,
+        of_class=changes.of_class,
     )
 
 
@@ -121,23 +128,25 @@ def percentile_interval(values: Array, weights: Array) -> Bounds:
     return float(low), float(high)
 
 
-def leading(found: Effects, raw: Array) -> NDArray[np.int64]:
+def leading(found: Effects, raw: Array, general: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the attribute that leads each direction, the one with the largest effect that passes, [K]; -1 for none.
 
-    Of attributes that are nearly the same thing in raw samples, the first that passes stands for all: the list begins
-    with those that say most about the images.
+    Of attributes that are nearly the same thing in raw samples, the first that passes stands for all. Attributes of any
+    image lead only where none of those that are made for these images passes: "brighter" says less than "short hair".
 
     Args:
         found: effects.
         raw: attributes of raw samples, [n, J].
+        general: True for an attribute of any image, [J].
     """
     alike, passes = _alike(raw), found.passes
+    passes = passes & ~(general & (passes & ~general).any(1, keepdims=True))
     size = np.where(passes, np.abs(found.effect), -1.0)
     first = (alike[size.argmax(1)] & passes).argmax(1)
     return np.where(passes.any(1), first, -1)
 
 
-def specificity(found: Effects, raw: Array) -> Array:
+def specificity(found: Effects, raw: Array, leads: NDArray[np.int64]) -> Array:
     """Return |effect| on the leading attribute over the mean |effect| on the others, [K]; nan where none leads.
 
     It is nan, too, where the others do not move at all. Attributes that are nearly the same thing as the
@@ -146,10 +155,11 @@ def specificity(found: Effects, raw: Array) -> Array:
     Args:
         found: effects.
         raw: attributes of raw samples, [n, J].
+        leads: attribute that leads each direction, [K]; -1 for none.
     """
     alike = _alike(raw)
     values = np.full(len(found.effect), np.nan)
-    for k, lead in enumerate(leading(found, raw)):
+    for k, lead in enumerate(leads):
         others = np.nan_to_num(np.abs(found.effect[k][~alike[lead]]))
         if lead >= 0 and others.any():
             values[k] = abs(found.effect[k, lead]) / others.mean()

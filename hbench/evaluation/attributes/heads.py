@@ -57,13 +57,20 @@ def attributes_of(factor: Factor) -> tuple[Attribute, ...]:
 
 
 def _words_of_two(factor: Factor) -> list[str]:
-    """Return words for each of two classes: "short hair" and "long hair", but "hat: no" and "hat: yes"."""
+    """Return words for each of two classes: "short hair" and "long hair", "no hat" and "hat", else "a: b"."""
+    if factor.classes == ("no", "yes"):
+        return [f"no {factor.name}", factor.name]
     speak_alone = all(name.islower() and name not in ANSWERS for name in factor.classes)
     return [f"{name} {factor.name}" if speak_alone else f"{factor.name}: {name}" for name in factor.classes]
 
 
 def _words(factor: Factor, name: str, way: str) -> str:
-    """Return words for more or less of a class: "more like a 3", "hair colour more red", "hair more like bun"."""
+    """Return words for more or less of a class: "more like a 3", "hair colour more red", "hair more like bun".
+
+    No class is "no glasses" and "glasses".
+    """
+    if name == "none":
+        return f"no {factor.name}" if way == "more" else factor.name
     if factor == DIGIT:
         return f"{way} like {'an' if name == '8' else 'a'} {name}"
     return f"{factor.name} {way} {'' if factor.name.endswith(('colour', 'color')) else 'like '}{name}"

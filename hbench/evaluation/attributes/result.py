@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hbench.errors import counted
+from hbench.evaluation.visible import OLD_VISIBLE
 from hbench.store.records import Aside, Count, Interval, Nonnegative, Number, Positive, Share, ShareOrNone
 from hbench.store.results import Result
 
@@ -88,6 +89,7 @@ class Attributes(Result):
     """What each direction of a run does to images, and how many of them a person sees, tells apart and names."""
 
     NAME: ClassVar[str] = "attributes"
+    SCHEMA: ClassVar[int] = 2
 
     n: Positive
     """Number of samples, each shifted along every direction."""
@@ -97,6 +99,14 @@ class Attributes(Result):
     factors: list[str]
     """Factors whose classes are kept or not; empty without a classifier."""
     directions: list[MeasuredDirection]
+    random_change: Nonnegative
+    """Mean visible change between two random images; nan, as the next two, in files of older versions."""
+    eight_bits_change: Nonnegative
+    """Visible change of random images by rounding to 8 bits."""
+    jpeg_change: Nonnegative
+    """Visible change of random images by JPEG of quality 90."""
+    visible_from: Nonnegative
+    """Visible change beyond which a person sees a direction: a third of that between random images."""
     invisible: list[Count]
     """Directions that nobody sees."""
     distinct: Count
@@ -122,6 +132,12 @@ class Attributes(Result):
     strips: Aside = field(default=None, compare=False, repr=False)
     """Images of one sample along each direction, uint8-ready float32 [K, 2 * magnitudes + 1, C, H, W]; None in a result
     read back."""
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
+        """Return the values of an older form in today's, which had one threshold for all images."""
+        floors = dict.fromkeys(["random_change", "eight_bits_change", "jpeg_change"])
+        return floors | {"visible_from": OLD_VISIBLE} | values
 
     def __post_init__(self) -> None:
         """Check that all numbers are of the same directions, attributes and magnitudes."""
@@ -181,6 +197,8 @@ class Attributes(Result):
         K = len(self.directions)
         lines = [
             f"{self.brief}; effective rank {self.effective_rank:.1f}",
+            f"visible beyond {self.visible_from:.3f}, random images differ by {self.random_change:.3f}, "
+            f"JPEG changes {self.jpeg_change:.3f}",
             f"attributes: {', '.join(self.covered) or 'none'}",
             f"RCA {_words(self.accuracy, self.accuracy_interval)} over all, "
             f"{_words(self.accuracy_visible, self.accuracy_visible_interval)} over the visible ones, "

@@ -239,6 +239,9 @@ class Discovery(Section):
     """Factor of every delta_h. Models differ in the standard deviation of h_t, from 1 to 20 so far, and shifts far
     below it change no image, so that nothing is learned. The start of a discovery tells it: with an h_scale of about
     that size, S means the same for every model [reconstructed]."""
+    start: float = Field(default=0.0, ge=0, le=10)
+    """Size of the random directions that training starts from, at 1 about that of ``h_scale``. From 0, as in Asyrp,
+    all directions are alike at first, and some may stay at nothing."""
     min_magnitude: float = Field(default=0.5, ge=0, le=1e6)
     """Smallest magnitude: a smaller |s| is raised to it, as in GANLatentDiscovery [reconstructed]."""
     steps: Count

@@ -11,12 +11,16 @@ from hbench.models.adm import GroupNorm32
 def build_shift_block(experiment: Experiment, backbone: Backbone) -> "ShiftBlock":
     """Return f with the experiment's K directions, its sizes read from the backbone."""
     settings = experiment.discovery
-    return ShiftBlock(backbone.h_shape[0], backbone.emb_channels, settings.K, settings.h_scale)
+    block = ShiftBlock(backbone.h_shape[0], backbone.emb_channels, settings.K, settings.h_scale)
+    return randomise_outputs(block, settings.start) if settings.start else block
 
 
-def randomise_outputs(block: "ShiftBlock") -> "ShiftBlock":
-    """Give a shift block Gaussian output convolutions without bias, in place of the zeros it starts with; return it."""
-    nn.init.normal_(block.out_weight, std=block.out_weight.shape[-1] ** -0.5)
+def randomise_outputs(block: "ShiftBlock", size: float = 1.0) -> "ShiftBlock":
+    """Give a shift block Gaussian output convolutions without bias, in place of the zeros it starts with; return it.
+
+    A size of 1 keeps the size of the features that the convolutions see.
+    """
+    nn.init.normal_(block.out_weight, std=size * block.out_weight.shape[-1] ** -0.5)
     nn.init.zeros_(block.out_bias)
     return block
 
@@ -24,7 +28,8 @@ def randomise_outputs(block: "ShiftBlock") -> "ShiftBlock":
 class ShiftBlock(nn.Module):
     """Asyrp's DeltaBlock (Kwon et al. 2023) with K output convolutions of 1x1, which start at zero.
 
-    Zero outputs make x'_0 equal x_0 at the start of training, so that the adversarial game starts at its equilibrium.
+    Zero outputs make x'_0 equal x_0 at the start of training, so that the adversarial game starts at its equilibrium;
+    :func:`randomise_outputs` gives it other ones.
 
     Args:
         channels: channels of h_t, a multiple of 32.

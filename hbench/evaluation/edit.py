@@ -108,7 +108,7 @@ class EditedImages(Result):
     """Edits of real images. The folder also holds ``images``, with every picture in its own size."""
 
     NAME: ClassVar[str] = "edit"
-    SCHEMA: ClassVar[int] = 3
+    SCHEMA: ClassVar[int] = 4
 
     edits: list[list[tuple[Count, float]]]
     """Directions and magnitudes of each edit."""
@@ -125,9 +125,11 @@ class EditedImages(Result):
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
-        """Return the values without what older results do not know of x_T."""
+        """Return the values without what older results do not know of x_T and of costs."""
         unknown = {"x_T_mean": None, "x_T_std": None}
-        return {"recovery": None, "costs": None, **values, "images": [unknown | image for image in values["images"]]}
+        images = [unknown | image for image in values["images"]]
+        costs = values.get("costs") and [[{"lpips": None} | cost for cost in row] for row in values["costs"]]
+        return {"recovery": None, **values, "images": images, "costs": costs}
 
     def __post_init__(self) -> None:
         """Check that there is a cost of every edit of every image."""
@@ -327,6 +329,7 @@ def cost_in_words(costs: Sequence[EditCost]) -> str:
     means = {
         "change": mean(cost.change for cost in costs),
         "SSIM": mean(cost.ssim for cost in costs),
+        "LPIPS": mean(cost.lpips for cost in costs),
         "classes kept": mean(cost.kept for cost in costs),
         "change outside the mask": mean(cost.change_outside for cost in costs),
     }

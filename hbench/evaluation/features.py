@@ -226,7 +226,7 @@ def classifier_features(classifier: Classifier, images: Tensor) -> Tensor:
 def _network(extractor: Extractor, layer: str, cuda: bool) -> FeatureExtractorBase:
     weights = extractor.weights
     try:
-        with _no_code_in_weights():
+        with no_code_in_weights():
             return create_feature_extractor(
                 extractor.name,
                 [layer],
@@ -252,7 +252,7 @@ def _network(extractor: Extractor, layer: str, cuda: bool) -> FeatureExtractorBa
 
 
 @contextmanager
-def _no_code_in_weights() -> Iterator[None]:
+def no_code_in_weights() -> Iterator[None]:
     """Let PyTorch load nothing but tensors in the block, even if torch-fidelity asks for more: pickles hold code."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)

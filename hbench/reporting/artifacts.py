@@ -166,9 +166,9 @@ ARTIFACTS = (
         {"attributes.png": draw_attributes, "curves.png": draw_curves},
         of_run=True,
         caption=(
-            "A direction is visible if a patch of the image, a fifth of its height, changes by a quarter of the "
-            "pixels' range between both ends; effects are in standard deviations of the attribute over raw samples, "
-            "and the leading attribute is the one with the largest effect that nearly all samples share."
+            "A direction is visible if the patch of the image, a fifth of its height, that changes most changes by "
+            "more than a third of what random images differ by; effects are in standard deviations of the attribute "
+            "over raw samples, and the leading attribute is the one with the largest effect that nearly all samples share."
         ),
         seen={
             "attributes.png": (

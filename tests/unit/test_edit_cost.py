@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+import torchvision
 
-from hbench.evaluation.edit_cost import edit_costs
+from hbench.errors import HBenchError
+from hbench.evaluation.edit_cost import LPIPS_WEIGHTS, edit_costs, lpips
 from hbench.experiments import load_experiment
 from hbench.store.classifier import load_classifier, shipped_classifier
 from hbench.store.run import load_run
@@ -33,6 +35,29 @@ def test_the_more_structure_is_lost_the_lower_is_the_similarity():
     assert found == sorted(found, reverse=True)
     assert found[0] > 0.9
     assert found[-1] < 0.5
+
+
+def test_lpips_is_measured_where_its_weights_are_and_downloads_nothing(tmp_path, monkeypatch):
+    """With random weights, for the real ones are 528 MB: positive, as those of LPIPS are."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert lpips() is None
+    images = torch.rand(3, 1, 16, 16) * 2 - 1
+    edits = torch.stack([images, images + 0.1, images.flip(-1)], 1)
+    assert math.isnan(edit_costs(images, edits)[0][1].lpips)
+    torch.manual_seed(0)
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    lpips_file, vgg_file = (tmp_path / "hub/checkpoints" / name for name in LPIPS_WEIGHTS)
+    widths = [64, 128, 256, 512, 512]
+    torch.save({f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(widths)}, lpips_file)
+    vgg_file.touch()
+    vgg = torchvision.models.vgg16()
+    monkeypatch.setattr("torch_fidelity.sample_similarity_lpips.torchvision_load_pretrained_vgg16", lambda: vgg)
+    for same, slightly, other in edit_costs(images, edits):
+        assert same.lpips == 0
+        assert 0 < slightly.lpips < other.lpips
+    torch.save({"lin0": torch.zeros(1)}, lpips_file)
+    with pytest.raises(HBenchError, match="holds no weights of LPIPS"):
+        lpips()
 
 
 def test_images_smaller_than_the_window_have_a_similarity_too():

@@ -168,7 +168,8 @@ ARTIFACTS = (
         caption=(
             "A direction is visible if the patch of the image, a fifth of its height, that changes most changes by "
             "more than a third of what random images differ by; effects are in standard deviations of the attribute "
-            "over raw samples, and the leading attribute is the one with the largest effect that nearly all samples share."
+            "over raw samples, and the leading attribute is the one with the largest effect that nearly all samples "
+            "share."
         ),
         seen={
             "attributes.png": (

@@ -26,7 +26,7 @@ OLD_VISIBLE = 0.25
 """Visible change from which on results count a direction as visible that do not tell."""
 PATCH = 5
 """Size of an image over that of a patch in which a change is looked for: an eye or a mouth fills one."""
-FEWEST, MOST = 6, 24
+FEWEST, MOST = 12, 24
 """Samples that a direction is looked at on, at least and at most."""
 
 

@@ -77,7 +77,7 @@ class RCA(Result):
     visible_change: list[Nonnegative] | None
     """Visible change of each direction between -S and S, as a share of the range, mean over samples."""
     visible_from: Nonnegative | None
-    """Visible change beyond which a person sees a direction: a third of that between random images."""
+    """Visible change beyond which a person sees a direction: half of that between random images."""
     visible_change_interval: list[Interval] | None
     oddness: list[Number] | None
     """Oddness of each direction: 1 where its signs do opposite things to the image, -1 where they do the same."""

@@ -167,7 +167,7 @@ ARTIFACTS = (
         of_run=True,
         caption=(
             "A direction is visible if the patch of the image, a fifth of its height, that changes most changes by "
-            "more than a third of what random images differ by; effects are in standard deviations of the attribute "
+            "more than half of what random images differ by; effects are in standard deviations of the attribute "
             "over raw samples, and the leading attribute is the one with the largest effect that nearly all samples "
             "share."
         ),

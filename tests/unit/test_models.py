@@ -79,6 +79,25 @@ def test_h_scale_is_a_factor_of_every_direction_and_one_changes_no_bit():
     assert torch.equal(block(h, emb, k), unscaled)
 
 
+def test_a_discovery_starts_from_nothing_or_from_random_directions_of_its_size():
+    block, random, large = (
+        started(load_experiment("digits16", ["discovery.K=64", f"discovery.start={start}"])) for start in (0, 1, 2)
+    )
+    assert not block.out_weight.any()
+    torch.testing.assert_close(2 * random.out_weight, large.out_weight)
+    assert random.out_weight.std().item() == pytest.approx(random.out_weight.shape[-1] ** -0.5, rel=0.05)
+    assert not random.out_bias.any()
+    for name in ("in_layers.2.weight", "emb_layers.1.weight"):  # the rest starts as ever
+        assert torch.equal(block.get_parameter(name), random.get_parameter(name))
+
+
+def started(experiment):
+    torch.manual_seed(0)
+    backbone = build_model(experiment)
+    torch.manual_seed(1)
+    return build_shift_block(experiment, backbone)
+
+
 def test_the_shift_block_of_an_experiment_has_its_h_scale():
     experiment = load_experiment("digits16", ["discovery.h_scale=12.5"])
     assert build_shift_block(experiment, build_model(experiment)).h_scale == 12.5

@@ -14,7 +14,7 @@ from hbench.core.intervals import mean_of, student, wilson
 from hbench.core.sampler import BATCH
 from hbench.errors import HBenchError, check_at_least, check_seed, check_type, counted
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
-from hbench.evaluation.visible import OLD_VISIBLE, enough, look
+from hbench.evaluation.visible import OLD_VISIBLE, VISIBLE, enough, look
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
@@ -77,7 +77,7 @@ class RCA(Result):
     visible_change: list[Nonnegative] | None
     """Visible change of each direction between -S and S, as a share of the range, mean over samples."""
     visible_from: Nonnegative | None
-    """Visible change beyond which a person sees a direction: half of that between random images."""
+    """Visible change beyond which a person sees a direction."""
     visible_change_interval: list[Interval] | None
     oddness: list[Number] | None
     """Oddness of each direction: 1 where its signs do opposite things to the image, -1 where they do the same."""
@@ -282,7 +282,7 @@ def rca(
         neighbours_raw=float(seen.neighbours_raw.mean()),
         n_visible=len(looked.visible_change),
         visible_change=looked.visible_change.mean(0).tolist(),
-        visible_from=looked.visible_from,
+        visible_from=VISIBLE,
         visible_change_interval=[
             (max(0.0, float(low)), float(high)) for low, high in zip(*student(looked.visible_change), strict=True)
         ],

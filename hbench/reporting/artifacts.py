@@ -166,8 +166,8 @@ ARTIFACTS = (
         {"attributes.png": draw_attributes, "curves.png": draw_curves},
         of_run=True,
         caption=(
-            "A direction is visible if the patch of the image, a fifth of its height, that changes most changes by "
-            "more than half of what random images differ by; effects are in standard deviations of the attribute "
+            "A direction is visible if the patch of the image, a fifth of its height, that changes most between both "
+            "ends changes by more than 0.3 of the range; effects are in standard deviations of the attribute "
             "over raw samples, and the leading attribute is the one with the largest effect that nearly all samples "
             "share."
         ),

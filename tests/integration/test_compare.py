@@ -90,7 +90,7 @@ def test_pairs_of_visible_directions_match_in_no_other_run_even_where_they_are_a
     changes = iter([(0.9, 0.0, 0.0), (0.0, 0.9, 0.0)])
 
     def look(run, source, samples, seed):
-        return Seen(np.array([next(changes)] * 2), np.zeros((2, 3)), 0.25)
+        return Seen(np.array([next(changes)] * 2), np.zeros((2, 3)))
 
     monkeypatch.setattr(module, "look", look)
     counts = {seed: draw_pairs(run, seed, 0, 12).k.bincount(minlength=3).tolist() for seed in range(20)}

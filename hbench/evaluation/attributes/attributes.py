@@ -189,8 +189,7 @@ def _result(
     leads = leading(found, raw, np.array([each.general for each in sets for _ in each.attributes]))
     specific = specificity(found, raw, leads)
     weights = resampled(n, seed)
-    visible_from = VISIBLE * floors["random_change"]
-    is_visible = seen.visible_change.mean(0) > visible_from
+    is_visible = seen.visible_change.mean(0) > VISIBLE
     visible = np.flatnonzero(is_visible)
     odd = seen.odd.mean(0)
     cluster = dict(zip(visible.tolist(), clusters(odd[visible]).tolist(), strict=True))
@@ -232,7 +231,7 @@ def _result(
         attributes=measured,
         factors=factors,
         directions=directions,
-        visible_from=visible_from,
+        visible_from=VISIBLE,
         **floors,
         invisible=[k for k in range(K) if not is_visible[k]],
         distinct=len(set(cluster.values())),

@@ -106,7 +106,7 @@ class Attributes(Result):
     jpeg_change: Nonnegative
     """Visible change of random images by JPEG of quality 90."""
     visible_from: Nonnegative
-    """Visible change beyond which a person sees a direction: half of that between random images."""
+    """Visible change beyond which a person sees a direction."""
     invisible: list[Count]
     """Directions that nobody sees."""
     distinct: Count

@@ -17,9 +17,9 @@ from hbench.runtime.progress import progress
 from hbench.store.run import Run
 
 VISIBLE = 0.3
-"""Visible change beyond which a person sees a direction. It agrees with the eye on two worlds. Of the digits of hbench
-0.1, the ten directions that nobody sees have at most 0.17, and the next one 0.41. Of the faces of faces16, the three in
-which fresh looks (by five vision models) found "nothing clear" have at most 0.24, and the next one 0.42."""
+"""Visible change beyond which a person sees a direction. It agrees with the eye on two worlds. The ten directions of
+the digits of hbench 0.1 that nobody sees have at most 0.17, and the next one 0.41. The three of faces16 in which fresh
+looks (by five vision models) found "nothing clear" have at most 0.24, and the next one 0.42."""
 OLD_VISIBLE = 0.25
 """The same in results that do not tell."""
 RANDOM = 100

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hbench.store.datasets import load_set as load_set
     from hbench.store.datasets import read_images as read_images
     from hbench.store.directions import direction_source as direction_source
+    from hbench.store.imported import import_model as import_model
     from hbench.store.labels import Factor as Factor
     from hbench.store.labels import Labels as Labels
     from hbench.store.model import load_model as load_model
@@ -55,6 +56,7 @@ _HOME = {
     "pretrain": "hbench.training.pretrain",
     "train": "hbench.training.discover",
     "load_model": "hbench.store.model",
+    "import_model": "hbench.store.imported",
     "Backbone": "hbench.core.backbone",
     "Sampler": "hbench.core.sampler",
     "backpropagate": "hbench.core.chain",

@@ -26,6 +26,8 @@ Channels = Annotated[int, Field(ge=1, le=8192)]
 """Number of channels, or of a factor of them."""
 Pixels = Annotated[int, Field(ge=1, le=1024)]
 """Width in pixels."""
+Beta = Annotated[float, Field(ge=0, le=1)]
+"""Variance of the noise of one step."""
 Distance = Annotated[float, Field(ge=0, le=1e6)]
 """Frechet distance."""
 
@@ -81,9 +83,97 @@ class Data(Section):
         return "L" if self.channels == 1 else "RGB"
 
 
-class Model(Section):
-    """The ADM UNet (Table 3), in guided-diffusion's terms; the discriminator has the same shape."""
+DownBlock = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+Resampling = Literal["conv", "resnet"]
 
+
+class UNet2D(Section):
+    """The ``UNet2DModel`` of diffusers, in the terms and with the defaults of its ``config.json``.
+
+    There are only values with which the network can be split at its middle block.
+    """
+
+    down_block_types: tuple[DownBlock, ...] = Field(min_length=1, max_length=10)
+    up_block_types: tuple[UpBlock, ...] = Field(min_length=1, max_length=10)
+    block_out_channels: tuple[Channels, ...] = Field(min_length=1, max_length=10)
+    """Channels of each level; every level but the last ends with a halving of the feature maps."""
+    layers_per_block: int = Field(default=2, ge=1, le=100)
+    mid_block_scale_factor: float = Field(default=1.0, gt=0, le=1e6)
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Resampling = "conv"
+    upsample_type: Resampling = "conv"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    act_fn: Literal["swish", "silu", "mish", "gelu", "relu"] = "silu"
+    attention_head_dim: int = Field(default=8, ge=0, le=8192)
+    """Channels of each attention head; 0, null in diffusers, for one head of all channels."""
+    norm_num_groups: Channels = 32
+    attn_norm_num_groups: Channels | None = None
+    norm_eps: float = Field(default=1e-5, gt=0, le=1)
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    add_attention: bool = True
+    """Attention of the middle block."""
+    time_embedding_type: Literal["positional", "learned"] = "positional"
+    time_embedding_dim: Channels | None = None
+    freq_shift: int = Field(default=0, ge=0, le=1)
+    flip_sin_to_cos: bool = True
+    num_train_timesteps: Count | None = None
+    """Number of learned embeddings of time."""
+    num_class_embeds: Count | None = None
+    """Number of classes of a class-conditional network; none for an unconditional one."""
+    class_label: int | None = Field(default=None, ge=0, le=10**9)
+    """The one class of which a class-conditional network makes images."""
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Self:
+        levels = len(self.block_out_channels)
+        if not levels == len(self.down_block_types) == len(self.up_block_types):
+            raise ValueError(
+                "model.unet2d: block_out_channels, down_block_types and up_block_types differ in length: each has one "
+                "value a level"
+            )
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"model.unet2d: {channels} channels cannot be normalised in {self.norm_num_groups} groups: make "
+                    "block_out_channels multiples of norm_num_groups"
+                )
+            if self.attention_head_dim > channels:
+                raise ValueError(
+                    f"model.unet2d.attention_head_dim = {self.attention_head_dim} is more than {channels}, the "
+                    "channels of a level: make it smaller"
+                )
+        if self.attn_norm_num_groups and self.block_out_channels[-1] % self.attn_norm_num_groups:
+            raise ValueError("model.unet2d.attn_norm_num_groups must divide the channels of the last level")
+        return self
+
+    @model_validator(mode="after")
+    def _check_embeddings(self) -> Self:
+        if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
+            raise ValueError('model.unet2d.time_embedding_type = "learned" needs num_train_timesteps')
+        if (classes := self.num_class_embeds) and self.class_label is None:
+            raise ValueError(
+                f"is class-conditional ({counted(classes, 'class', 'classes')}), and directions are those of one class:"
+                " set model.unet2d.class_label, or give `class_label`"
+            )
+        if self.class_label is not None and self.class_label >= (classes or 0):
+            known = f"its classes are 0..{classes - 1}" if classes else "the network has no classes: leave it out"
+            raise ValueError(f"model.unet2d.class_label = {self.class_label}: {known}")
+        return self
+
+
+class Model(Section):
+    """The diffusion model: the ADM UNet (Table 3), in guided-diffusion's terms, or the UNet in ``unet2d``.
+
+    The discriminator is ADM's encoder: it has the shape of the ADM UNet, and keeps these settings beside ``unet2d``.
+    """
+
+    path: str | None = Field(default=None, min_length=1, exclude=True)
+    """Model to search for directions, by default the pretrained one of the experiment: a folder or file, of which a
+    relative path in an experiment file starts at the file, or an id of the Hugging Face Hub. It says where the weights
+    are, not what they are: nothing that is written keeps it."""
+    unet2d: UNet2D | None = None
+    """Settings of a UNet of diffusers; by default the UNet is ADM's."""
     model_channels: int = Field(ge=32, le=8192)
     channel_mult: tuple[Channels, ...] = Field(min_length=1, max_length=10)
     num_res_blocks: int = Field(default=2, ge=1, le=100)
@@ -97,7 +187,7 @@ class Model(Section):
     resblock_updown: bool = False
     conv_resample: bool = True
     learn_sigma: bool = False
-    """Twice the output channels, for checkpoints of guided-diffusion; only eps is used."""
+    """Twice the output channels, for checkpoints that also predict the variance, which is not used."""
     use_new_attention_order: bool = False
     """Order of the qkv channels; it changes the output but no name or shape, so it must match the checkpoint."""
 
@@ -131,10 +221,14 @@ class Model(Section):
             attends = width in self.attention_resolutions or width == widths[-1]
             if attends and channels % divisor:
                 raise ValueError(f"{channels} channels cannot be split into model.num_heads or model.num_head_channels")
+        if self.unet2d and size % 2 ** (levels := len(self.unet2d.block_out_channels) - 1):
+            raise ValueError(
+                f"data.size {size} cannot be halved {counted(levels, 'time')}: shorten the lists of model.unet2d"
+            )
 
 
 class Diffusion(Section):
-    """What the network predicts, and the linear noise schedule of DDPM."""
+    """What the network predicts, and the noise schedule."""
 
     prediction: Literal["eps", "v", "x_0"] = "eps"
     """Quantity that the network predicts: the noise, as in the paper and in guided-diffusion; the velocity v =
@@ -142,18 +236,33 @@ class Diffusion(Section):
     training: near t = T - 1 the error of x_0 is some 150 times that of eps, but no larger than that of v."""
 
     T: int = Field(default=1000, ge=2, le=100_000)
+    noise_schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    """Kind of betas, see :func:`hbench.core.diffusion.alpha_bar_schedule`: linear ones, squares of linear ones, both
+    from ``beta_start`` to ``beta_end``, or those of a cosine, which need neither."""
     beta_start: float = Field(default=1e-4, ge=1e-9, lt=1)
     beta_end: float = Field(default=0.02, ge=1e-9, lt=1)
+    trained_betas: tuple[Beta, ...] | None = Field(default=None, min_length=2, max_length=100_000)
+    """The T betas themselves, in place of a kind."""
+    zero_terminal_snr: bool = False
+    """Rescaling of the schedule to alpha_bar(T - 1) = 0, so that the last x_t is pure noise (Lin et al. 2024)."""
+    steps_offset: int = Field(default=0, ge=0, le=100_000)
+    """Number that is added to the timesteps of ``discovery.spacing = "leading"``, as in diffusers."""
 
     @property
     def schedule(self) -> dict[str, Any]:
         """Arguments of the noise schedule."""
-        return self.model_dump(exclude={"prediction"})
+        return self.model_dump(exclude={"prediction", "steps_offset"})
 
     @property
     def last_alpha_bar(self) -> float:
         """Value of alpha_bar(T - 1): the share of the image in the variance of the last x_t, ideally near 0."""
-        return _last_alpha_bar(self.T, self.beta_start, self.beta_end)
+        if self.zero_terminal_snr:
+            return 0.0
+        if self.trained_betas is not None:
+            return math.prod(1 - beta for beta in self.trained_betas)
+        if self.noise_schedule == "cosine":  # a product of ratios, of which the last is capped
+            return 1e-3 * cosine_alpha_bar((self.T - 1) / self.T) / cosine_alpha_bar(0)
+        return _last_alpha_bar(self.T, self.beta_start, self.beta_end, self.noise_schedule == "scaled_linear")
 
     @property
     def advice(self) -> str | None:
@@ -164,6 +273,12 @@ class Diffusion(Section):
         """
         if self.last_alpha_bar <= NEARLY_NOISE:
             return None
+        if self.trained_betas is not None or self.noise_schedule != "linear":
+            return (
+                f"the noise schedule leaves alpha_bar(T - 1) = {self.last_alpha_bar:.2g}, which should be near 0: "
+                "generation starts from pure noise, which the model then never saw: a pretraining with "
+                'diffusion.noise_schedule = "cosine" does not'
+            )
         advice = "make diffusion.T larger"
         if _last_alpha_bar(self.T, self.beta_start, 0.99) <= NEARLY_NOISE:
             low, high = self.beta_end, 0.99
@@ -182,7 +297,18 @@ class Diffusion(Section):
     def _check_betas(self) -> Self:
         if self.beta_start > self.beta_end:
             raise ValueError("diffusion.beta_start must not exceed diffusion.beta_end")
-        if self.last_alpha_bar < NO_IMAGE:
+        if self.trained_betas is not None and len(self.trained_betas) != self.T:
+            n = len(self.trained_betas)
+            raise ValueError(
+                f"diffusion.trained_betas has {n} values, and diffusion.T is {self.T}: set diffusion.T = {n}"
+            )
+        if self.last_alpha_bar == 0:
+            if self.prediction == "eps":
+                raise ValueError(
+                    "alpha_bar(T - 1) = 0 leaves no image in the last x_t, and the noise alone does not tell it: set "
+                    'diffusion.prediction to "v" or "x_0", or leave diffusion.zero_terminal_snr out'
+                )
+        elif self.last_alpha_bar < NO_IMAGE:
             raise ValueError(
                 f"diffusion.T = {self.T} and diffusion.beta_end = {self.beta_end:g} leave alpha_bar(T - 1) = "
                 f"{self.last_alpha_bar:.2g}, too little for float32: make one of both smaller"
@@ -190,10 +316,17 @@ class Diffusion(Section):
         return self
 
 
-def _last_alpha_bar(T: int, beta_start: float, beta_end: float) -> float:
-    """Return the product of 1 - beta_t over T linear betas."""
-    step = (beta_end - beta_start) / (T - 1)
-    return math.exp(math.fsum(math.log1p(-beta_start - step * t) for t in range(T)))
+def _last_alpha_bar(T: int, beta_start: float, beta_end: float, squares: bool = False) -> float:
+    """Return the product of 1 - beta_t over T linear betas, or over squares of linear values."""
+    if squares:
+        beta_start, beta_end = math.sqrt(beta_start), math.sqrt(beta_end)
+    step, power = (beta_end - beta_start) / (T - 1), 2 if squares else 1
+    return math.exp(math.fsum(math.log1p(-((beta_start + step * t) ** power)) for t in range(T)))
+
+
+def cosine_alpha_bar(share: float) -> float:
+    """Return the cosine schedule's alpha_bar at a share of T, up to a factor (Nichol & Dhariwal 2021, Eq. 17)."""
+    return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
 class Pretrain(Section):

@@ -26,15 +26,16 @@ FLAGS = {
     "lr_anneal_steps": "pretrain.steps",
     "ema_rate": "pretrain.ema",
     "prediction_type": "diffusion.prediction",
+    "beta_schedule": "diffusion.noise_schedule",
+    "schedule": "diffusion.noise_schedule",
+    "num_train_timesteps": "diffusion.T",
+    "rescale_betas_zero_snr": "diffusion.zero_terminal_snr",
 }
-"""Flags of guided-diffusion that have another name here."""
+"""Flags of guided-diffusion, and settings of diffusers' schedulers, that have another name here."""
 UNSUPPORTED = {
     "num_heads_upsample": "the decoder has as many heads as the encoder, as without that flag",
     "class_cond": "models are unconditional",
     "num_classes": "models are unconditional",
-    "noise_schedule": "the schedule is linear",
-    "schedule": "the schedule is linear",
-    "beta_schedule": "the schedule is linear",
     "predict_xstart": "models that were trained with it have diffusion.prediction = 'x_0'",
     "rescale_timesteps": "timesteps are 0..T-1, as without that flag",
     "use_fp16": "weights of 16 bits are read as they are",
@@ -46,6 +47,8 @@ UNSUPPORTED = {
     "weight_decay": "Adam has none",
 }
 """Flags of guided-diffusion and others that have no setting here, and why."""
+PATHS = (("data", "root"), ("model", "path"))
+"""Settings that say where something lies, section and key; a relative path in a file starts at the file."""
 OF_IMAGES = ("dataset", "size", "channels")
 """Settings of the data that make other images."""
 
@@ -79,12 +82,43 @@ def load_experiment(name: str | Path, overrides: str | Sequence[str] = (), /, **
         raise HBenchError(f"{path}: not valid TOML: {error}") from error
     if "name" in values:  # results go to a folder of this name
         raise HBenchError(f'{path}: unknown key "name": an experiment has the name of its file')
-    _resolve_root(values, path.parent)
+    _resolve_paths(values, path.parent)
     for each in as_list(overrides):
         _set(values, *_parse_override(each))
     for key, value in settings.items():
         _set(values, key, value)
     return parse_experiment({**values, "name": path.stem}, source=str(path))
+
+
+def to_toml(experiment: Experiment, folder: Path) -> str:
+    """Return the text of an experiment file: the settings that were given, and the paths.
+
+    Args:
+        experiment: experiment to write.
+        folder: folder of the file; a path below it is written as it is seen from there.
+    """
+    values = experiment.model_dump(mode="json", exclude={"name"}, exclude_unset=True, exclude_none=True)
+    for section, key in PATHS:
+        if path := getattr(getattr(experiment, section), key):
+            below = Path(path).exists() and Path(path).resolve().is_relative_to(folder.resolve())
+            path = str(Path(path).resolve().relative_to(folder.resolve())) if below else _anywhere(path)
+            values[section] = {key: path, **values[section]}
+    tables = [(section, values[section]) for section in type(experiment).model_fields if values.get(section)]
+    return "\n".join(line for section, table in tables for line in _table(section, table))
+
+
+def _anywhere(path: str) -> str:
+    """Return a path that is the same seen from any folder; what is none, such as an id of a Hub, as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def _table(name: str, values: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table of TOML, its own tables last."""
+    inner = [(f"{name}.{key}", value) for key, value in values.items() if isinstance(value, dict)]
+    plain = [(key, value) for key, value in values.items() if not isinstance(value, dict)]
+    # JSON's strings, numbers, truths and lists are those of TOML
+    lines = [f"[{name}]", *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in plain), ""]
+    return lines + [line for each in inner for line in _table(*each)]
 
 
 def known_experiments() -> list[str]:
@@ -118,7 +152,8 @@ def override(experiment: Experiment, overrides: str | Sequence[str]) -> Experime
         HBenchError: unknown key, or a value out of range.
     """
     values, overrides = experiment.model_dump(), as_list(overrides)
-    values["data"]["root"] = experiment.data.root  # which no dump has
+    for section, key in PATHS:
+        values[section][key] = getattr(getattr(experiment, section), key)  # which no dump has
     for each in overrides:
         _set(values, *_parse_override(each))
     return parse_experiment(values, source=", ".join(overrides))
@@ -179,10 +214,13 @@ def settings_of_model(experiment: Experiment, section: str | None = None) -> dic
 
 def changes(experiment: Experiment, name: str) -> list[str]:
     """Return the overrides by which the experiment ``name`` has the images and the diffusion model of this one."""
-    theirs = settings_of_model(load_experiment(name))
-    return [
-        f"{key}={json.dumps(value)}" for key, value in settings_of_model(experiment).items() if theirs[key] != value
-    ]
+    theirs, found = settings_of_model(load_experiment(name)), []
+    for key, value in settings_of_model(experiment).items():
+        if isinstance(value, dict) and theirs[key] != value:
+            found += [f"{key}.{inner}={json.dumps(each)}" for inner, each in value.items() if each is not None]
+        elif theirs[key] != value:
+            found.append(f"{key}={json.dumps(value)}")
+    return found
 
 
 def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
@@ -201,12 +239,17 @@ def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
     return variants
 
 
-def _resolve_root(values: dict[str, Any], folder: Path) -> None:
-    """Make ``data.root`` in the values of a file start at the file's folder, where it is relative."""
-    data = values.get("data")
-    root = data.get("root") if isinstance(data, dict) else None
-    if isinstance(data, dict) and isinstance(root, str) and root:
-        data["root"] = str(folder / Path(root).expanduser())
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the paths in the values of a file start at the file's folder, where they are relative.
+
+    A model that is not there stays as it is written: it may be an id of the Hugging Face Hub.
+    """
+    for section, key in PATHS:
+        table = values.get(section)
+        written = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, dict) and isinstance(written, str) and written:
+            found = folder / Path(written).expanduser()
+            table[key] = str(found) if section == "data" or found.exists() else written
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
@@ -220,12 +263,16 @@ def _parse_override(override: str) -> tuple[str, Any]:
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
-    section, dot, name = key.partition(".")
-    if not (dot and section and name):
+    *sections, name = key.split(".")
+    if not (sections and all(sections) and name):
         raise HBenchError(f'setting {key}: write "section.key=value", for example discovery.K=16')
-    table = values.setdefault(section, {})
-    if section == "name" or not isinstance(table, dict):
-        raise HBenchError(f"setting {key}: {section} is not a section")
+    table: Any = values
+    for section in sections:
+        if table.get(section) is None:  # a table that was left out
+            table[section] = {}
+        table = table[section]
+        if key.startswith("name.") or not isinstance(table, dict):
+            raise HBenchError(f"setting {key}: {section} is not a section")
     table[name] = value
 
 

@@ -22,6 +22,7 @@ from hbench.cli.compare import compare
 from hbench.cli.demo import demo
 from hbench.cli.edit import edit
 from hbench.cli.fid import fid
+from hbench.cli.import_ import import_
 from hbench.cli.mos import mos
 from hbench.cli.plan import plan
 from hbench.cli.pretrain import pretrain
@@ -156,6 +157,7 @@ def main(ctx: click.Context) -> None:
 for command in (
     demo,
     pretrain,
+    import_,
     sample,
     quality,
     plan,

@@ -110,6 +110,12 @@ class Options:
 
         return self.claim_numbered(run_folder(run) / name)
 
+    def claim_of_model(self, model: Path, name: str) -> Path:
+        """Claim the folder of a model's result, as :meth:`claim_result` that of a run's."""
+        from hbench.store.places import model_folder
+
+        return self.claim_numbered(model_folder(model) / name)
+
     def claim_numbered(self, default: Path) -> Path:
         """Claim --out, or the default folder, with a number beside results of other options."""
         from hbench.cli.repeats import is_repeat
@@ -274,7 +280,7 @@ training_options = combined(
     click.option("--max-minutes", type=Finite(min=0, min_open=True), help="Minutes after which to stop cleanly."),
 )
 model_option = click.option(
-    "--model", type=a_path, help="Weights of the diffusion model [default: runs/EXPERIMENT/pretrain]."
+    "--model", type=a_path, help="Diffusion model [default: model.path, or else runs/EXPERIMENT/pretrain]."
 )
 data_options = combined(
     click.option("--data-root", type=a_path, help="Folder of the data set [default: data.root; env: HBENCH_DATA]."),

@@ -63,7 +63,7 @@ def quality(
     if weights is None and extractor in (None, CLASSIFIER, LENET):
         weights = classifier_for(settings, model)
     network = load_model(model, settings, device=device)
-    folder = options.claim_result(model.parent if model.is_file() else model, "quality")
+    folder = options.claim_of_model(model, "quality")
     result = measure(
         network,
         settings,

@@ -34,8 +34,8 @@ from hbench.cli.options import (
 def sample(model: Path, experiment: str | None, samples: int, steps: int, options: Options) -> None:
     """Draw a grid of samples of a diffusion model.
 
-    MODEL is a folder with model.safetensors, such a file, the name of a shipped run, or a state dict (.pt,
-    .safetensors) of guided-diffusion.
+    MODEL is a folder with model.safetensors, such a file, the name of a shipped run, a model of diffusers as for
+    "hbench import", or a state dict (.pt, .safetensors) of guided-diffusion.
 
     \b
     Example:
@@ -47,6 +47,6 @@ def sample(model: Path, experiment: str | None, samples: int, steps: int, option
     device = options.torch_device()
     settings = settings_of(model, experiment, [steps])
     network = load_model(model, settings, device=device)
-    folder = options.claim_result(model.parent if model.is_file() else model, "sample")
+    folder = options.claim_of_model(model, "sample")
     result = generate(network, settings, samples=samples, steps=steps, seed=options.seed, device=device)
     publish(result, folder)

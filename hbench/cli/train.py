@@ -34,8 +34,8 @@ PAIRS, FEWEST_PAIRS = 256, 8
 def train(experiment: "Experiment", model: Path | None, options: Options) -> None:
     """Discover directions of a frozen diffusion model.
 
-    The option --model takes a folder or file of hbench, the name of a shipped run, or a state dict (.pt, .safetensors)
-    of guided-diffusion.
+    The option --model takes a folder or file of hbench, the name of a shipped run, a model of diffusers as for "hbench
+    import", or a state dict (.pt, .safetensors) of guided-diffusion.
 
     \b
     Example:

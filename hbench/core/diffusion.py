@@ -22,27 +22,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hbench.config import cosine_alpha_bar
 from hbench.core.backbone import Backbone
 
 DeltaH = Callable[[Tensor, Tensor, int], Tensor]
 """Function (h_t, emb, t) -> shift that is added to h_t, magnitude included."""
 
 
-def alpha_bar_schedule(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
-    """Return the cumulative products of 1 - beta_t for linear betas: float64 [T] (DDPM, Ho et al. 2020, Sec. 4)."""
-    return torch.cumprod(1 - torch.linspace(beta_start, beta_end, T, dtype=torch.float64), dim=0)
+def alpha_bar_schedule(
+    T: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    *,
+    noise_schedule: str = "linear",
+    trained_betas: Sequence[float] | None = None,
+    zero_terminal_snr: bool = False,
+) -> Tensor:
+    """Return the cumulative products of 1 - beta_t: float64 [T].
+
+    Args:
+        T: number of timesteps.
+        beta_start: first beta.
+        beta_end: last beta.
+        noise_schedule: ``linear`` betas (DDPM, Ho et al. 2020, Sec. 4); ``scaled_linear``, the squares of linear values
+            (latent diffusion, Rombach et al. 2022); ``cosine``, 1 - beta_t the ratio of neighbours on a squared cosine,
+            at least 0.001 (Nichol & Dhariwal 2021, Eq. 17), which needs no beta.
+        trained_betas: the T betas themselves, in place of all three.
+        zero_terminal_snr: shift and scale sqrt(alpha_bar) so that it ends at 0 and starts where it did (Lin et al.
+            2024, Algorithm 1).
+
+    Raises:
+        ValueError: unknown noise schedule.
+    """
+    if trained_betas is not None:
+        betas = torch.tensor(trained_betas, dtype=torch.float64)
+    elif noise_schedule == "linear":
+        betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
+    elif noise_schedule == "scaled_linear":
+        betas = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), T, dtype=torch.float64).square()
+    elif noise_schedule == "cosine":
+        ratios = (cosine_alpha_bar((t + 1) / T) / cosine_alpha_bar(t / T) for t in range(T))
+        betas = torch.tensor([min(1 - ratio, 0.999) for ratio in ratios], dtype=torch.float64)
+    else:
+        raise ValueError(f'noise_schedule must be "linear", "scaled_linear" or "cosine", got {noise_schedule!r}')
+    alpha_bar = torch.cumprod(1 - betas, dim=0)
+    if zero_terminal_snr:
+        root = alpha_bar.sqrt()
+        alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+    return alpha_bar
 
 
 NEARLY_NOISE = 8.0
 """Noise over signal, sqrt((1 - alpha_bar) / alpha_bar), above which x_t is nearly pure noise."""
 
 
-def timesteps(M: int, alpha_bar: Tensor | None = None, spacing: str = "trailing") -> list[int]:
+def timesteps(
+    M: int, alpha_bar: Tensor | None = None, spacing: str = "trailing", *, steps_offset: int = 0
+) -> list[int]:
     """Return the M timesteps that a generation visits, descending.
 
     - ``trailing``: T(i+1)/M - 1 (999 … T/M - 1; starts at x_T and spends no step at t = 0);
     - ``linspace``: linspace(0, T-1, M) rounded down (Asyrp's);
-    - ``leading``: iT/M (guided-diffusion's "ddimM");
+    - ``leading``: iT/M (guided-diffusion's "ddimM"), plus ``steps_offset`` (diffusers'), up to T-1;
     - ``skipping``: T-1, then evenly from the last level that is not :data:`NEARLY_NOISE`: one step crosses what is
       nearly pure noise, where little is decided, and few steps go further below. Where M leaves no room, as trailing.
 
@@ -50,6 +91,7 @@ def timesteps(M: int, alpha_bar: Tensor | None = None, spacing: str = "trailing"
         M: number of generation steps.
         alpha_bar: noise schedule, [T]; that of 1000 linear betas by default.
         spacing: one of the four.
+        steps_offset: number that is added to leading timesteps.
 
     Raises:
         ValueError: M outside 1..T, or an unknown spacing.
@@ -64,7 +106,8 @@ def timesteps(M: int, alpha_bar: Tensor | None = None, spacing: str = "trailing"
     elif spacing == "linspace":
         ascending = [int(t) for t in np.linspace(0, T - 1, M)]
     elif spacing == "leading":
-        ascending = [T * i // M for i in range(M)]
+        offset = min(steps_offset, T - 1 - T * (M - 1) // M)
+        ascending = [T * i // M + offset for i in range(M)]
     elif spacing == "skipping":
         top = int((alpha_bar >= 1 / (1 + NEARLY_NOISE**2)).sum()) - 1
         below = [top * (2 * i + 1) // (2 * M - 3) for i in range(M - 1)]

@@ -53,6 +53,8 @@ class Sampler:
     """Precision of the network's passes; the nodes of the chain are float32."""
     spacing: str = "trailing"
     """Placement of the timesteps, for other numbers of steps; see :func:`hbench.core.diffusion.timesteps`."""
+    steps_offset: int = 0
+    """Number that is added to leading timesteps."""
     unit_steps: int | None = None
     """Shifted steps of the chain in which magnitudes have their meaning; None = those of this chain."""
 
@@ -80,6 +82,7 @@ class Sampler:
             t_shift=settings.t_shift,
             precision=precision or settings.precision,
             spacing=spacing or settings.spacing,
+            steps_offset=experiment.diffusion.steps_offset,
             image_shape=experiment.data.image_shape,
             device=device,
         )
@@ -96,7 +99,7 @@ class Sampler:
         """
         if M is None or len(self.timesteps) == M:
             return self
-        descending = tuple(timesteps(M, self.alpha_bar, self.spacing))
+        descending = tuple(timesteps(M, self.alpha_bar, self.spacing, steps_offset=self.steps_offset))
         unit = len(self._shifted) if self.unit_steps is None else self.unit_steps
         return replace(self, timesteps=descending, unit_steps=unit)
 
@@ -216,6 +219,7 @@ def visited(experiment: Experiment, M: int | None = None, spacing: str | None = 
     Raises:
         ValueError: M outside 1..T, or an unknown spacing.
     """
-    settings = experiment.discovery
-    alpha_bar = alpha_bar_schedule(**experiment.diffusion.schedule)
-    return tuple(timesteps(settings.M if M is None else M, alpha_bar, spacing or settings.spacing))
+    settings, diffusion = experiment.discovery, experiment.diffusion
+    alpha_bar = alpha_bar_schedule(**diffusion.schedule)
+    chosen = settings.M if M is None else M, alpha_bar, spacing or settings.spacing
+    return tuple(timesteps(*chosen, steps_offset=diffusion.steps_offset))

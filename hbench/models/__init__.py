@@ -11,8 +11,15 @@ __all__ = ["build_discriminator", "build_model", "build_reconstructor", "build_s
 
 
 def build_model(experiment: Experiment) -> DiffusionModel:
-    """Return the experiment's diffusion model with random initial weights.
+    """Return the experiment's diffusion model with random initial weights: a UNet of diffusers, or else ADM's.
 
-    ADM's UNet is the only kind so far; this is the one place that chooses.
+    This is the one place that chooses.
+
+    Raises:
+        HBenchError: a UNet of diffusers, which is not installed, or of settings that it does not take.
     """
-    return build_unet(experiment)
+    if experiment.model.unet2d is None:
+        return build_unet(experiment)
+    from hbench.models.unet2d import build_unet2d
+
+    return build_unet2d(experiment)

@@ -410,10 +410,13 @@ class Downsample(nn.Module):
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group norm with 32 groups that accumulates at least in float32, and returns its input's dtype."""
+    """Group norm with 32 groups that accumulates at least in float32, and returns its input's dtype.
+
+    Channels that 32 does not divide, which only other networks have, get fewer groups: the largest common divisor.
+    """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(GROUPS, channels)
+        super().__init__(math.gcd(GROUPS, channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [B, C, ...]."""

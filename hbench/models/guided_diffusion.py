@@ -10,7 +10,7 @@ from hbench.models.adm import ADMConfig
 
 SILENT = {
     "model": ("num_heads", "num_head_channels", "use_new_attention_order"),
-    "diffusion": ("prediction", "T", "beta_start", "beta_end"),
+    "diffusion": ("prediction", "T", "noise_schedule", "beta_start", "beta_end", "trained_betas", "zero_terminal_snr"),
 }
 """Settings with defaults that change the images, but no name and no shape in a state dict."""
 
@@ -18,28 +18,36 @@ SILENT = {
 def with_its_defaults(experiment: Experiment) -> Experiment:
     """Return the experiment for a state dict of guided-diffusion: silent settings left out are as its flags left out.
 
-    Its linear schedule of T steps has the betas 1e-4 and 0.02, times 1000 / T.
+    Its linear schedule of T steps has the betas 1e-4 and 0.02, times 1000 / T; its cosine schedule has none.
 
     Raises:
-        HBenchError: that schedule has betas of 1 and more.
+        HBenchError: that linear schedule has betas of 1 and more.
     """
-    given = experiment.diffusion
-    scale = 1000 / given.T if "T" in given.model_fields_set else 1.0
-    if scale * 0.02 >= 1 and "beta_end" not in given.model_fields_set:
-        raise HBenchError(f"diffusion.T = {given.T} is too small for guided-diffusion's linear schedule: give beta_end")
-    betas = {"beta_start": scale * 1e-4, "beta_end": scale * 0.02}
+    given, betas = experiment.diffusion, {}
+    if given.noise_schedule == "linear":
+        scale = 1000 / given.T if "T" in given.model_fields_set else 1.0
+        if scale * 0.02 >= 1 and "beta_end" not in given.model_fields_set:
+            raise HBenchError(
+                f"diffusion.T = {given.T} is too small for guided-diffusion's linear schedule: give beta_end"
+            )
+        betas = {"beta_start": scale * 1e-4, "beta_end": scale * 0.02}
     heads = {"num_heads": 4, "num_head_channels": -1, "use_new_attention_order": False}
     return filled_in(experiment, {"model": heads, "diffusion": {"prediction": "eps", "T": 1000, **betas}})
 
 
-def silent_settings(experiment: Experiment) -> str:
+def silent_settings(experiment: Experiment, sections: Sequence[str] = tuple(SILENT)) -> str:
     """Return the settings that no state dict betrays, in words, each with where it comes from."""
-    words = []
-    for section, names in SILENT.items():
+    diffusion, words = experiment.diffusion, []
+    without_effect = {
+        *(["num_heads"] if experiment.model.num_head_channels != -1 else []),
+        *(["beta_start", "beta_end"] if diffusion.trained_betas or diffusion.noise_schedule == "cosine" else []),
+        *(name for name in ("trained_betas", "zero_terminal_snr") if not getattr(diffusion, name)),
+    }
+    for section in sections:
         settings = getattr(experiment, section)
-        for name in names:
-            if name == "num_heads" and experiment.model.num_head_channels != -1:
-                continue  # without effect
+        for name in SILENT[section]:
+            if name in without_effect:
+                continue
             origin = "given" if name in settings.model_fields_set else "its default"
             words.append(f"{name} = {str(getattr(settings, name)).lower()} ({origin})")
     return ", ".join(words)

@@ -1,24 +1,27 @@
 """Recomputation inside a network: the backward pass keeps only the ends of each block and makes its inside again."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hbench.errors import HBenchError
 
+Output = TypeVar("Output")
+
 
 class Recomputable(nn.Module):
-    """Base class of a block that the backward pass can recompute: its forward pass is a call of :meth:`compute`."""
+    """Base class of a network or block that the backward pass can recompute: it calls :meth:`compute` for its parts."""
 
     recomputed = False
     """True if the backward pass recomputes the inside."""
 
-    def compute(self, inside: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Return ``inside(*inputs)``, [B, ...], keeping its graph or only its ends."""
+    def compute(self, inside: Callable[..., Output], *inputs: Any) -> Output:
+        """Return ``inside(*inputs)``, tensors [B, ...], keeping its graph or only its ends."""
         if self.recomputed and torch.is_grad_enabled():
-            out: Tensor = checkpoint(inside, *inputs, use_reentrant=False, preserve_rng_state=self.training)
+            out: Output = checkpoint(inside, *inputs, use_reentrant=False, preserve_rng_state=self.training)
             return out
         return inside(*inputs)
 

@@ -32,7 +32,7 @@ class ShiftBlock(nn.Module):
     :func:`randomise_outputs` gives it other ones.
 
     Args:
-        channels: channels of h_t, a multiple of 32.
+        channels: channels of h_t.
         emb_channels: channels of the backbone's time embedding.
         K: number of directions.
         h_scale: factor of every direction, about the standard deviation of h_t.

@@ -23,8 +23,8 @@ from hbench.store.weights import has_header, is_safetensors, load_pickled, names
 log = logging.getLogger(__name__)
 
 INSTEAD = (
-    "hbench reads its own models and UNets of guided-diffusion alone: pretrain a model on your images, or give the "
-    "file of a checkpoint of guided-diffusion"
+    "hbench reads its own models, UNets of guided-diffusion, and UNet2DModels of diffusers with their pipelines: "
+    "pretrain a model on your images, or give one of these"
 )
 """Advice where a model is of another kind."""
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -53,7 +53,7 @@ NAMES_FIRST = (
 )
 """Patterns of parameters' names, and the kind of model that has them, even where it holds a UNet with ADM's names."""
 NAMES = (
-    (r"(^|\.)(down|up)_blocks\.\d+\.|(^|\.)mid_block\.", "a UNet of diffusers"),
+    (r"(^|\.)(down|up)_blocks\.\d+\.|(^|\.)mid_block\.", "a UNet of diffusers without its config.json beside it"),
     (r"(^|\.)(encoder|decoder)\.(down|up)\.\d+\.|(^|\.)quant_conv\.", "an autoencoder of a latent diffusion model"),
     (r"(^|\.)(down|up)\.\d+\.block\.\d+\.|(^|\.)temb\.dense\.", "a UNet of the original DDPM"),
     (r"(^|\.)all_modules\.\d+\.", "a network of score_sde"),
@@ -109,15 +109,21 @@ def refuse_elsewhere(path: Path, advice: str = INSTEAD) -> None:
         raise HBenchError(f"{text}: is an address: hbench downloads no models: fetch the file, and give its path")
     if path.is_dir():
         _refuse_folder(path, advice)
-    parts = path.parts
-    is_id = len(parts) == 2 and all(re.fullmatch(r"[A-Za-z0-9][\w.@:-]*", part) for part in parts)
-    if is_id and path.suffix not in WEIGHTS and parts[0] != "runs" and not Path(parts[0]).exists():
+    if is_hub_id(path):
         raise HBenchError(f"{text}: no such file or folder, and an id of the Hugging Face Hub is not read: {advice}")
+
+
+def is_hub_id(path: Path) -> bool:
+    """Return whether a path, at which nothing lies, may be an id of the Hugging Face Hub: "google/ddpm-cifar10-32"."""
+    parts = path.parts
+    if len(parts) != 2 or not all(re.fullmatch(r"[A-Za-z0-9][\w.@:-]*", part) for part in parts):
+        return False
+    return path.suffix not in WEIGHTS and parts[0] != "runs" and not Path(parts[0]).exists()
 
 
 def _refuse_folder(folder: Path, advice: str) -> None:
     kind = ""
-    settings = [_json(folder / name) for name in ("model_index.json", "config.json", "unet/config.json")]
+    settings = [read_json(folder / name) for name in ("model_index.json", "config.json", "unet/config.json")]
     if any("_class_name" in each or "_diffusers_version" in each for each in settings):
         classes = [each["_class_name"] for each in settings if isinstance(each.get("_class_name"), str)]
         kind = f"a model of diffusers ({classes[0][:60]})" if classes else "a model of diffusers"
@@ -135,7 +141,7 @@ def _refuse_folder(folder: Path, advice: str) -> None:
         raise HBenchError(f"{folder}: is {kind}: {advice}")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Return the dict in a JSON file; an empty one where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -325,6 +331,6 @@ def check_schedule(tensors: Mapping[str, Tensor], experiment: Experiment, source
             )
         if not torch.allclose(found, wanted, atol=1e-3):
             raise HBenchError(
-                f"{source}: its noise schedule is another than the linear one of [diffusion], perhaps the cosine one: "
-                "set diffusion.beta_start and beta_end, or give a model with a linear schedule"
+                f"{source}: its noise schedule is another than the {experiment.diffusion.noise_schedule} one of "
+                "[diffusion]: set diffusion.noise_schedule, such as cosine, or diffusion.beta_start and beta_end"
             )

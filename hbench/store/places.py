@@ -51,6 +51,17 @@ def run_folder(run: str | Path) -> Path:
     return run if locate(run) == run else RUNS / f"shipped-{run.name}"
 
 
+def model_folder(model: str | Path) -> Path:
+    """Return the folder of a model's results: its own or its file's, that of a shipped run, or one below ``runs``.
+
+    The last is for a model of the Hugging Face Hub, which has no folder here.
+    """
+    model = Path(model)
+    if model.is_file():
+        return model.parent
+    return run_folder(model) if locate(model).exists() else RUNS / model.name
+
+
 def is_run(folder: Path) -> bool:
     """Return whether a discovery has begun in a folder, or is finished there."""
     if (folder / TRAINED).is_file():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hbench import __version__
 from hbench.config import Experiment
 from hbench.errors import HBenchError
-from hbench.experiments import parse_experiment
+from hbench.experiments import PATHS, parse_experiment
 from hbench.store.files import replacing
 from hbench.store.folders import EXPERIMENT
 from hbench.store.records import Record
@@ -89,7 +89,8 @@ def read_experiment(path: Path) -> Experiment:
         raise HBenchError(f"{path}: not made by hbench: it carries no experiment") from error
     experiment = parse_experiment(values, source=str(path))
     # none is written, and a stranger's file must not choose a folder to read
-    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"root": None})})
+    sections = {section: getattr(experiment, section).model_copy(update={key: None}) for section, key in PATHS}
+    return experiment.model_copy(update=sections)
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:

@@ -14,6 +14,7 @@ from hbench.core.domain import h_deviation, log_h_scale, log_look
 from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, check_type
 from hbench.models.adm import UNetModel, unet_config
+from hbench.models.unet2d import SplitUNet2D
 from hbench.runtime.distributed import rank
 from hbench.store.files import sha256
 from hbench.store.metrics import FILE as METRICS
@@ -129,10 +130,14 @@ def train(
 
 def check_settings(experiment: Experiment, model: DiffusionModel) -> None:
     """Raise an HBenchError where a UNet was built with other settings than those that its run would keep."""
-    if isinstance(model, UNetModel):
-        wanted = unet_config(experiment)
-        for each in fields(wanted):
-            found, value = (getattr(config, each.name) for config in (model.config, wanted))
+    if isinstance(model, SplitUNet2D):
+        wanted = (experiment.model.unet2d, experiment.diffusion.prediction)
+        if (model.settings, model.prediction) != wanted:
+            raise HBenchError("the model has other settings than [model.unet2d] of the experiment: give both the same")
+    elif isinstance(model, UNetModel):
+        configs = (model.config, unet_config(experiment))
+        for each in fields(model.config):
+            found, value = (getattr(config, each.name) for config in configs)
             if found != value:
                 raise HBenchError(f"the model has {each.name} = {found}, the experiment {value}: give both the same")
 

@@ -1,6 +1,5 @@
 """Models of other makers: what is read, with which settings, and what is said of the rest."""
 
-import json
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -42,7 +41,15 @@ OTHER = {
     "model.learn_sigma": [True],
     "model.use_new_attention_order": [True],
     "diffusion.prediction": ["v", "x_0"],
+    "model.path": ["elsewhere"],
+    "model.unet2d": [
+        {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [32]},
+    ],
     "diffusion.T": [4000],
+    "diffusion.noise_schedule": ["scaled_linear", "cosine"],
+    "diffusion.trained_betas": [[0.01] * 1000],
+    "diffusion.zero_terminal_snr": [True],
+    "diffusion.steps_offset": [1],
     "diffusion.beta_start": [1e-3],
     "diffusion.beta_end": [0.01],
 }
@@ -52,6 +59,7 @@ BASES = [
     ["model.num_heads=4", "model.learn_sigma=true"],
     ["model.num_heads=4", "model.resblock_updown=true", "model.use_scale_shift_norm=false"],
     ["model.num_heads=4", "model.channel_mult=[1]", "model.attention_resolutions=[16]"],
+    ["model.num_heads=4", "diffusion.prediction=v"],
 ]
 
 
@@ -87,9 +95,11 @@ def test_the_silent_settings_are_those_that_load_in_silence_and_change_the_sampl
         for key, values in OTHER.items():
             for value in values:
                 try:
-                    other = experiment(*base, f"{key}={json.dumps(value)}")
+                    other = load_experiment("digits16", [*TINY, *base], **{key: value})
                 except HBenchError:
                     continue  # no such network
+                if key == "model.unet2d":
+                    pytest.importorskip("diffusers")
                 network = build_model(other).eval()
                 try:
                     network.load_state_dict(model.state_dict())
@@ -290,7 +300,10 @@ def test_latent_models_are_named_though_they_hold_a_unet_with_these_names(weight
         (lambda w: {**w, "input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}, "6 channels.*super-resolution"),
         (lambda w: {**w, "input_blocks.0.0.weight": torch.zeros(32, 3, 3, 3)}, "set data.channels = 3"),
         (lambda w: {**w, "betas": torch.linspace(1e-4, 0.02, 4000)}, "set diffusion.T = 4000"),
-        (lambda w: {**w, "alphas_cumprod": torch.linspace(1, 0, 1000).double()}, "perhaps the cosine one"),
+        (
+            lambda w: {**w, "alphas_cumprod": torch.linspace(1, 0, 1000).double()},
+            "set diffusion.noise_schedule, such as cosine",
+        ),
         (lambda w: {**w, "out.2.bias": w["out.2.bias"].to(torch.int8)}, "torch.int8, quantised"),
         (lambda w: {**w, "out.2.bias": w["out.2.bias"].to(torch.float8_e4m3fn)}, "float8_e4m3fn, quantised"),
         (lambda w: {**w, "out.2.bias": w["out.2.bias"].to(torch.complex64)}, "quantised or sparse"),
@@ -353,7 +366,7 @@ def test_torchscript_and_halves_are_named(weights, tmp_path):
 
 FOLDERS = {
     "model_index.json": ('{"_class_name": "DDPMPipeline"}', r"a model of diffusers \(DDPMPipeline\)"),
-    "unet/config.json": ('{"_class_name": "UNet2DModel"}', r"a model of diffusers \(UNet2DModel\)"),
+    "unet/config.json": ('{"_class_name": "UNet2DModel"}', r"config.json and no weights: add diffusion_pytorch_model"),
     "diffusion_pytorch_model.bin": ("", "a model of diffusers"),
     "adapter_config.json": ("{}", "a LoRA"),
     "config.json": ('{"model_type": "bert"}', "a model of transformers"),
@@ -395,7 +408,7 @@ def test_runs_are_no_models(tmp_path):
 def test_ids_of_the_hub_are_named_unless_they_may_be_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(HBenchError, match="an id of the Hugging Face Hub is not read"):
+    with pytest.raises(HBenchError, match="no such file or folder, and the Hugging Face Hub cannot be reached, nor"):
         load_model("google/ddpm-celebahq-256", experiment())
     for path in ("mine/run", "runs/mnist", "weights/ema.pt"):
         with pytest.raises(HBenchError, match="no such model: pretrain it"):
@@ -407,7 +420,7 @@ def test_ids_of_the_hub_are_named_unless_they_may_be_paths(tmp_path, monkeypatch
     [
         ("model.num_heads_upsample=2", "the decoder has as many heads as the encoder"),
         ("model.class_cond=true", "models are unconditional"),
-        ("diffusion.noise_schedule='cosine'", "the schedule is linear"),
+        ("diffusion.beta_schedule='linear'", "it is called diffusion.noise_schedule here"),
         ("model.num_channels=64", "it is called model.model_channels here"),
         ("diffusion.diffusion_steps=1000", "it is called diffusion.T here"),
     ],

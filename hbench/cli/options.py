@@ -349,7 +349,7 @@ def adjusted_experiment_options(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def resolved(experiment: str, overrides: tuple[str, ...], dry_run: bool, **values: Any) -> None:
-            from hbench.experiments import load_experiment
+            from hbench.experiments import PATHS, load_experiment
             from hbench.store.registry import check_data
 
             loaded = load_experiment(experiment, overrides)
@@ -357,8 +357,9 @@ def adjusted_experiment_options(
             settings = adjust(loaded, values)
             if dry_run:
                 click.echo(settings.title, err=True)
-                if settings.data.root:
-                    click.echo(f"data.root = {settings.data.root}", err=True)
+                for section, key in PATHS:  # which no dump has
+                    if path := getattr(getattr(settings, section), key):
+                        click.echo(f"{section}.{key} = {path}", err=True)
                 click.echo(settings.model_dump_json(indent=2))
             else:
                 command(experiment=settings, **values)

@@ -189,17 +189,26 @@ def _from_scratch(job: Job) -> bool:
     return job.run is None
 
 
+def _makes_a_model(job: Job) -> bool:
+    return job.run is None and job.experiment.model.path is None
+
+
+def _pretrained(job: Job) -> list[str]:
+    """Return the option with the model that the reproduction makes, where the experiment names none."""
+    return ["--model", str(job.place("pretrain"))] if _makes_a_model(job) else []
+
+
 TASKS = (
     Task(
         "pretrain",
         lambda job: ["pretrain", job.source, *job.data, *job.common],
-        wanted=_from_scratch,
+        wanted=_makes_a_model,
         resumable=True,
         essential=_always,
     ),
     Task(
         "train",
-        lambda job: ["train", job.source, "--model", str(job.place("pretrain")), *job.common],
+        lambda job: ["train", job.source, *_pretrained(job), *job.common],
         needs=("pretrain",),
         wanted=_from_scratch,
         resumable=True,

@@ -189,9 +189,8 @@ def experiment_of(pipeline: Pipeline, name: str = "pipeline", class_label: int |
             f"{source}: it makes {outputs} channels of {channels}, and hbench knows predictions, alone or with a "
             "variance: give another model"
         )
-    sizes = set(as_list(unet.get("sample_size")))
-    size = sizes.pop()
-    if sizes or not isinstance(size, int):
+    size, *others = as_list(unet.get("sample_size")) or [None]
+    if not isinstance(size, int) or any(other != size for other in others):
         raise HBenchError(f"{source}: sample_size is no width of square images: write it there, as a whole number")
     settings = {key: unet[key] for key in UNet2D.model_fields if key in unet} | {"class_label": class_label}
     settings |= {"attention_head_dim": unet.get("attention_head_dim", 8) or 0}
@@ -235,11 +234,11 @@ def _diffusion(pipeline: Pipeline) -> dict[str, Any]:
     kind = scheduler.get("_class_name", "DDPMScheduler")
     if not WITH_BETAS.fullmatch(str(kind)) or scheduler.get("use_flow_sigmas"):
         raise HBenchError(f"{source}: {str(kind)[:60]} is not for a model of betas: give a model of DDPMScheduler")
-    betas = scheduler.get("trained_betas")
+    betas, T = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
     schedule = _known(SCHEDULES, scheduler, "beta_schedule", "linear", source) if betas is None else "linear"
     return {
         "prediction": _known(PREDICTIONS, scheduler, "prediction_type", "epsilon", source),
-        "T": scheduler.get("num_train_timesteps", 1000) if betas is None else len(betas),
+        "T": len(betas) if isinstance(betas, list) else T,
         "noise_schedule": schedule,
         "beta_start": scheduler.get("beta_start", 1e-4),
         "beta_end": scheduler.get("beta_end", 0.02),
@@ -255,9 +254,9 @@ def _known(names: Mapping[str, str], scheduler: Mapping[str, Any], key: str, def
     Raises:
         HBenchError: it has none.
     """
-    value = scheduler.get(key, default)
+    value = str(scheduler.get(key, default))
     if value not in names:
-        raise HBenchError(f"{source}: {key} is {str(value)[:60]}, hbench has {', '.join(names)}: give another model")
+        raise HBenchError(f"{source}: {key} is {value[:60]}, hbench has {', '.join(names)}: give another model")
     return names[value]
 
 
@@ -274,16 +273,16 @@ def _discriminator(settings: Mapping[str, Any], size: int) -> dict[str, Any]:
     }
 
 
-def _discovery(size: int, T: int, spacing: str) -> dict[str, Any]:
+def _discovery(size: int, T: Any, spacing: Any) -> dict[str, Any]:
     """Return a discovery of a length for one GPU: fewer pairs a step the larger the images."""
     return {
         "K": 16,
         "S": 5.0,
         "M": 20,
-        "t_shift": T * 2 // 5,
+        "t_shift": T * 2 // 5 if isinstance(T, int) else 0,
         "spacing": spacing,
         "steps": 2400,
-        "batch_size": max(2, min(32, 2048 // size)),
+        "batch_size": max(2, min(32, 2048 // max(1, size))),
         "lambda_adv": 1.0,
         "reconstructor": "lenet" if 12 <= size <= 64 else "resnet18",
     }

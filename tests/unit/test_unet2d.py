@@ -362,6 +362,26 @@ def test_schedules_that_hbench_does_not_have_are_refused_by_name(scheduler, word
         experiment_of(Pipeline("model", None, PLAIN, {"_class_name": "DDPMScheduler"} | scheduler))
 
 
+ODD = [None, True, "x", "", -1, 0, 3.5, 10**12, [], [None], [[1]], {}, {"a": 1}, ["DownBlock2D", 3]]
+
+
+@pytest.mark.slow
+def test_settings_of_any_kind_are_described_or_refused_in_a_line():
+    scheduler = json.loads(diffusers.DDPMScheduler().to_json_string())
+    unet = json.loads(diffusers.UNet2DModel(**PLAIN).to_json_string())
+    described, lines = 0, []
+    for key in [*unet, *scheduler]:
+        for value in ODD:
+            changed = [each | ({key: value} if key in each else {}) for each in (unet, scheduler)]
+            try:
+                experiment_of(Pipeline("model", None, *changed))
+                described += 1
+            except HBenchError as error:
+                lines.append(str(error))
+    assert not any("\n" in line for line in lines)
+    assert described > 100  # most of them where hbench does not look
+
+
 def test_a_class_is_one_of_the_models():
     with pytest.raises(HBenchError, match=r"class_label = 7: its classes are 0\.\.6"):
         experiment_of(Pipeline("model", None, PLAIN | {"num_class_embeds": 7}, None), class_label=7)

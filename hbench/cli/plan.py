@@ -36,7 +36,7 @@ def plan(experiment: "Experiment", steps: list[int] | None, options: Options) ->
     short training step is measured for node, vanilla and auto, in the memory of node, and a few short steps for each
     other strategy; a strategy that does not fit is left out, with a note. Memory is meant as "hbench vram-sweep"
     measures it. The strategy "auto" keeps the graphs of the last "keep" of M steps: 0 is node, M is vanilla. Time and
-    memory of EXPERIMENT's own discovery and pretraining follow the table.
+    memory of EXPERIMENT's own discovery, and of its pretraining unless it has a model.path, follow the table.
 
     \b
     Example:

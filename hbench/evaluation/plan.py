@@ -55,7 +55,8 @@ class Plan(Result):
     predictions: list[Prediction]
     """Rows of the plan; "auto" is among them if anything fits into the budget."""
     trainings: list[Whole] = field(default_factory=list)
-    """Time and memory of the experiment's own discovery and pretraining; empty in plans of older versions."""
+    """Time and memory of the experiment's own discovery, and of its pretraining where it names no model; empty in plans
+    of older versions."""
     left_out: list[str]
     """Reasons why strategies are missing in the predictions, in words."""
     advice: Aside = field(default=None, compare=False)
@@ -120,7 +121,8 @@ def plan(
     if device.type == "cuda":
         others.append("offload")
     trainings, left_out = [], []
-    with progress(total=2 + len(others), desc="probes") as bar:
+    pretrains = experiment.model.path is None
+    with progress(total=1 + pretrains + len(others), desc="probes") as bar:
         with ticking(bar, "node, vanilla and auto"):
             probe = measure_apart(experiment, str(device), seed)
         budget = budget_of(experiment, device, probe)
@@ -137,8 +139,9 @@ def plan(
         if own and experiment.discovery.gradient == "chain":
             trainings.append(whole_discovery(probe, experiment, own))
         try:
-            with ticking(bar, "pretraining"):
-                trainings.append(measure_pretraining_apart(experiment, str(device), seed))
+            if pretrains:
+                with ticking(bar, "pretraining"):
+                    trainings.append(measure_pretraining_apart(experiment, str(device), seed))
         except HBenchError as error:
             left_out.append(str(error))
     fits = largest_keep(probe, experiment, experiment.discovery.M, budget) is not None

@@ -17,6 +17,7 @@ from hbench.config import Experiment, UNet2D
 from hbench.errors import HBenchError, as_list
 from hbench.experiments import parse_experiment
 from hbench.store.files import a_path
+from hbench.store.folders import refuse_links
 from hbench.store.foreign import WEIGHTS as SUFFIXES
 from hbench.store.foreign import is_hub_id, kind_of, read_json, refuse_other_files
 from hbench.store.run import locate
@@ -82,6 +83,9 @@ def find_pipeline(path: str | Path) -> Pipeline | None:
     path = a_path(path)
     if not path.exists() and is_hub_id(path):
         return _in_folder(_from_hub(path.as_posix()), path.as_posix())
+    if entry := hub_entry(path):
+        refuse_links(entry)  # those of a snapshot lead to other folders of its entry
+        return _in_folder(path, str(path))
     path = locate(path)
     if path.is_dir() and not (path / "model.safetensors").is_file():
         return _in_folder(path, str(path))
@@ -92,9 +96,18 @@ def find_pipeline(path: str | Path) -> Pipeline | None:
     return None
 
 
-def model_name(path: str | Path) -> str:
-    """Return a name for a model: that of its folder, or of the pipeline's folder that holds its UNet."""
+def hub_entry(path: Path) -> Path | None:
+    """Return the entry of the Hugging Face Hub's cache of which a folder is a snapshot; None for other folders."""
     folder = Path(path).resolve()
+    is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
+    return folder.parents[1] if is_snapshot else None
+
+
+def model_name(path: str | Path) -> str:
+    """Return a name for a model: that of its folder, of the pipeline that holds its UNet, or on the Hub."""
+    folder = Path(path).resolve()
+    if entry := hub_entry(folder):
+        return entry.name.rpartition("--")[2]
     folder = folder.parent if folder.is_file() else folder
     return (folder.parent if folder.name.startswith("unet") else folder).name or "model"
 

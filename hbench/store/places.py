@@ -19,6 +19,7 @@ from pathlib import Path
 
 from hbench.store.folders import EXPERIMENT, held_in
 from hbench.store.metrics import FILE as METRICS
+from hbench.store.pipeline import hub_entry, model_name
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.run import locate
 from hbench.store.shipped import SHIPPED
@@ -54,12 +55,13 @@ def run_folder(run: str | Path) -> Path:
 def model_folder(model: str | Path) -> Path:
     """Return the folder of a model's results: its own or its file's, that of a shipped run, or one below ``runs``.
 
-    The last is for a model of the Hugging Face Hub, which has no folder here.
+    The last is for a model of the Hugging Face Hub, which has no folder of its own.
     """
     model = Path(model)
     if model.is_file():
         return model.parent
-    return run_folder(model) if locate(model).exists() else RUNS / model.name
+    on_hub = hub_entry(model) or not locate(model).exists()
+    return RUNS / model_name(model) if on_hub else run_folder(model)
 
 
 def is_run(folder: Path) -> bool:

@@ -392,6 +392,23 @@ def test_an_id_of_the_hub_is_read_from_its_cache(pipeline, tmp_path, monkeypatch
     assert not Path("somebody").exists()
 
 
+def test_a_folder_of_the_cache_is_read_though_its_files_are_links(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = tmp_path / "hub" / "models--somebody--tiny"
+    shutil.copytree(pipeline, entry / "blobs")
+    snapshot = entry / "snapshots" / "0123abc"
+    for file in sorted((entry / "blobs").rglob("*.*")):
+        link = snapshot / file.relative_to(entry / "blobs")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    result = invoke("sample", snapshot, "--samples", 1, "--steps", 2, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert Path("runs/tiny/sample/provenance.json").is_file()
+    (snapshot / "model_index.json").unlink()
+    (snapshot / "model_index.json").symlink_to(pipeline / "model_index.json")
+    assert "model_index.json: is a link out of its folder" in refused("sample", snapshot)
+
+
 def test_an_id_that_the_cache_lacks_is_downloaded(pipeline, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

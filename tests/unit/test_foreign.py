@@ -3,6 +3,7 @@
 import tarfile
 import zipfile
 from collections import OrderedDict
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -98,8 +99,8 @@ def test_the_silent_settings_are_those_that_load_in_silence_and_change_the_sampl
                     other = load_experiment("digits16", [*TINY, *base], **{key: value})
                 except HBenchError:
                     continue  # no such network
-                if key == "model.unet2d":
-                    pytest.importorskip("diffusers")
+                if key == "model.unet2d" and find_spec("diffusers") is None:
+                    continue
                 network = build_model(other).eval()
                 try:
                     network.load_state_dict(model.state_dict())

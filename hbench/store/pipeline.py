@@ -288,11 +288,12 @@ def _discriminator(settings: Mapping[str, Any], size: int) -> dict[str, Any]:
 
 def _discovery(size: int, T: Any, spacing: Any) -> dict[str, Any]:
     """Return a discovery of a length for one GPU: fewer pairs a step the larger the images."""
+    steps = T if isinstance(T, int) and T > 0 else 1000
     return {
         "K": 16,
         "S": 5.0,
-        "M": 20,
-        "t_shift": T * 2 // 5 if isinstance(T, int) else 0,
+        "M": min(20, steps),
+        "t_shift": steps * 2 // 5,
         "spacing": spacing,
         "steps": 2400,
         "batch_size": max(2, min(32, 2048 // max(1, size))),

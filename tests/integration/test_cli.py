@@ -173,7 +173,7 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     assert "holds no model known here (x)" in train_on(tmp_path / "foreign.safetensors")
     assert "is an address" in train_on("https://example.org/ema.pt")
-    assert "an id of the Hugging Face Hub is not read" in train_on("google/ddpm-celebahq-256")
+    assert "the Hugging Face Hub cannot be reached" in train_on("google/ddpm-celebahq-256")
     assert not (tmp_path / "out").exists()
 
 

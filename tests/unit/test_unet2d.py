@@ -382,6 +382,11 @@ def test_settings_of_any_kind_are_described_or_refused_in_a_line():
     assert described > 100  # most of them where hbench does not look
 
 
+def test_a_discovery_has_no_more_steps_than_the_schedule():
+    found = experiment_of(Pipeline("model", None, PLAIN, {"num_train_timesteps": 10, "beta_end": 0.5}))
+    assert (found.diffusion.T, found.discovery.M, found.discovery.t_shift) == (10, 10, 4)
+
+
 def test_a_class_is_one_of_the_models():
     with pytest.raises(HBenchError, match=r"class_label = 7: its classes are 0\.\.6"):
         experiment_of(Pipeline("model", None, PLAIN | {"num_class_embeds": 7}, None), class_label=7)

@@ -118,7 +118,7 @@ def test_a_run_keeps_the_network_but_not_its_place(run, pipeline):
     [
         ("rca", ["--pairs", 8]),
         ("traverse", ["--pairs", 8, "--examples", 1]),
-        ("attributes", ["--samples", 4]),
+        ("attributes", ["--samples", 8]),
         ("fid", ["--samples", 8, "--feature-extractor", "random-resnet18", "--data-root", "PICTURES"]),
         ("edit", ["PICTURE", "--shift", "0=2"]),
     ],

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import hbench
+from hbench.cli.tasks import TASKS, Job
 from hbench.errors import HBenchError
 from hbench.experiments import load_experiment, to_toml
 from hbench.store.model import load_model, model_experiment
@@ -154,6 +155,20 @@ def test_a_discovery_is_resumed_with_the_same_file(experiment_file, run, tmp_pat
     short = [part for each in [*SHORT, "steps=3"] for part in ("--set", f"discovery.{each}")]
     result = invoke("train", experiment_file, *short, "--out", copy, "--resume", "--quiet")
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow
+def test_a_reproduction_takes_the_model_instead_of_pretraining_one(experiment_file, pipeline):
+    tasks = {task.folder: task for task in TASKS}
+    job = Job(load_experiment(experiment_file), str(experiment_file), None)
+    assert not tasks["pretrain"].wanted(job)
+    assert "--model" not in tasks["train"].words(job)
+    other = Job(load_experiment("digits16"), "digits16", None)
+    assert tasks["pretrain"].wanted(other)
+    assert "--model" in tasks["train"].words(other)
+    result = invoke("train", experiment_file, "--dry-run")
+    assert f"model.path = {pipeline}" in result.stderr
+    assert "path" not in json.loads(result.stdout)["model"]
 
 
 @pytest.mark.slow

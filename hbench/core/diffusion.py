@@ -10,7 +10,7 @@ steps together.
 | α_t of DDIM, ᾱ_t | alpha_bar[t] |
 | P_t(ε) | predict_x_0 |
 | D_t(ε) | direction_to_x_t |
-| f_k(h_t, t) | shift_block(h, emb, k) |
+| f_k(h_t, t) | shift_block(h, emb, k, t) |
 | s | magnitude |
 """
 

@@ -5,6 +5,8 @@
 | own | s f_k(h_t, t) | Δh_t, of the sample itself |
 | mean | s times the mean over samples of f_k(h_t, t) | Δh_t^mean |
 | global | s times the mean of that over the timesteps of the shift interval | Δh^global, time-invariant |
+
+The own directions of a run need not depend on the sample: those of a file depend on t alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +17,8 @@ from torch import Tensor
 
 from hbench.core.diffusion import DeltaH
 
-ShiftFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Function (h_t, emb, k [B]) -> f_k(h_t, t) of each sample's direction, [B, C, H, W], at unit magnitude."""
+ShiftFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Function (h_t, emb, k [B], t) -> f_k(h_t, t) of each sample's direction, [B, C, H, W], at unit magnitude."""
 Source = Callable[[Tensor, Tensor], DeltaH]
 """Function (k [B], s [B]) -> delta_h of each sample."""
 
@@ -36,14 +38,19 @@ class Directions:
 
     def nearest(self, t: int) -> int:
         """Return the index of the timestep nearest to t."""
-        return min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - t))
+        return nearest(self.timesteps, t)
+
+
+def nearest(timesteps: Sequence[int], t: int) -> int:
+    """Return the index of the timestep nearest to t."""
+    return min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
 
 
 def own_direction(f: ShiftFunction, k: Tensor, s: Tensor) -> DeltaH:
     """Return the sample's own direction times its magnitude, s f_k(h_t, t) in Eq. (2), for k [B] and s [B]."""
 
     def delta_h(h: Tensor, emb: Tensor, t: int) -> Tensor:
-        return s[:, None, None, None] * f(h, emb, k)
+        return s[:, None, None, None] * f(h, emb, k, t)
 
     return delta_h
 

@@ -68,7 +68,7 @@ def regular_with_hidden(run: Run, sampler: Sampler, x_T: Tensor) -> tuple[Tensor
     seen = []
 
     def record(h: Tensor, emb: Tensor, t: int) -> Tensor:
-        seen.append(run.shift_block.hidden(h, emb).float())
+        seen.append(run.shift_block.hidden(h, emb, t).float())
         return torch.zeros_like(h)
 
     x_0 = sampler.generate(x_T, record)

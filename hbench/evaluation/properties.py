@@ -37,11 +37,12 @@ from hbench.evaluation.untrained import Untrained, untrained
 from hbench.experiments import parse_experiment
 from hbench.runtime.progress import progress
 from hbench.store.directions import save_directions
+from hbench.store.directions_file import model_sha256
 from hbench.store.files import sha256, write_text
 from hbench.store.provenance import provenance
 from hbench.store.records import Aside, Count, Positive
 from hbench.store.results import Result
-from hbench.store.run import Run
+from hbench.store.run import Run, judges_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -125,6 +126,8 @@ class Properties(Result):
     """Mean :class:`Directions`; None in a result read back."""
     examples: Aside = field(default=None, compare=False, repr=False)
     """The :class:`Examples` for the picture; None in a result read back."""
+    model_sha256: Aside = field(default=None, compare=False, repr=False)
+    """SHA-256 of the diffusion model, for the file of directions; None in a result read back."""
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
@@ -213,7 +216,9 @@ class Properties(Result):
         if self.directions is not None:
             file = folder / "directions.safetensors"
             experiment = parse_experiment(self.provenance.experiment, "provenance")
-            save_directions(file, self.directions, experiment, self.detail("weights_sha256")["shift_block"])
+            save_directions(
+                file, self.directions, experiment, self.detail("weights_sha256")["shift_block"], self.model_sha256
+            )
             result = self.with_details(directions_sha256=sha256(file))
         Result.write_into(result, folder)
 
@@ -258,6 +263,7 @@ def properties(
     check_seed(seed)
     run.check_edit(dict.fromkeys(directions, 0.0))
     M = run.experiment.discovery.M if steps is None else steps
+    judges_of(run)
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, M=M)
     means, sums, sizes = grouped_means(run, samples, seed, M)
     values = magnitudes(run.S, MAGNITUDES)
@@ -283,6 +289,7 @@ def properties(
         s_hat=[mean_with_interval(measured.s_hat[measured.s == s, :, 0]) for s in values],
         **estimates._asdict(),
         directions=means,
+        model_sha256=model_sha256(run.model),
         examples=Examples(
             labels=[f"{k}: {run.names[k]}" if k in run.names else f"direction {k}" for k in shown],
             magnitudes=pictured,
@@ -294,6 +301,7 @@ def properties(
 
 @torch.no_grad()
 def _measure(run: Run, directions: Directions, s: Array, seed: int, M: int | None) -> Measured:
+    reconstructor, _ = judges_of(run)
     n, K, bound = len(s), run.shift_block.K, run.experiment.discovery.soft_clip
     sampler, device = run.sampler.with_steps(M), run.device
     magnitude = torch.from_numpy(s).float().to(device)
@@ -312,7 +320,7 @@ def _measure(run: Run, directions: Directions, s: Array, seed: int, M: int | Non
                 edits = [sampler.generate(x_T, source(chosen, magnitude[rows])) for source in sources(run, directions)]
                 edit[rows, k] = _norm(edits[0] - x_0)
                 for i, image in enumerate(edits):
-                    logits, predicted = run.reconstructor(soft_clip(x_0, bound), soft_clip(image, bound))
+                    logits, predicted = reconstructor(soft_clip(x_0, bound), soft_clip(image, bound))
                     k_hat[rows, k, i], s_hat[rows, k, i] = logits.argmax(1).cpu(), predicted.cpu()
                     if i:
                         distance[rows, k, i - 1] = _norm(image - edits[0])

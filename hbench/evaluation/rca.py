@@ -23,7 +23,7 @@ from hbench.store.folders import refuse_links
 from hbench.store.provenance import provenance
 from hbench.store.records import Confusion, Interval, Nonnegative, Number, Positive, Share, ShareOrNone
 from hbench.store.results import Result
-from hbench.store.run import Run
+from hbench.store.run import Run, judges_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -239,6 +239,7 @@ def rca(
     check_type(Run, "as load_run returns it", run=run)
     check_at_least(1, pairs=pairs)
     check_seed(seed)
+    judges_of(run)
     source = source or direction_source(run)
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, **source.details)
     batches = []
@@ -297,13 +298,14 @@ def answers(run: Run, pairs: Pairs) -> Answers:
     """Return what reconstructor and discriminator say of pairs, and what their images are like."""
     bound = run.experiment.discovery.soft_clip
     raw, shifted = soft_clip(pairs.x_0, bound), soft_clip(pairs.x_0_shifted, bound)
-    logits, s_hat = run.reconstructor(raw, shifted)
+    reconstructor, discriminator = judges_of(run)
+    logits, s_hat = reconstructor(raw, shifted)
     values = (
         pairs.k,
         logits.argmax(1),
         (s_hat - pairs.s).abs().cpu().double(),  # some devices have no float64
-        judge(run.discriminator, raw).sigmoid().cpu().double(),
-        judge(run.discriminator, shifted).sigmoid().cpu().double(),
+        judge(discriminator, raw).sigmoid().cpu().double(),
+        judge(discriminator, shifted).sigmoid().cpu().double(),
         outside(pairs.x_0_shifted),
         outside(pairs.x_0),
         neighbours(pairs.x_0),

@@ -17,7 +17,7 @@ from hbench.core.intervals import Array, student
 from hbench.core.sampler import BATCH
 from hbench.evaluation.estimates import consistency
 from hbench.evaluation.mean_directions import directions_of
-from hbench.models.shift import ShiftBlock, build_shift_block, randomise_outputs
+from hbench.models.shift import AnyShift, build_shift_block, randomise_outputs
 from hbench.runtime.device import float64_device
 from hbench.runtime.progress import progress
 from hbench.store.records import Interval, Number
@@ -57,7 +57,8 @@ def untrained(run: Run, samples: int, pairs: int, seed: int, M: int | None = Non
         M: number of generation steps; the run's by default.
 
     Returns:
-        The numbers of the run's own block with random output convolutions, so on the same features, and those of
+        The numbers of the run's own block with random output convolutions, so on the same features; of fixed directions
+        they are Gaussian ones. And those of
         wholly untrained blocks: initialised as for training, but for the outputs, which would be zero.
     """
     kinds = [_random_outputs(run, seed), _fresh(run, seed)]
@@ -66,16 +67,16 @@ def untrained(run: Run, samples: int, pairs: int, seed: int, M: int | None = Non
     return outputs, fresh
 
 
-def _random_outputs(run: Run, seed: int) -> list[ShiftBlock]:
+def _random_outputs(run: Run, seed: int) -> list[AnyShift]:
     return _drawn(run, seed, lambda: copy.deepcopy(run.shift_block))
 
 
-def _fresh(run: Run, seed: int) -> list[ShiftBlock]:
+def _fresh(run: Run, seed: int) -> list[AnyShift]:
     return _drawn(run, seed, lambda: build_shift_block(run.experiment, run.model))
 
 
 @torch.no_grad()
-def _drawn(run: Run, seed: int, make: Callable[[], ShiftBlock]) -> list[ShiftBlock]:
+def _drawn(run: Run, seed: int, make: Callable[[], AnyShift]) -> list[AnyShift]:
     """Return the blocks that a function makes, with Gaussian output convolutions, on the run's device."""
     blocks = []
     for i in range(BLOCKS):
@@ -88,23 +89,25 @@ def _drawn(run: Run, seed: int, make: Callable[[], ShiftBlock]) -> list[ShiftBlo
 
 @torch.no_grad()
 def _measure(
-    run: Run, blocks: list[ShiftBlock], samples: int, pairs: int, seed: int, M: int | None
+    run: Run, blocks: list[AnyShift], samples: int, pairs: int, seed: int, M: int | None
 ) -> tuple[Array, Array]:
     """Return the homogeneity at each timestep, [blocks, timesteps], and the consistency, [blocks]."""
-    timesteps = run.sampler.with_steps(M).shift_interval
-    shape, where = (len(blocks), len(timesteps), *run.model.h_shape), float64_device(run.device)
-    sums = torch.zeros(shape, dtype=torch.float64, device=where)
+    timesteps, where = run.sampler.with_steps(M).shift_interval, float64_device(run.device)
+    sums: dict[tuple[int, int], Tensor] = {}
 
     def add(i: int, b: int, hidden: Tensor) -> None:
-        sums[b, i] += hidden.to(where).double().sum(0)
+        sums[b, i] = sums.get((b, i), 0) + hidden.to(where).double().sum(0)
 
     _visit(run, blocks, samples, seeds.mean_samples(seed, samples), M, add)
-    means = (sums / samples).float().to(run.device)
+    means = [
+        torch.stack([(sums[b, i] / samples).float().to(run.device) for i in range(len(timesteps))])
+        for b in range(len(blocks))
+    ]
     cosines = np.zeros((len(blocks), len(timesteps)))
 
     def compare(i: int, b: int, hidden: Tensor) -> None:
         for k in range(run.K):
-            own, mean = blocks[b].direction(hidden, k), blocks[b].direction(means[b, i], k)
+            own, mean = blocks[b].direction(hidden, k), blocks[b].direction(means[b][i], k)
             cosines[b, i] += F.cosine_similarity(own.flatten(1), mean.flatten()[None]).cpu().double().sum().item()
 
     _visit(run, blocks, pairs, seed, M, compare)
@@ -116,7 +119,7 @@ def _measure(
 
 
 def _visit(
-    run: Run, blocks: list[ShiftBlock], n: int, seed: int, M: int | None, see: Callable[[int, int, Tensor], None]
+    run: Run, blocks: list[AnyShift], n: int, seed: int, M: int | None, see: Callable[[int, int, Tensor], None]
 ) -> None:
     """Call ``see`` with the hidden features of each block on regular chains of n samples.
 
@@ -127,7 +130,7 @@ def _visit(
 
     def observe(h: Tensor, emb: Tensor, t: int) -> Tensor:
         for b, block in enumerate(blocks):
-            hidden = block.hidden(h, emb).float()
+            hidden = block.hidden(h, emb, t).float()
             with torch.autocast(run.device.type, enabled=False):
                 see(index[t], b, hidden)
         return torch.zeros_like(h)

@@ -1,4 +1,4 @@
-"""Files of mean directions, as safetensors."""
+"""Sources of directions: a run's own, their means, and those of a file, which make a run of their own."""
 
 import difflib
 import re
@@ -9,18 +9,19 @@ from pathlib import Path
 from textwrap import shorten
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hbench.config import Experiment
 from hbench.core.diffusion import DeltaH
 from hbench.core.directions import Directions, Source, global_direction, mean_direction
 from hbench.errors import HBenchError, check_type
-from hbench.store.files import replacing, sha256
-from hbench.store.provenance import checked_sha256
+from hbench.experiments import parse_experiment
+from hbench.models.shift import FixedDirections
+from hbench.runtime.device import pick_device
+from hbench.store.directions_file import AGAIN, StoredDirections, read_directions, write_directions
+from hbench.store.files import sha256
+from hbench.store.model import load_model, model_experiment, model_file
 from hbench.store.run import Run, check_has_files
-from hbench.store.weights import MADE_BY, check_finite, read_metadata
 
 
 @dataclass(frozen=True)
@@ -105,54 +106,93 @@ def _plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
-def save_directions(path: Path, directions: Directions, experiment: Experiment, shift_block_sha256: str) -> None:
-    """Write directions as safetensors that carry their n, seed, experiment and shift block.
+def save_directions(
+    path: Path, directions: Directions, experiment: Experiment, shift_block_sha256: str, model_sha256: str | None = None
+) -> None:
+    """Write the mean directions of a run in the open format, with their n, seed, experiment and shift block.
 
     Args:
         path: file to write.
         directions: mean directions of a run.
         experiment: experiment of the run.
         shift_block_sha256: SHA-256 of the run's shift block, which identifies the run.
+        model_sha256: SHA-256 of the diffusion model, by :func:`hbench.model_sha256`.
     """
-    metadata = {
-        "role": "directions",
-        "experiment": experiment.model_dump_json(exclude={"paper"}),
-        **MADE_BY,
-        "n": str(directions.n),
-        "seed": str(directions.seed),
-        "shift_block_sha256": shift_block_sha256,
-    }
-    tensors = {"mean": directions.mean.cpu().contiguous(), "timesteps": torch.tensor(directions.timesteps)}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    write_directions(
+        path,
+        directions.mean,
+        directions.timesteps,
+        model_sha256=model_sha256,
+        S=experiment.discovery.S,
+        method="mean",
+        details={"n": directions.n, "seed": directions.seed, "shift_block_sha256": shift_block_sha256},
+        experiment=experiment,
+    )
 
 
 def load_directions(path: Path, run: Run) -> Directions:
-    """Return the directions of a run in a file of :func:`save_directions`, on the run's device.
+    """Return the mean directions of a run in a file of :func:`save_directions`, on the run's device.
 
     Raises:
         HBenchError: missing, damaged or foreign file, not the one of the provenance beside it, or directions of another
             run.
     """
     check_has_files(run)
-    metadata = read_metadata(path)
-    if metadata.get("role") != "directions":
-        found = metadata.get("role", "foreign weights")
-        raise HBenchError(f"{path}: holds {found}, need directions: give the file of a properties measurement")
-    if metadata.get("shift_block_sha256") != run.hashes["shift_block"]:
+    stored = read_directions(path)
+    details = stored.about.details
+    if details.get("shift_block_sha256") != run.hashes["shift_block"] or "n" not in details or "seed" not in details:
         raise HBenchError(f"{path}: directions of another run than this one: measure the properties of this one")
-    again = "measure the properties again"
-    try:
-        with safe_open(path, "pt") as file:
-            values, visited = file.get_tensor("mean"), file.get_tensor("timesteps")
-        n, seed = int(metadata["n"]), int(metadata["seed"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise HBenchError(f"{path}: damaged ({error}): {again}") from error
-    check_finite({"mean": values}, str(path), again)
-    timesteps = tuple(visited.flatten().tolist())
     interval = range(run.experiment.discovery.t_shift, run.experiment.diffusion.T)
-    in_order = timesteps == tuple(sorted(set(timesteps) & set(interval), reverse=True))
-    if not in_order or tuple(values.shape) != (run.K, len(timesteps), *run.model.h_shape):
-        raise HBenchError(f"{path}: damaged (other shapes or timesteps than the run's): {again}")
-    checked_sha256(path, again)
-    return Directions(timesteps=timesteps, mean=values.to(run.device), n=n, seed=seed)
+    if stored.K != run.K or not set(stored.timesteps) <= set(interval):
+        raise HBenchError(f"{path}: damaged (other shapes or timesteps than the run's): {AGAIN}")
+    stored.check_fits(run.model)
+    mean = stored.delta_h.to(run.device)
+    return Directions(timesteps=stored.timesteps, mean=mean, n=int(details["n"]), seed=int(details["seed"]))
+
+
+@torch.random.fork_rng(devices=[])
+def directions_run(
+    directions: str | Path,
+    model: str | Path,
+    experiment: Experiment | None = None,
+    *,
+    device: str | torch.device = "auto",
+) -> Run:
+    """Return the run that the directions of a file make on a diffusion model.
+
+    It generates and edits as any run. It has neither reconstructor nor discriminator, by which RCA is measured: give it
+    to :func:`hbench.reconstruct` for that.
+
+    Args:
+        directions: file in the open format, see docs/directions.md.
+        model: diffusion model, or run, as for :func:`hbench.load_model`.
+        experiment: experiment of the model; by default the one that the model's file carries. K is that of the
+            directions, and S too where their file says one.
+        device: device of the run; "auto" is a GPU where there is one, else the CPU.
+
+    Raises:
+        HBenchError: a file is missing or damaged, or the directions do not fit the model.
+    """
+    stored = read_directions(directions)
+    settings = experiment_with(model_experiment(model, experiment), stored)
+    network = load_model(model, experiment, device=device).requires_grad_(False)
+    stored.check_fits(network)
+    device = pick_device(device)
+    return Run(
+        experiment=settings,
+        device=device,
+        model=network,
+        shift_block=FixedDirections(stored.delta_h, stored.timesteps).to(device).eval(),
+        hashes={"model": sha256(model_file(model)), "shift_block": stored.sha256},
+        names=stored.names,
+    )
+
+
+def experiment_with(experiment: Experiment, directions: StoredDirections) -> Experiment:
+    """Return the experiment with K and S of directions; the smallest magnitude is the same share of S as before."""
+    settings = experiment.discovery
+    S = directions.about.S or settings.S
+    changed = {"K": directions.K, "S": S, "min_magnitude": settings.min_magnitude * S / settings.S}
+    values = experiment.model_dump()
+    values["discovery"] |= changed
+    return parse_experiment(values, str(directions.path))

@@ -9,6 +9,7 @@ from textwrap import shorten
 from typing import get_args
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from hbench.config import Experiment, Precision
@@ -20,7 +21,7 @@ from hbench.experiments import parse_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
-from hbench.models.shift import ShiftBlock
+from hbench.models.shift import AnyShift, FixedDirections
 from hbench.runtime.device import pick_device
 from hbench.runtime.progress import progress
 from hbench.store.files import a_path, write_text
@@ -53,9 +54,11 @@ class Run:
     experiment: Experiment
     device: torch.device
     model: DiffusionModel
-    shift_block: ShiftBlock
-    reconstructor: LeNet | ResNet18
-    discriminator: EncoderUNetModel
+    shift_block: AnyShift
+    """Shift block of a discovery, or directions that are fixed."""
+    reconstructor: LeNet | ResNet18 | None = None
+    """Network that tells directions apart; None for directions of a file that none was trained for yet."""
+    discriminator: EncoderUNetModel | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the files that the run was read from."""
     names: dict[int, str] = field(default_factory=dict)
@@ -294,6 +297,17 @@ def refuse_overflow(images: Tensor, edits: Sequence[Edit]) -> None:
         raise HBenchError(f"an image edited by |s| up to {largest:.3g} is not finite: take smaller magnitudes")
 
 
+def judges_of(run: Run) -> tuple[LeNet | ResNet18, EncoderUNetModel]:
+    """Return reconstructor and discriminator of a run.
+
+    Raises:
+        HBenchError: it has none, as directions of a file.
+    """
+    if run.reconstructor is None or run.discriminator is None:
+        raise HBenchError("these directions have no reconstructor, which tells them apart: train one for them")
+    return run.reconstructor, run.discriminator
+
+
 def check_has_files(run: Run) -> None:
     """Raise an HBenchError where a run was not read from files, whose SHA-256 identifies it: it is still trained."""
     if not run.hashes:
@@ -380,11 +394,12 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
     hashes, folder, device = run_hashes(path), locate(path), pick_device(device)
     experiment = read_experiment(folder / "shift_block.safetensors")
     model = build_model(experiment)
+    found = read_fixed(folder / f"shift_block{WEIGHTS}")
     run = Run(
         experiment=experiment,
         device=device,
         model=model,
-        shift_block=build_shift_block(experiment, model),
+        shift_block=build_shift_block(experiment, model) if found is None else found,
         reconstructor=build_reconstructor(experiment),
         discriminator=build_discriminator(experiment),
         hashes=hashes,
@@ -396,6 +411,23 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
         load_weights(folder / f"{role}.safetensors", module, role)
         module.to(device).eval().requires_grad_(False)
     return run
+
+
+def read_fixed(file: Path) -> FixedDirections | None:
+    """Return the fixed directions in the file of a shift block; None where it holds a block.
+
+    Raises:
+        HBenchError: the file is damaged.
+    """
+    with safe_open(file, "pt") as opened:
+        if not {"delta_h", "timesteps"} <= set(opened.keys()):
+            return None
+        delta_h, timesteps = opened.get_tensor("delta_h"), opened.get_tensor("timesteps")
+    if delta_h.ndim != 5 or timesteps.shape != delta_h.shape[1:2] or not timesteps.numel():
+        raise HBenchError(
+            f"{file}: damaged ({list(delta_h.shape)} directions, {list(timesteps.shape)} timesteps): {REMEDY}"
+        )
+    return FixedDirections(delta_h, timesteps.tolist())
 
 
 def load_names(path: str | Path, K: int | None = None) -> dict[int, str]:

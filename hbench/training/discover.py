@@ -14,13 +14,14 @@ from hbench.core.domain import h_deviation, log_h_scale, log_look
 from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, check_type
 from hbench.models.adm import UNetModel, unet_config
+from hbench.models.shift import AnyShift, FixedDirections
 from hbench.models.unet2d import SplitUNet2D
 from hbench.runtime.distributed import rank
 from hbench.store.files import sha256
 from hbench.store.metrics import FILE as METRICS
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.run import WEIGHTS, Run
-from hbench.store.weights import load_weights, save_weights, tensors_sha256
+from hbench.store.weights import load_weights, save_weights, state_sha256, tensors_sha256
 from hbench.training.estimate import announce, discovery_seconds
 from hbench.training.freeze import freeze
 from hbench.training.loop import Start, begin, restore, run_steps, started, stop_requests
@@ -43,8 +44,12 @@ def train(
     max_minutes: float | None = None,
     draw: Callable[[Path], None] | None = None,
     on_checkpoint: Callable[[int, Run], None] | None = None,
+    shift_block: AnyShift | None = None,
 ) -> bool:
     """Discover directions and write them to ``out``. Return False if stopped early, with a checkpoint to resume from.
+
+    With ``shift_block`` the directions are there already, and stay as they are: a fresh reconstructor and discriminator
+    are trained for them. Cost of a step then: a shifted chain a pair, without gradients.
 
     The folder gets the frozen model, shift block, reconstructor and discriminator as safetensors, metrics, checkpoint
     and provenance, and needs nothing but itself. A resumed training ends as if it had never stopped, on the CPU with
@@ -63,6 +68,7 @@ def train(
         max_minutes: stop cleanly after this time, but not before a first step.
         draw: function that draws the curves of a folder, called before each checkpoint.
         on_checkpoint: function of the number of steps done and the run so far, in eval mode.
+        shift_block: directions that are kept, as those of a run; ``discovery.K`` must be theirs.
 
     Raises:
         TypeError: not an experiment or not a model.
@@ -74,6 +80,8 @@ def train(
     check_type(Backbone, "as load_model returns it", model=model)
     check_shift_interval(experiment)
     check_settings(experiment, model)
+    if shift_block is not None and shift_block.K != experiment.discovery.K:
+        raise ValueError(f"shift_block has K = {shift_block.K}, the experiment {experiment.discovery.K}")
     names = [field.name for field in fields(Trained)]
     with (
         started(
@@ -100,10 +108,18 @@ def train(
             x_T = sampler.noise(min(LOOKED_AT, experiment.discovery.batch_size))
             log_look(sampler.generate(x_T))
             log_h_scale(h_deviation(sampler, x_T), experiment.discovery.h_scale)
-        trained = initial(experiment, sampler, seed)
+        if shift_block is not None:
+            shift_block = copy.deepcopy(shift_block).to(start.device).requires_grad_(False)
+        before = None if shift_block is None else state_sha256(shift_block)
+        trained = initial(experiment, sampler, seed, shift_block)
         restore(start, vars(trained))
+        if before not in (None, state_sha256(trained.shift_block)):
+            raise HBenchError(f"{start.out}: was started with other directions: choose another `out`")
         start = begin(start, kept)
-        running = resolve_once(experiment, sampler, seed, start.out)
+        # nothing in the chain is trained then, so that no graph of it is ever made
+        running = (
+            resolve_once(experiment, sampler, seed, start.out) if shift_block is None else _forward_only(experiment)
+        )
 
         # Train.
         announce(
@@ -126,6 +142,12 @@ def train(
         if rank() == 0:
             write_run(start, trained, strategy=running.discovery.strategy, keep=running.discovery.keep)
     return True
+
+
+def _forward_only(experiment: Experiment) -> Experiment:
+    """Return the experiment for a training that passes no gradient through the chain."""
+    changed = {"strategy": "vanilla", "keep": 0, "memory_budget": None, "gradient": "chain"}
+    return experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=changed)})
 
 
 def check_settings(experiment: Experiment, model: DiffusionModel) -> None:
@@ -189,7 +211,10 @@ def write_run(start: Start, trained: Trained, **strategy: str | int) -> None:
     hashes = {"model": sha256(start.out / "model.safetensors")}
     for role in ("shift_block", "reconstructor", "discriminator"):
         path = start.out / f"{role}.safetensors"
-        save_weights(path, getattr(trained, role), start.experiment, role, start.experiment.discovery.weights)
+        module = getattr(trained, role)
+        # those of a file come back bit by bit
+        dtype = "float32" if isinstance(module, FixedDirections) else start.experiment.discovery.weights
+        save_weights(path, module, start.experiment, role, dtype)
         hashes[role] = sha256(path)
     found = start.finished(
         weights_sha256=hashes,

@@ -21,7 +21,7 @@ from hbench.models.batch_norm import share_batch_norm
 from hbench.models.discriminator import judge
 from hbench.models.recompute import checkpoint_blocks
 from hbench.models.reconstructor import LeNet, ResNet18
-from hbench.models.shift import ShiftBlock
+from hbench.models.shift import AnyShift
 from hbench.runtime.device import autocast
 from hbench.runtime.distributed import (
     all_gather,
@@ -43,7 +43,7 @@ DrawRaw = Callable[[], tuple[Tensor, Tensor | None]]
 class Trained:
     """Everything that training changes, and so everything that a checkpoint holds."""
 
-    shift_block: ShiftBlock
+    shift_block: AnyShift
     reconstructor: Reconstructor
     discriminator: EncoderUNetModel
     optimizer: torch.optim.Optimizer
@@ -51,11 +51,15 @@ class Trained:
     optimizer_D: torch.optim.Optimizer
 
 
-def initial(experiment: Experiment, sampler: Sampler, seed: int) -> Trained:
-    """Return the networks with initial weights, on the sampler's device, and their optimisers."""
+def initial(experiment: Experiment, sampler: Sampler, seed: int, shift_block: AnyShift | None = None) -> Trained:
+    """Return the networks with initial weights, on the sampler's device, and their optimisers.
+
+    A ``shift_block`` that is given has its directions already, and is not trained.
+    """
     settings, device = experiment.discovery, sampler.device
     torch.manual_seed(seeds.initial_weights(seed))
-    shift_block = build_shift_block(experiment, sampler.backbone).to(device)
+    if shift_block is None:
+        shift_block = build_shift_block(experiment, sampler.backbone).to(device)
     reconstructor = build_reconstructor(experiment)
     share_batch_norm(reconstructor, all_reduce, world_size())
     reconstructor.to(device)

@@ -261,13 +261,16 @@ def test_other_directions_than_were_measured_are_refused(run, tmp_path):
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     tensors = load_file(file)
-    for name, value, said in (
-        ("mean", tensors["mean"] * 2, "directions.safetensors: is not the file that provenance.json beside it"),
-        ("mean", tensors["mean"][:, :, :2].contiguous(), "damaged .other shapes or timesteps"),
-        ("timesteps", tensors["timesteps"] + 1000, "damaged .other shapes or timesteps"),
-        ("timesteps", tensors["timesteps"].flip(0).contiguous(), "damaged .other shapes or timesteps"),
+    about = json.loads(metadata["directions"])
+    mean, timesteps = tensors["delta_h"], about["timesteps"]
+    for delta_h, visited, said in (
+        (mean * 2, timesteps, "directions.safetensors: is not the file that provenance.json beside it"),
+        (mean[:, :, :2].contiguous(), timesteps, "other shapes or timesteps"),
+        (mean, [t + 1000 for t in timesteps], "is not the file that provenance.json beside it"),
+        (mean, timesteps[::-1], "damaged .timesteps must descend"),
     ):
-        save_file(tensors | {name: value}, file, metadata)
+        changed = metadata | {"directions": json.dumps(about | {"timesteps": visited})}
+        save_file({"delta_h": delta_h}, file, changed)
         with pytest.raises(HBenchError, match=said):
             load_directions(file, loaded)
 

@@ -289,7 +289,7 @@ def delta_h_rms(run: Run, x_T: Tensor) -> Tensor:
     squares = []
 
     def observe(h: Tensor, emb: Tensor, t: int) -> Tensor:
-        each = [run.shift_block(h, emb, torch.full((len(h),), k, device=h.device)) for k in range(run.K)]
+        each = [run.shift_block(h, emb, torch.full((len(h),), k, device=h.device), t) for k in range(run.K)]
         squares.append(torch.stack([delta_h.float().square().mean() for delta_h in each]))
         return torch.zeros_like(h)
 

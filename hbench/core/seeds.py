@@ -17,6 +17,8 @@
 | ``probe`` | weights and shifts of the steps that predict memory and time | seed, unmixed |
 | ``study_design`` | who sees which direction in a user study, and in which order | seed, unmixed |
 | ``study_bootstrap`` | resampling of a user study's directions | seed, unmixed |
+| ``found`` | Gaussian directions, and the start of an iteration, of a method that finds directions | seed, 0, 7 |
+| ``found_on`` | seed of the ``starting_noise`` of the samples that such a method looks at | seed, 0, 8 |
 | ``balance`` | classes of perfect samples, for the floor of a balance | seed, 0, 5 |
 | ``real_halves`` | the two halves of real images that are compared with each other | none |
 
@@ -126,6 +128,16 @@ def study_bootstrap(seed: int) -> int:
 def balance(seed: int) -> int:
     """Return the seed of the classes of perfect samples."""
     return _mixed(seed, 0, 5)
+
+
+def found(seed: int) -> int:
+    """Return the seed of everything random in a method that finds directions, but for x_T."""
+    return _mixed(seed, 0, 7)
+
+
+def found_on(seed: int) -> int:
+    """Return the seed of the starting noise of the samples that a method looks at, which no measurement draws."""
+    return _mixed(seed, 0, 8)
 
 
 def real_halves() -> int:

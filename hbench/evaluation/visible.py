@@ -1,5 +1,6 @@
 """What a person sees of a direction: the change of the image between both ends of the magnitudes."""
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,12 @@ PATCH = 5
 """Size of an image over that of a patch in which a change is looked for: an eye or a mouth fills one."""
 FEWEST, MOST = 12, 24
 """Samples that a direction is looked at on, at least and at most."""
+NEAR_ENOUGH = 0.02
+"""Relative error of a visible change that directions are scaled to."""
+MOST_DOUBLINGS, MOST_HALVINGS = 16, 8
+"""Steps of the search for the scale: of the factor itself, and then of the interval that it lies in."""
+
+log = logging.getLogger(__name__)
 
 
 class Seen(NamedTuple):
@@ -79,6 +86,52 @@ def look(run: Run, source: Source, samples: int, seed: int) -> Seen:
 def random_change(images: Tensor) -> float:
     """Return the mean visible change between each of the images [n, C, H, W] and the next one, of n random ones."""
     return float(visible_change(images, images.roll(1, 0)).double().mean())
+
+
+def scaled_to(run: Run, source: Source, wanted: float, samples: int, seed: int) -> tuple[float, float]:
+    """Return the factor of directions by which the median of their visible changes is the wanted one, and that median.
+
+    The factor is searched on a logarithmic scale, from 1. Where no factor makes so much change, or so little, a warning
+    says it. Cost: that of :func:`look`, some ten times.
+
+    Args:
+        run: run that has as many directions as the source.
+        source: kind of direction.
+        wanted: median over directions of the visible change between -S and S, mean over samples.
+        samples: number of samples to look at.
+        seed: seed of x_T.
+    """
+
+    def median(factor: float) -> float:
+        seen = look(run, lambda k, s: source(k, factor * s), samples, seed).visible_change.mean(0)
+        return float(np.median(np.nan_to_num(seen, nan=np.inf)))
+
+    low = high = 1.0
+    change = found = median(1.0)
+    for _ in range(MOST_DOUBLINGS):
+        if change >= wanted:
+            break
+        low, high = high, 2 * high
+        change = median(high)
+    else:
+        log.warning("caution: the directions change images by %.2f at most, not by %.2f", change, wanted)
+        return high, change
+    for _ in range(MOST_DOUBLINGS if high == 1.0 else 0):
+        low, high = low / 2, low
+        found = median(low)
+        if found < wanted:
+            break
+        change = found
+    for _ in range(MOST_HALVINGS):
+        if abs(change / wanted - 1) <= NEAR_ENOUGH:
+            break
+        middle = (low * high) ** 0.5
+        found = median(middle)
+        if found < wanted:
+            low = middle
+        else:
+            high, change = middle, found
+    return high, change
 
 
 def visible_change(up: Tensor, down: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Ways to find directions in h-space without training a shift block: one :class:`Method` each."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hbench.core.sampler import Sampler as Sampler
     from hbench.errors import HBenchError as HBenchError
     from hbench.evaluation import evaluate as evaluate
+    from hbench.evaluation.export import export as export
+    from hbench.evaluation.find.find import find as find
     from hbench.experiments import load_experiment as load_experiment
     from hbench.reporting.artifacts import plot as plot
     from hbench.runtime.progress import show_progress as show_progress
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from hbench.store.datasets import load_set as load_set
     from hbench.store.datasets import read_images as read_images
     from hbench.store.directions import direction_source as direction_source
+    from hbench.store.directions import directions_run as directions_run
+    from hbench.store.directions_file import model_sha256 as model_sha256
     from hbench.store.imported import import_model as import_model
     from hbench.store.labels import Factor as Factor
     from hbench.store.labels import Labels as Labels
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from hbench.store.run import load_run as load_run
     from hbench.training.discover import train as train
     from hbench.training.pretrain import pretrain as pretrain
+    from hbench.training.reconstruct import reconstruct as reconstruct
 
 __version__ = "0.2.0"
 
@@ -41,6 +46,10 @@ _HOME = {
     "Run": "hbench.store.run",
     "Grid": "hbench.store.pictures",
     "direction_source": "hbench.store.directions",
+    "directions_run": "hbench.store.directions",
+    "export": "hbench.evaluation.export",
+    "find": "hbench.evaluation.find.find",
+    "model_sha256": "hbench.store.directions_file",
     "evaluate": "hbench.evaluation",
     "plot": "hbench.reporting.artifacts",
     "load_experiment": "hbench.experiments",
@@ -55,6 +64,7 @@ _HOME = {
     "Pictures": "hbench.store.registry",
     "pretrain": "hbench.training.pretrain",
     "train": "hbench.training.discover",
+    "reconstruct": "hbench.training.reconstruct",
     "load_model": "hbench.store.model",
     "import_model": "hbench.store.imported",
     "Backbone": "hbench.core.backbone",

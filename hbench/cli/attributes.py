@@ -10,6 +10,7 @@ from hbench.cli.options import (
     a_path,
     processes_option,
     publish,
+    reconstructor_option,
     result_of,
     run_argument,
     run_options,
@@ -41,7 +42,7 @@ from hbench.runtime.distributed import rank
     is_flag=True,
     help="Add the proposed names to names.txt in RUN, for directions that have none there.",
 )
-@shared(source_options, result_of("attributes"), processes_option, run_options)
+@shared(source_options, reconstructor_option, result_of("attributes"), processes_option, run_options)
 def attributes(run: Path, samples: int, measured: Path | None, propose_names: bool, options: Options) -> None:
     """Measure what each direction of a run does to images.
 

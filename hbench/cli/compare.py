@@ -4,14 +4,24 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import Count, Options, a_path, publish, result_of, run_options, shared
+from hbench.cli.options import (
+    Count,
+    Options,
+    a_path,
+    further_directions_option,
+    publish,
+    reconstructor_option,
+    result_of,
+    run_options,
+    shared,
+)
 
 
 @click.command()
-@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=a_path)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=a_path)
 @click.option("--pairs", type=Count(2), default=1000, show_default=True, help="Number of fresh pairs of each run.")
 @click.option("--fail-if-worse", is_flag=True, help="End with exit code 1 if a run is worse than the first one.")
-@shared(result_of("compare"), run_options)
+@shared(further_directions_option, reconstructor_option, result_of("compare"), run_options)
 def compare(runs: tuple[Path, ...], pairs: int, fail_if_worse: bool, options: Options) -> None:
     """Measure runs alike, and tell what differs for certain.
 
@@ -22,17 +32,14 @@ def compare(runs: tuple[Path, ...], pairs: int, fail_if_worse: bool, options: Op
     \b
     Example:
         hbench compare mnist16 runs/mnist16/train
+        hbench compare mnist16 --directions pca.safetensors --directions random.safetensors
     """
     from hbench.errors import HBenchError
     from hbench.evaluation.compare import compare as measure
-    from hbench.store.run import load_run
 
-    if len(runs) < 2:
-        raise click.BadParameter("need two or more", param_hint="RUN")
-    if len(set(runs)) < len(runs):
-        raise click.BadParameter("the same run twice", param_hint="RUN")
-    device = options.torch_device()
-    loaded = {str(run): load_run(run, device=device) for run in runs}
+    loaded = options.load_all(runs)
+    if len(loaded) < 2:
+        raise click.BadParameter("need two or more, --directions included", param_hint="RUN")
     folder = options.claim_result(runs[0], "compare")
     result = measure(loaded, pairs=pairs, seed=options.seed)
     publish(result, folder)

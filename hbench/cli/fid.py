@@ -8,6 +8,7 @@ from hbench.cli.options import (
     Count,
     Options,
     data_options,
+    directions_option,
     extractor_options,
     processes_option,
     publish,
@@ -25,7 +26,7 @@ from hbench.cli.options import (
 @click.option("--samples", type=Count(3), help="Number of samples of each kind [default: the run's].")
 @steps_option
 @extractor_options
-@shared(data_options, result_of("fid-EXTRACTOR"), processes_option, run_options)
+@shared(directions_option, data_options, result_of("fid-EXTRACTOR"), processes_option, run_options)
 def fid(
     run: Path,
     samples: int | None,

@@ -21,7 +21,9 @@ from hbench.cli.classifier import classifier
 from hbench.cli.compare import compare
 from hbench.cli.demo import demo
 from hbench.cli.edit import edit
+from hbench.cli.export import export
 from hbench.cli.fid import fid
+from hbench.cli.find import find
 from hbench.cli.import_ import import_
 from hbench.cli.mos import mos
 from hbench.cli.plan import plan
@@ -162,6 +164,8 @@ for command in (
     quality,
     plan,
     train,
+    find,
+    export,
     train_curves,
     rca,
     attributes,

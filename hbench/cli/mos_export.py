@@ -4,7 +4,17 @@ from pathlib import Path
 
 import click
 
-from hbench.cli.options import Count, Finite, Options, a_path, publish, result_of, run_options, shared
+from hbench.cli.options import (
+    Count,
+    Finite,
+    Options,
+    a_path,
+    further_directions_option,
+    publish,
+    result_of,
+    run_options,
+    shared,
+)
 from hbench.errors import MOST_ASSESSORS, MOST_COLUMNS
 
 
@@ -31,7 +41,7 @@ def _odd(ctx: click.Context, param: click.Parameter, value: int) -> int:
 @click.option("--controls", type=Count(0), default=3, show_default=True, help="Number of untrained directions a run.")
 @click.option("--asked-by", metavar="TEXT", default="", help="Who asks; the sheets say it.")
 @click.option("--label-studio", is_flag=True, help="Write tasks and configuration for Label Studio too.")
-@shared(result_of("mos"), run_options)
+@shared(further_directions_option, result_of("mos"), run_options)
 def export(
     runs: tuple[Path, ...],
     assessors: int,
@@ -58,14 +68,10 @@ def export(
     """
     from hbench.evaluation.mos.study import mos_study
     from hbench.reporting.sheets import refuse_marked, write_sheets
-    from hbench.store.run import load_run
 
     if votes and votes > assessors:
         raise click.BadParameter(f"at most {assessors}, the number of assessors", param_hint="--votes")
-    if len(set(runs)) < len(runs):
-        raise click.BadParameter("the same run twice", param_hint="RUN")
-    device = options.torch_device()
-    loaded = {str(run): load_run(run, device=device) for run in runs}
+    loaded = options.load_all(runs)
     folder = options.claim_result(runs[0], "mos")
     refuse_marked(folder)
     study = mos_study(

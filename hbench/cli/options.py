@@ -42,7 +42,8 @@ class Options:
     data_root: Path | None = None
     download: bool = False
     direction_source: str = "own"
-    directions: Path | None = None
+    directions: Path | tuple[Path, ...] | None = None
+    reconstructor_steps: int | None = None
 
     @property
     def training(self) -> dict[str, Any]:
@@ -78,17 +79,62 @@ class Options:
 
         return threads_of(folder) if self.resume else None
 
+    @property
+    def file(self) -> Path | None:
+        """File whose directions take the place of the run's own; None for the run's own, or their means."""
+        is_other = isinstance(self.directions, Path) and self.direction_source == "own"
+        return self.directions if is_other and isinstance(self.directions, Path) else None
+
     def load(self, run: Path) -> "Run":
-        """Return the run on the device."""
+        """Return the run on the device, or the one that --directions makes on its diffusion model."""
         from hbench.store.run import load_run
 
-        return load_run(run, device=self.torch_device())
+        device = self.torch_device()
+        return load_run(run, device=device) if self.file is None else self.load_file(run, self.file)
+
+    def load_all(self, runs: Iterable[Path]) -> "dict[str, Run]":
+        """Return the runs on the device by name, then those that each --directions makes on the model of the first."""
+        from hbench.store.run import load_run
+
+        runs, device = list(runs), self.torch_device()
+        files = self.directions if isinstance(self.directions, tuple) else ()
+        if len({*map(str, runs), *map(str, files)}) < len(runs) + len(files):
+            raise click.BadParameter("the same one twice", param_hint="RUN")
+        loaded = {str(run): load_run(run, device=device) for run in runs}
+        return loaded | {str(file): self.load_file(runs[0], file) for file in files}
+
+    def load_file(self, model: Path, file: Path) -> "Run":
+        """Return the run that a file of directions makes on the diffusion model of a run or folder.
+
+        A command that tells directions apart trains a reconstructor for them first, in the folder of the result, and
+        finds it there the next time.
+        """
+        from hbench.reporting.charts.training import draw_curves
+        from hbench.store.directions import directions_run
+        from hbench.training.reconstruct import reconstruct
+
+        run = directions_run(file, model, device=self.torch_device())
+        if self.reconstructor_steps is None:
+            return run
+        folder = self.folder_of(model, file) / f"train-{self.reconstructor_steps}"
+        trained = reconstruct(run, folder, steps=self.reconstructor_steps, seed=self.seed, draw=draw_curves)
+        assert trained is not None  # no time is set, after which it would stop
+        return trained
+
+    def folder_of(self, run: Path, file: Path) -> Path:
+        """Return the folder for the results of a file's directions: in that of the run, named by the file's content."""
+        from hbench.store.files import sha256
+        from hbench.store.places import run_folder
+
+        folder = run.parent if run.is_file() else run
+        return run_folder(folder) / f"{file.stem}-{sha256(file)[:8]}"
 
     def source(self, run: "Run") -> "DirectionSource":
         """Return the source of directions."""
         from hbench.store.directions import direction_source
 
-        return direction_source(run, self.direction_source, self.directions)
+        means = self.directions if isinstance(self.directions, Path) and self.file is None else None
+        return direction_source(run, self.direction_source, means)
 
     def claim(self, default: Path) -> Path:
         """Claim the output folder until the command ends, and return it; the main process claims it for all.
@@ -108,7 +154,7 @@ class Options:
         """Claim the folder of a run's result, by default in the run's, with a number beside those of other options."""
         from hbench.store.places import run_folder
 
-        return self.claim_numbered(run_folder(run) / name)
+        return self.claim_numbered((run_folder(run) if self.file is None else self.folder_of(run, self.file)) / name)
 
     def claim_of_model(self, model: Path, name: str) -> Path:
         """Claim the folder of a model's result, as :meth:`claim_result` that of a run's."""
@@ -118,11 +164,20 @@ class Options:
 
     def claim_numbered(self, default: Path) -> Path:
         """Claim --out, or the default folder, with a number beside results of other options."""
+        return self.claim(self._free(default))
+
+    def numbered(self, run: Path, name: str) -> Path:
+        """Return the folder that :meth:`claim_result` would claim, for a function that claims it by itself."""
+        from hbench.store.places import run_folder
+
+        return self.out or self._free(run_folder(run) / name)
+
+    def _free(self, default: Path) -> Path:
         from hbench.cli.repeats import is_repeat
         from hbench.store.places import free
 
         is_old = self.overwrite or self.resume
-        return self.claim(free(default, is_repeat, replace=is_old) if self.out is None else default)
+        return free(default, is_repeat, replace=is_old) if self.out is None else default
 
 
 def shared(*options: Decorator[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -295,9 +350,24 @@ source_options = combined(
         help="Kind of direction: the sample's own, the mean over samples, or the time-invariant one.",
     ),
     click.option(
-        "--directions", type=a_path, help='File directions.safetensors of "hbench properties", for mean and global.'
+        "--directions",
+        type=a_path,
+        help="File of directions, in place of RUN's own; for mean and global, RUN's of "
+        '"hbench properties" or "hbench export".',
     ),
 )
+directions_option = click.option("--directions", type=a_path, help="File of directions, in place of RUN's own.")
+further_directions_option = click.option(
+    "--directions", type=a_path, multiple=True, help="File of directions on the model of the first RUN; repeatable."
+)
+reconstructor_option = click.option(
+    "--reconstructor-steps",
+    type=Count(),
+    default=500,
+    show_default=True,
+    help="Steps of the reconstructor that is trained for --directions.",
+)
+"""Option of the commands that tell directions apart; a training is kept beside the results."""
 processes_option = click.option(
     "--processes",
     type=Count(),

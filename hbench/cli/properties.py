@@ -8,7 +8,9 @@ from hbench.cli.options import (
     Count,
     Options,
     directions_named,
+    directions_option,
     publish,
+    reconstructor_option,
     result_of,
     run_argument,
     run_options,
@@ -43,7 +45,7 @@ from hbench.cli.options import (
     help="Direction in the picture, by number or name; repeatable [default: the four best recognised].",
 )
 @steps_option
-@shared(result_of("properties"), run_options)
+@shared(directions_option, reconstructor_option, result_of("properties"), run_options)
 def properties(
     run: Path,
     samples: int,

@@ -9,6 +9,7 @@ from hbench.cli.options import (
     Options,
     processes_option,
     publish,
+    reconstructor_option,
     result_of,
     run_argument,
     run_options,
@@ -21,7 +22,7 @@ from hbench.cli.options import (
 @click.command()
 @run_argument
 @click.option("--pairs", type=Count(), default=10_000, show_default=True, help="Number of fresh pairs.")
-@shared(source_options, result_of("rca"), processes_option, run_options)
+@shared(source_options, reconstructor_option, result_of("rca"), processes_option, run_options)
 def rca(run: Path, pairs: int, options: Options) -> None:
     """Measure the reconstructor's classification accuracy (RCA).
 

@@ -8,6 +8,7 @@ import click
 
 from hbench.cli.options import (
     Options,
+    a_path,
     adjusted_experiment_options,
     model_option,
     out_of,
@@ -17,8 +18,11 @@ from hbench.cli.options import (
     trained_on_model,
     training_options,
 )
+from hbench.runtime.distributed import rank
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import torch
 
     from hbench.config import Experiment
@@ -27,9 +31,22 @@ PAIRS, FEWEST_PAIRS = 256, 8
 """Fresh pairs that a finished training is measured on, and those of a short one."""
 
 
+def _with_directions(experiment: "Experiment", values: "dict[str, Any]") -> "Experiment":
+    """Return the experiment as a training on --model has it, with the K and S of --directions where they are given."""
+    from hbench.store.directions import experiment_with
+    from hbench.store.directions_file import read_directions
+
+    experiment = trained_on_model(experiment, values)
+    file = values["directions"]
+    return experiment if file is None else experiment_with(experiment, read_directions(file))
+
+
 @click.command()
-@adjusted_experiment_options(trained_on_model)
+@adjusted_experiment_options(_with_directions)
 @model_option
+@click.option(
+    "--directions", type=a_path, help="File of directions that stay: only what tells them apart is trained for them."
+)
 @shared(out_of("runs/EXPERIMENT/train"), training_options, processes_option, run_options)
 def train(experiment: "Experiment", model: Path | None, options: Options) -> None:
     """Discover directions of a frozen diffusion model.
@@ -40,16 +57,27 @@ def train(experiment: "Experiment", model: Path | None, options: Options) -> Non
     \b
     Example:
         hbench train mnist16 --model mnist16 --set discovery.K=8
+        hbench train mnist16 --model mnist16 --directions pca.safetensors --set discovery.steps=500
     """
     from hbench.reporting.charts.training import draw_curves
+    from hbench.store.directions_file import read_directions
     from hbench.store.model import model_to_train_on
     from hbench.store.places import experiment_folder
+    from hbench.store.run import add_names
     from hbench.training.discover import train as discover
 
     folder = options.out or experiment_folder(experiment.name) / "train"
     device = options.torch_device(options.earlier_threads(folder))
     experiment, network = model_to_train_on(model, folder, experiment, options.resume)
-    if discover(experiment, network, folder, device=device, draw=draw_curves, **options.training):
+    fixed = None
+    if options.file is not None:
+        stored = read_directions(options.file)
+        stored.check_fits(network)
+        fixed = stored.fixed()
+    settings = {"device": device, "draw": draw_curves, "shift_block": fixed, **options.training}
+    if discover(experiment, network, folder, **settings):
+        if fixed is not None and not rank():
+            add_names(folder, stored.names)
         _tell(folder, device, options.seed)
         click.echo(folder)
 

@@ -10,6 +10,7 @@ from hbench.cli.options import (
     a_path,
     directions_named,
     publish,
+    reconstructor_option,
     result_of,
     run_argument,
     run_options,
@@ -39,7 +40,7 @@ from hbench.errors import MOST_COLUMNS
     help="Direction to draw, by number or name; repeatable [default: all].",
 )
 @click.option("--rca", "measured", type=a_path, help='File rca.json of "hbench rca" to rank by, instead.')
-@shared(source_options, result_of("traverse"), run_options)
+@shared(source_options, reconstructor_option, result_of("traverse"), run_options)
 def traverse(
     run: Path,
     examples: int,

@@ -1,6 +1,7 @@
 """What a person sees of a direction: the change of the image between both ends of the magnitudes."""
 
 import logging
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ FEWEST, MOST = 12, 24
 """Samples that a direction is looked at on, at least and at most."""
 NEAR_ENOUGH = 0.02
 """Relative error of a visible change that directions are scaled to."""
-MOST_DOUBLINGS, MOST_HALVINGS = 16, 8
+MOST_DOUBLINGS, MOST_HALVINGS = 12, 8
 """Steps of the search for the scale: of the factor itself, and then of the interval that it lies in."""
 
 log = logging.getLogger(__name__)
@@ -106,32 +107,21 @@ def scaled_to(run: Run, source: Source, wanted: float, samples: int, seed: int) 
         seen = look(run, lambda k, s: source(k, factor * s), samples, seed).visible_change.mean(0)
         return float(np.median(np.nan_to_num(seen, nan=np.inf)))
 
-    low = high = 1.0
-    change = found = median(1.0)
-    for _ in range(MOST_DOUBLINGS):
-        if change >= wanted:
-            break
-        low, high = high, 2 * high
-        change = median(high)
-    else:
-        log.warning("caution: the directions change images by %.2f at most, not by %.2f", change, wanted)
-        return high, change
-    for _ in range(MOST_DOUBLINGS if high == 1.0 else 0):
-        low, high = low / 2, low
-        found = median(low)
-        if found < wanted:
-            break
-        change = found
+    changes = {1.0: median(1.0)}
+    step = 2.0 if changes[1.0] < wanted else 0.5
+    while len(changes) <= MOST_DOUBLINGS and (changes[last := [*changes][-1]] < wanted) == (step > 1):
+        changes[last * step] = median(last * step)
+    if max(changes.values()) < wanted:  # it is saturated: more would only destroy
+        log.warning("caution: the directions change images by %.2f at most, not by %.2f", max(changes.values()), wanted)
+        return next((f, c) for f, c in changes.items() if c >= (1 - NEAR_ENOUGH) * max(changes.values()))
+    low, high = sorted([*changes][-2:]) if len(changes) > 1 else (1.0, 1.0)
     for _ in range(MOST_HALVINGS):
-        if abs(change / wanted - 1) <= NEAR_ENOUGH:
+        if abs(changes[high] / wanted - 1) <= NEAR_ENOUGH:
             break
-        middle = (low * high) ** 0.5
-        found = median(middle)
-        if found < wanted:
-            low = middle
-        else:
-            high, change = middle, found
-    return high, change
+        middle = math.sqrt(low * high)
+        changes[middle] = median(middle)
+        low, high = (low, middle) if changes[middle] >= wanted else (middle, high)
+    return high, changes[high]
 
 
 def visible_change(up: Tensor, down: Tensor) -> Tensor:

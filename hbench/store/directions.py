@@ -16,7 +16,6 @@ from hbench.core.diffusion import DeltaH
 from hbench.core.directions import Directions, Source, global_direction, mean_direction
 from hbench.errors import HBenchError, check_type
 from hbench.experiments import parse_experiment
-from hbench.models.shift import FixedDirections
 from hbench.runtime.device import pick_device
 from hbench.store.directions_file import AGAIN, StoredDirections, read_directions, write_directions
 from hbench.store.files import sha256
@@ -143,7 +142,7 @@ def load_directions(path: Path, run: Run) -> Directions:
     if details.get("shift_block_sha256") != run.hashes["shift_block"] or "n" not in details or "seed" not in details:
         raise HBenchError(f"{path}: directions of another run than this one: measure the properties of this one")
     interval = range(run.experiment.discovery.t_shift, run.experiment.diffusion.T)
-    if stored.K != run.K or not set(stored.timesteps) <= set(interval):
+    if stored.K != run.K or not (stored.about.timesteps is None or set(stored.timesteps) <= set(interval)):
         raise HBenchError(f"{path}: damaged (other shapes or timesteps than the run's): {AGAIN}")
     stored.check_fits(run.model)
     mean = stored.delta_h.to(run.device)
@@ -182,7 +181,7 @@ def directions_run(
         experiment=settings,
         device=device,
         model=network,
-        shift_block=FixedDirections(stored.delta_h, stored.timesteps).to(device).eval(),
+        shift_block=stored.fixed().to(device).eval(),
         hashes={"model": sha256(model_file(model)), "shift_block": stored.sha256},
         names=stored.names,
     )

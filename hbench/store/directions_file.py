@@ -20,6 +20,7 @@ from torch import Tensor
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
 from hbench.errors import HBenchError, counted
+from hbench.models.shift import FixedDirections
 from hbench.store.files import replacing, sha256
 from hbench.store.provenance import checked_sha256
 from hbench.store.records import Count, Positive, Record
@@ -80,6 +81,10 @@ class StoredDirections:
     def names(self) -> dict[int, str]:
         """Names of the directions that have one."""
         return {k: name for k, name in enumerate(self.about.names or ()) if name}
+
+    def fixed(self) -> FixedDirections:
+        """Return the directions as a run has them, on the CPU."""
+        return FixedDirections(self.delta_h, self.timesteps)
 
     def check_fits(self, model: DiffusionModel) -> None:
         """Raise an HBenchError where the directions are of another model than this one."""

@@ -20,7 +20,7 @@ EXPERIMENT = "experiment.json"
 CHECKPOINT = "checkpoint.json"
 """Name of the file that points to the last checkpoint of a training."""
 
-WORTH_KEEPING = ("provenance.json", CHECKPOINT, "samples.json")
+WORTH_KEEPING = ("provenance.json", CHECKPOINT, "samples.json", "search.json")
 """Names of files that vouch for finished work, or for the part that is done."""
 
 LOCK = ".hbench.lock"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from hbench.errors import check_at_least, check_type
 from hbench.experiments import parse_experiment
-from hbench.runtime.distributed import main_process_first, rank
+from hbench.runtime import distributed
+from hbench.runtime.distributed import all_gather, main_process_first, rank
 from hbench.store.folders import EXPERIMENT
 from hbench.store.run import Run, add_names, load_run
 from hbench.training.discover import train
@@ -47,6 +48,8 @@ def reconstruct(
     check_type(Run, "as load_run or directions_run returns it", run=run)
     check_at_least(1, steps=steps)
     out, settings = Path(out), run.experiment.discovery
+    distributed.start(run.device)
+    begun = all_gather([(out / EXPERIMENT).is_file()])[0]  # a slower process might see the file that is written now
     values = run.experiment.model_dump()
     pool = min(settings.pool, max(settings.batch_size, steps * settings.batch_size // 4))
     values["discovery"] |= {"steps": steps, "pool": pool}
@@ -56,7 +59,7 @@ def reconstruct(
         out,
         seed=seed,
         device=run.device,
-        resume=(out / EXPERIMENT).is_file(),
+        resume=begun,
         max_minutes=max_minutes,
         draw=draw,
         shift_block=run.shift_block,

@@ -1,12 +1,11 @@
 """Directions found without a shift block, as a file: ``METHOD.safetensors``."""
 
-import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,9 @@ from hbench.store.files import replacing, sha256
 from hbench.store.folders import claimed_folder
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import provenance
+from hbench.store.records import Count, Positive, Record
 from hbench.store.run import Run
-from hbench.store.weights import read_metadata, write_experiment
+from hbench.store.weights import write_experiment
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,20 @@ VISIBLE_CHANGE = 0.5
 """Median visible change between -S and S that found directions are scaled to; the shipped runs have 0.54 and 0.57."""
 LOOKED_AT = 6
 """Samples on which the scale is chosen."""
-PARTS = "parts"
-"""Folder of the pieces of work that are done, while a search goes on."""
+PARTS, ASKED = "parts", "search.json"
+"""Folder of the pieces of work that are done, while a search goes on, and the file in it that tells of which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Record):
+    """All that determines a search, beside the experiment in its folder."""
+
+    method: str
+    k: Positive | None
+    """Number of directions; None for the experiment's."""
+    samples: Count
+    seed: Count
+    model_sha256: str
 
 
 def find(
@@ -106,13 +118,17 @@ def find(
         if rank() == 0:
             (out / PROVENANCE).unlink(missing_ok=True)
             write_experiment(out, experiment)
+            if not resume:
+                shutil.rmtree(out / PARTS, ignore_errors=True)
+        barrier()
         network = model.to(device).eval().requires_grad_(False)
         count = chosen.samples and (samples or chosen.samples)
         known_as = model_sha256(network)
-        asked = {"method": method, "k": k, "samples": count, "model_sha256": known_as}
-        origin = provenance(experiment, device, seed, **asked)
-        asked |= {"seed": seed, "M": experiment.discovery.M}
-        search = make_search(network, experiment, device, k, count, seed, partial(_kept, out, asked))
+        asked = Asked(method=method, k=k, samples=count, seed=seed, model_sha256=known_as)
+        origin = provenance(experiment, device, seed, method=method, k=k, samples=count, model_sha256=known_as)
+        if resume and (out / PARTS / ASKED).is_file() and Asked.read(out / PARTS / ASKED, "remove it") != asked:
+            raise HBenchError(f"{out}: was started as another search: choose another `out`")
+        search = make_search(network, experiment, device, k, count, seed, partial(_kept, out / PARTS, asked))
         found, facts = _timed(chosen, search)
         found = checked(found, method, k, search)
         scaled, reached = to_visible_change(found, network, experiment, device, visible_change, seed)
@@ -126,7 +142,7 @@ def find(
                 S=experiment.discovery.S,
                 method=method,
                 names=found.names,
-                details=asked | facts | {"visible_change": reached, **found.details},
+                details={"k": k, "samples": count, "seed": seed, **facts, "visible_change": reached, **found.details},
                 experiment=experiment,
             )
             origin.finished(**facts, visible_change=reached, **{f"{method}_sha256": sha256(file)}).write(
@@ -212,21 +228,18 @@ def _timed(method: Method, search: Search) -> tuple[Found, dict[str, Any]]:
     return found, {"seconds": round(time.monotonic() - started, 2), "memory_mib": round(mib, 1), "memory_is": how}
 
 
-def _kept(
-    out: Path, asked: Mapping[str, Any], name: str, make: Callable[[], Mapping[str, Tensor]]
-) -> Mapping[str, Tensor]:
+def _kept(folder: Path, asked: Asked, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
     """Return a piece of work: read back where it was done before, else made now, and written by the main process."""
-    path, search = out / PARTS / f"{name}.safetensors", json.dumps(dict(asked), sort_keys=True)
+    path = folder / f"{name}.safetensors"
     if all(all_gather([path.is_file()])):
-        if read_metadata(path).get("search") != search:
-            raise HBenchError(f"{out}: was started as another search: choose another `out`")
         try:
             return load_file(path)
         except SafetensorError as error:
             raise HBenchError(f"{path}: damaged ({error}): remove it") from error
     made = {key: value.cpu().contiguous() for key, value in make().items()}
     if rank() == 0:
-        path.parent.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         with replacing(path) as temporary:
-            save_file(made, temporary, {"search": search})
+            save_file(made, temporary)
+        asked.write(folder / ASKED)
     return made

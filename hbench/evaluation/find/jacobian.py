@@ -8,6 +8,7 @@ averaged, and its eigenvectors are the global ones: the authors average the loca
 these are matched.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -121,7 +122,9 @@ def gram_product(backbone: Backbone, transition: Transition, x: Tensor, u: Tenso
     def encode(x_t: Tensor) -> Tensor:
         return backbone.encode(x_t, times)[0].float()
 
-    with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no forward differentiation
+    # the other kernels have no forward differentiation; PyTorch loads its rules by what it calls deprecated
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         pull = vjp(encode, many)[1]
         (v,) = pull(u)
         product: Tensor = jvp(encode, (many,), (v.detach(),))[1]

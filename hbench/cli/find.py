@@ -58,12 +58,12 @@ def find(
     "random" draws Gaussian directions, "axes" coordinate axes of h. "pca" takes the principal components of h over
     whole chains, "pca-each" those at each timestep. "jacobian" takes the directions that change h most for the smallest
     change of x_t, on average over the samples, or with --samples 1 of a single one. "labels" takes the differences of
-    class means, by a classifier of the images. Every command that takes RUN takes the file by --directions.
+    class means, by a classifier of the images. Every command that takes RUN takes the file as its directions.
 
     \b
     Example:
         hbench find mnist16 --method pca --k 16
-        hbench rca mnist16 --directions runs/shipped-mnist16/find-pca/pca.safetensors
+        hbench find mnist16 --method jacobian --samples 1 --k 8
     """
     from hbench.evaluation.find.find import find as search
     from hbench.evaluation.find.methods import method_named

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -119,7 +119,8 @@ class Options:
         folder = self.folder_of(model, file) / f"train-{self.reconstructor_steps}"
         trained = reconstruct(run, folder, steps=self.reconstructor_steps, seed=self.seed, draw=draw_curves)
         assert trained is not None  # no time is set, after which it would stop
-        return trained
+        # the file tells whose the results are, as of the commands that need no reconstructor
+        return replace(trained, hashes=trained.hashes | run.hashes)
 
     def folder_of(self, run: Path, file: Path) -> Path:
         """Return the folder for the results of a file's directions: in that of the run, named by the file's content."""

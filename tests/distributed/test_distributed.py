@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,6 +224,35 @@ def test_images_and_results_do_not_depend_on_the_number_of_processes(tmp_path, t
     ]
     assert len(made) > 4 * 70
     assert all(one[path] == two[path] for path in made)
+
+
+@pytest.mark.slow
+def test_two_processes_find_and_reconstruct_what_one_does(tmp_path, tiny_run, tiny_model):
+    def commands(folder):
+        file = folder / "pca" / "pca.safetensors"
+        return [
+            ["find", tiny_model, "--method", "pca", "--k", 2, "--samples", 70, "--out", folder / "pca", "--quiet"],
+            ["find", tiny_model, "--method", "jacobian", "--k", 2, "--samples", 3, "--out", folder / "j", "--quiet"],
+            ["rca", tiny_run, "--directions", file, "--reconstructor-steps", 2, "--pairs", 40, "--out", folder / "rca"],
+        ]
+
+    folders = [tmp_path / "by1", tmp_path / "by2"]
+    for folder in folders:
+        folder.mkdir()
+    # nothing may be written beside a run that is shared
+    runs = [shutil.copytree(tiny_run, folder / "run") for folder in folders]
+    for arguments in commands(folders[0]):
+        result = invoke(*[runs[0] if each == tiny_run else each for each in arguments])
+        assert result.exit_code == 0, result.output
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    by_two = [[runs[1] if each == tiny_run else each for each in arguments] for arguments in commands(folders[1])]
+    printed(start_ranks(2, run_commands, by_two, logs=logs), logs)
+    for name in ("pca/pca.safetensors", "j/jacobian.safetensors"):
+        one, two = (load_file(folder / name)["delta_h"] for folder in folders)
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+    assert json.loads((folders[1] / "j" / "provenance.json").read_text())["processes"] == 2
+    one, two = (json.loads((folder / "rca" / "rca.json").read_text()) for folder in folders)
+    assert one["n"] == two["n"] == 40
 
 
 @pytest.mark.slow

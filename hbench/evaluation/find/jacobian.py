@@ -3,9 +3,9 @@
 The leading right singular vectors v of J = dh_t / dx_t are those directions of x_t, the largest axes of the pullback
 metric (arXiv 2307.12868, Sec. 3). J v = sigma u maps them to h, where u are the left ones. So the search runs in h: u
 are the leading eigenvectors of J J^T, found by subspace iteration with products alone, J^T u by reverse and J v by
-forward differentiation, and no Jacobian is ever stored. One sample gives its local directions. Of several, J J^T is
-averaged, and its eigenvectors are the global ones: the authors average the local bases themselves, which depends on how
-these are matched.
+forward differentiation, and no Jacobian is ever stored. One sample gives its local directions. The global ones
+are the eigenvectors of J J^T averaged over several: the authors average the local bases themselves, which depends on
+how these are matched.
 """
 
 import warnings

@@ -37,9 +37,10 @@ def compare(runs: tuple[Path, ...], pairs: int, fail_if_worse: bool, options: Op
     from hbench.errors import HBenchError
     from hbench.evaluation.compare import compare as measure
 
-    loaded = options.load_all(runs)
-    if len(loaded) < 2:
+    files = options.directions if isinstance(options.directions, tuple) else ()
+    if len(runs) + len(files) < 2:
         raise click.BadParameter("need two or more, --directions included", param_hint="RUN")
+    loaded = options.load_all(runs)
     folder = options.claim_result(runs[0], "compare")
     result = measure(loaded, pairs=pairs, seed=options.seed)
     publish(result, folder)

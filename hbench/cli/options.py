@@ -99,7 +99,7 @@ class Options:
         runs, device = list(runs), self.torch_device()
         files = self.directions if isinstance(self.directions, tuple) else ()
         if len({*map(str, runs), *map(str, files)}) < len(runs) + len(files):
-            raise click.BadParameter("the same one twice", param_hint="RUN")
+            raise click.BadParameter("the same run twice", param_hint="RUN")
         loaded = {str(run): load_run(run, device=device) for run in runs}
         return loaded | {str(file): self.load_file(runs[0], file) for file in files}
 

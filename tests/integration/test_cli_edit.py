@@ -161,9 +161,6 @@ def test_mistakes_are_one_line_that_names_the_fix_and_write_nothing(tmp_path, ti
     assert "two different directions" in wrong(one, "--grid", "1,1")
     assert "at most 1000" in wrong(one, "--sweep", 1, "--steps", 1001)
     assert 'the source "mean" needs --directions' in wrong(one, "--sweep", 1, "--direction-source", "mean")
-    assert '--directions goes with the source "mean" or "global"' in wrong(
-        one, "--sweep", 1, "--directions", measured / "directions.safetensors"
-    )
     foreign = ["--direction-source", "mean", "--directions", tiny_run / "shift_block.safetensors"]
     assert "holds shift_block, need directions" in wrong(one, "--sweep", 1, *foreign)
     other = refused("rca", "mnist16", "--direction-source", "mean", "--directions", measured / "directions.safetensors")

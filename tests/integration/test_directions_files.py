@@ -100,6 +100,8 @@ def test_own_directions_leave_and_come_back_bit_by_bit(kind, run, tmp_path):
     assert read_directions(file).about.details["n"] == 4
     back = direction_source(load_run(run, device="cpu"), kind, file)
     assert back.name == kind
+    with pytest.raises(HBenchError, match='`directions` goes with the source "mean" or "global"'):
+        direction_source(loaded, "own", file)
     done("rca", run, "--direction-source", kind, "--directions", file, "--pairs", 6)
     assert RCA.load(run / f"rca-{kind}").detail("direction_source") == kind
 

@@ -172,10 +172,10 @@ def test_no_message_loses_all_its_remedies(command):
 
 
 def test_the_messages_of_a_command_are_found():
-    of_rca, of_train, of_sample = (reached(main.commands[name]) for name in ("rca", "train", "sample"))
+    of_rca, of_train, of_report = (reached(main.commands[name]) for name in ("rca", "train", "report"))
     assert any("already holds results" in text for text in of_rca & of_train)
     assert any("needs `directions`" in text for text in of_rca)
-    assert any("was started with another model" in text for text in of_train - of_sample)
+    assert any("was started with another model" in text for text in of_train - of_report)
 
 
 def test_out_of_memory_has_its_own_remedies():

@@ -118,7 +118,10 @@ class Options:
             return run
         folder = self.folder_of(model, file) / f"train-{self.reconstructor_steps}"
         trained = reconstruct(run, folder, steps=self.reconstructor_steps, seed=self.seed, draw=draw_curves)
-        assert trained is not None  # no time is set, after which it would stop
+        if trained is None:
+            raise HBenchError(
+                f"{folder}: the training of the reconstructor was stopped: give the same command to go on"
+            )
         # the file tells whose the results are, as of the commands that need no reconstructor
         return replace(trained, hashes=trained.hashes | run.hashes)
 

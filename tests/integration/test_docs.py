@@ -108,7 +108,15 @@ def test_unknown_commands_and_options_are_found():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/guide.md", "docs/cluster.md", "experiments/README.md", "results/mnist16-v0.1/README.md"]
+    "page",
+    [
+        "README.md",
+        "docs/guide.md",
+        "docs/cluster.md",
+        "docs/directions.md",
+        "experiments/README.md",
+        "results/mnist16-v0.1/README.md",
+    ],
 )
 def test_commands_of_the_pages_exist(page):
     found = list(snippets(page))

@@ -139,14 +139,15 @@ def load_directions(path: Path, run: Run) -> Directions:
     check_has_files(run)
     stored = read_directions(path)
     details = stored.about.details
-    if details.get("shift_block_sha256") != run.hashes["shift_block"] or "n" not in details or "seed" not in details:
+    is_mean = all(isinstance(details.get(key), int) for key in ("n", "seed"))  # a stranger may have written anything
+    if not is_mean or details.get("shift_block_sha256") != run.hashes["shift_block"]:
         raise HBenchError(f"{path}: directions of another run than this one: measure the properties of this one")
     interval = range(run.experiment.discovery.t_shift, run.experiment.diffusion.T)
     if stored.K != run.K or not (stored.about.timesteps is None or set(stored.timesteps) <= set(interval)):
         raise HBenchError(f"{path}: damaged (other shapes or timesteps than the run's): {AGAIN}")
     stored.check_fits(run.model)
     mean = stored.delta_h.to(run.device)
-    return Directions(timesteps=stored.timesteps, mean=mean, n=int(details["n"]), seed=int(details["seed"]))
+    return Directions(timesteps=stored.timesteps, mean=mean, n=details["n"], seed=details["seed"])
 
 
 @torch.random.fork_rng(devices=[])

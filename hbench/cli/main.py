@@ -17,6 +17,7 @@ from tqdm import tqdm
 from hbench import __version__
 from hbench.cli.ablations import ablations
 from hbench.cli.attributes import attributes
+from hbench.cli.benchmark import benchmark
 from hbench.cli.classifier import classifier
 from hbench.cli.compare import compare
 from hbench.cli.demo import demo
@@ -165,6 +166,7 @@ for command in (
     plan,
     train,
     find,
+    benchmark,
     export,
     train_curves,
     rca,

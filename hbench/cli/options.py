@@ -310,6 +310,9 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace resul
 many_steps_option = numbers_of_steps("M/2, M, 2M, 4M of EXPERIMENT")
 steps_option = click.option("--steps", type=Count(), help="Number of generation steps M [default: the run's].")
 
+cache_option = click.option(
+    "--cache", type=a_path, default=Path("runs/cache"), show_default=True, help="Folder of images and features."
+)
 extractor_options = combined(
     click.option(
         "--feature-extractor",
@@ -325,9 +328,7 @@ extractor_options = combined(
         help="Weights of the extractor [default: torch-fidelity's; the shipped classifier, or "
         "runs/EXPERIMENT/classifier].",
     ),
-    click.option(
-        "--cache", type=a_path, default=Path("runs/cache"), show_default=True, help="Folder of images and features."
-    ),
+    cache_option,
 )
 run_options = combined(device_option, threads_option, seed_option, quiet_option)
 training_options = combined(

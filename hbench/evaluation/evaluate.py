@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from hbench.evaluation.ablations import ablations as ablations
     from hbench.evaluation.attributes.attributes import attributes as attributes
     from hbench.evaluation.attributes.result import Attributes as Attributes
+    from hbench.evaluation.benchmark.benchmark import benchmark as benchmark
+    from hbench.evaluation.benchmark.result import Benchmark as Benchmark
     from hbench.evaluation.classifier import TrainedClassifier as TrainedClassifier
     from hbench.evaluation.classifier import classifier as classifier
     from hbench.evaluation.compare import compare as compare
@@ -46,6 +48,8 @@ _HOME = {
     "RCA": "hbench.evaluation.rca",
     "attributes": "hbench.evaluation.attributes.attributes",
     "Attributes": "hbench.evaluation.attributes.result",
+    "benchmark": "hbench.evaluation.benchmark.benchmark",
+    "Benchmark": "hbench.evaluation.benchmark.result",
     "compare": "hbench.evaluation.compare",
     "RunComparison": "hbench.evaluation.run_comparison",
     "traverse": "hbench.evaluation.traverse",

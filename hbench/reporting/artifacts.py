@@ -11,6 +11,7 @@ from hbench.config import Data
 from hbench.errors import HBenchError, check_type
 from hbench.evaluation.ablations import Ablations
 from hbench.evaluation.attributes.result import Attributes
+from hbench.evaluation.benchmark.result import Benchmark
 from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
@@ -26,6 +27,7 @@ from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
 from hbench.reporting.artifact import Artifact, Chart
 from hbench.reporting.charts.attributes import draw_attributes, draw_curves
+from hbench.reporting.charts.benchmark import draw_benchmark, draw_methods
 from hbench.reporting.charts.classifier import draw_classifier
 from hbench.reporting.charts.compare import draw_comparison
 from hbench.reporting.charts.measurements import draw_confusion, draw_fidelity, draw_properties
@@ -46,6 +48,7 @@ from hbench.reporting.highlights import (
 from hbench.reporting.rows import (
     ablation_rows,
     attribute_rows,
+    benchmark_rows,
     classifier_rows,
     comparison_rows,
     curve_rows,
@@ -203,6 +206,27 @@ ARTIFACTS = (
             "compare.png": (
                 "A panel a metric, a row a run, with 95 % intervals; arrows in the titles point to the better end, and "
                 "certain differences to the first run are in colour, with a word."
+            ),
+        },
+    ),
+    Artifact(
+        "benchmark",
+        Benchmark,
+        "Other methods",
+        "",
+        "benchmark",
+        benchmark_rows,
+        {"benchmark.png": draw_benchmark, "methods.png": draw_methods},
+        caption=(
+            "Methods that find directions, brought to the same visible change on the same diffusion model; a fresh "
+            "reconstructor of the same budget tells each one's directions apart, precision is the share of shifted "
+            "samples that lie among the model's raw ones, and recall the reverse."
+        ),
+        seen={
+            "benchmark.png": "Dots with intervals: a panel for each number, a row for each method.",
+            "methods.png": (
+                "Image grids of the most visible directions of each method, a row of grids a method, all from the same "
+                "noise, with proposed names."
             ),
         },
     ),

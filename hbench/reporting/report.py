@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from hbench.config import Experiment
 from hbench.errors import HBenchError, counted
@@ -257,8 +257,6 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
     """Write ``report.html``, one file that needs no other, ``report.md``, and the table as CSV and JSON."""
     import pandas as pd
 
-    environment = Environment(autoescape=True, **_TEMPLATES)
-    environment.filters |= {"picture": _inline, "facts": _facts}
     page = {
         "reports": reports,
         "names": distinct_names(reports),
@@ -266,7 +264,7 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
         "differences": differences([report.experiment for report in reports]),
         "origin": origins(reports),
     }
-    write_text(out / "report.html", environment.get_template("report.html").render(page))
+    write_text(out / "report.html", html_template("report.html").render(page))
     write_text(out / "report.md", _markdown_page("report.md", out, **page))
     table = [
         {"experiment": row.experiment}
@@ -277,6 +275,13 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
     ]
     ReportTable(rows=table).write(out / "report.json")
     write_text(out / "report.csv", pd.DataFrame(table).to_csv(index=False))
+
+
+def html_template(name: str) -> Template:
+    """Return the template of a page that needs no other file: pictures are put into it."""
+    environment = Environment(autoescape=True, **_TEMPLATES)
+    environment.filters |= {"picture": _inline, "facts": _facts}
+    return environment.get_template(name)
 
 
 def distinct_names(reports: Sequence[Report]) -> list[str]:

@@ -12,6 +12,7 @@ from hbench.core.intervals import median_interval
 from hbench.errors import counted
 from hbench.evaluation.ablations import Ablations, VariantMean
 from hbench.evaluation.attributes.result import Attributes
+from hbench.evaluation.benchmark.result import Benchmark
 from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
@@ -178,6 +179,23 @@ def _quality_at(each: QualityAt, result: Quality) -> list[Row]:
         name = f"share very near a training image, {at} (test images {result.tested.near:.3f})"
         rows.append(Row(name, "", "", number(close.near), interval(close.near_interval), counted(close.n, "sample")))
     return rows
+
+
+def benchmark_rows(result: Benchmark, paper: Paper) -> list[Row]:
+    """Return a row for each method: its RCA, and what a person sees of its directions."""
+    n = f"{result.n_pairs:,} pairs"
+    return [
+        Row(
+            f"{each.name}: RCA of a fresh reconstructor; {len(each.visible)} of {each.K} visible, {each.distinct} "
+            f"distinct, {each.named} named",
+            "",
+            "",
+            number(each.rca),
+            interval(each.rca_interval),
+            n,
+        )
+        for each in result.methods
+    ]
 
 
 def attribute_rows(result: Attributes, paper: Paper) -> list[Row]:

@@ -1,0 +1,108 @@
+"""``hbench benchmark``."""
+
+from pathlib import Path
+
+import click
+
+from hbench.cli.options import (
+    Count,
+    Options,
+    a_path,
+    cache_option,
+    model_arguments,
+    out_of,
+    processes_option,
+    run_options,
+    settings_of,
+    shared,
+)
+from hbench.runtime.distributed import rank
+
+
+@click.command()
+@model_arguments
+@click.option(
+    "--methods",
+    default="trained,pca,jacobian,random,axes",
+    show_default=True,
+    help='Methods, by commas: "trained" for the run\'s own directions, or what "hbench find" knows; "" for none.',
+)
+@click.option(
+    "--add",
+    "also",
+    type=a_path,
+    multiple=True,
+    help="File of directions, or run on the same diffusion model, to measure too; repeatable.",
+)
+@click.option("--pairs", type=Count(), default=2000, show_default=True, help="Fresh pairs for each RCA.")
+@click.option("--samples", type=Count(6), default=50, show_default=True, help="Samples for the effects of a direction.")
+@click.option(
+    "--images", type=Count(0), default=1000, show_default=True, help="Images for each distance; 0 for no distances."
+)
+@click.option(
+    "--reconstructor-steps",
+    type=Count(),
+    default=500,
+    show_default=True,
+    help="Steps of the reconstructor that is trained for each method.",
+)
+@shared(
+    cache_option,
+    out_of("MODEL/benchmark, of a shipped run runs/shipped-MODEL/benchmark; what it holds already is kept"),
+    processes_option,
+    run_options,
+)
+def benchmark(
+    model: Path,
+    experiment: str | None,
+    methods: str,
+    also: tuple[Path, ...],
+    pairs: int,
+    samples: int,
+    images: int,
+    cache: Path,
+    options: Options,
+) -> None:
+    """Measure methods that find directions, side by side on one frozen diffusion model.
+
+    Each method's directions are found, or taken, and brought to the visible change of the run's own. A fresh
+    reconstructor of the same budget is trained for each, and RCA, attributes, distances, precision, recall and cost are
+    measured. The same command again goes on where it stopped, and with another method, or --add FILE, does only what is
+    new. The page is benchmark.html.
+
+    \b
+    Example:
+        hbench benchmark mnist16 --methods trained,pca,random,labels
+        hbench benchmark mnist16 --add mine.safetensors
+    """
+    from hbench.evaluation.benchmark.benchmark import Counts
+    from hbench.evaluation.benchmark.benchmark import benchmark as measure
+    from hbench.reporting.artifacts import draw
+    from hbench.reporting.benchmark_page import write_page
+    from hbench.reporting.charts.training import draw_curves
+    from hbench.store.places import run_folder
+    from hbench.training.reconstruct import STEPS
+
+    options.torch_device()
+    settings = settings_of(model, experiment, [])
+    out = options.out or run_folder(model.parent if model.is_file() else model) / "benchmark"
+    result = measure(
+        model,
+        out,
+        methods=[name.strip() for name in methods.split(",") if name.strip()],
+        also=also,
+        experiment=settings,
+        counts=Counts(pairs, samples, images, options.reconstructor_steps or STEPS),
+        cache=cache,
+        seed=options.seed,
+        device=options.device,
+        draw=draw_curves,
+    )
+    if rank():
+        return
+    draw(result, out)
+    result.write_into(out)
+    click.echo(result.summary())
+    for caution in result.cautions():
+        click.echo(f"caution: {caution}", err=True)
+    click.echo(f"see {write_page(result, out)}", err=True)

@@ -1,0 +1,1 @@
+"""The bench: methods that find directions, measured alike on one frozen model."""

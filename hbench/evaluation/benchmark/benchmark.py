@@ -1,0 +1,405 @@
+"""The bench: directions of any methods on one frozen model, at equal visible change, measured alike (Sec. 5).
+
+Every method gives K directions. Those without a scale of their own are scaled to the same median visible change, that
+of the run's own directions. A fresh reconstructor of a fixed budget is trained for each, so that RCA exists for all,
+and says the same for all. What is done is kept in the folder, and is not done again.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hbench.config import Experiment
+from hbench.core import seeds
+from hbench.core.sampler import BATCH
+from hbench.errors import HBenchError, check_at_least, check_seed
+from hbench.evaluation.attributes.attributes import NATURAL, attributes
+from hbench.evaluation.attributes.result import Attributes
+from hbench.evaluation.benchmark.result import NO_INTERVAL, Benchmark, FactorFound, MeasuredMethod
+from hbench.evaluation.features import CLASSIFIER, choose_extractor, features
+from hbench.evaluation.fid import Fidelity, fid
+from hbench.evaluation.find.find import LOOKED_AT, VISIBLE_CHANGE, find
+from hbench.evaluation.find.methods import method_named
+from hbench.evaluation.precision_recall import PrecisionRecall, precision_recall
+from hbench.evaluation.random_features import RANDOM
+from hbench.evaluation.rca import RCA, rca
+from hbench.evaluation.sample_cache import pngs, sample_folders
+from hbench.evaluation.visible import look
+from hbench.models.shift import FixedDirections
+from hbench.runtime.device import pick_device
+from hbench.runtime.distributed import all_gather, barrier, rank
+from hbench.runtime.progress import duration, is_asked_for
+from hbench.store.classifier import classifier_for
+from hbench.store.directions import direction_source, experiment_with
+from hbench.store.directions_file import StoredDirections, model_sha256, read_directions
+from hbench.store.model import load_model, model_experiment
+from hbench.store.places import TRAINED as WEIGHTS_FILE
+from hbench.store.provenance import FILE as PROVENANCE
+from hbench.store.provenance import Provenance, provenance
+from hbench.store.results import Result
+from hbench.store.run import Run, load_run, locate, origin_of_training
+from hbench.training.reconstruct import STEPS, reconstruct
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Result)
+
+TRAINED = "trained"
+"""Name of the directions of the run itself, which a discovery has trained."""
+METHODS = (TRAINED, "pca", "jacobian", "random", "axes")
+"""Methods by default."""
+SHOWN, EXAMPLES, COLUMNS = 4, 4, 5
+"""Directions, rows and columns of each method's grid."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Directions that the bench measures."""
+
+    name: str
+    title: str
+    run: Run
+    """Run with the directions; its reconstructor is not used."""
+    seconds: float = math.nan
+    memory_mib: float = math.nan
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sizes of the measurements, the same for every method."""
+
+    pairs: int = 2000
+    samples: int = 50
+    images: int = 1000
+    reconstructor_steps: int = STEPS
+
+
+def benchmark(
+    model: str | Path,
+    out: str | Path,
+    *,
+    methods: Sequence[str] = METHODS,
+    also: Sequence[str | Path] = (),
+    experiment: Experiment | None = None,
+    counts: Counts | None = None,
+    cache: str | Path = "runs/cache",
+    seed: int = 0,
+    device: str = "auto",
+    draw: Callable[[Path], None] | None = None,
+) -> Benchmark:
+    """Find directions by several methods, or take those that are there, and measure all alike.
+
+    What ``out`` holds of the same directions, sizes and seed is taken as it is, so that a bench that was stopped goes
+    on, and another method, or somebody's file, costs no more than itself. Several processes share the work. Cost: for
+    each method its search, ``reconstructor_steps`` steps without gradients, and the chains of rca, attributes and fid;
+    it is said first.
+
+    Args:
+        model: run, whose own directions are "trained", or diffusion model.
+        out: folder of the bench.
+        methods: "trained", and names of methods, see docs/directions.md.
+        also: files of directions, and runs on the same diffusion model.
+        experiment: experiment of a model whose file carries none.
+        counts: sizes of the measurements.
+        cache: folder of images and features.
+        seed: seed of the searches, trainings and measurements.
+        device: device of all of it.
+        draw: function that draws the curves of a training's folder.
+
+    Raises:
+        ValueError: a number out of range.
+        HBenchError: an unknown method, directions of another model, or a model without directions of its own.
+    """
+    counts, out, device_ = counts or Counts(), Path(out), pick_device(device)
+    check_at_least(1, pairs=counts.pairs, reconstructor_steps=counts.reconstructor_steps)
+    check_at_least(6, samples=counts.samples)
+    check_at_least(0, images=counts.images)
+    check_seed(seed)
+    own = load_run(model, device=device_) if _holds_run(Path(model)) else None
+    if TRAINED in methods and own is None:
+        raise HBenchError(f'{model}: has no directions of its own: leave "{TRAINED}" out, or give a run')
+    for name in methods:
+        if name != TRAINED:
+            method_named(name)
+    if not methods and not also:
+        raise HBenchError("none to measure: name `methods`, or give directions by `also`")
+    base = own or directionless(model, experiment, device_)
+    settings = base.experiment
+    origin = provenance(settings, device_, seed, model_sha256=model_sha256(base.model))
+    _announce(base, methods, also, counts)
+    wanted = _own_change(own, seed) if own else VISIBLE_CHANGE
+    entries = [_entry(name, base, own, out, wanted, seed, device) for name in methods]
+    entries += [_given(Path(path), base, model, device) for path in also]
+    names = [each.name for each in entries]
+    if len({*names}) < len(names):
+        raise HBenchError(f"two of one name among {', '.join(names)}: rename a file or a folder")
+    measured, factors, grids = [], [], {}
+    for entry in entries:
+        found = _measure(entry, out / entry.name, counts, Path(cache), seed, draw)
+        measured.append(found.numbers)
+        factors += found.factors
+        grids[entry.name] = found.grid
+        log.info(
+            "%s: RCA %.3f, %d of %d visible", entry.name, found.numbers.rca, len(found.numbers.visible), entry.run.K
+        )
+    barrier()
+    return Benchmark(
+        metric=found.metric,
+        n_pairs=counts.pairs,
+        n_samples=counts.samples,
+        n_images=counts.images if found.metric else 0,
+        reconstructor_steps=counts.reconstructor_steps,
+        methods=measured,
+        factors=factors,
+        grids=grids,
+        provenance=origin.finished(
+            n=counts.samples, directions_sha256={e.name: e.run.hashes["shift_block"] for e in entries}
+        ),
+    )
+
+
+# Entries ------------------------------------------------------------------------------------------------------------
+
+
+def directionless(model: str | Path, experiment: Experiment | None, device: Any) -> Run:
+    """Return the run of a diffusion model in which no direction does anything, for its chain and its settings."""
+    settings = model_experiment(model, experiment)
+    network = load_model(model, settings, device=device).requires_grad_(False)
+    nothing = FixedDirections(torch.zeros(settings.discovery.K, 1, *network.h_shape), (0,))
+    return Run(settings, device, network, nothing.to(device))
+
+
+def _holds_run(path: Path) -> bool:
+    """Return whether a path is a finished run, and not a diffusion model alone."""
+    return (locate(path) / WEIGHTS_FILE).is_file()
+
+
+def _own_change(run: Run, seed: int) -> float:
+    """Return the median visible change of a run's own directions."""
+    seen = look(run, direction_source(run), LOOKED_AT, seeds.found_on(seed))
+    return float(np.median(seen.visible_change.mean(0)))
+
+
+def _entry(name: str, base: Run, own: Run | None, out: Path, wanted: float, seed: int, device: str) -> Entry:
+    """Return the directions of a method: those of the run itself, or found now, or read back."""
+    if name == TRAINED:
+        assert own is not None
+        return _trained(name, own)
+    folder = out / name / "find"
+    stored = find(
+        base.model,
+        base.experiment,
+        name,
+        folder,
+        visible_change=wanted,
+        seed=seed,
+        device=device,
+        resume=all(all_gather([folder.is_dir()])),
+    )
+    return _of_file(name, method_named(name).title, stored, base)
+
+
+def _given(path: Path, base: Run, model: str | Path, device: Any) -> Entry:
+    """Return directions that somebody gives: a file, or a run on the same diffusion model.
+
+    Raises:
+        HBenchError: of another diffusion model, or neither.
+    """
+    if not _holds_run(path):
+        return _of_file(path.stem, "", read_directions(path), base)
+    run = load_run(path, device=base.device)
+    if model_sha256(run.model) != model_sha256(base.model):
+        raise HBenchError(f"{path}: is of another diffusion model than {model}: give runs on the same one")
+    return _trained(path.resolve().name, run)
+
+
+def _trained(name: str, run: Run) -> Entry:
+    """Return a run's own directions, with the time of its training."""
+    origin = origin_of_training(run.folder) if run.folder else None
+    seconds = origin.wall_seconds if origin and origin.wall_seconds is not None else math.nan
+    return Entry(name, "shift block of a discovery, a function of the sample", run, seconds)
+
+
+def _of_file(name: str, title: str, stored: StoredDirections, base: Run) -> Entry:
+    """Return the directions of a file, on the bench's model."""
+    stored.check_fits(base.model)
+    run = Run(
+        experiment_with(base.experiment, stored),
+        base.device,
+        base.model,
+        stored.fixed().to(base.device).eval(),
+        hashes={"model": base.hashes.get("model", model_sha256(base.model)), "shift_block": stored.sha256},
+        names=stored.names,
+    )
+    details = stored.about.details
+    known = {key: float(details[key]) for key in ("seconds", "memory_mib") if isinstance(details.get(key), int | float)}
+    return Entry(name, title or stored.method, run, **known)
+
+
+# Measurements -------------------------------------------------------------------------------------------------------
+
+
+class _Of(NamedTuple):
+    """All that is measured of one entry."""
+
+    numbers: MeasuredMethod
+    factors: list[FactorFound]
+    metric: str
+    """Name of the distance; empty for none."""
+    grid: "tuple[Tensor, list[str]]"
+    """Images along its most visible directions, [directions, examples, columns, C, H, W], and their labels."""
+
+
+def _measure(
+    entry: Entry, folder: Path, counts: Counts, cache: Path, seed: int, draw: Callable[[Path], None] | None
+) -> _Of:
+    """Return all that is measured of one entry; what its folder holds already is not measured again."""
+    steps = counts.reconstructor_steps
+    judged = reconstruct(entry.run, folder / f"train-{steps}-{_digest(entry)}", steps=steps, seed=seed, draw=draw)
+    assert judged is not None  # no time is set, after which it would stop
+    run = replace(judged, names=entry.run.names, folder=entry.run.folder or judged.folder)
+    ranking = _kept(RCA, folder / "rca", run, seed, counts.pairs, lambda: rca(run, pairs=counts.pairs, seed=seed))
+    effects = _kept(
+        Attributes,
+        folder / "attributes",
+        run,
+        seed,
+        counts.samples,
+        lambda: attributes(run, samples=counts.samples, seed=seed, ranking=ranking),
+    )
+    metric, distances, spread = "", None, None
+    if counts.images:
+        name = CLASSIFIER if classifier_for(run.experiment, run.folder) else RANDOM
+        made = partial(fid, run, samples=counts.images, extractor=name, cache=cache, seed=seed)
+        distances = _kept(Fidelity, folder / "fid", run, seed, counts.images, made)
+        metric, spread = distances.metric, _precision_recall(run, name, counts.images, cache, seed)
+    numbers = MeasuredMethod(
+        name=entry.name,
+        title=entry.title,
+        K=run.K,
+        directions_sha256=entry.run.hashes["shift_block"],
+        seconds=entry.seconds,
+        memory_mib=entry.memory_mib,
+        visible_change=float(np.median([each.visible_change for each in effects.directions])),
+        rca=ranking.accuracy,
+        rca_interval=ranking.interval,
+        rca_visible=ranking.accuracy_visible,
+        rca_visible_interval=ranking.accuracy_visible_interval,
+        visible=effects.visible,
+        distinct=effects.distinct,
+        named=len(effects.proposed_names),
+        effective_rank=effects.effective_rank,
+        specificity=effects.specificity,
+        oddness=effects.oddness,
+        oddness_interval=effects.oddness_interval,
+        kept_half=effects.kept_half,
+        kept_half_interval=effects.kept_half_interval,
+        fd_raw=distances.raw.fd if distances else math.nan,
+        fd_shifted=distances.shifted.fd if distances else math.nan,
+        fd_ratio=distances.ratio if distances else math.nan,
+        fd_ratio_interval=distances.ratio_interval if distances else NO_INTERVAL,
+        precision=spread.precision if spread else math.nan,
+        precision_interval=spread.precision_interval if spread else NO_INTERVAL,
+        recall=spread.recall if spread else math.nan,
+        recall_interval=spread.recall_interval if spread else NO_INTERVAL,
+    )
+    best = sorted(effects.directions, key=lambda each: (not each.visible, -each.visible_change))[:SHOWN]
+    images = run.traverse([each.direction for each in best], examples=EXAMPLES, samples=COLUMNS, seed=seed).images
+    labels = [f"{entry.name} {each.direction}: {each.proposed or 'no name'}" for each in best]
+    return _Of(numbers, factors_found(entry.name, effects), metric, (images, labels))
+
+
+def _digest(entry: Entry) -> str:
+    return entry.run.hashes["shift_block"][:8]
+
+
+def _kept(kind: type[R], folder: Path, run: Run, seed: int, n: int, measure: Callable[[], R]) -> R:
+    """Return a result: that in a folder, where it is of the same directions, seed and size, or else measured now."""
+    done = [False]
+    if rank() == 0 and (folder / PROVENANCE).is_file():
+        found = Provenance.read(folder / PROVENANCE)
+        done = [found.is_of(run.hashes) and (found.seed, found.details.get("n")) == (seed, n)]
+    if all_gather(done)[0]:
+        return kind.load(folder)
+    result = measure()
+    if rank() == 0:
+        result.save(folder, overwrite=True)
+    barrier()
+    return result
+
+
+def _precision_recall(run: Run, name: str, count: int, cache: Path, seed: int) -> PrecisionRecall:
+    """Return how far shifted samples lie among raw ones, and raw ones among shifted ones, in the extractor's features.
+
+    The real images play no part: it is the model's own images that a direction should stay among.
+    """
+    chosen = choose_extractor(run.experiment.data, name)
+    folders = sample_folders(run, count, cache, seed)
+    found = []
+    if rank() == 0:
+        raw, shifted = (features(pngs(folder, count), chosen, cache, run.device) for folder in folders)
+        found.append(precision_recall(shifted, raw))
+    return all_gather(found)[0]
+
+
+def factors_found(method: str, effects: Attributes) -> list[FactorFound]:
+    """Return the direction of a method that moves each factor of the data most; see :class:`FactorFound`."""
+    found = []
+    factors = [each.factor for each in effects.attributes]
+    for factor in [name for name in effects.factors if name in factors]:
+        columns = [j for j, name in enumerate(factors) if name == factor]
+        candidates = [
+            (each.visible and each.effects.passes[j], abs(each.effects.effect[j]), each, j)
+            for each in effects.directions
+            for j in columns
+            if not math.isnan(each.effects.effect[j])
+        ]
+        if not candidates:
+            continue
+        passes, size, each, j = max(candidates, key=lambda one: one[:2])
+        others = [abs(value) for i, value in enumerate(each.effects.effect) if factors[i] != factor]
+        defined = [value for value in others if not math.isnan(value)]
+        also = [
+            name
+            for i, name in enumerate(factors)
+            if name not in ("", factor) and each.effects.passes[i] and abs(each.effects.effect[i]) >= size / 2
+        ]
+        found.append(
+            FactorFound(
+                factor=factor,
+                method=method,
+                direction=each.direction if passes else None,
+                attribute=effects.attributes[j].name,
+                effect=each.effects.effect[j],
+                interval=(each.effects.low[j], each.effects.high[j]),
+                specificity=size / float(np.mean(defined)) if any(defined) else math.nan,
+                also=list(dict.fromkeys(also)),
+            )
+        )
+    return found
+
+
+def _announce(base: Run, methods: Sequence[str], also: Sequence[Any], counts: Counts) -> None:
+    """Say how long the bench takes on an empty folder, where progress is shown: by the time of one batch of chains."""
+    if not is_asked_for():
+        return
+    x_T = base.noise(BATCH)
+    base.generate(x_T[:2])  # the first pass is slower
+    started = perf_counter()
+    base.generate(x_T)
+    chain = (perf_counter() - started) / BATCH
+    settings, K = base.experiment.discovery, base.K
+    each = 1.5 * counts.reconstructor_steps * settings.batch_size  # the networks that are trained count for a part
+    each += 2 * counts.pairs + 48 * K + 8 * K * counts.samples + NATURAL + 2 * counts.images
+    search = sum(method_named(name).samples + 60 * K for name in methods if name != TRAINED)
+    chains = each * (len(methods) + len(also)) + search
+    log.info("%d methods: about %s on an empty folder", len(methods) + len(also), duration(chain * chains))

@@ -1,0 +1,120 @@
+"""``hbench benchmark``: methods measured alike, once."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from command_line import invoke, refused
+from committed import RESULTS
+
+import hbench
+import hbench.evaluation.benchmark.benchmark as module
+from hbench.errors import HBenchError
+from hbench.evaluation.benchmark.benchmark import Counts, benchmark, factors_found
+from hbench.evaluation.benchmark.result import Benchmark
+from hbench.reporting.benchmark_page import NUMBERS, cells
+from hbench.store.directions_file import write_directions
+from hbench.store.run import load_run
+
+COUNTS = Counts(pairs=12, samples=6, images=0, reconstructor_steps=2)
+
+
+@pytest.fixture
+def mine(tiny_run, tmp_path):
+    """Return somebody's file of directions."""
+    run = load_run(tiny_run, device="cpu")
+    delta_h = np.random.default_rng(0).normal(size=(3, *run.model.h_shape)).astype("float32")
+    path = tmp_path / "mine.safetensors"
+    write_directions(path, torch.from_numpy(delta_h), None, model_sha256=None, S=run.S, method="mine")
+    return path
+
+
+def test_methods_are_measured_alike_and_once(tiny_run, mine, tmp_path, monkeypatch):
+    out = tmp_path / "bench"
+    found = benchmark(tiny_run, out, methods=["trained", "random", "pca"], counts=COUNTS, device="cpu")
+    assert [each.name for each in found.methods] == ["trained", "random", "pca"]
+    own = load_run(tiny_run, device="cpu")
+    assert found.method("trained").directions_sha256 == own.hashes["shift_block"]
+    assert len({each.K for each in found.methods}) == 1
+    assert {"rca", "attributes"} <= {path.name for path in (out / "random").iterdir()}
+    assert (out / "random/find/random.safetensors").is_file()
+    assert math.isnan(found.methods[0].fd_ratio)
+    assert found.provenance.details["directions_sha256"].keys() == {"trained", "random", "pca"}
+
+    def again(*args, **kwargs):
+        raise AssertionError("measured twice")
+
+    with monkeypatch.context() as patch:
+        for name in ("rca", "attributes"):
+            patch.setattr(module, name, again)
+        assert benchmark(tiny_run, out, methods=["trained", "random", "pca"], counts=COUNTS, device="cpu") == found
+
+    measured = []
+    monkeypatch.setattr(module, "rca", lambda run, **kwargs: measured.append(run) or hbench.evaluate.rca(run, **kwargs))
+    more = benchmark(tiny_run, out, methods=["trained", "random", "pca"], also=[mine], counts=COUNTS, device="cpu")
+    assert len(measured) == 1
+    assert more.to_json()["methods"][:3] == found.to_json()["methods"]
+    assert more.methods[3].name == "mine"
+
+
+def test_the_command_writes_a_page_with_pictures_and_reads_it_back(tiny_run, mine, tmp_path):
+    options = ["--pairs", 12, "--samples", 6, "--images", 0, "--reconstructor-steps", 2, "--device", "cpu"]
+    out = tmp_path / "bench"
+    result = invoke("benchmark", tiny_run, "--methods", "trained,axes", "--add", mine, "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    assert "RCA visible" in result.output
+    page = (out / "benchmark.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert all(f'<th scope="col">{name}</th>' in page for name in ("trained", "axes", "mine"))
+    assert {path.name for path in out.iterdir()} >= {"benchmark.json", "benchmark.csv", "benchmark.png", "methods.png"}
+    read = Benchmark.load(out)
+    assert [each.name for each in read.methods] == ["trained", "axes", "mine"]
+    assert json.loads((out / "provenance.json").read_text())["command"].startswith("hbench benchmark")
+
+
+def test_mistakes_are_refused(tiny_run, tiny_model, mine, tmp_path):
+    with pytest.raises(HBenchError, match="has no directions of its own"):
+        benchmark(tiny_model, tmp_path / "bench", counts=COUNTS, device="cpu")
+    with pytest.raises(HBenchError, match="two of one name"):
+        benchmark(tiny_run, tmp_path / "bench", methods=[], also=[mine, mine], counts=COUNTS, device="cpu")
+    with pytest.raises(HBenchError, match="no method"):
+        benchmark(tiny_run, tmp_path / "bench", methods=["magic"], counts=COUNTS, device="cpu")
+    with pytest.raises(HBenchError, match="none to measure"):
+        benchmark(tiny_run, tmp_path / "bench", methods=[], counts=COUNTS, device="cpu")
+    said = refused("benchmark", tmp_path / "nothing", "--out", tmp_path / "bench", "--device", "cpu")
+    assert "nothing" in said
+
+
+def test_each_factor_has_the_direction_that_moves_it_most_or_none():
+    """On numbers of the shipped faces, which have ten factors."""
+    effects = hbench.evaluate.Attributes.load(RESULTS / "faces16" / "attributes")
+    found = {each.factor: each for each in factors_found("trained", effects)}
+    assert list(found) == effects.factors
+    for each in found.values():
+        columns = [j for j, one in enumerate(effects.attributes) if one.factor == each.factor]
+        if each.direction is None:
+            assert not any(one.visible and one.effects.passes[j] for one in effects.directions for j in columns)
+            continue
+        chosen = effects.directions[each.direction]
+        assert chosen.visible
+        assert abs(each.effect) == max(
+            abs(one.effects.effect[j])
+            for one in effects.directions
+            for j in columns
+            if one.visible and one.effects.passes[j]
+        )
+        assert each.interval[0] <= each.effect <= each.interval[1]
+        assert each.factor not in each.also
+
+
+def test_the_page_marks_the_best_number_of_each_line(tiny_run, tmp_path):
+    found = benchmark(tiny_run, tmp_path / "bench", methods=["trained", "random"], counts=COUNTS, device="cpu")
+    better = replace(found.methods[1], rca=1.0, seconds=0.0, visible_change=9.0)
+    by_field = {line.field: cells(line, [found.methods[0], better]) for line in NUMBERS}
+    assert [cell.best for cell in by_field["rca"]] == [False, True]
+    assert [cell.best for cell in by_field["seconds"]] == [False, True]
+    assert not any(cell.best for cell in by_field["visible_change"])  # it is made equal
+    assert by_field["fd_ratio"][0].value == "–"

@@ -29,7 +29,6 @@ from hbench.runtime.distributed import rank
 )
 @click.option(
     "--add",
-    "also",
     type=a_path,
     multiple=True,
     help="File of directions, or run on the same diffusion model, to measure too; repeatable.",
@@ -56,7 +55,7 @@ def benchmark(
     model: Path,
     experiment: str | None,
     methods: str,
-    also: tuple[Path, ...],
+    add: tuple[Path, ...],
     pairs: int,
     samples: int,
     images: int,
@@ -90,7 +89,7 @@ def benchmark(
         model,
         out,
         methods=[name.strip() for name in methods.split(",") if name.strip()],
-        also=also,
+        add=add,
         experiment=settings,
         counts=Counts(pairs, samples, images, options.reconstructor_steps or STEPS),
         cache=cache,

@@ -54,7 +54,7 @@ def test_methods_are_measured_alike_and_once(tiny_run, mine, tmp_path, monkeypat
 
     measured = []
     monkeypatch.setattr(module, "rca", lambda run, **kwargs: measured.append(run) or hbench.evaluate.rca(run, **kwargs))
-    more = benchmark(tiny_run, out, methods=["trained", "random", "pca"], also=[mine], counts=COUNTS, device="cpu")
+    more = benchmark(tiny_run, out, methods=["trained", "random", "pca"], add=[mine], counts=COUNTS, device="cpu")
     assert len(measured) == 1
     assert more.to_json()["methods"][:3] == found.to_json()["methods"]
     assert more.methods[3].name == "mine"
@@ -79,7 +79,7 @@ def test_mistakes_are_refused(tiny_run, tiny_model, mine, tmp_path):
     with pytest.raises(HBenchError, match="has no directions of its own"):
         benchmark(tiny_model, tmp_path / "bench", counts=COUNTS, device="cpu")
     with pytest.raises(HBenchError, match="two of one name"):
-        benchmark(tiny_run, tmp_path / "bench", methods=[], also=[mine, mine], counts=COUNTS, device="cpu")
+        benchmark(tiny_run, tmp_path / "bench", methods=[], add=[mine, mine], counts=COUNTS, device="cpu")
     with pytest.raises(HBenchError, match="no method"):
         benchmark(tiny_run, tmp_path / "bench", methods=["magic"], counts=COUNTS, device="cpu")
     with pytest.raises(HBenchError, match="none to measure"):

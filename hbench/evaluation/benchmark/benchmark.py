@@ -88,7 +88,7 @@ def benchmark(
     out: str | Path,
     *,
     methods: Sequence[str] = METHODS,
-    also: Sequence[str | Path] = (),
+    add: Sequence[str | Path] = (),
     experiment: Experiment | None = None,
     counts: Counts | None = None,
     cache: str | Path = "runs/cache",
@@ -107,7 +107,7 @@ def benchmark(
         model: run, whose own directions are "trained", or diffusion model.
         out: folder of the bench.
         methods: "trained", and names of methods, see docs/directions.md.
-        also: files of directions, and runs on the same diffusion model.
+        add: files of directions, and runs on the same diffusion model.
         experiment: experiment of a model whose file carries none.
         counts: sizes of the measurements.
         cache: folder of images and features.
@@ -130,15 +130,15 @@ def benchmark(
     for name in methods:
         if name != TRAINED:
             method_named(name)
-    if not methods and not also:
-        raise HBenchError("none to measure: name `methods`, or give directions by `also`")
+    if not methods and not add:
+        raise HBenchError("none to measure: name `methods`, or give directions by `add`")
     base = own or directionless(model, experiment, device_)
     settings = base.experiment
     origin = provenance(settings, device_, seed, model_sha256=model_sha256(base.model))
-    _announce(base, methods, also, counts)
+    _announce(base, methods, add, counts)
     wanted = _own_change(own, seed) if own else VISIBLE_CHANGE
     entries = [_entry(name, base, own, out, wanted, seed, device) for name in methods]
-    entries += [_given(Path(path), base, model, device) for path in also]
+    entries += [_given(Path(path), base, model, device) for path in add]
     names = [each.name for each in entries]
     if len({*names}) < len(names):
         raise HBenchError(f"two of one name among {', '.join(names)}: rename a file or a folder")
@@ -388,7 +388,7 @@ def factors_found(method: str, effects: Attributes) -> list[FactorFound]:
     return found
 
 
-def _announce(base: Run, methods: Sequence[str], also: Sequence[Any], counts: Counts) -> None:
+def _announce(base: Run, methods: Sequence[str], add: Sequence[Any], counts: Counts) -> None:
     """Say how long the bench takes on an empty folder, where progress is shown: by the time of one batch of chains."""
     if not is_asked_for():
         return
@@ -401,5 +401,5 @@ def _announce(base: Run, methods: Sequence[str], also: Sequence[Any], counts: Co
     each = 1.5 * counts.reconstructor_steps * settings.batch_size  # the networks that are trained count for a part
     each += 2 * counts.pairs + 48 * K + 8 * K * counts.samples + NATURAL + 2 * counts.images
     search = sum(method_named(name).samples + 60 * K for name in methods if name != TRAINED)
-    chains = each * (len(methods) + len(also)) + search
-    log.info("%d methods: about %s on an empty folder", len(methods) + len(also), duration(chain * chains))
+    chains = each * (len(methods) + len(add)) + search
+    log.info("%d methods: about %s on an empty folder", len(methods) + len(add), duration(chain * chains))

@@ -79,7 +79,7 @@ class FactorFound:
     """Its effect on that, in natural standard deviations; of no direction the largest effect that any has."""
     interval: Interval
     specificity: Number
-    """That effect over the mean effect on all other attributes."""
+    """Its effect over the mean effect on all other attributes."""
     also: list[str]
     """Other factors that it moves for certain too, by at least half as much."""
 

@@ -118,7 +118,7 @@ def test_labels_are_the_differences_of_class_means(search, monkeypatch):
 
     monkeypatch.setattr(labels, "predicted_classes", classes)
     found = labels.labels(own)
-    assert found.names[0] == "hat: yes"
+    assert found.names[0] == "hat"
     torch.testing.assert_close(found.delta_h[0], h[hat == 1].mean(0) - h[hat == 0].mean(0), atol=1e-4, rtol=1e-3)
     assert len(found.names) == 3  # and two of the three colours
     k = found.names.index("colour more red")

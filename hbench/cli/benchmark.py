@@ -8,7 +8,8 @@ from hbench.cli.options import (
     Count,
     Options,
     a_path,
-    cache_option,
+    data_options,
+    extractor_options,
     model_arguments,
     out_of,
     processes_option,
@@ -33,6 +34,7 @@ from hbench.runtime.distributed import rank
     multiple=True,
     help="File of directions, or run on the same diffusion model, to measure too; repeatable.",
 )
+@click.option("--k", type=Count(2), help="Number of directions K of the methods that find some [default: the model's].")
 @click.option("--pairs", type=Count(), default=2000, show_default=True, help="Fresh pairs for each RCA.")
 @click.option("--samples", type=Count(6), default=50, show_default=True, help="Samples for the effects of a direction.")
 @click.option(
@@ -45,8 +47,9 @@ from hbench.runtime.distributed import rank
     show_default=True,
     help="Steps of the reconstructor that is trained for each method.",
 )
+@extractor_options
 @shared(
-    cache_option,
+    data_options,
     out_of("MODEL/benchmark, of a shipped run runs/shipped-MODEL/benchmark; what it holds already is kept"),
     processes_option,
     run_options,
@@ -56,9 +59,12 @@ def benchmark(
     experiment: str | None,
     methods: str,
     add: tuple[Path, ...],
+    k: int | None,
     pairs: int,
     samples: int,
     images: int,
+    extractor: str | None,
+    weights: Path | None,
     cache: Path,
     options: Options,
 ) -> None:
@@ -92,7 +98,12 @@ def benchmark(
         add=add,
         experiment=settings,
         counts=Counts(pairs, samples, images, options.reconstructor_steps or STEPS),
+        k=k,
+        extractor=extractor,
+        weights=weights,
         cache=cache,
+        data_root=options.data_root,
+        download=options.download,
         seed=options.seed,
         device=options.device,
         draw=draw_curves,

@@ -34,15 +34,15 @@ def mine(tiny_run, tmp_path):
 
 def test_methods_are_measured_alike_and_once(tiny_run, mine, tmp_path, monkeypatch):
     out = tmp_path / "bench"
-    found = benchmark(tiny_run, out, methods=["trained", "random", "pca"], counts=COUNTS, device="cpu")
-    assert [each.name for each in found.methods] == ["trained", "random", "pca"]
+    found = benchmark(tiny_run, out, methods=["trained", "random"], counts=COUNTS, device="cpu")
+    assert [each.name for each in found.methods] == ["trained", "random"]
     own = load_run(tiny_run, device="cpu")
     assert found.method("trained").directions_sha256 == own.hashes["shift_block"]
     assert len({each.K for each in found.methods}) == 1
     assert {"rca", "attributes"} <= {path.name for path in (out / "random").iterdir()}
     assert (out / "random/find/random.safetensors").is_file()
     assert math.isnan(found.methods[0].fd_ratio)
-    assert found.provenance.details["directions_sha256"].keys() == {"trained", "random", "pca"}
+    assert found.provenance.details["directions_sha256"].keys() == {"trained", "random"}
 
     def again(*args, **kwargs):
         raise AssertionError("measured twice")
@@ -50,14 +50,21 @@ def test_methods_are_measured_alike_and_once(tiny_run, mine, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         for name in ("rca", "attributes"):
             patch.setattr(module, name, again)
-        assert benchmark(tiny_run, out, methods=["trained", "random", "pca"], counts=COUNTS, device="cpu") == found
+        assert benchmark(tiny_run, out, methods=["trained", "random"], counts=COUNTS, device="cpu") == found
 
     measured = []
     monkeypatch.setattr(module, "rca", lambda run, **kwargs: measured.append(run) or hbench.evaluate.rca(run, **kwargs))
-    more = benchmark(tiny_run, out, methods=["trained", "random", "pca"], add=[mine], counts=COUNTS, device="cpu")
+    more = benchmark(tiny_run, out, methods=["trained", "random"], add=[mine], counts=COUNTS, device="cpu")
     assert len(measured) == 1
-    assert more.to_json()["methods"][:3] == found.to_json()["methods"]
-    assert more.methods[3].name == "mine"
+    assert more.to_json()["methods"][:2] == found.to_json()["methods"]
+    assert more.methods[2].name == "mine"
+
+
+def test_another_seed_is_another_bench(tiny_run, tmp_path):
+    few = replace(COUNTS, pairs=3)
+    benchmark(tiny_run, tmp_path / "bench", methods=["random"], counts=few, device="cpu")
+    with pytest.raises(HBenchError, match="holds another search"):
+        benchmark(tiny_run, tmp_path / "bench", methods=["random"], counts=few, seed=1, device="cpu")
 
 
 def test_the_command_writes_a_page_with_pictures_and_reads_it_back(tiny_run, mine, tmp_path):

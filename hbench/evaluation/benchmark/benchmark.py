@@ -25,7 +25,7 @@ from hbench.errors import HBenchError, check_at_least, check_seed
 from hbench.evaluation.attributes.attributes import NATURAL, attributes
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.benchmark.result import NO_INTERVAL, Benchmark, FactorFound, MeasuredMethod
-from hbench.evaluation.features import CLASSIFIER, choose_extractor, features
+from hbench.evaluation.features import CLASSIFIER, Extractor, choose_extractor, features
 from hbench.evaluation.fid import Fidelity, fid
 from hbench.evaluation.find.find import LOOKED_AT, VISIBLE_CHANGE, find
 from hbench.evaluation.find.methods import method_named
@@ -90,8 +90,13 @@ def benchmark(
     methods: Sequence[str] = METHODS,
     add: Sequence[str | Path] = (),
     experiment: Experiment | None = None,
+    k: int | None = None,
     counts: Counts | None = None,
+    extractor: str | None = None,
+    weights: str | Path | None = None,
     cache: str | Path = "runs/cache",
+    data_root: str | Path | None = None,
+    download: bool = False,
     seed: int = 0,
     device: str = "auto",
     draw: Callable[[Path], None] | None = None,
@@ -109,8 +114,14 @@ def benchmark(
         methods: "trained", and names of methods, see docs/directions.md.
         add: files of directions, and runs on the same diffusion model.
         experiment: experiment of a model whose file carries none.
+        k: number of directions of the methods that find some; the model's by default.
         counts: sizes of the measurements.
+        extractor: feature extractor of the distances, as for :func:`hbench.evaluation.fid.fid`; by default the
+            classifier of the images, and random-resnet18 where there is none.
+        weights: file of its weights.
         cache: folder of images and features.
+        data_root: folder of the real images, for distances in features that carry no statistics of them.
+        download: let torchvision download MNIST if it is missing.
         seed: seed of the searches, trainings and measurements.
         device: device of all of it.
         draw: function that draws the curves of a training's folder.
@@ -137,14 +148,15 @@ def benchmark(
     origin = provenance(settings, device_, seed, model_sha256=model_sha256(base.model))
     _announce(base, methods, add, counts)
     wanted = _own_change(own, seed) if own else VISIBLE_CHANGE
-    entries = [_entry(name, base, own, out, wanted, seed, device) for name in methods]
+    entries = [_entry(name, base, own, out, wanted, k, seed, device) for name in methods]
     entries += [_given(Path(path), base, model, device) for path in add]
     names = [each.name for each in entries]
     if len({*names}) < len(names):
         raise HBenchError(f"two of one name among {', '.join(names)}: rename a file or a folder")
+    chosen = _extractor(base, extractor, weights) if counts.images else None
     measured, factors, grids = [], [], {}
     for entry in entries:
-        found = _measure(entry, out / entry.name, counts, Path(cache), seed, draw)
+        found = _measure(entry, out / entry.name, counts, chosen, (Path(cache), data_root, download), seed, draw)
         measured.append(found.numbers)
         factors += found.factors
         grids[entry.name] = found.grid
@@ -189,7 +201,9 @@ def _own_change(run: Run, seed: int) -> float:
     return float(np.median(seen.visible_change.mean(0)))
 
 
-def _entry(name: str, base: Run, own: Run | None, out: Path, wanted: float, seed: int, device: str) -> Entry:
+def _entry(
+    name: str, base: Run, own: Run | None, out: Path, wanted: float, k: int | None, seed: int, device: str
+) -> Entry:
     """Return the directions of a method: those of the run itself, or found now, or read back."""
     if name == TRAINED:
         assert own is not None
@@ -200,6 +214,7 @@ def _entry(name: str, base: Run, own: Run | None, out: Path, wanted: float, seed
         base.experiment,
         name,
         folder,
+        k=k,
         visible_change=wanted,
         seed=seed,
         device=device,
@@ -260,7 +275,13 @@ class _Of(NamedTuple):
 
 
 def _measure(
-    entry: Entry, folder: Path, counts: Counts, cache: Path, seed: int, draw: Callable[[Path], None] | None
+    entry: Entry,
+    folder: Path,
+    counts: Counts,
+    chosen: Extractor | None,
+    places: tuple[Path, str | Path | None, bool],
+    seed: int,
+    draw: Callable[[Path], None] | None,
 ) -> _Of:
     """Return all that is measured of one entry; what its folder holds already is not measured again."""
     steps = counts.reconstructor_steps
@@ -277,11 +298,21 @@ def _measure(
         lambda: attributes(run, samples=counts.samples, seed=seed, ranking=ranking),
     )
     metric, distances, spread = "", None, None
-    if counts.images:
-        name = CLASSIFIER if classifier_for(run.experiment, run.folder) else RANDOM
-        made = partial(fid, run, samples=counts.images, extractor=name, cache=cache, seed=seed)
-        distances = _kept(Fidelity, folder / "fid", run, seed, counts.images, made)
-        metric, spread = distances.metric, _precision_recall(run, name, counts.images, cache, seed)
+    if chosen:
+        cache, data_root, download = places
+        made = partial(
+            fid,
+            run,
+            samples=counts.images,
+            extractor=chosen.name,
+            weights=chosen.weights,
+            cache=cache,
+            data_root=data_root,
+            download=download,
+            seed=seed,
+        )
+        distances = _kept(Fidelity, folder / f"fid-{chosen.name}", run, seed, counts.images, made)
+        metric, spread = distances.metric, _precision_recall(run, chosen, counts.images, cache, seed)
     numbers = MeasuredMethod(
         name=entry.name,
         title=entry.title,
@@ -337,12 +368,19 @@ def _kept(kind: type[R], folder: Path, run: Run, seed: int, n: int, measure: Cal
     return result
 
 
-def _precision_recall(run: Run, name: str, count: int, cache: Path, seed: int) -> PrecisionRecall:
+def _extractor(base: Run, name: str | None, weights: str | Path | None) -> Extractor:
+    """Return the extractor of the distances: by default the classifier of the images, or random features."""
+    known = classifier_for(base.experiment, base.folder) if weights is None else None
+    if name is None:
+        name = CLASSIFIER if known or weights else RANDOM
+    return choose_extractor(base.experiment.data, name, known if name == CLASSIFIER and known else weights)
+
+
+def _precision_recall(run: Run, chosen: Extractor, count: int, cache: Path, seed: int) -> PrecisionRecall:
     """Return how far shifted samples lie among raw ones, and raw ones among shifted ones, in the extractor's features.
 
     The real images play no part: it is the model's own images that a direction should stay among.
     """
-    chosen = choose_extractor(run.experiment.data, name)
     folders = sample_folders(run, count, cache, seed)
     found = []
     if rank() == 0:

@@ -113,8 +113,14 @@ def find(
     file = out / f"{method}.safetensors"
     claim = claimed_folder(out, overwrite=overwrite, resume=resume) if rank() == 0 else nullcontext()
     with claim:
+        count = chosen.samples and (samples or chosen.samples)
         if all(all_gather([resume and (out / PROVENANCE).is_file()])):
-            return read_directions(file)
+            stored = read_directions(file)
+            stored.check_fits(model)
+            asked_for = {"k": k, "samples": count, "seed": seed}
+            if {name: stored.about.details.get(name) for name in asked_for} != asked_for:
+                raise HBenchError(f"{out}: holds another search: choose another `out`")
+            return stored
         if rank() == 0:
             (out / PROVENANCE).unlink(missing_ok=True)
             write_experiment(out, experiment)
@@ -122,7 +128,6 @@ def find(
                 shutil.rmtree(out / PARTS, ignore_errors=True)
         barrier()
         network = model.to(device).eval().requires_grad_(False)
-        count = chosen.samples and (samples or chosen.samples)
         known_as = model_sha256(network)
         asked = Asked(method=method, k=k, samples=count, seed=seed, model_sha256=known_as)
         origin = provenance(experiment, device, seed, method=method, k=k, samples=count, model_sha256=known_as)

@@ -288,7 +288,10 @@ a_path = FilledPath(path_type=Path)
 run_argument = click.argument("run", type=a_path)
 model_arguments = combined(
     click.argument("model", type=a_path),
-    click.option("--experiment", help="Experiment with the settings of a guided-diffusion state dict."),
+    click.option(
+        "--experiment",
+        help="Experiment to use the model with; a guided-diffusion state dict needs one [default: that of MODEL].",
+    ),
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, help='Device: "auto", "cpu", "cuda", "cuda:N" or "mps".'

@@ -119,7 +119,7 @@ def test_the_run_of_version_0_1_is_a_run_with_its_results():
         assert Provenance.read(V01 / folder / "provenance.json").details["model_tensors_sha256"] == model
         assert Ablations.load(V01 / folder).runs
     assert model == tensors_sha256(V01 / "m20" / "train" / "model.safetensors")
-    assert len(look(V01).found) == 10
+    assert len(look(V01).found) == 11
     assert len([row for row in collect(V01).rows if row.ran]) > 50
 
 

@@ -6,7 +6,7 @@ grid, and their attributes, classes and pixels are measured.
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,9 +43,6 @@ from hbench.store.directions import DirectionSource, direction_source
 from hbench.store.files import sha256
 from hbench.store.provenance import provenance
 from hbench.store.run import Run
-
-if TYPE_CHECKING:
-    pass
 
 SAMPLES = 100
 """Number of samples that are shifted, by default."""

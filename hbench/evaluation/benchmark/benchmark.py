@@ -149,7 +149,7 @@ def benchmark(
     _announce(base, methods, add, counts)
     wanted = _own_change(own, seed) if own else VISIBLE_CHANGE
     entries = [_entry(name, base, own, out, wanted, k, seed, device) for name in methods]
-    entries += [_given(Path(path), base, model, device) for path in add]
+    entries += [_given(Path(path), base, model) for path in add]
     names = [each.name for each in entries]
     if len({*names}) < len(names):
         raise HBenchError(f"two of one name among {', '.join(names)}: rename a file or a folder")
@@ -223,7 +223,7 @@ def _entry(
     return _of_file(name, method_named(name).title, stored, base)
 
 
-def _given(path: Path, base: Run, model: str | Path, device: Any) -> Entry:
+def _given(path: Path, base: Run, model: str | Path) -> Entry:
     """Return directions that somebody gives: a file, or a run on the same diffusion model.
 
     Raises:

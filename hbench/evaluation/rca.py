@@ -14,7 +14,7 @@ from hbench.core.intervals import mean_of, student, wilson
 from hbench.core.sampler import BATCH
 from hbench.errors import HBenchError, check_at_least, check_seed, check_type, counted
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
-from hbench.evaluation.visible import OLD_VISIBLE, VISIBLE, enough, look
+from hbench.evaluation.visible import OLD_VISIBLE, VISIBLE, enough, in_most, look
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
@@ -40,7 +40,7 @@ class RCA(Result):
     """Reconstructor classification accuracy on fresh pairs, and the numbers to read beside it."""
 
     NAME: ClassVar[str] = "rca"
-    SCHEMA: ClassVar[int] = 4
+    SCHEMA: ClassVar[int] = 5
 
     n: Positive
     """Number of pairs."""
@@ -76,8 +76,10 @@ class RCA(Result):
     """Number of samples that the numbers below were measured on; None in files of older versions, as they are."""
     visible_change: list[Nonnegative] | None
     """Visible change of each direction between -S and S, as a share of the range, mean over samples."""
+    visible_in_most: list[Nonnegative] | None
+    """Visible change of each direction that three of four samples exceed; None in files of older versions."""
     visible_from: Nonnegative | None
-    """Visible change beyond which a person sees a direction."""
+    """Visible change in most samples, in older files in the mean, beyond which a person sees a direction."""
     visible_change_interval: list[Interval] | None
     oddness: list[Number] | None
     """Oddness of each direction: 1 where its signs do opposite things to the image, -1 where they do the same."""
@@ -89,7 +91,7 @@ class RCA(Result):
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
         """Return the values of an older form in today's; the first say nothing about raw samples, nor what is seen."""
         of_raw = ["outside_raw", "outside_raw_interval", "neighbours_raw"]
-        seen = ["n_visible", "visible_change", "visible_change_interval", "oddness", "accuracy_visible"]
+        seen = ["n_visible", "visible_change", "visible_change_interval", "visible_in_most", "oddness", "accuracy_visible"]
         known = dict.fromkeys([*of_raw, *seen]) | {"accuracy_visible_interval": (None, None)} | values
         return {"visible_from": None if known["n_visible"] is None else OLD_VISIBLE} | known
 
@@ -123,7 +125,7 @@ class RCA(Result):
             raise ValueError("per_direction and confusion are of different numbers of directions")
         if (total := sum(map(sum, self.confusion))) != self.n:
             raise ValueError(f"confusion counts {total} pairs, n is {self.n}")
-        lists = (self.visible_change, self.visible_change_interval, self.oddness)
+        lists = (self.visible_change, self.visible_change_interval, self.visible_in_most, self.oddness)
         if any(each is not None and len(each) != len(self.confusion) for each in lists):
             raise ValueError("what is seen is of another number of directions than the confusion")
         if abs(sum(row[k] for k, row in enumerate(self.confusion)) / self.n - self.accuracy) > 1e-9:
@@ -138,9 +140,10 @@ class RCA(Result):
     @property
     def invisible(self) -> list[int]:
         """Directions of which a person sees nothing; none is known in files of older versions."""
-        if self.visible_change is None or self.visible_from is None:
+        changes = self.visible_in_most or self.visible_change
+        if changes is None or self.visible_from is None:
             return []
-        return [k for k, change in enumerate(self.visible_change) if change <= self.visible_from]
+        return [k for k, change in enumerate(changes) if change <= self.visible_from]
 
     @property
     def visible(self) -> list[int]:
@@ -191,6 +194,7 @@ class RCA(Result):
         if self.visible_change and self.visible_change_interval:
             lows, highs = zip(*self.visible_change_interval, strict=True)
             columns |= {"visible_change": self.visible_change, "visible_change_low": lows, "visible_change_high": highs}
+            columns |= {"visible_in_most": self.visible_in_most} if self.visible_in_most else {}
             columns |= {"oddness": self.oddness, "n_visible": self.n_visible}
         return pd.DataFrame(columns)
 
@@ -283,6 +287,7 @@ def rca(
         neighbours_raw=float(seen.neighbours_raw.mean()),
         n_visible=len(looked.visible_change),
         visible_change=looked.visible_change.mean(0).tolist(),
+        visible_in_most=in_most(looked.visible_change).tolist(),
         visible_from=VISIBLE,
         visible_change_interval=[
             (max(0.0, float(low)), float(high)) for low, high in zip(*student(looked.visible_change), strict=True)

@@ -13,7 +13,7 @@ from hbench.errors import HBenchError
 from hbench.evaluation import evaluate
 from hbench.evaluation.attributes.attributes import attributes
 from hbench.evaluation.attributes.result import Attributes
-from hbench.evaluation.visible import VISIBLE, jpeg, oddness, random_change, visible_change
+from hbench.evaluation.visible import VISIBLE, Seen, in_most, jpeg, oddness, random_change, visible_change
 from hbench.store.directions import DirectionSource
 from hbench.store.run import load_run
 
@@ -74,7 +74,7 @@ def test_known_directions_are_found_and_an_invisible_one_is_set_apart(run, monke
     assert "centre" in found.attributes[first.leading].name
     assert first.effects.sign_share[first.leading] == 1
     assert found.visible_from == ranking.visible_from == VISIBLE
-    assert first.visible_change > found.visible_from > third.visible_change
+    assert first.visible_in_most > found.visible_from > third.visible_in_most
     assert 0 < found.eight_bits_change < 0.005
     assert found.eight_bits_change < found.jpeg_change < found.random_change
     assert second.oddness == pytest.approx(-1)
@@ -131,6 +131,14 @@ def test_random_images_and_their_storage_bound_what_is_visible():
         assert 0 < (kept.float() - image.float()).abs().mean() < (128 if len(image) == 3 else 10)
     flat = torch.full((3, 16, 16), 200, dtype=torch.uint8)
     assert torch.equal(jpeg(flat), flat)
+
+
+def test_a_direction_is_visible_by_what_happens_to_most_samples_and_not_by_the_mean():
+    faint_on_all, strong_on_few = np.full(20, 0.24), np.where(np.arange(20) < 4, 0.9, 0.1)
+    seen = Seen(np.stack([faint_on_all, strong_on_few], 1), np.ones((20, 2)))
+    assert seen.visible_change.mean(0)[1] > seen.visible_change.mean(0)[0]
+    assert seen.visible.tolist() == [True, False]
+    assert in_most(seen.visible_change).tolist() == pytest.approx([0.24, 0.1])
 
 
 def test_visible_change_is_that_of_the_patch_that_changes_most():

@@ -35,7 +35,7 @@ from hbench.evaluation.attributes.sets import attribute_sets, measure_all
 from hbench.evaluation.rca import OTHER_RANKING, RCA, is_of, known_rca, rca
 from hbench.evaluation.sampling import batches_of, choose_x_T, sample_model
 from hbench.evaluation.traverse import PAIRS
-from hbench.evaluation.visible import RANDOM, VISIBLE, jpeg, oddness, random_change, visible_change
+from hbench.evaluation.visible import RANDOM, VISIBLE, in_most, jpeg, oddness, random_change, visible_change
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
 from hbench.store.classifier import Classifier, classifier_for, load_classifier
@@ -186,7 +186,8 @@ def _result(
     leads = leading(found, raw, np.array([each.general for each in sets for _ in each.attributes]))
     specific = specificity(found, raw, leads)
     weights = resampled(n, seed)
-    is_visible = seen.visible_change.mean(0) > VISIBLE
+    most = in_most(seen.visible_change)
+    is_visible = most > VISIBLE
     visible = np.flatnonzero(is_visible)
     odd = seen.odd.mean(0)
     cluster = dict(zip(visible.tolist(), clusters(odd[visible]).tolist(), strict=True))
@@ -206,6 +207,7 @@ def _result(
                 visible=bool(is_visible[k]),
                 visible_change=float(seen.visible_change[:, k].mean()),
                 visible_change_interval=percentile_interval(seen.visible_change[:, k], weights),
+                visible_in_most=float(most[k]),
                 change=float(seen.change[:, k].mean()),
                 oddness=float(mean_of(seen.oddness[:, k])),
                 oddness_interval=percentile_interval(seen.oddness[:, k], weights),

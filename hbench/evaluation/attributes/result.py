@@ -61,6 +61,8 @@ class MeasuredDirection:
     visible_change: Nonnegative
     """Visible change between -S and S, mean over samples, as a share of the range of pixels."""
     visible_change_interval: Interval
+    visible_in_most: Nonnegative
+    """Visible change that three of four samples exceed; nan in files of older versions."""
     change: Nonnegative
     """Mean change of all pixels from 0 to -S and to S, as a share of the range."""
     oddness: Number
@@ -89,7 +91,7 @@ class Attributes(Result):
     """What each direction of a run does to images, and how many of them a person sees, tells apart and names."""
 
     NAME: ClassVar[str] = "attributes"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
 
     n: Positive
     """Number of samples, each shifted along every direction."""
@@ -106,7 +108,7 @@ class Attributes(Result):
     jpeg_change: Nonnegative
     """Visible change of random images by JPEG of quality 90."""
     visible_from: Nonnegative
-    """Visible change beyond which a person sees a direction."""
+    """Visible change in most samples, in older files in the mean, beyond which a person sees a direction."""
     invisible: list[Count]
     """Directions that nobody sees."""
     distinct: Count
@@ -135,9 +137,10 @@ class Attributes(Result):
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
-        """Return the values of an older form in today's, which had one threshold for all images."""
+        """Return the values of an older form in today's, which went by the mean over samples."""
         floors = dict.fromkeys(["random_change", "eight_bits_change", "jpeg_change"])
-        return floors | {"visible_from": OLD_VISIBLE} | values
+        directions = [{"visible_in_most": None} | each for each in values["directions"]]
+        return floors | {"visible_from": OLD_VISIBLE} | values | {"directions": directions}
 
     def __post_init__(self) -> None:
         """Check that all numbers are of the same directions, attributes and magnitudes."""
@@ -197,7 +200,7 @@ class Attributes(Result):
         K = len(self.directions)
         lines = [
             f"{self.brief}; effective rank {self.effective_rank:.1f}",
-            f"visible beyond {self.visible_from:.3f}, random images differ by {self.random_change:.3f}, "
+            f"visible beyond {self.visible_from:g} in most samples, random images differ by {self.random_change:.3f}, "
             f"JPEG changes {self.jpeg_change:.3f}",
             f"attributes: {', '.join(self.covered) or 'none'}",
             f"RCA {_words(self.accuracy, self.accuracy_interval)} over all, "
@@ -232,6 +235,7 @@ class Attributes(Result):
             "visible_change": each.visible_change,
             "low": low,
             "high": high,
+            "visible_in_most": each.visible_in_most,
             "change": each.change,
             "accuracy": each.accuracy,
             "oddness": each.oddness,

@@ -48,9 +48,14 @@ PAPER = {
 """Overrides of each variant of Fig. 3 and Sec. 4.4; all other settings are the experiment's."""
 SHARES = ("rca", "D_raw", "D_shifted")
 """Fields of :class:`Measured` that lie between 0 and 1, and not at 0 as a rule."""
+OF_MEANING = ("visible", "distinct", "named", "rca_visible", "specificity", "kept_half")
+"""Fields of :class:`Measured` that say what the directions mean; unknown in results of older versions."""
 POSITIVE = ("magnitude_error", "fd_raw", "fd_shifted")
 """Fields of :class:`Measured` that lie above 0."""
-METRICS = ("rca", "kid_raw", "kid_shifted", "fd_raw", "fd_shifted", "magnitude_error", "outside", "D_raw", "D_shifted")
+METRICS = (
+    *("rca", "kid_raw", "kid_shifted", "fd_raw", "fd_shifted", "magnitude_error", "outside", "D_raw", "D_shifted"),
+    *OF_MEANING,
+)
 """Fields of :class:`Measured` that are averaged over the seeds."""
 
 
@@ -77,7 +82,7 @@ class Ablations(Result):
     """
 
     NAME: ClassVar[str] = "ablations"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
 
     runs: list[Measured]
     """Numbers of all trainings, variant by variant."""
@@ -88,8 +93,9 @@ class Ablations(Result):
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
-        """Return the values of an older form in today's, which has KIDs, and intervals within the range of a number."""
-        runs = [{"kid_raw": None, "kid_shifted": None} | run for run in values["runs"]]
+        """Return the values of an older form in today's, which has KIDs and meaning, and intervals within the range."""
+        unknown = dict.fromkeys(["kid_raw", "kid_shifted", *OF_MEANING])
+        runs = [unknown | run for run in values["runs"]]
         numbers = [{key: math.nan for key, value in run.items() if value is None and key != "commit"} for run in runs]
         measured = [Measured(**run | undefined) for run, undefined in zip(runs, numbers, strict=True)]
         return values | {"runs": runs, "summary": [asdict(mean) for mean in summarise(measured)]}
@@ -280,6 +286,6 @@ def _interval(metric: str, values: "Series[float]", n: int) -> tuple[float, floa
     if metric in POSITIVE:
         return student_of_logarithms(values)
     low, high = student(values)
-    if metric == "outside":
+    if metric in ("outside", "visible", "distinct", "named", "kept_half"):
         low, high = np.clip([low, high], 0, 1)  # nan, of one seed, stays
     return float(low), float(high)

@@ -91,7 +91,14 @@ class RCA(Result):
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
         """Return the values of an older form in today's; the first say nothing about raw samples, nor what is seen."""
         of_raw = ["outside_raw", "outside_raw_interval", "neighbours_raw"]
-        seen = ["n_visible", "visible_change", "visible_change_interval", "visible_in_most", "oddness", "accuracy_visible"]
+        seen = [
+            "n_visible",
+            "visible_change",
+            "visible_change_interval",
+            "visible_in_most",
+            "oddness",
+            "accuracy_visible",
+        ]
         known = dict.fromkeys([*of_raw, *seen]) | {"accuracy_visible_interval": (None, None)} | values
         return {"visible_from": None if known["n_visible"] is None else OLD_VISIBLE} | known
 

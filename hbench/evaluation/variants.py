@@ -16,12 +16,15 @@ from torch import Tensor
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
 from hbench.errors import HBenchError
+from hbench.evaluation.attributes.attributes import attributes
+from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.classifier_distance import pair_distances
 from hbench.evaluation.curves import late_means, read_curves
 from hbench.evaluation.frechet import Distance, Reference
 from hbench.evaluation.rca import RCA, rca
 from hbench.evaluation.sampling import ChosenNoise, Pairs, choose_x_T
 from hbench.evaluation.traverse import direction_label
+from hbench.evaluation.visible import MOST
 from hbench.experiments import override
 from hbench.runtime.progress import duration, is_asked_for
 from hbench.store.provenance import FILE as PROVENANCE
@@ -70,6 +73,18 @@ class Measured:
     fd_raw: Number
     """FD of n samples in these features, comparable only at equal n; nan where there is no classifier of the images."""
     fd_shifted: Number
+    visible: ShareOrNone
+    """Share of directions of which a person sees something; nan, as the next ones, in files of older versions."""
+    distinct: ShareOrNone
+    """Clusters of these by what they do to images, as a share of K."""
+    named: ShareOrNone
+    """Share of directions whose effect on an attribute is large, certain, and the same in nearly all samples."""
+    rca_visible: ShareOrNone
+    """RCA over visible directions; nan too if none is."""
+    specificity: Number
+    """Mean over visible directions of the effect on the leading attribute over that on the others."""
+    kept_half: ShareOrNone
+    """Mean share of samples that keep their classes at S/2 along the visible directions; nan without a classifier."""
     device: str
     """Device of the training, as the fields below are its threads, wall time and commit; threads change rounding."""
     threads: Positive
@@ -174,6 +189,8 @@ def measure_variants(
 ) -> tuple[list[Measured], list[Shown]]:
     """Measure all trainings of :func:`train_variants`, and generate along directions of each variant's first.
 
+    Cost of a training: two chains a pair, 24 samples of :func:`hbench.evaluation.attributes.attributes.attributes`.
+
     Args:
         out: folder of the trainings.
         variants: names of the variants.
@@ -193,7 +210,8 @@ def measure_variants(
             drawn: list[Pairs] = []
             found = rca(run, pairs=pairs, seed=seed, on_pairs=drawn.append)
             distances = pair_distances(drawn, classifier, reference) if classifier and reference else None
-            rows.append(_measured(folder, variant, training_seed, found, distances))
+            meaning = attributes(run, samples=MOST, seed=seed, ranking=found)
+            rows.append(_measured(folder, variant, training_seed, found, meaning, distances))
             if training_seed == seeds[0]:
                 chosen = chosen or choose_x_T(run, EXAMPLES, seed)
                 shown.append(_shown(run, variant, found, chosen))
@@ -206,13 +224,19 @@ def training_folder(out: Path, variant: str, seed: int) -> Path:
 
 
 def _measured(
-    folder: Path, variant: str, seed: int, found: RCA, distances: tuple[Distance, Distance] | None
+    folder: Path,
+    variant: str,
+    seed: int,
+    found: RCA,
+    meaning: Attributes,
+    distances: tuple[Distance, Distance] | None,
 ) -> Measured:
     (curves,) = read_curves([folder])
     late = late_means(curves)
     origin = origin_of(folder)
     kids = [math.nan if each.kid is None else each.kid for each in distances or ()] or [math.nan] * 2
     fds = [each.fd for each in distances or ()] or [math.nan] * 2
+    K = len(meaning.directions)
     return Measured(
         variant=variant,
         seed=seed,
@@ -229,6 +253,12 @@ def _measured(
         kid_shifted=kids[1],
         fd_raw=fds[0],
         fd_shifted=fds[1],
+        visible=len(meaning.visible) / K,
+        distinct=meaning.distinct / K,
+        named=len(meaning.proposed_names) / K,
+        rca_visible=meaning.accuracy_visible,
+        specificity=meaning.specificity,
+        kept_half=meaning.kept_half,
         device=origin.device,
         threads=origin.threads,
         seconds=origin.wall_seconds,

@@ -70,7 +70,9 @@ from hbench.store.results import Result
 
 VARIANT_PICTURES: dict[str, Chart] = {"ablations.png": draw_ablations, "directions.png": draw_variants}
 VARIANTS_SEEN = {
-    "ablations.png": ("Bars, one row a variant: RCA, share outside the domain, D, and FD. Dots are single trainings."),
+    "ablations.png": (
+        "Bars, one row a variant: RCA, FD, what a person sees, share outside the domain, D. Dots are trainings."
+    ),
     "directions.png": "Image grids along the best recognised directions of each variant.",
 }
 SAMPLES_SEEN = {

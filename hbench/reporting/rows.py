@@ -380,6 +380,12 @@ def variants(result: Ablations) -> Comparison:
         "kid_raw": "KID raw",
         "fd_shifted": f"{result.metric} shifted, n = {result.runs[0].n:,}",
         "fd_raw": "FD raw",
+        "visible": "visible",
+        "distinct": "distinct",
+        "named": "named",
+        "rca_visible": "RCA, visible ones",
+        "specificity": "specificity",
+        "kept_half": "kept at S/2",
         "outside": "outside the domain",
         "magnitude_error": "|s_hat - s|",
         "D_raw": "D on raw",
@@ -400,7 +406,8 @@ def variants(result: Ablations) -> Comparison:
         mean = "One training each, so no interval"
     n = counted(result.runs[0].n, "pair")
     return Comparison(
-        caption=f"{mean}; {n} each, from the same x_T. D is of the training's last third.",
+        caption=f"{mean}; {n} each, from the same x_T. D is of the training's last third. "
+        "Visible, distinct and named are shares of K.",
         columns=["variant", "chance", *(names[metric] for metric in metrics)],
         lines=[
             [variant, chance, *(cells.get((variant, metric), "") for metric in metrics)]

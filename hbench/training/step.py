@@ -105,6 +105,7 @@ def train_step(
 
     Each process takes it on its slice of the batch; the metrics are those of the whole batch.
     """
+    experiment = warmed_up(experiment, step)
     settings = experiment.discovery
     factor = lr_factor(settings, step)
     trained.optimizer.param_groups[0]["lr"] = settings.lr * factor
@@ -139,6 +140,15 @@ def antithetic(x_T: Tensor, x_0: Tensor | None, k: Tensor, s: Tensor) -> tuple[T
     s = twice(s)
     s[1::2] *= -1
     return twice(x_T), None if x_0 is None else twice(x_0), twice(k), s
+
+
+def warmed_up(experiment: Experiment, step: int) -> Experiment:
+    """Return the settings of a step: ``lambda_adv`` grows linearly over the first ``adv_warmup`` steps."""
+    settings = experiment.discovery
+    if step >= settings.adv_warmup:
+        return experiment
+    weight = settings.lambda_adv * step / settings.adv_warmup
+    return experiment.model_copy(update={"discovery": settings.model_copy(update={"lambda_adv": weight})})
 
 
 def lr_factor(settings: Discovery, step: int) -> float:

@@ -12,12 +12,15 @@ from committed import V01
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import hbench.evaluation.attributes.attributes as attributes_module
+import hbench.evaluation.variants as variants_module
 import hbench.training.step as step_module
 from hbench.core.diffusion import alpha_bar_schedule, timesteps
 from hbench.core.images import soft_clip, to_uint8
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
-from hbench.evaluation.ablations import Ablations, ablations, summarise
+from hbench.evaluation.ablations import OF_MEANING, Ablations, ablations, summarise
+from hbench.evaluation.attributes.attributes import attributes
 from hbench.evaluation.curves import TrainingCurves, train_curves
 from hbench.evaluation.features import classifier_features
 from hbench.evaluation.frechet import distance, frechet_distance, real_reference, statistics, stored_reference
@@ -38,6 +41,13 @@ from hbench.training.step import Trained, losses, train_shift
 
 CPU = torch.device("cpu")
 FLOAT = "discovery.precision=float32"
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Look at few samples, where meaning is measured."""
+    monkeypatch.setattr(variants_module, "MOST", 6)
+    monkeypatch.setattr(attributes_module, "NATURAL", 130)
 
 
 class Parts:
@@ -415,6 +425,10 @@ def test_each_value_of_a_setting_is_a_variant(tmp_path, tiny_model, classifier_f
         assert table[f"fd_{kind}"][4] == pytest.approx(frechet_distance(statistics(found), real), rel=1e-3), kind
         assert table[f"kid_{kind}"][4] == pytest.approx(distance(found, reference).kid, rel=1e-3), kind
     assert "the FDs compare only with each other: they are of n = 130" in result.stderr
+    for seed, name in enumerate(names):
+        effects = attributes(load_run(out / f"{name}-seed0", device=CPU), samples=variants_module.MOST)
+        assert table["visible"][seed] == len(effects.visible) / len(effects.directions)
+        assert table["named"][seed] == len(effects.proposed_names) / len(effects.directions)
     shown = ["RCA", "KID (LeNet digits) shifted", "KID raw", "FD (LeNet digits) shifted, n = 130"]
     assert variants(Ablations.load(out)).columns[2:6] == shown
     weights = [load_file(out / f"{name}-seed0" / "shift_block.safetensors")["out_weight"] for name in names]
@@ -444,7 +458,8 @@ def test_ablations_refuse_mistakes_before_any_training(tmp_path, tiny_model):
 
 
 def test_summary_has_the_t_interval_over_seeds():
-    nothing = dict.fromkeys(("magnitude_error", "D_raw", "D_shifted", "kid_raw", "kid_shifted", "fd_raw"), math.nan)
+    unknown = ("magnitude_error", "D_raw", "D_shifted", "kid_raw", "kid_shifted", "fd_raw")
+    nothing = dict.fromkeys((*unknown, *OF_MEANING), math.nan)
     rest = nothing | {"n": 9, "chance": 0.1, "device": "CPU", "threads": 1, "seconds": 1.0, "commit": None}
     runs = [
         Measured(variant=variant, seed=seed, rca=rca, outside=outside, fd_shifted=fd, rca_low=0.0, rca_high=1.0, **rest)

@@ -117,6 +117,9 @@ def draw_ablations(result: "Ablations", path: Path) -> None:
         "RCA (dotted: chance)": (["rca"], "chance"),
         f"{result.metric.replace('FD', 'KID')} of shifted (dotted: raw)": (["kid_shifted"], "kid_raw"),
         f"{result.metric} of shifted (dotted: raw), n = {result.runs[0].n}": (["fd_shifted"], "fd_raw"),
+        "visible (blue), distinct (orange), named (green) directions": (["visible", "distinct", "named"], None),
+        "RCA over visible directions (dotted: chance)": (["rca_visible"], "chance"),
+        "classes kept at S/2": (["kept_half"], None),
         "share outside the domain": (["outside"], None),
         "D on raw (blue) and shifted (orange) samples": (["D_raw", "D_shifted"], "D_ideal"),
     }

@@ -167,6 +167,16 @@ def test_oddness_trains_on_pairs_of_one_x_T_and_direction(pool, tiny_model, monk
     assert not torch.equal(x_T[0], x_T[2])
 
 
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.0), (1, 0.5), (3, 1.5), (4, 2.0), (9, 2.0)])
+def test_the_adversarial_loss_warms_up(step, weight, tiny_model, monkeypatch):
+    experiment = tiny_with("discovery.lambda_adv=2", "discovery.adv_warmup=4", "discovery.pool=0")
+    sampler = Sampler.of(experiment, load_model(tiny_model, experiment).requires_grad_(False), CPU)
+    trained, draw_raw = step_module.initial(experiment, sampler, 0), step_module.raw_pairs(experiment, sampler, 0)
+    row = step_module.train_step(experiment, sampler, trained, draw_raw, 0, step)
+    parts = row["loss_k"] + experiment.discovery.lambda_reg * row["loss_s"]
+    assert row["loss"] - parts == pytest.approx(weight * row["loss_adv"], abs=1e-5)
+
+
 def test_only_the_reconstructor_sees_its_noise(tiny_model):
     for fidelity in ("adversarial", "l1"):
         parts = Parts(tiny_with(f"discovery.fidelity={fidelity}"), tiny_model)

@@ -1,7 +1,8 @@
 """One step of discovery: shift block and reconstructor against a discriminator, through the whole frozen chain."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -105,7 +106,9 @@ def train_step(
 
     Each process takes it on its slice of the batch; the metrics are those of the whole batch.
     """
-    experiment = warmed_up(experiment, step)
+    if step < experiment.discovery.reconstructor_warmup:
+        experiment = forward_only(experiment)
+        trained = replace(trained, shift_block=copy.deepcopy(trained.shift_block).requires_grad_(False))
     settings = experiment.discovery
     factor = lr_factor(settings, step)
     trained.optimizer.param_groups[0]["lr"] = settings.lr * factor
@@ -142,13 +145,11 @@ def antithetic(x_T: Tensor, x_0: Tensor | None, k: Tensor, s: Tensor) -> tuple[T
     return twice(x_T), None if x_0 is None else twice(x_0), twice(k), s
 
 
-def warmed_up(experiment: Experiment, step: int) -> Experiment:
-    """Return the settings of a step: ``lambda_adv`` grows linearly over the first ``adv_warmup`` steps."""
-    settings = experiment.discovery
-    if step >= settings.adv_warmup:
-        return experiment
-    weight = settings.lambda_adv * step / settings.adv_warmup
-    return experiment.model_copy(update={"discovery": settings.model_copy(update={"lambda_adv": weight})})
+def forward_only(experiment: Experiment) -> Experiment:
+    """Return the experiment for steps that pass no gradient through the chain, since nothing in it is trained."""
+    changed = {"strategy": "vanilla", "keep": 0, "memory_budget": None, "gradient": "chain"}
+    changed |= {"fidelity": "none", "lambda_odd": 0.0}  # both reach the directions alone
+    return experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=changed)})
 
 
 def lr_factor(settings: Discovery, step: int) -> float:

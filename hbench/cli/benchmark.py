@@ -108,7 +108,7 @@ def benchmark(
         device=options.device,
         draw=draw_curves,
     )
-    if rank():
+    if result is None or rank():
         return
     draw(result, out)
     result.write_into(out)

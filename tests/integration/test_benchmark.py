@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from command_line import invoke, refused
 from committed import RESULTS
+from processes import start_command
 
 import hbench
 import hbench.evaluation.benchmark.benchmark as module
@@ -65,6 +68,30 @@ def test_another_seed_is_another_bench(tiny_run, tmp_path):
     benchmark(tiny_run, tmp_path / "bench", methods=["random"], counts=few, device="cpu")
     with pytest.raises(HBenchError, match="holds another search"):
         benchmark(tiny_run, tmp_path / "bench", methods=["random"], counts=few, seed=1, device="cpu")
+
+
+@pytest.mark.slow
+def test_a_bench_that_is_stopped_in_a_training_goes_on_by_the_same_command(tiny_run, tmp_path):
+    out, log, done = tmp_path / "bench", tmp_path / "log", [0]
+    sizes = ["--pairs", 12, "--samples", 6, "--images", 0, "--reconstructor-steps", 100000, "--device", "cpu"]
+    for _ in range(2):
+        process = start_command(["benchmark", tiny_run, "--methods", "trained", "--out", out, *sizes, "--quiet"], log)
+        before, deadline = checkpoints(out), time.monotonic() + 60
+        while checkpoints(out) == before and time.monotonic() < deadline and process.is_alive():
+            time.sleep(0.01)
+        process.terminate()
+        process.join(60)
+        said = log.read_text()
+        assert process.exitcode == 0, said
+        assert f"{out}: stopped at trained: do the same again to go on" in said
+        assert "Traceback" not in said
+        done.append(int(re.search(r"stopped by SIGTERM after step (\d+) of 100000", said)[1]))
+    assert 0 < done[1] < done[2]
+    assert not (out / "benchmark.json").exists()
+
+
+def checkpoints(folder):
+    return {path: path.read_text() for path in folder.glob("trained/train-*/checkpoint.json")}
 
 
 def test_the_command_writes_a_page_with_pictures_and_reads_it_back(tiny_run, mine, tmp_path):

@@ -100,8 +100,10 @@ def benchmark(
     seed: int = 0,
     device: str = "auto",
     draw: Callable[[Path], None] | None = None,
-) -> Benchmark:
+) -> Benchmark | None:
     """Find directions by several methods, or take those that are there, and measure all alike.
+
+    Return None if the training of a reconstructor is stopped early, by SIGTERM or SIGINT: the same call goes on.
 
     What ``out`` holds of the same directions, sizes and seed is taken as it is, so that a bench that was stopped goes
     on, and another method, or somebody's file, costs no more than itself. Several processes share the work. Cost: for
@@ -157,6 +159,9 @@ def benchmark(
     measured, factors, grids = [], [], {}
     for entry in entries:
         found = _measure(entry, out / entry.name, counts, chosen, (Path(cache), data_root, download), seed, draw)
+        if found is None:
+            log.warning("%s: stopped at %s: do the same again to go on", out, entry.name)
+            return None
         measured.append(found.numbers)
         factors += found.factors
         grids[entry.name] = found.grid
@@ -282,11 +287,15 @@ def _measure(
     places: tuple[Path, str | Path | None, bool],
     seed: int,
     draw: Callable[[Path], None] | None,
-) -> _Of:
-    """Return all that is measured of one entry; what its folder holds already is not measured again."""
+) -> _Of | None:
+    """Return all that is measured of one entry; what its folder holds already is not measured again.
+
+    Return None if the training of its reconstructor is stopped early.
+    """
     steps = counts.reconstructor_steps
     judged = reconstruct(entry.run, folder / f"train-{steps}-{_digest(entry)}", steps=steps, seed=seed, draw=draw)
-    assert judged is not None  # no time is set, after which it would stop
+    if judged is None:
+        return None
     run = replace(judged, names=entry.run.names, folder=entry.run.folder or judged.folder)
     ranking = _kept(RCA, folder / "rca", run, seed, counts.pairs, lambda: rca(run, pairs=counts.pairs, seed=seed))
     effects = _kept(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hbench.errors import HBenchError
 from hbench.store.files import a_path, is_alive, write_text, writer_of
+from hbench.store.shipped import refuse_to_hide
 
 EXPERIMENT = "experiment.json"
 """Name of the first file of a training, by which a resume knows its folder."""
@@ -43,10 +44,12 @@ def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = Fals
         resume: accept only a folder in which a training has begun.
 
     Raises:
-        HBenchError: the folder holds something else, cannot be made, is in use, or has a link that leads out of it.
+        HBenchError: the folder holds something else, cannot be made, is in use, has a link that leads out of it, or
+            would hide a shipped run.
     """
     folder = a_path(folder)
     _check_claim(folder, overwrite, resume)
+    refuse_to_hide(folder)
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

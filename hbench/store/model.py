@@ -20,7 +20,7 @@ from hbench.store.foreign import read_state_dict, refuse_elsewhere, refuse_other
 from hbench.store.pipeline import experiment_of, find_pipeline, read_unet
 from hbench.store.provenance import checked_sha256
 from hbench.store.run import WEIGHTS, locate
-from hbench.store.shipped import shipped
+from hbench.store.shipped import shipped, unhiding
 from hbench.store.weights import carries_experiment, load_tensors, load_weights, read_experiment
 
 log = logging.getLogger(__name__)
@@ -190,6 +190,8 @@ def model_file(path: str | Path) -> Path:
         if found := weights_beside(file):
             raise HBenchError(f"{file}: holds no {inside.name}: give one of its files, such as {file / found[0]}")
         missing = inside if file.is_dir() or not file.suffix else file
-        raise HBenchError(f"{missing}: no such model: pretrain it, or give another one, such as {shipped()}")
+        raise HBenchError(
+            f"{missing}: no such model: pretrain it, or give another one, such as {shipped()}{unhiding(file)}"
+        )
     refuse_other_files(file)
     return file

@@ -30,7 +30,7 @@ from hbench.store.foreign import refuse_elsewhere
 from hbench.store.pictures import Grid
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import REMEDY, Provenance, checked_sha256
-from hbench.store.shipped import SHIPPED, shipped
+from hbench.store.shipped import SHIPPED, shipped, unhiding
 from hbench.store.weights import (
     load_weights,
     read_experiment,
@@ -350,7 +350,9 @@ def run_hashes(path: str | Path) -> dict[str, str]:
             remedy = f"the run is {folder / 'train'}"
         elif (folder / "samples").is_dir():  # a pretraining has them
             remedy = "it is a diffusion model, of which directions are to be trained first"
-        raise HBenchError(f"{folder}: no finished discovery there ({missing[0]} is missing): {remedy}")
+        raise HBenchError(
+            f"{folder}: no finished discovery there ({missing[0]} is missing): {remedy}{unhiding(folder)}"
+        )
     files = {role: folder / f"{role}{WEIGHTS}" for role in ROLES}
     for file in files.values():
         read_metadata(file)  # what is damaged, or of a newer hbench, is called so

@@ -16,6 +16,7 @@ from hbench.experiments import known_experiments, load_experiment
 from hbench.reporting.lookup import look
 from hbench.reporting.report import collect
 from hbench.store import shipped as shipped_names
+from hbench.store.folders import claimed_folder
 from hbench.store.model import load_model
 from hbench.store.provenance import Provenance
 from hbench.store.run import ROLES, load_names, load_run, run_hashes
@@ -88,6 +89,28 @@ def test_errors_name_every_shipped_run(tmp_path, monkeypatch):
     assert shipped_runs() == ["digits", "faces"]
     assert shipped() == "the shipped digits or faces"
     assert refused("rca", tmp_path / "absent").endswith("give the folder of one, or the shipped digits or faces")
+
+
+@pytest.mark.parametrize("out", ["faces16", "faces16/bench", "./faces16"])
+def test_no_command_makes_a_folder_that_hides_a_shipped_run(out, tmp_path, monkeypatch):
+    """The next command would take the folder for the run."""
+    monkeypatch.chdir(tmp_path)
+    for command in (["benchmark", "faces16"], ["rca", "faces16"], ["train", "digits16", "--model", "mnist16"]):
+        said = refused(*command, "--out", out, "--device", "cpu", "--quiet")
+        assert said.endswith("a folder faces16 here would hide the shipped run faces16: choose another --out")
+        assert not (tmp_path / "faces16").exists()
+    (tmp_path / "faces16").mkdir()  # somebody's: a result may lie in it
+    with claimed_folder(Path(out)):
+        pass
+
+
+def test_a_folder_that_hides_a_shipped_run_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces16").mkdir()
+    for command in ("rca", "sample", "benchmark"):
+        said = refused(command, "faces16", "--out", "other", "--quiet")
+        assert said.endswith(", or rename the folder faces16, which hides the shipped run")
+    assert "rename" not in refused("rca", tmp_path, "--quiet")
 
 
 def test_the_demo_shows_a_shipped_run_by_default():

@@ -47,6 +47,7 @@ from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.results import Result
 from hbench.store.run import Run, load_run, locate, origin_of_training
+from hbench.store.shipped import refuse_to_hide
 from hbench.training.reconstruct import STEPS, reconstruct
 
 log = logging.getLogger(__name__)
@@ -130,13 +131,15 @@ def benchmark(
 
     Raises:
         ValueError: a number out of range.
-        HBenchError: an unknown method, directions of another model, or a model without directions of its own.
+        HBenchError: an unknown method, directions of another model, a model without directions of its own, or ``out``
+            would hide a shipped run.
     """
     counts, out, device_ = counts or Counts(), Path(out), pick_device(device)
     check_at_least(1, pairs=counts.pairs, reconstructor_steps=counts.reconstructor_steps)
     check_at_least(6, samples=counts.samples)
     check_at_least(0, images=counts.images)
     check_seed(seed)
+    refuse_to_hide(out)  # the same call would find its own results in place of the run
     own = load_run(model, device=device_) if _holds_run(Path(model)) else None
     if TRAINED in methods and own is None:
         raise HBenchError(f'{model}: has no directions of its own: leave "{TRAINED}" out, or give a run')

@@ -290,7 +290,8 @@ model_arguments = combined(
     click.argument("model", type=a_path),
     click.option(
         "--experiment",
-        help="Experiment to use the model with; a guided-diffusion state dict needs one [default: that of MODEL].",
+        help="Experiment to use MODEL with, which may be one of diffusers, too; a guided-diffusion state dict needs an "
+        "experiment [default: that of MODEL].",
     ),
 )
 device_option = click.option(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -38,6 +39,7 @@ FLOAT = [
     "discovery.checkpoint_every=4",
 ]
 RUNS = {"chain": [], "per-step": ["discovery.gradient=per-step"]}
+COSTS = ["seconds", "memory_mib"]
 ROLES = ("shift_block", "reconstructor", "discriminator")
 
 
@@ -253,6 +255,28 @@ def test_two_processes_find_and_reconstruct_what_one_does(tmp_path, tiny_run, ti
     assert json.loads((folders[1] / "j" / "provenance.json").read_text())["processes"] == 2
     one, two = (json.loads((folder / "rca" / "rca.json").read_text()) for folder in folders)
     assert one["n"] == two["n"] == 40
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_methods_of_a_bench_as_one_does(tmp_path, tiny_run, classifier_file):
+    """In float64, as of the trainings: each method has one."""
+    sizes = ["--pairs", 40, "--samples", 6, "--images", 40, "--reconstructor-steps", 2, "--k", 3]
+    distance = ["--feature-extractor", "lenet-digits", "--weights", classifier_file]
+
+    def command(folder):
+        kept = ["--cache", folder / "cache", "--out", folder / "bench", "--quiet"]
+        return ["benchmark", tiny_run, "--methods", "trained,pca-each,random", *sizes, *distance, *kept]
+
+    one, two, *logs = (tmp_path / name for name in ("by1", "by2", "log", "log0", "log1"))
+    alone = start(run_in_float64, [command(one)], log=logs[0])
+    both = start_ranks(2, run_in_float64, [command(two)], logs=logs[1:])
+    assert printed([alone, *both], logs)[2] == ""  # one process prints
+    tables = [pd.read_csv(folder / "bench" / "benchmark.csv").drop(columns=COSTS) for folder in (one, two)]
+    assert tables[0]["fd_ratio"].notna().all()
+    pd.testing.assert_frame_equal(*tables, rtol=1e-5, atol=1e-5)
+    for name in ("rca/rca.csv", "attributes/attributes.csv", "find/pca-each.safetensors"):
+        assert (two / "bench" / "pca-each" / name).is_file()
+    assert json.loads((two / "bench" / "provenance.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow

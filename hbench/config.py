@@ -163,9 +163,9 @@ class UNet2D(Section):
 
 
 class Model(Section):
-    """The diffusion model: the ADM UNet (Table 3), in guided-diffusion's terms, or the UNet in ``unet2d``.
+    """The diffusion model: the ADM UNet (Table 3), in guided-diffusion's terms, or that of ``unet2d`` or ``backbone``.
 
-    The discriminator is ADM's encoder: it has the shape of the ADM UNet, and keeps these settings beside ``unet2d``.
+    The discriminator is ADM's encoder: it has the shape of the ADM UNet, and keeps these settings beside both.
     """
 
     path: str | None = Field(default=None, min_length=1, exclude=True)
@@ -174,6 +174,9 @@ class Model(Section):
     are, not what they are: nothing that is written keeps it."""
     unet2d: UNet2D | None = None
     """Settings of a UNet of diffusers; by default the UNet is ADM's."""
+    backbone: str | None = Field(default=None, pattern=r"^\w[\w.-]*$", max_length=100)
+    """Name of another package's network, an entry point of the group ``hbench.backbones``; by default none. What it
+    takes of the other settings is its own matter."""
     model_channels: int = Field(ge=32, le=8192)
     channel_mult: tuple[Channels, ...] = Field(min_length=1, max_length=10)
     num_res_blocks: int = Field(default=2, ge=1, le=100)
@@ -190,6 +193,12 @@ class Model(Section):
     """Twice the output channels, for checkpoints that also predict the variance, which is not used."""
     use_new_attention_order: bool = False
     """Order of the qkv channels; it changes the output but no name or shape, so it must match the checkpoint."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.backbone is not None and self.unet2d is not None:
+            raise ValueError("model.backbone and model.unet2d are two networks: leave one of both out")
+        return self
 
     @model_validator(mode="after")
     def _check_channels(self) -> Self:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 PLUGIN = Path(__file__).parent / "plugin"
-"""A package with a data set and a set of attributes."""
+"""A package with a data set, a backbone, a method and a set of attributes."""
 
 
 def package(folder, name, group, entry):

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 Settings = Mapping[str, Sequence[str]]
 """Names of settings, section by section."""
-OF_MODEL: Settings = {**SILENT, "model": (*SILENT["model"], "unet2d")}
+OF_MODEL: Settings = {**SILENT, "model": (*SILENT["model"], "unet2d", "backbone")}
 """Settings that a model of hbench has and no shape betrays, or that say its kind."""
 ALL: Settings = {
     "model": [key for key in Model.model_fields if key != "path"],

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from hbench.config import Data
 from hbench.errors import HBenchError
+from hbench.runtime.entry_points import from_package, offered
 from hbench.store.drawn import can_read, read_drawn
-from hbench.store.entry_points import from_package, offered
 from hbench.store.faces import FACES
 from hbench.store.labels import Factor, Labels
 from hbench.store.peeps import PEEPS

@@ -12,8 +12,8 @@ from hbench.evaluation.attributes.appearance import appearance
 from hbench.evaluation.attributes.attribute import AttributeSet
 from hbench.evaluation.attributes.heads import NAME, head_attributes
 from hbench.evaluation.attributes.morphometry import MORPHOMETRY
+from hbench.runtime.entry_points import from_package, offered
 from hbench.store.classifier import Classifier
-from hbench.store.entry_points import from_package, offered
 
 GROUP = "hbench.attributes"
 """Group of the entry points of other packages' sets, which are as those of :data:`ATTRIBUTE_SETS`."""

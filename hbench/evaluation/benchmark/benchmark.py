@@ -159,12 +159,13 @@ def benchmark(
     if len({*names}) < len(names):
         raise HBenchError(f"two of one name among {', '.join(names)}: rename a file or a folder")
     chosen = _extractor(base, extractor, weights) if counts.images else None
-    measured, factors, grids = [], [], {}
+    measured, factors, grids, metric = [], [], {}, ""
     for entry in entries:
         found = _measure(entry, out / entry.name, counts, chosen, (Path(cache), data_root, download), seed, draw)
         if found is None:
             log.warning("%s: stopped at %s: do the same again to go on", out, entry.name)
             return None
+        metric = found.metric
         measured.append(found.numbers)
         factors += found.factors
         grids[entry.name] = found.grid
@@ -173,10 +174,10 @@ def benchmark(
         )
     barrier()
     return Benchmark(
-        metric=found.metric,
+        metric=metric,
         n_pairs=counts.pairs,
         n_samples=counts.samples,
-        n_images=counts.images if found.metric else 0,
+        n_images=counts.images if metric else 0,
         reconstructor_steps=counts.reconstructor_steps,
         methods=measured,
         factors=factors,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from hbench.errors import HBenchError
 from hbench.evaluation.find import baselines, jacobian, labels, pca
 from hbench.evaluation.find.method import Method
-from hbench.store.entry_points import from_package, offered
+from hbench.runtime.entry_points import from_package, offered
 
 GROUP = "hbench.methods"
 """Group of the entry points of other packages' methods; the name is that of the method."""

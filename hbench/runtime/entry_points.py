@@ -1,4 +1,4 @@
-"""What other packages offer by entry points: data sets, sets of attributes.
+"""What other packages offer by entry points: data sets, backbones, sets of attributes, methods.
 
 Nothing here imports PyTorch, as :mod:`hbench.store.registry` needs it.
 """

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from hbench.store.datasets import read_images as read_images
     from hbench.store.directions import direction_source as direction_source
     from hbench.store.directions import directions_run as directions_run
+    from hbench.store.directions_file import StoredDirections as StoredDirections
     from hbench.store.directions_file import model_sha256 as model_sha256
+    from hbench.store.directions_file import read_directions as read_directions
     from hbench.store.imported import import_model as import_model
     from hbench.store.labels import Factor as Factor
     from hbench.store.labels import Labels as Labels
@@ -49,6 +51,8 @@ _HOME = {
     "directions_run": "hbench.store.directions",
     "export": "hbench.evaluation.export",
     "find": "hbench.evaluation.find.find",
+    "read_directions": "hbench.store.directions_file",
+    "StoredDirections": "hbench.store.directions_file",
     "model_sha256": "hbench.store.directions_file",
     "evaluate": "hbench.evaluation",
     "plot": "hbench.reporting.artifacts",

@@ -90,11 +90,11 @@ def find(
     if rank():
         return
     details = found.about.details
+    told = details.get("converged")
+    converged = "" if told is None else ", converged" if told is True else ", not converged"
     click.echo(found.path)
     click.echo(
         f"{found.K} directions in {details['seconds']} s and {details['memory_mib']} MiB, median visible change "
-        f"{details['visible_change']:.2f}",
+        f"{details['visible_change']:.2f}{converged}",
         err=True,
     )
-    if not details.get("converged", True):
-        click.echo(f"caution: not converged, residual {max(details['residual']):.1e}", err=True)

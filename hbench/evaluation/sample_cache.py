@@ -47,6 +47,8 @@ class SampleSet(Record):
 
     weights: dict[str, str]
     """SHA-256 of the weights of diffusion model and shift block, by role."""
+    model: dict[str, Any]
+    """Settings of the diffusion model: no weights tell its heads, or the class of a class-conditional one."""
     diffusion: dict[str, Any]
     """Settings of the diffusion."""
     discovery: dict[str, Any]
@@ -79,6 +81,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
     settings = run.experiment.discovery
     samples = SampleSet(
         weights={role: run.hashes[role] for role in ("model", "shift_block")},
+        model=run.experiment.model.model_dump(),
         diffusion=run.experiment.diffusion.model_dump(),
         discovery=settings.model_dump(include={"K", "S", "t_shift", "spacing", "min_magnitude", "precision"}),
         M=M or settings.M,
@@ -125,6 +128,7 @@ def model_folders(
     for M in samplers:
         samples = SampleSet(
             weights={"model": weights},
+            model=experiment.model.model_dump(),
             diffusion=experiment.diffusion.model_dump(),
             discovery={"spacing": sampler.spacing, "precision": sampler.precision},
             M=M,

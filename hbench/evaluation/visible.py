@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from hbench.core.directions import Source
 from hbench.core.intervals import Array
@@ -38,6 +40,9 @@ NEAR_ENOUGH = 0.02
 """Relative error of a visible change that directions are scaled to."""
 MOST_DOUBLINGS, MOST_HALVINGS = 12, 8
 """Steps of the search for the scale: of the factor itself, and then of the interval that it lies in."""
+
+LOOKS = 10
+"""Looks of the search for the scale that are expected; some searches take fewer or more."""
 
 log = logging.getLogger(__name__)
 
@@ -75,21 +80,31 @@ def look(run: Run, source: Source, samples: int, seed: int) -> Seen:
         samples: number of samples.
         seed: seed of x_T.
     """
+    with progress(total=_own_edits(samples, run.K), desc="visible", unit="edit") as bar:
+        return _look(run, source, samples, seed, bar)
+
+
+def _own_edits(samples: int, K: int) -> int:
+    """Return the number of edits that this process looks at."""
+    return sum(map(len, turns(batches_of(samples * K, BATCH // 2))))
+
+
+def _look(run: Run, source: Source, samples: int, seed: int, bar: tqdm) -> Seen:
+    """Return what :func:`look` does, and move a bar on by this process's edits."""
     parts = []
     edits = batches_of(samples * run.K, BATCH // 2)  # edit i: sample i // K along direction i % K
-    with progress(total=samples * run.K, desc="visible", unit="edit") as bar:
-        for batch in turns(edits):
-            index = torch.tensor(batch)
-            rows = (index // run.K).unique()
-            x_T = torch.cat([run.noise(1, seed=seed, first=i) for i in rows.tolist()])
-            which = torch.searchsorted(rows, index // run.K).to(run.device)
-            k = (index % run.K).to(run.device)
-            s = torch.full((len(batch),), run.S, device=run.device)
-            x_0 = run.sampler.generate(x_T)[which]
-            both = run.sampler.generate(x_T[which].repeat(2, 1, 1, 1), source(k.repeat(2), torch.cat([s, -s])))
-            up, down = both.chunk(2)
-            parts.append((visible_change(up, down).cpu().double().numpy(), oddness(up - x_0, down - x_0)))
-            bar.update(len(batch))
+    for batch in turns(edits):
+        index = torch.tensor(batch)
+        rows = (index // run.K).unique()
+        x_T = torch.cat([run.noise(1, seed=seed, first=i) for i in rows.tolist()])
+        which = torch.searchsorted(rows, index // run.K).to(run.device)
+        k = (index % run.K).to(run.device)
+        s = torch.full((len(batch),), run.S, device=run.device)
+        x_0 = run.sampler.generate(x_T)[which]
+        both = run.sampler.generate(x_T[which].repeat(2, 1, 1, 1), source(k.repeat(2), torch.cat([s, -s])))
+        up, down = both.chunk(2)
+        parts.append((visible_change(up, down).cpu().double().numpy(), oddness(up - x_0, down - x_0)))
+        bar.update(len(batch))
     columns = (np.concatenate(column) for column in zip(*all_gather(parts), strict=True))
     return Seen(*(column.reshape(samples, run.K) for column in columns))
 
@@ -103,7 +118,7 @@ def scaled_to(run: Run, source: Source, wanted: float, samples: int, seed: int) 
     """Return the factor of directions by which the median of their visible changes is the wanted one, and that median.
 
     The factor is searched on a logarithmic scale, from 1. Where no factor makes so much change, or so little, a warning
-    says it. Cost: that of :func:`look`, some ten times.
+    says it. A bar shows the time that :data:`LOOKS` looks take. Cost: that of :func:`look`, some ten times.
 
     Args:
         run: run that has as many directions as the source.
@@ -112,11 +127,26 @@ def scaled_to(run: Run, source: Source, wanted: float, samples: int, seed: int) 
         samples: number of samples to look at.
         seed: seed of x_T.
     """
+    edits = _own_edits(samples, run.K)
+    with progress(total=LOOKS * edits, desc="scale", unit="edit") as bar:
 
-    def median(factor: float) -> float:
-        seen = look(run, lambda k, s: source(k, factor * s), samples, seed).visible_change.mean(0)
-        return float(np.median(np.nan_to_num(seen, nan=np.inf)))
+        def median(factor: float) -> float:
+            bar.total = max(bar.total, bar.n + edits)
+            seen = _look(run, lambda k, s: source(k, factor * s), samples, seed, bar).visible_change.mean(0)
+            return float(np.median(np.nan_to_num(seen, nan=np.inf)))
 
+        found = searched(median, wanted)
+        bar.total = bar.n
+    return found
+
+
+def searched(median: Callable[[float], float], wanted: float) -> tuple[float, float]:
+    """Return the factor whose median change is the wanted one, and that median; see :func:`scaled_to`.
+
+    Args:
+        median: function of a factor that returns the median change.
+        wanted: median that is wanted.
+    """
     changes = {1.0: median(1.0)}
     step = 2.0 if changes[1.0] < wanted else 0.5
     while len(changes) <= MOST_DOUBLINGS and (changes[last := [*changes][-1]] < wanted) == (step > 1):

@@ -12,7 +12,7 @@ import torch
 from hbench.config import Diffusion, Experiment, Model, Section
 from hbench.core.backbone import DiffusionModel
 from hbench.errors import HBenchError, check_type, counted
-from hbench.experiments import filled_in, override
+from hbench.experiments import filled_in, load_experiment, override
 from hbench.models import build_model
 from hbench.models.guided_diffusion import SILENT, silent_settings, with_its_defaults
 from hbench.runtime.device import pick_device
@@ -183,6 +183,8 @@ def model_file(path: str | Path) -> Path:
     file = locate(path)
     inside = file / f"model{WEIGHTS}"
     file = inside if inside.is_file() else file
+    if file.is_file() and file.suffix == ".toml":
+        _refuse_experiment(file)
     if not file.is_file():
         refuse_elsewhere(file)
         if (file / "pretrain" / inside.name).is_file():
@@ -195,3 +197,11 @@ def model_file(path: str | Path) -> Path:
         )
     refuse_other_files(file)
     return file
+
+
+def _refuse_experiment(file: Path) -> None:
+    """Raise an HBenchError that names the model of an experiment, which was given in its place."""
+    problem = f"{file}: is an experiment, not a model"
+    if own := load_experiment(file).model.path:
+        raise HBenchError(f"{problem}: give its model, {own}, or give that with the file as `experiment`")
+    raise HBenchError(f"{problem}: pretrain it, and give its model, runs/{file.stem}/pretrain")

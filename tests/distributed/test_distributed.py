@@ -40,7 +40,6 @@ FLOAT = [
     "discovery.checkpoint_every=4",
 ]
 RUNS = {"chain": [], "per-step": ["discovery.gradient=per-step"]}
-COSTS = ["seconds", "memory_mib"]
 ROLES = ("shift_block", "reconstructor", "discriminator")
 
 
@@ -61,10 +60,10 @@ def run_in_float64(commands):
     run_commands(commands)
 
 
-def measure_in_float64(commands):
-    """Run commands in float64, with few raw samples behind the natural standard deviations."""
+def run_benches(commands):
+    """Run commands with few raw samples behind the natural standard deviations."""
     attributes.NATURAL = 40  # a thousand would take most of the time
-    run_in_float64(commands)
+    run_commands(commands)
 
 
 def printed(processes, logs, seconds=100):
@@ -265,22 +264,28 @@ def test_two_processes_find_and_reconstruct_what_one_does(tmp_path, tiny_run, ti
 
 
 @pytest.mark.slow
-def test_two_processes_measure_the_methods_of_a_bench_as_one_does(tmp_path, trained, classifier_file):
-    """In float64, as the trainings: each method has one."""
+def test_two_processes_measure_the_methods_of_a_bench_as_one_does(tmp_path, tiny_run, classifier_file):
+    """Bit by bit, but for RCA: a training rounds differently, see :func:`run_in_float64`."""
     sizes = ["--pairs", 40, "--samples", 6, "--images", 40, "--reconstructor-steps", 2, "--k", 3]
     distance = ["--feature-extractor", "lenet-digits", "--weights", classifier_file]
 
     def command(folder):
         kept = ["--cache", folder / "cache", "--out", folder / "bench", "--quiet"]
-        return ["benchmark", trained[0] / "chain", "--methods", "trained,random", *sizes, *distance, *kept]
+        return ["benchmark", tiny_run, "--methods", "trained,random", *sizes, *distance, *kept]
 
     one, two, *logs = (tmp_path / name for name in ("by1", "by2", "log", "log0", "log1"))
-    alone = start(measure_in_float64, [command(one)], log=logs[0])
-    both = start_ranks(2, measure_in_float64, [command(two)], logs=logs[1:])
+    alone = start(run_benches, [command(one)], log=logs[0])
+    both = start_ranks(2, run_benches, [command(two)], logs=logs[1:])
     assert printed([alone, *both], logs, seconds=300)[2] == ""  # one process prints
-    tables = [pd.read_csv(folder / "bench" / "benchmark.csv").drop(columns=COSTS) for folder in (one, two)]
-    assert tables[0]["fd_ratio"].notna().all()
-    pd.testing.assert_frame_equal(*tables, rtol=1e-5, atol=1e-5)
+    tables = [pd.read_csv(folder / "bench" / "benchmark.csv") for folder in (one, two)]
+    assert tables[1]["rca"].between(0, 1).all()
+    assert tables[1]["fd_ratio"].notna().all()
+    differing = [name for name in tables[0] if name.startswith("rca") or name in ("seconds", "memory_mib")]
+    pd.testing.assert_frame_equal(*(table.drop(columns=differing) for table in tables), check_exact=True)
+    found = [load_file(folder / "bench" / "random" / "find" / "random.safetensors") for folder in (one, two)]
+    assert torch.equal(found[0]["delta_h"], found[1]["delta_h"])
+    trained = [json.loads(path.read_text()) for path in two.glob("bench/*/train-*/provenance.json")]
+    assert [each["processes"] for each in trained] == [2, 2]
     assert json.loads((two / "bench" / "provenance.json").read_text())["processes"] == 2
 
 

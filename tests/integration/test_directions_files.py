@@ -15,8 +15,11 @@ from safetensors.numpy import save_file
 import hbench
 from hbench.core.directions import global_direction, mean_direction
 from hbench.errors import HBenchError
+from hbench.evaluation.find import jacobian
 from hbench.evaluation.mean_directions import mean_directions
 from hbench.evaluation.rca import RCA
+from hbench.evaluation.sample_cache import pngs, read_pngs, sample_folders
+from hbench.experiments import experiments_folder
 from hbench.models.shift import FixedDirections
 from hbench.store.directions import direction_source, directions_run
 from hbench.store.directions_file import model_sha256, read_directions, write_directions
@@ -228,3 +231,49 @@ def test_find_writes_a_file_that_commands_take(run, tmp_path):
     shutil.copyfile(run / "find-pca-2" / "pca.safetensors", file)
     line = refused("rca", run, "--directions", file, "--out", tmp_path / "out")
     assert "is not the file that provenance.json beside it was written with" in line
+
+
+@pytest.mark.slow
+def test_find_tells_whether_it_has_converged(tiny_run, tmp_path, monkeypatch):
+    words = ["find", tiny_run, "--method", "jacobian", "--k", 2, "--samples", 1, "--visible-change", 0.05]
+    said = done(*words, "--out", tmp_path / "done")
+    assert re.search(r"median visible change [\d.]+, converged\n", said)
+    assert "caution: not" not in said
+    monkeypatch.setattr(jacobian, "MOST_ITERATIONS", 1)
+    said = done(*words, "--out", tmp_path / "stopped")
+    assert "caution: not converged after 1 iterations, with a residual of" in said
+    assert "take a smaller --k" in said
+    assert said.rstrip().endswith(", not converged")
+    assert not hbench.read_directions(tmp_path / "stopped" / "jacobian.safetensors").about.details["converged"]
+
+
+def test_an_experiment_in_the_place_of_a_model_is_told_which_model_it_has(tmp_path, tiny_model):
+    text = (experiments_folder() / "digits16.toml").read_text(encoding="utf-8")
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text)
+    said = refused("find", mine, "--method", "random")
+    assert said.endswith(
+        "mine.toml: is an experiment, not a model: pretrain it, and give its model, runs/mine/pretrain"
+    )
+    mine.write_text(text.replace("[model]\n", f'[model]\npath = "{tiny_model}"\n'))
+    said = refused("find", mine, "--method", "random")
+    assert said.endswith(f"not a model: give its model, {tiny_model}, or give that with the file as --experiment")
+
+
+def test_samples_of_two_files_never_share_a_cache(tiny_run, tmp_path):
+    """Of one K, S, shape and timesteps: the files differ in nothing but their directions."""
+    rng = np.random.default_rng(0)
+    one, two = (
+        write(tmp_path / f"{name}.safetensors", rng.normal(size=(3, 2, *H_SHAPE), scale=100), timesteps=[999, 665])
+        for name in ("one", "two")
+    )
+    again = shutil.copyfile(one, tmp_path / "again.safetensors")
+    folders = [
+        sample_folders(directions_run(file, tiny_run, device="cpu"), 2, tmp_path / "cache", 0)
+        for file in (one, two, again)
+    ]
+    raw, shifted = ([read_pngs(pngs(pair[i], 2)) for pair in folders] for i in (0, 1))
+    assert folders[0] == folders[2]
+    assert folders[0] != folders[1]
+    assert torch.equal(raw[0], raw[1])
+    assert not torch.equal(shifted[0], shifted[1])

@@ -20,9 +20,9 @@ from hbench.evaluation.fid import fid, fidelity
 from hbench.evaluation.frechet import distance, frechet_distance, real_reference, statistics, stored_reference
 from hbench.evaluation.random_features import RANDOM, random_resnet18
 from hbench.evaluation.real_images import real_images
-from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
+from hbench.evaluation.sample_cache import image_folder, model_folders, pngs, sample_folders
 from hbench.evaluation.sampling import draw_pairs
-from hbench.experiments import load_experiment
+from hbench.experiments import load_experiment, override
 from hbench.reporting.artifacts import plot
 from hbench.store.classifier import shipped_classifier
 from hbench.store.datasets import load_images
@@ -139,6 +139,16 @@ def test_samples_are_made_once_and_resumed(run, classifier_file, extractor, tmp_
     assert result.ratio == result.shifted.fd / result.raw.fd
     assert result.ratio_interval[0] < result.ratio < result.ratio_interval[1]
     assert result.halves_interval[0] <= result.halves <= result.halves_interval[1]
+
+
+def test_samples_of_other_settings_of_the_network_never_share_a_cache(tiny_run, tmp_path):
+    """The weights are the same: they do not tell the number of heads, or the class of a class-conditional model."""
+    run = load_run(tiny_run, device=CPU)
+    experiments = [run.experiment, override(run.experiment, "model.num_heads=2")]
+    of_runs = [sample_folders(replace(run, experiment=each), 1, tmp_path, 0) for each in experiments]
+    of_models = [model_folders(run.sampler, "0", each, [2], 1, tmp_path, 0)[2] for each in experiments]
+    assert not {*of_runs[0]} & {*of_runs[1]}
+    assert of_models[0] != of_models[1]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Methods that find directions, each against another way to compute the same."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,11 @@ from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.evaluation import visible
 from hbench.evaluation.find import jacobian, labels, pca
-from hbench.evaluation.find.find import checked, find, make_search
+from hbench.evaluation.find.find import LOOKED_AT, checked, find, make_search
 from hbench.evaluation.find.method import Found, Search, chained
 from hbench.evaluation.find.methods import METHODS, known_methods, method_named
 from hbench.models import build_model
+from hbench.runtime.progress import show_progress
 from hbench.store.labels import Factor
 
 CPU = torch.device("cpu")
@@ -203,29 +206,34 @@ def test_sampler_of_the_search_is_in_float32(search):
     assert search.sampler.precision == "float32"
 
 
-class Fake:
-    """Directions whose visible change is known: ``most`` tanh(factor), whatever the run."""
-
-    def __init__(self, monkeypatch, most, rate=1.0):
-        def look(run, source, samples, seed):
-            factor = source(None, 1.0)
-            return visible.Seen(np.full((2, 3), most * np.tanh(rate * factor)), None)
-
-        monkeypatch.setattr(visible, "look", look)
-
-    def scaled(self, wanted):
-        return visible.scaled_to(None, lambda k, s: s, wanted, 2, 0)
+def saturating(most, rate=1.0):
+    """Return a median change that is known: ``most`` tanh(factor)."""
+    return lambda factor: most * np.tanh(rate * factor)
 
 
 @pytest.mark.parametrize("rate", [1e-2, 0.5, 1.0, 30.0])
-def test_directions_are_scaled_to_a_visible_change(monkeypatch, rate):
-    factor, change = Fake(monkeypatch, 0.9, rate).scaled(0.5)
+def test_directions_are_scaled_to_a_visible_change(rate):
+    factor, change = visible.searched(saturating(0.9, rate), 0.5)
     assert change == pytest.approx(0.5, rel=0.02)
     assert change == pytest.approx(0.9 * np.tanh(rate * factor))
 
 
-def test_directions_that_cannot_change_so_much_are_scaled_to_where_they_are_saturated(monkeypatch, caplog):
-    factor, change = Fake(monkeypatch, 0.2).scaled(0.5)
+def test_directions_that_cannot_change_so_much_are_scaled_to_where_they_are_saturated(caplog):
+    factor, change = visible.searched(saturating(0.2), 0.5)
     assert factor == 4  # the first power of two with 98 % of the most
     assert change == pytest.approx(0.2 * np.tanh(4))
     assert "change images by 0.20 at most, not by 0.50" in caplog.text
+
+
+def test_the_search_for_the_scale_says_how_long_it_takes(search, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hbench.runtime.progress.SECONDS", 0)
+    show_progress()
+    try:
+        find(search.sampler.backbone, tiny, "random", tmp_path / "out", k=2, visible_change=0.05, device=CPU)
+    finally:
+        show_progress(False)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scale: ")]
+    looks = visible.LOOKS * LOOKED_AT * 2
+    assert any(re.match(rf"scale: 12 of {looks}, \S+ gone, \S+ left", line) for line in lines), lines
+    done, total = re.match(r"scale: (\d+) of (\d+),", lines[-1]).groups()
+    assert done == total

@@ -8,6 +8,7 @@ are the eigenvectors of J J^T averaged over several: the authors average the loc
 how these are matched.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -24,6 +25,8 @@ from hbench.evaluation.find.method import Found, Method, Search, chained, larges
 from hbench.evaluation.sampling import batches_of
 from hbench.runtime.distributed import turns
 from hbench.runtime.progress import progress
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
 """Residual |J J^T u - sigma^2 u| / sigma^2 of every direction at which the iteration ends."""
@@ -66,6 +69,14 @@ def jacobian(search: Search) -> Found:
         found.append(search.keep(f"timestep-{t}", make))
     ordered, cosine = chained(torch.stack([each["directions"] for each in found], dim=1))
     residuals, iterations = zip(*(each["facts"].tolist() for each in found), strict=True)
+    if max(residuals) > TOLERANCE:
+        log.warning(
+            "caution: not converged after %d iterations, with a residual of %.1e, more than %.0e: the last directions "
+            "are inexact; take a smaller `k`",
+            MOST_ITERATIONS,
+            max(residuals),
+            TOLERANCE,
+        )
     return Found(
         ordered,
         details={

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from conftest import Malicious
+from packages import PLUGIN
 from safetensors.torch import save_file
 
 from hbench.config import Diffusion, Experiment, Model
@@ -46,6 +47,7 @@ OTHER = {
     "model.unet2d": [
         {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [32]},
     ],
+    "model.backbone": ["toy"],
     "diffusion.T": [4000],
     "diffusion.noise_schedule": ["scaled_linear", "cosine"],
     "diffusion.trained_betas": [[0.01] * 1000],
@@ -83,7 +85,8 @@ def weights():
 
 
 @pytest.mark.slow
-def test_the_silent_settings_are_those_that_load_in_silence_and_change_the_samples():
+def test_the_silent_settings_are_those_that_load_in_silence_and_change_the_samples(monkeypatch):
+    monkeypatch.syspath_prepend(PLUGIN)  # the package with the toy
     listed = {f"{section}.{name}" for section, names in SILENT.items() for name in names}
     sections = {"model": Model, "diffusion": Diffusion}
     assert set(OTHER) == {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields}

@@ -39,6 +39,7 @@ class Options:
     overwrite: bool = False
     resume: bool = False
     max_minutes: float | None = None
+    log_to: str | None = None
     data_root: Path | None = None
     download: bool = False
     direction_source: str = "own"
@@ -342,6 +343,11 @@ training_options = combined(
         help="Go on in --out, where a training was stopped or killed, or is to get more steps.",
     ),
     click.option("--max-minutes", type=Finite(min=0, min_open=True), help="Minutes after which to stop cleanly."),
+)
+log_option = click.option(
+    "--log-to",
+    type=click.Choice(["tensorboard", "wandb", "trackio", "mlflow"]),
+    help="Program that gets metrics, settings and sample grids, too [default: none].",
 )
 model_option = click.option(
     "--model", type=a_path, help="Diffusion model [default: model.path, or else runs/EXPERIMENT/pretrain]."

@@ -10,6 +10,7 @@ from hbench.cli.options import (
     Options,
     data_options,
     experiment_options,
+    log_option,
     out_of,
     processes_option,
     run_options,
@@ -27,7 +28,7 @@ LATE_STEPS = 100
 
 @click.command()
 @experiment_options
-@shared(out_of("runs/EXPERIMENT/pretrain"), data_options, training_options, processes_option, run_options)
+@shared(out_of("runs/EXPERIMENT/pretrain"), data_options, training_options, log_option, processes_option, run_options)
 def pretrain(experiment: "Experiment", options: Options) -> None:
     """Train a diffusion model on an experiment's images.
 
@@ -46,7 +47,8 @@ def pretrain(experiment: "Experiment", options: Options) -> None:
     with main_process_first():  # since it may download them
         data = load_set(experiment.data, options.data_root, download=options.download)
     settings = {"device": device, "draw": draw_curves, "account": data.account, **options.training}
-    if train_model(experiment, data.images, folder, **settings) and not rank():
+    complete = train_model(experiment, data.images, folder, log_to=options.log_to, **settings)
+    if complete and not rank():
         _tell(folder, click.get_current_context().params)
         click.echo(folder / "model.safetensors")
 

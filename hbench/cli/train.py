@@ -10,6 +10,7 @@ from hbench.cli.options import (
     Options,
     a_path,
     adjusted_experiment_options,
+    log_option,
     model_option,
     out_of,
     processes_option,
@@ -47,7 +48,7 @@ def _with_directions(experiment: "Experiment", values: "dict[str, Any]") -> "Exp
 @click.option(
     "--directions", type=a_path, help="File of directions that stay: only what tells them apart is trained for them."
 )
-@shared(out_of("runs/EXPERIMENT/train"), training_options, processes_option, run_options)
+@shared(out_of("runs/EXPERIMENT/train"), training_options, log_option, processes_option, run_options)
 def train(experiment: "Experiment", model: Path | None, options: Options) -> None:
     """Discover directions of a frozen diffusion model.
 
@@ -75,7 +76,7 @@ def train(experiment: "Experiment", model: Path | None, options: Options) -> Non
         stored.check_fits(network)
         fixed = stored.fixed()
     settings = {"device": device, "draw": draw_curves, "shift_block": fixed, **options.training}
-    if discover(experiment, network, folder, **settings):
+    if discover(experiment, network, folder, log_to=options.log_to, **settings):
         if fixed is not None and not rank():
             add_names(folder, stored.names)
         _tell(folder, device, options.seed)

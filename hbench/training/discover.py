@@ -45,6 +45,7 @@ def train(
     draw: Callable[[Path], None] | None = None,
     on_checkpoint: Callable[[int, Run], None] | None = None,
     shift_block: AnyShift | None = None,
+    log_to: str | None = None,
 ) -> bool:
     """Discover directions and write them to ``out``. Return False if stopped early, with a checkpoint to resume from.
 
@@ -69,12 +70,15 @@ def train(
         draw: function that draws the curves of a folder, called before each checkpoint.
         on_checkpoint: function of the number of steps done and the run so far, in eval mode.
         shift_block: directions that are kept, as those of a run; ``discovery.K`` must be theirs.
+        log_to: program that gets the metrics and settings: "tensorboard", "wandb", "trackio" or "mlflow"; None for
+            none. See docs/guide.md.
 
     Raises:
         TypeError: not an experiment or not a model.
-        ValueError: a seed or a time out of range.
+        ValueError: a seed or a time out of range, or an unknown program.
         HBenchError: the model has other settings, no timestep is shifted, the processes cannot share a batch, a loss is
-            not finite (the last good checkpoint stays), or ``out`` holds something else or cannot be written.
+            not finite (the last good checkpoint stays), ``out`` holds something else or cannot be written, or the
+            program to log to is not installed or refuses.
     """
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_type(Backbone, "as load_model returns it", model=model)
@@ -94,6 +98,7 @@ def train(
             lr_factor=lr_factor,
             overwrite=overwrite,
             resume=resume,
+            log_to=log_to,
         ) as start,
         stop_requests(max_minutes) as stop_reason,
     ):

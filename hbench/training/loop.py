@@ -36,6 +36,7 @@ from hbench.store.run import ROLES, WEIGHTS
 from hbench.store.weights import save_weights, write_experiment
 from hbench.training.checkpoint import Metrics, Saved, Stage, TrainedOn, load_checkpoint, save_checkpoint
 from hbench.training.estimate import Parts
+from hbench.training.tracking import check_log_to, tracking
 
 NAMES = {"pretrain": "pretrain", "discovery": "train"}
 """Names of the stages beside the progress bar."""
@@ -64,6 +65,8 @@ class Start:
     """True if nothing is left to do, the provenance included."""
     images: TrainedOn | None = None
     """Images of the training; None for a discovery, which sees none."""
+    log_to: str | None = None
+    """Program that the training is logged to, see :mod:`hbench.training.tracking`; None for none."""
     metrics: Metrics | None = None
     """Rows of the steps; None in all processes but the main one, and before :func:`begin`."""
     model_sha256: str | None = None
@@ -88,6 +91,7 @@ def started(
     overwrite: bool,
     resume: bool,
     images: TrainedOn | None = None,
+    log_to: str | None = None,
     **details: Any,
 ) -> Iterator[Start]:
     """Claim the folder of a training while the block runs, and yield its start. Nothing is written yet.
@@ -105,17 +109,19 @@ def started(
         overwrite: accept a folder that already holds something.
         resume: go on from the folder's checkpoint, or from the start where there is none yet.
         images: images of the training, where it sees any.
+        log_to: program to log to; None for none.
         details: details of the provenance.
 
     Raises:
         TypeError: not an experiment.
-        ValueError: a seed out of range.
-        HBenchError: the processes cannot share a batch or read different images, the folder holds something else or is
-            in use, its checkpoint is damaged, of another training or of other images, or the weights of a complete
-            training are not those that it wrote.
+        ValueError: a seed out of range, or an unknown program.
+        HBenchError: the program to log to is not installed, the processes cannot share a batch or read different
+            images, the folder holds something else or is in use, its checkpoint is damaged, of another training or of
+            other images, or the weights of a complete training are not those that it wrote.
     """
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_seed(seed)
+    check_log_to(log_to)
     if rank() == 0:
         warn_of_schedule(experiment)
     settings: Pretrain | Discovery = experiment.pretrain if stage == "pretrain" else experiment.discovery
@@ -141,7 +147,7 @@ def started(
             for file in weights:
                 checked_sha256(file)
         check_schedule(saved, settings, lr_factor)
-        yield Start(experiment, stage, settings, seed, device, out, origin, saved, is_complete, images)
+        yield Start(experiment, stage, settings, seed, device, out, origin, saved, is_complete, images, log_to)
 
 
 def begin(start: Start, model: DiffusionModel | None = None) -> Start:
@@ -212,7 +218,7 @@ def run_steps(
         after_checkpoint: function of the number of steps done, called by the main process after a regular checkpoint.
 
     Raises:
-        HBenchError: a metric is not finite (the last good checkpoint stays), or the folder cannot be written.
+        HBenchError: a metric is not finite (the last good checkpoint stays), or folder or log cannot be written.
     """
     steps, every = start.settings.steps, start.settings.checkpoint_every
 
@@ -236,7 +242,11 @@ def run_steps(
             model_sha256=start.model_sha256,
         )
 
-    with progress(total=steps, initial=start.saved.step, desc=NAMES[start.stage], unit="step") as bar:
+    log_to = None if rank() else start.log_to
+    with (
+        tracking(start.out, start.experiment, start.seed, start.saved.step, log_to, start.device) as fill_log,
+        progress(total=steps, initial=start.saved.step, desc=NAMES[start.stage], unit="step") as bar,
+    ):
         for step in range(start.saved.step, steps):
             row = take_step(step)
             check_metrics(row, step, start.stage)
@@ -252,6 +262,7 @@ def run_steps(
             is_due = done % every == 0 or done == steps
             if is_due:
                 checkpoint(done)
+                fill_log(done)
                 if after_checkpoint and rank() == 0:
                     after_checkpoint(done)
 
@@ -259,6 +270,7 @@ def run_steps(
             if done < steps and (reason := agreed(stop_reason())):
                 if not is_due:
                     checkpoint(done)
+                    fill_log(done)
                 log.warning("stopped by %s after step %d of %d: go on with `resume=True`", reason, done, steps)
                 return False
     return True

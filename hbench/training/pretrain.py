@@ -66,6 +66,7 @@ def pretrain(
     max_minutes: float | None = None,
     draw: Callable[[Path], None] | None = None,
     account: Account | None = None,
+    log_to: str | None = None,
 ) -> bool:
     """Train a diffusion model and write it to ``out``. Return False if stopped early, with a checkpoint to resume from.
 
@@ -87,12 +88,15 @@ def pretrain(
         max_minutes: stop cleanly after this time, but not before a first step.
         draw: function that draws the curves of a folder, called before each checkpoint.
         account: how the images were read, for the provenance.
+        log_to: program that gets the metrics, settings and sample grids: "tensorboard", "wandb", "trackio" or "mlflow";
+            None for none. See docs/guide.md.
 
     Raises:
         TypeError: not an experiment, or no tensor of images.
-        ValueError: images of another form, or a seed or a time out of range.
+        ValueError: images of another form, a seed or a time out of range, or an unknown program.
         HBenchError: the processes cannot share a batch, the loss is not finite (the last good checkpoint stays),
-            ``out`` holds something else or cannot be written, or was started with other images.
+            ``out`` holds something else or cannot be written, or was started with other images, or the program to log
+            to is not installed or refuses.
     """
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_type(Tensor, "as load_images returns it", images=images)
@@ -118,6 +122,7 @@ def pretrain(
             images=trained_on,
             n_images=trained_on.n,
             data=read,
+            log_to=log_to,
             **options,
         ) as start,
         stop_requests(max_minutes) as stop_reason,

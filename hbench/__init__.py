@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hbench.evaluation.find.find import find as find
     from hbench.experiments import load_experiment as load_experiment
     from hbench.reporting.artifacts import plot as plot
+    from hbench.reporting.share import share as share
     from hbench.runtime.progress import show_progress as show_progress
     from hbench.runtime.threads import choose_threads as choose_threads
     from hbench.store.datasets import load_images as load_images
@@ -50,6 +51,7 @@ _HOME = {
     "direction_source": "hbench.store.directions",
     "directions_run": "hbench.store.directions",
     "export": "hbench.evaluation.export",
+    "share": "hbench.reporting.share",
     "find": "hbench.evaluation.find.find",
     "read_directions": "hbench.store.directions_file",
     "StoredDirections": "hbench.store.directions_file",

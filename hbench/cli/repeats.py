@@ -10,7 +10,19 @@ from click.core import ParameterSource
 
 from hbench.errors import HBenchError
 
-WITHOUT_EFFECT = {"cache", "device", "download", "help", "out", "overwrite", "processes", "quiet", "resume"}
+WITHOUT_EFFECT = {
+    "cache",
+    "device",
+    "download",
+    "help",
+    "out",
+    "overwrite",
+    "processes",
+    "public",
+    "push",
+    "quiet",
+    "resume",
+}
 """Parameters that change no result beyond its rounding, by name."""
 FORMER = {"lenet": "classifier"}
 """Name of a command today, by that of hbench 0.1."""

@@ -265,7 +265,7 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
         "origin": origins(reports),
     }
     write_text(out / "report.html", html_template("report.html").render(page))
-    write_text(out / "report.md", _markdown_page("report.md", out, **page))
+    write_text(out / "report.md", markdown_page("report.md", out, **page))
     table = [
         {"experiment": row.experiment}
         | asdict(row)
@@ -345,11 +345,11 @@ def write_summary(reports: Sequence[Report], file: Path, command: str) -> None:
     if file.exists() and GENERATED not in file.read_text(encoding="utf-8", errors="replace"):
         raise HBenchError(f"{file}: holds something else than such a table: choose another `summary`")
     write_text(
-        file, _markdown_page("summary.md", file.parent, reports=reports, names=distinct_names(reports), command=command)
+        file, markdown_page("summary.md", file.parent, reports=reports, names=distinct_names(reports), command=command)
     )
 
 
-def _markdown_page(template: str, folder: Path, **values: Any) -> str:
+def markdown_page(template: str, folder: Path, **values: Any) -> str:
     """Return a page of Markdown for a folder, to which its links are relative."""
     environment = Environment(autoescape=False, **_TEMPLATES)
     environment.filters |= {"plain": _markdown, "code": _code, "address": quote}

@@ -98,7 +98,7 @@ SUFFIXES = {
 
 
 def refuse_elsewhere(path: Path, advice: str = INSTEAD) -> None:
-    """Raise an HBenchError where a path is an address, an id of the Hugging Face Hub, or a folder of other programs.
+    """Raise an HBenchError where a path is an address, or a folder of other programs.
 
     Args:
         path: path of which nothing of hbench's was found.
@@ -109,8 +109,6 @@ def refuse_elsewhere(path: Path, advice: str = INSTEAD) -> None:
         raise HBenchError(f"{text}: is an address: hbench downloads no models: fetch the file, and give its path")
     if path.is_dir():
         _refuse_folder(path, advice)
-    if is_hub_id(path):
-        raise HBenchError(f"{text}: no such file or folder, and an id of the Hugging Face Hub is not read: {advice}")
 
 
 def is_hub_id(path: Path) -> bool:

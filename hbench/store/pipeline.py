@@ -20,6 +20,7 @@ from hbench.store.files import a_path
 from hbench.store.folders import refuse_links
 from hbench.store.foreign import WEIGHTS as SUFFIXES
 from hbench.store.foreign import is_hub_id, kind_of, read_json, refuse_other_files
+from hbench.store.hub import STEM, hub_entry, snapshot
 from hbench.store.run import locate
 from hbench.store.weights import carries_experiment, is_safetensors, load_pickled, read_metadata
 
@@ -27,8 +28,6 @@ CONFIG, INDEX, SCHEDULER = "config.json", "model_index.json", "scheduler_config.
 """Files of settings: of a network, of a pipeline, and of its noise schedule."""
 NETWORK = "UNet2DModel"
 """The class of diffusers that hbench has as a backbone."""
-STEM = "diffusion_pytorch_model"
-"""Name of a network's weights, without suffix and variant."""
 PARTS = {
     "text_encoder": "prompts",
     "image_encoder": "images as prompts",
@@ -82,7 +81,7 @@ def find_pipeline(path: str | Path) -> Pipeline | None:
     """
     path = a_path(path)
     if not path.exists() and is_hub_id(path):
-        return _in_folder(_from_hub(path.as_posix()), path.as_posix())
+        return _in_folder(snapshot(path.as_posix()), path.as_posix())
     if entry := hub_entry(path):
         refuse_links(entry)  # those of a snapshot lead to other folders of its entry
         return _in_folder(path, str(path))
@@ -94,13 +93,6 @@ def find_pipeline(path: str | Path) -> Pipeline | None:
         if config.get("_class_name") == NETWORK and not carries_experiment(path):
             return Pipeline(str(path), path, config, _scheduler(path.parent))
     return None
-
-
-def hub_entry(path: Path) -> Path | None:
-    """Return the entry of the Hugging Face Hub's cache of which a folder is a snapshot; None for other folders."""
-    folder = Path(path).resolve()
-    is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
-    return folder.parents[1] if is_snapshot else None
 
 
 def model_name(path: str | Path) -> str:
@@ -147,32 +139,6 @@ def _scheduler(unet: Path) -> dict[str, Any] | None:
     """Return the settings of the noise schedule of the pipeline to which a UNet's folder belongs; None without any."""
     folders = [unet / "scheduler", unet] + ([unet.parent / "scheduler"] if unet.name.startswith("unet") else [])
     return next((found for folder in folders if (found := read_json(folder / SCHEDULER))), None)
-
-
-def _from_hub(name: str) -> Path:
-    """Return the folder of a model of the Hugging Face Hub: from its cache, or else downloaded into it.
-
-    Raises:
-        HBenchError: it is not in the cache, and the Hub has no such model for everybody, or cannot be reached.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    files = [f"{folder}{each}" for folder in ("", "unet/", "scheduler/") for each in ("*.json", f"{STEM}*")]
-    try:
-        try:
-            folder = snapshot_download(name, allow_patterns=files, local_files_only=True)
-            if next(Path(folder).glob(f"**/{STEM}*"), None):
-                return Path(folder)
-        except OSError:
-            pass  # it is not in the cache
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (OSError, HFValidationError) as error:
-        reached = isinstance(error, HfHubHTTPError | HFValidationError)
-        why = "has no such model for everybody" if reached else "cannot be reached, nor is it in its cache"
-        raise HBenchError(
-            f"{name}: no such file or folder, and the Hugging Face Hub {why}: give the folder of a model"
-        ) from error
 
 
 # Settings -----------------------------------------------------------------------------------------------------------

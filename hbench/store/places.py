@@ -3,7 +3,8 @@
 - All of an experiment NAME lies below ``runs/NAME``. What is made of the experiment alone is in ``runs/NAME/ARTIFACT``:
   ``pretrain``, ``train``, ``classifier``, ``vram-sweep``, ``ablations``, ``settings``.
 - All results of a run lie in the run's folder, RUN/ARTIFACT: ``rca``, ``traverse``, ``edit``. A shipped run cannot be
-  written to, so ``runs/shipped-NAME`` is its folder. A command of several runs takes the folder of the first.
+  written to, so ``runs/shipped-NAME`` is its folder, and ``runs/hub-OWNER-NAME`` that of a run of the Hugging Face Hub.
+  A command of several runs takes the folder of the first.
 - A result of other options than the one that is there already gets the next free name: ``edit``, ``edit-2``,
   ``edit-3``.
 - The page of a run lies in its folder, too. It shows what lies there, and then what lies in its experiment's folder.
@@ -18,8 +19,10 @@ from itertools import count
 from pathlib import Path
 
 from hbench.store.folders import EXPERIMENT, held_in
+from hbench.store.foreign import is_hub_id
+from hbench.store.hub import hub_entry
 from hbench.store.metrics import FILE as METRICS
-from hbench.store.pipeline import hub_entry, model_name
+from hbench.store.pipeline import model_name
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.run import locate
 from hbench.store.shipped import SHIPPED
@@ -47,9 +50,12 @@ def experiment_folders(name: str, run: Path | None = None) -> list[Path]:
 
 
 def run_folder(run: str | Path) -> Path:
-    """Return the folder of a run's results: its own, or the one for a shipped run."""
+    """Return the folder of a run's results: its own, or the one for a shipped run, or for one of the Hub."""
     run = Path(run)
-    return run if locate(run) == run else RUNS / f"shipped-{run.name}"
+    found = locate(run)
+    if entry := hub_entry(found):
+        return RUNS / entry.name.replace("models--", "hub-", 1).replace("--", "-")
+    return run if found == run else RUNS / f"shipped-{run.name}"
 
 
 def model_folder(model: str | Path) -> Path:
@@ -60,7 +66,7 @@ def model_folder(model: str | Path) -> Path:
     model = Path(model)
     if model.is_file():
         return model.parent
-    on_hub = hub_entry(model) or not locate(model).exists()
+    on_hub = hub_entry(model) or (not model.exists() and (is_hub_id(model) or not locate(model).exists()))
     return RUNS / model_name(model) if on_hub else run_folder(model)
 
 
@@ -122,6 +128,8 @@ def score_folder(key: Path, run: str) -> Path:
         key: file with the key of the study.
         run: first run of the study, as the key names it.
     """
+    if not Path(run).exists() and is_hub_id(Path(run)):  # its studies lie in its folder
+        return key.parent / "score"
     folder = run_folder(run)
     if not is_run(locate(run)) or key.resolve().is_relative_to(folder.resolve()):
         return key.parent / "score"

@@ -1,4 +1,4 @@
-"""Runs read back from disk; a name such as "mnist16" stands for a run shipped with hbench."""
+"""Runs read back from disk; a name such as "mnist16" stands for a shipped run, an id for one of the Hub."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,8 @@ from hbench.runtime.device import pick_device
 from hbench.runtime.progress import progress
 from hbench.store.files import a_path, write_text
 from hbench.store.folders import EXPERIMENT, refuse_links
-from hbench.store.foreign import refuse_elsewhere
+from hbench.store.foreign import is_hub_id, refuse_elsewhere
+from hbench.store.hub import hub_entry, snapshot
 from hbench.store.pictures import Grid
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import REMEDY, Provenance, checked_sha256
@@ -315,15 +316,18 @@ def check_has_files(run: Run) -> None:
 
 
 def locate(path: str | Path) -> Path:
-    """Return the path itself, or the shipped run of that name where nothing lies at the path.
+    """Return the path itself, or where nothing lies there, the shipped run or the folder of the Hub of that name.
 
     Raises:
-        HBenchError: no path at all, or a link leads out of a folder there, which may have come from anyone.
+        HBenchError: no path at all, a link leads out of a folder there, which may have come from anyone, or the Hugging
+            Face Hub has no such id.
     """
     path = a_path(path)
     shipped = SHIPPED / path
+    if not path.exists() and is_hub_id(path):
+        path = snapshot(path.as_posix())
     if path.is_dir():
-        refuse_links(path)
+        refuse_links(hub_entry(path) or path)  # those of a snapshot lead to other folders of its entry
     if not path.exists() and len(path.parts) == 1 and shipped.is_dir():
         return shipped
     return path
@@ -384,10 +388,11 @@ def origin_of_training(folder: Path) -> Provenance | None:
 
 @torch.random.fork_rng(devices=[])
 def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
-    """Return the run in a folder, or the shipped one of that name.
+    """Return the run in a folder, the shipped one of that name, or one of the Hugging Face Hub.
 
     Args:
-        path: a folder that a discovery wrote, or the name of a shipped run, such as "mnist16".
+        path: a folder that a discovery or an export wrote, the name of a shipped run, such as "mnist16", or an id of
+            the Hugging Face Hub, which is downloaded unless it is in the Hub's cache.
         device: device of the run; "auto" is a GPU where there is one, else the CPU.
 
     Raises:
@@ -489,6 +494,9 @@ def add_names(path: str | Path, names: Mapping[int, str]) -> list[int]:
 
 
 def check_takes_names(path: str | Path) -> None:
-    """Raise an HBenchError where a run is a shipped one, whose folder is hbench's own."""
-    if locate(path).resolve().is_relative_to(SHIPPED.resolve()):
+    """Raise an HBenchError where a run is a shipped one, or one of the Hub's cache, whose folders stay as they are."""
+    folder = locate(path)
+    if folder.resolve().is_relative_to(SHIPPED.resolve()):
         raise HBenchError(f"{path}: is shipped with hbench, and keeps its names: copy its folder, and name that")
+    if hub_entry(folder):
+        raise HBenchError(f"{path}: is of the Hugging Face Hub, and keeps its names: copy {folder}, and name that")

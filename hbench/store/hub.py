@@ -61,9 +61,7 @@ def check_push(name: str, *, overwrite: bool = False) -> None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     if get_token() is None:
-        raise HBenchError(
-            f'`push={name}`: no token of the Hugging Face Hub: give one with "hf auth login", or HF_TOKEN'
-        )
+        raise HBenchError(f'`push={name}`: there is no token of the Hub: give one by HF_TOKEN, or by "hf auth login"')
     hub = HfApi()
     try:
         is_there = hub.repo_exists(name)

@@ -442,7 +442,7 @@ def test_without_a_network_a_line_comes_at_once(tmp_path, monkeypatch):
     line = refused("import", "google/ddpm-cat-256")
     assert line == (
         "Error: google/ddpm-cat-256: no such file or folder, and the Hugging Face Hub cannot be reached, nor is it in "
-        "its cache: give the folder of a model"
+        "its cache: give the folder of a run or model"
     )
     assert time.monotonic() - began < 5
     assert not list(tmp_path.iterdir())

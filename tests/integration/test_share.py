@@ -1,10 +1,10 @@
 """Runs as small folders for others: exported, opened elsewhere, and put on the Hugging Face Hub."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
 import yaml
@@ -66,13 +66,17 @@ def on_hub(measured, tmp_path, monkeypatch):
     return "somebody/tiny"
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def card_of(folder):
     return ModelCard((folder / "README.md").read_text(encoding="utf-8"))
 
 
 def test_the_folder_holds_a_run_and_neither_checkpoints_nor_results(measured):
-    held = {path.name for path in (measured / "export" / "share").iterdir()}
-    assert held == {*FILES, "mean.safetensors", "README.md", "preview.png"}
+    held = names(measured / "export" / "share")
+    assert set(held) == {*FILES, "mean.safetensors", "README.md", "preview.png"}
     for name in FILES:
         assert (measured / "export" / "share" / name).read_bytes() == (measured / name).read_bytes()
     assert read_directions(measured / "export" / "share" / "mean.safetensors").about.details["n"] == 4
@@ -232,7 +236,7 @@ class FakeHub:
         self.calls.append((name, options))
 
     def upload_folder(self, *, repo_id, folder_path, commit_message):
-        self.there[repo_id] = sorted(os.listdir(folder_path))
+        self.there[repo_id] = names(folder_path)
 
 
 @pytest.fixture
@@ -248,7 +252,7 @@ def test_a_push_uploads_the_folder_in_private_unless_it_shall_be_public(measured
     command = ["export", measured, "--samples", 2, "--push", "somebody/tiny"]
     said = done(*command, "--out", tmp_path / "out").splitlines()
     assert said[-1] == "https://huggingface.co/somebody/tiny"
-    assert fake.there == {"somebody/tiny": sorted(os.listdir(tmp_path / "out" / "share"))}
+    assert fake.there == {"somebody/tiny": names(tmp_path / "out" / "share")}
     assert fake.calls == [("somebody/tiny", {"private": True, "exist_ok": False})]
     assert 'hbench.load_run("somebody/tiny")' in card_of(tmp_path / "out" / "share").text
     again = refused(*command, "--out", tmp_path / "two")
@@ -265,9 +269,8 @@ def test_what_keeps_a_push_is_said_before_the_work(measured, fake, tmp_path, mon
 
         return fail
 
-    import httpx2
+        command = ["export", measured, "--samples", 2, "--out", tmp_path / "out"]
 
-    command = ["export", measured, "--samples", 2, "--out", tmp_path / "out"]
     assert refused(*command, "--public").endswith("--public goes with --push: give both, or leave it out")
     assert "is no licence as the Hugging Face Hub calls it" in refused(*command, "--licence", "MIT License")
     push = [*command, "--push", "somebody/tiny"]

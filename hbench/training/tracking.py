@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from accelerate.tracking import GeneralTracker
 
+Settings = dict[str, int | float | str]
+"""Hyperparameters by name."""
 PROJECT = "hbench"
 """Project of the logs, where a program has projects."""
 
@@ -42,8 +44,9 @@ class Logged(Record):
 class Program:
     """A program that keeps logs of trainings."""
 
-    start: Callable[[Path, str, Logged], "tuple[GeneralTracker, str]"]
-    """Function (folder of the training, title, state of the log) -> tracker that goes on with the log, and its id."""
+    start: Callable[[Path, str, Logged, Settings], "tuple[GeneralTracker, str]"]
+    """Function (folder of the training, title, state of the log, hyperparameters) -> tracker that goes on with the log,
+    and its id."""
     log_picture: Callable[[Any, Path, int], None]
     """Function (tracker, PNG file, step) that logs a picture."""
     errors: str = "builtins.OSError"
@@ -82,12 +85,13 @@ def tracking(
     state = Logged.read(file, "remove it for a new log") if step and file.is_file() else Logged(id="", steps=0)
     if program.forgets:
         state = replace(state, steps=min(state.steps, step))
+    settings = hyperparameters(experiment, seed)
     with _telling(log_to):
-        tracker, name = program.start(folder, f"{experiment.name} {uuid4().hex[:8]}", state)
+        tracker, name = program.start(folder, f"{experiment.name} {uuid4().hex[:8]}", state, settings)
     try:
         with _telling(log_to):
             if not state.id:
-                tracker.store_init_configuration(hyperparameters(experiment, seed))
+                tracker.store_init_configuration(settings)
         state = replace(state, id=name)
 
         def fill(done: int) -> None:
@@ -119,13 +123,13 @@ def check_log_to(log_to: str | None) -> None:
         raise HBenchError(f"`log_to={log_to}`: the package is not installed: pip install {log_to}")
 
 
-def hyperparameters(experiment: Experiment, seed: int) -> dict[str, int | float | str]:
+def hyperparameters(experiment: Experiment, seed: int) -> Settings:
     """Return the settings of an experiment that are not None, and the seed, by names such as "discovery.K"."""
     return {"seed": seed, **_flat(experiment.model_dump(mode="json", exclude={"paper"}))}
 
 
-def _flat(values: dict[str, Any], section: str = "") -> dict[str, int | float | str]:
-    found: dict[str, int | float | str] = {}
+def _flat(values: dict[str, Any], section: str = "") -> Settings:
+    found: Settings = {}
     for key, value in values.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{section}{key}.")
@@ -160,13 +164,13 @@ def _telling(log_to: str) -> Iterator[None]:
 # Programs -----------------------------------------------------------------------------------------------------------
 
 
-def _tensorboard(folder: Path, title: str, state: Logged) -> "tuple[GeneralTracker, str]":
+def _tensorboard(folder: Path, title: str, state: Logged, settings: Settings) -> "tuple[GeneralTracker, str]":
     from accelerate.tracking import TensorBoardTracker
 
     return _started(TensorBoardTracker("tensorboard", folder, purge_step=state.steps)), "tensorboard"
 
 
-def _wandb(folder: Path, title: str, state: Logged) -> "tuple[GeneralTracker, str]":
+def _wandb(folder: Path, title: str, state: Logged, settings: Settings) -> "tuple[GeneralTracker, str]":
     from accelerate.tracking import WandBTracker
 
     name = state.id or uuid4().hex[:8]
@@ -175,14 +179,14 @@ def _wandb(folder: Path, title: str, state: Logged) -> "tuple[GeneralTracker, st
     return _started(WandBTracker(PROJECT, id=name, name=title, resume="allow", mode=mode)), name
 
 
-def _trackio(folder: Path, title: str, state: Logged) -> "tuple[GeneralTracker, str]":
+def _trackio(folder: Path, title: str, state: Logged, settings: Settings) -> "tuple[GeneralTracker, str]":
     from accelerate.tracking import TrackioTracker
 
-    name = state.id or title
-    return _started(TrackioTracker(PROJECT, name=name, resume="allow")), name
+    name = state.id or title  # it forgets the settings of a log that goes on
+    return _started(TrackioTracker(PROJECT, name=name, resume="allow", config=settings)), name
 
 
-def _mlflow(folder: Path, title: str, state: Logged) -> "tuple[GeneralTracker, str]":
+def _mlflow(folder: Path, title: str, state: Logged, settings: Settings) -> "tuple[GeneralTracker, str]":
     import mlflow
     from accelerate.tracking import MLflowTracker
 

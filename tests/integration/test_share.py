@@ -269,8 +269,7 @@ def test_what_keeps_a_push_is_said_before_the_work(measured, fake, tmp_path, mon
 
         return fail
 
-        command = ["export", measured, "--samples", 2, "--out", tmp_path / "out"]
-
+    command = ["export", measured, "--samples", 2, "--out", tmp_path / "out"]
     assert refused(*command, "--public").endswith("--public goes with --push: give both, or leave it out")
     assert "is no licence as the Hugging Face Hub calls it" in refused(*command, "--licence", "MIT License")
     push = [*command, "--push", "somebody/tiny"]

@@ -65,7 +65,7 @@ def share(
         name: name of the run in the card's example: an id of the Hugging Face Hub, or any.
         licence: licence of the weights, as the Hub calls it, such as "mit"; by default "mit" for a shipped run, else
             "unknown".
-        results: folders where results of the run lie; the run's own comes last. Of each artifact the first counts.
+        results: folders where results of the run lie; the run's own comes last, and the first with an artifact counts.
         seed: seed of the picture.
         overwrite: replace what an earlier call wrote.
 

@@ -153,6 +153,7 @@ def test_wandb_logs_offline(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # those of mlflow are its own
 def test_mlflow_has_one_run_with_each_step_once(trained, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

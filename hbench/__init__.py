@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hbench.evaluation.find.find import find as find
     from hbench.experiments import load_experiment as load_experiment
     from hbench.reporting.artifacts import plot as plot
+    from hbench.reporting.explore import explore as explore
     from hbench.reporting.share import share as share
     from hbench.runtime.progress import show_progress as show_progress
     from hbench.runtime.threads import choose_threads as choose_threads
@@ -58,6 +59,7 @@ _HOME = {
     "model_sha256": "hbench.store.directions_file",
     "evaluate": "hbench.evaluation",
     "plot": "hbench.reporting.artifacts",
+    "explore": "hbench.reporting.explore",
     "load_experiment": "hbench.experiments",
     "Experiment": "hbench.config",
     "load_images": "hbench.store.datasets",

@@ -22,6 +22,7 @@ from hbench.cli.classifier import classifier
 from hbench.cli.compare import compare
 from hbench.cli.demo import demo
 from hbench.cli.edit import edit
+from hbench.cli.explore import explore
 from hbench.cli.export import export
 from hbench.cli.fid import fid
 from hbench.cli.find import find
@@ -174,6 +175,7 @@ for command in (
     compare,
     traverse,
     edit,
+    explore,
     classifier,
     fid,
     properties,

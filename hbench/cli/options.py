@@ -157,9 +157,13 @@ class Options:
 
     def claim_result(self, run: Path, name: str) -> Path:
         """Claim the folder of a run's result, by default in the run's, with a number beside those of other options."""
+        return self.claim_numbered(self.results_of(run) / name)
+
+    def results_of(self, run: Path) -> Path:
+        """Return the folder that holds the results of a run, or of the directions of a file on its model."""
         from hbench.store.places import run_folder
 
-        return self.claim_numbered((run_folder(run) if self.file is None else self.folder_of(run, self.file)) / name)
+        return run_folder(run) if self.file is None else self.folder_of(run, self.file)
 
     def claim_of_model(self, model: Path, name: str) -> Path:
         """Claim the folder of a model's result, as :meth:`claim_result` that of a run's."""
@@ -173,9 +177,7 @@ class Options:
 
     def numbered(self, run: Path, name: str) -> Path:
         """Return the folder that :meth:`claim_result` would claim, for a function that claims it by itself."""
-        from hbench.store.places import run_folder
-
-        return self.out or self._free(run_folder(run) / name)
+        return self.out or self._free(self.results_of(run) / name)
 
     def _free(self, default: Path) -> Path:
         from hbench.cli.repeats import is_repeat

@@ -20,6 +20,11 @@ from hbench.cli.options import (
 )
 from hbench.errors import MOST_COLUMNS
 
+ANIMATION = "directions.webp"
+"""Name of the animation."""
+ANIMATED, FRAMES = 9, 21
+"""Number of directions that move, at most, and of magnitudes from -S to S."""
+
 
 @click.command()
 @run_argument
@@ -39,6 +44,11 @@ from hbench.errors import MOST_COLUMNS
     metavar="K",
     help="Direction to draw, by number or name; repeatable [default: all].",
 )
+@click.option(
+    "--animate",
+    is_flag=True,
+    help="Write directions.webp too, in which the best directions move from -S to S and back.",
+)
 @click.option("--rca", "measured", type=a_path, help='File rca.json of "hbench rca" to rank by, instead.')
 @shared(source_options, reconstructor_option, result_of("traverse"), run_options)
 def traverse(
@@ -47,6 +57,7 @@ def traverse(
     samples: int,
     pairs: int | None,
     shown: tuple[str, ...],
+    animate: bool,
     measured: Path | None,
     options: Options,
 ) -> None:
@@ -61,6 +72,7 @@ def traverse(
     Example:
         hbench traverse mnist16 --examples 4
         hbench traverse mnist16 --direction 3 --direction 7
+        hbench traverse faces16 --animate
     """
     from hbench.evaluation.rca import read_rca
     from hbench.evaluation.traverse import traverse as walk
@@ -80,4 +92,11 @@ def traverse(
         ranking=ranking,
         directions=directions or None,
     )
+    if animate:
+        seen = [each for each in result.directions if each.visible is not False] or result.directions
+        best, rows = [each.direction for each in seen[:ANIMATED]], result.detail("x_T")
+        grid = loaded.traverse(best, examples=rows, samples=FRAMES, seed=options.seed, source=source)
+        grid.animate(folder / ANIMATION)
     publish(result, folder)
+    if animate:
+        click.echo(f"see {folder / ANIMATION}", err=True)

@@ -1,7 +1,7 @@
 """Images as PNG files, and the picture of a traversal."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ SMALLEST = 48
 """Smallest width of an image in a grid, in pixels."""
 MARGIN, LINE = 12, 18
 """Pixels around each direction of a grid, and height of a line of text."""
+FRAME, PAUSE = 90, 500
+"""Milliseconds of a frame of an animation, and of those at both ends."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,37 +56,74 @@ class Grid:
         self._draw().save(file, format="png", optimize=True)
         return file.getvalue()
 
+    def animate(self, path: str | Path) -> None:
+        """Write an animated WebP picture, in which every direction moves from -S to S and back, for ever.
+
+        A frame has a row of all examples for each direction. It is written without loss.
+        """
+        last = len(self.magnitudes) - 1
+        columns = [*range(last), *range(last, 0, -1)]
+        frames = [self._draw_frame(i) for i in columns]
+        with replacing(Path(path)) as temporary:
+            frames[0].save(
+                temporary,
+                format="webp",
+                save_all=True,
+                append_images=frames[1:],
+                duration=[FRAME if 0 < i < last else PAUSE for i in columns],
+                loop=0,
+                lossless=True,
+            )
+
+    def _draw_frame(self, column: int) -> Image.Image:
+        """Draw a panel a direction: its label, one magnitude, and a row of all examples at it."""
+        s, examples = self.magnitudes[column], self.images.shape[1]
+        captions = [f"s = {s:+.2f}" if s else "original", *[""] * (examples - 1)]
+        rows = self.images[:, None, :, column]
+        return _sheet(
+            [_panel(row, label, captions, [not s] * examples) for row, label in zip(rows, self.labels, strict=True)]
+        )
+
     def _draw(self) -> Image.Image:
         """Draw a panel a direction: its label, the magnitudes, and a row of images for each example."""
-        panels = [self._draw_panel(images, label) for images, label in zip(self.images, self.labels, strict=True)]
-        width, height = max(panel.width for panel in panels), panels[0].height
-        columns = max(1, min(len(panels), 1600 // (width + MARGIN)))
-        rows = -(-len(panels) // columns)
-        size = columns * (width + 2 * MARGIN), rows * (height + 2 * MARGIN)
-        picture = Image.new("RGB", size, WHITE)
-        for i, panel in enumerate(panels):
-            left, top = i % columns * (width + 2 * MARGIN), i // columns * (height + 2 * MARGIN)
-            picture.paste(panel, (left + MARGIN, top + MARGIN))
-        return picture
-
-    def _draw_panel(self, images: Tensor, label: str) -> Image.Image:
-        samples, width = images.shape[1], images.shape[-1]
-        scale = -(-SMALLEST // width)
-        enlarged = _enlarged(to_uint8(images.flatten(0, 1)), scale)
-        frames = {i: ORANGE if s == 0 else GREY for i, s in enumerate(self.magnitudes)}
-        tiles = tile(enlarged, samples, gap=6, edge=3, frames=frames, frame_width=2)
-        bold, plain = (ImageFont.load_default(size) for size in (14, 12))
-        across = max(tiles.pixels.shape[1], int(bold.getlength(label)) + 1)
-        panel = Image.new("RGB", (across, tiles.pixels.shape[0] + 2 * LINE), WHITE)
-        panel.paste(Image.fromarray(tiles.pixels.numpy()), (0, 2 * LINE))
-        draw = ImageDraw.Draw(panel)
-        draw.text((3, 0), label, "black", bold)
         captions = ["original" if s == 0 else f"{s:+.3g}" for s in self.magnitudes]
         captions[0] = f"s = {self.magnitudes[0]:.3g}"
-        for left, caption, s in zip(tiles.lefts, captions, self.magnitudes, strict=True):
-            middle = left + width * scale // 2, 2 * LINE - 3
-            draw.text(middle, caption, "black" if s else ORANGE, plain, anchor="mb")
-        return panel
+        originals = [s == 0 for s in self.magnitudes]
+        return _sheet(
+            [_panel(images, label, captions, originals) for images, label in zip(self.images, self.labels, strict=True)]
+        )
+
+
+def _sheet(panels: Sequence[Image.Image]) -> Image.Image:
+    """Return panels side by side, in as many columns as fit."""
+    width, height = max(panel.width for panel in panels), panels[0].height
+    columns = max(1, min(len(panels), 1600 // (width + MARGIN)))
+    rows = -(-len(panels) // columns)
+    size = columns * (width + 2 * MARGIN), rows * (height + 2 * MARGIN)
+    picture = Image.new("RGB", size, WHITE)
+    for i, panel in enumerate(panels):
+        left, top = i % columns * (width + 2 * MARGIN), i // columns * (height + 2 * MARGIN)
+        picture.paste(panel, (left + MARGIN, top + MARGIN))
+    return picture
+
+
+def _panel(images: Tensor, label: str, captions: Sequence[str], originals: Sequence[bool]) -> Image.Image:
+    """Return images [rows, columns, C, H, W] below a label and a caption of each column; originals are framed."""
+    columns, width = images.shape[1], images.shape[-1]
+    scale = -(-SMALLEST // width)
+    enlarged = _enlarged(to_uint8(images.flatten(0, 1)), scale)
+    colours = [ORANGE if is_original else GREY for is_original in originals]
+    tiles = tile(enlarged, columns, gap=6, edge=3, frames=dict(enumerate(colours)), frame_width=2)
+    bold, plain = (ImageFont.load_default(size) for size in (14, 12))
+    across = max(tiles.pixels.shape[1], int(bold.getlength(label)) + 1)
+    panel = Image.new("RGB", (across, tiles.pixels.shape[0] + 2 * LINE), WHITE)
+    panel.paste(Image.fromarray(tiles.pixels.numpy()), (0, 2 * LINE))
+    draw = ImageDraw.Draw(panel)
+    draw.text((3, 0), label, "black", bold)
+    for left, caption, is_original in zip(tiles.lefts, captions, originals, strict=True):
+        middle = left + width * scale // 2, 2 * LINE - 3
+        draw.text(middle, caption, ORANGE if is_original else "black", plain, anchor="mb")
+    return panel
 
 
 def save_grid(images: Tensor, path: Path, columns: int, scale: int = 1) -> None:

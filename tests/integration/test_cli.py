@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import invoke, refused, snapshot, tiny_options
+from PIL import Image
 from safetensors.torch import load_file
 
 from hbench.cli import demo, main
@@ -212,6 +213,19 @@ def test_resume_takes_the_model_of_the_run(tiny_run, tiny_model, tmp_path):
         "train", "digits16", *tiny_options(), "--model", tmp_path / "other.pt", "--out", tiny_run, "--resume"
     )
     assert "was started with another model" in line
+
+
+def test_traverse_writes_an_animation_of_the_best_directions_it_shows(tmp_path, tiny_run):
+    command = ("traverse", tiny_run, "--pairs", 8, "--examples", 1, "--samples", 2, "--direction", 2, "--animate")
+    result = invoke(*command, "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert f"see {tmp_path / 'out' / 'directions.webp'}" in result.output
+    with Image.open(tmp_path / "out" / "directions.webp") as picture:
+        assert picture.n_frames == 40  # of 21 magnitudes, there and back
+        assert picture.width < 150  # one direction, one example
+    result = invoke(*command[:-1], "--out", tmp_path / "still", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "still" / "directions.webp").exists()
 
 
 def test_traverse_ranks_by_a_measured_rca_of_the_same_run(tmp_path, tiny_run):

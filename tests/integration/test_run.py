@@ -79,6 +79,24 @@ def test_a_traversal_is_a_picture(run, tmp_path):
     assert run.traverse(examples=1, samples=2).images.shape[:3] == (32, 1, 2)
 
 
+def test_an_animation_goes_from_one_end_to_the_other_and_back(tmp_path):
+    levels = torch.tensor([-1.0, 0.0, 1.0])  # black, grey, white
+    images = levels[None, None, :, None, None, None].expand(2, 3, 3, 1, 8, 8)
+    Grid(images, (0, 4), (-1.0, 0.0, 1.0), {4: "brighter"}).animate(tmp_path / "grid.webp")
+    picture = Image.open(tmp_path / "grid.webp")
+    assert (picture.format, picture.n_frames, picture.info["loop"]) == ("WEBP", 4, 0)
+    shown = []
+    for frame in range(4):
+        picture.seek(frame)
+        pixels = np.array(picture.convert("RGB"))
+        counts = [(pixels == level).all(2).sum() for level in (0, 128, 255)]
+        shown.append(counts)
+    darkest, _, brightest, _ = (counts[0] for counts in shown)
+    assert darkest > brightest + 6 * 40 * 40  # two directions, three examples of 48 x 48 pixels
+    assert shown[1] == shown[3]
+    assert shown[1][1] >= 6 * 48 * 48
+
+
 def test_the_picture_of_a_grid_has_room_for_its_labels(tmp_path):
     images = torch.zeros(1, 1, 2, 3, 8, 8)
     for name in ("thin", "a name that is far wider than its two images are, and then some"):

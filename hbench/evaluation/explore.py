@@ -16,13 +16,15 @@ from hbench.core.images import to_float, to_uint8
 from hbench.errors import HBenchError, counted
 from hbench.evaluation.attributes.result import Attributes, MeasuredDirection
 from hbench.evaluation.edit import edit_each, mean_square_error, psnr
-from hbench.evaluation.rca import is_of, known_rca
+from hbench.evaluation.rca import known_rca
 from hbench.evaluation.sampling import ChosenNoise
 from hbench.store.datasets import RealImage
 from hbench.store.directions import DirectionSource
 from hbench.store.folders import refuse_links
 from hbench.store.run import Run
 
+FEWEST = 5
+"""Number of magnitudes of a direction, at least."""
 MOST_ALSO = 4
 """Number of attributes that are named beside the leading one, at most."""
 
@@ -160,7 +162,7 @@ def _also(found: Attributes, each: MeasuredDirection) -> str:
     others.sort(key=lambda j: -abs(each.effects.effect[j]))
     words = [_effect(found, each, j) for j in others[:MOST_ALSO]]
     if left := len(others) - len(words):
-        words.append(f"{left} more")
+        words.append(f"and {left} more")
     return ", ".join(words)
 
 
@@ -172,7 +174,7 @@ def known_attributes(run: Run, source: DirectionSource, folders: Sequence[Path])
     """
     for folder in folders:
         refuse_links(folder)
-    found = [result for result in map(Attributes.load, folders) if is_of(result, run, source)]
+    found = [result for result in map(Attributes.load, folders) if is_of_images(result, run, source)]
     return max(found, key=lambda result: result.n, default=None)
 
 
@@ -183,9 +185,16 @@ def read_attributes(path: Path, run: Run, source: DirectionSource) -> Attributes
         HBenchError: the file is missing, damaged, or of other weights or directions.
     """
     result = Attributes.load(path if path.is_dir() else path.parent)
-    if not is_of(result, run, source):
+    if not is_of_images(result, run, source):
         raise HBenchError(f"{path}: was measured on other weights or directions: give that of this run")
     return result
+
+
+def is_of_images(result: Attributes, run: Run, source: DirectionSource) -> bool:
+    """Return whether a measurement is of the images that this run makes, whatever network told its directions apart."""
+    measured = result.detail("weights_sha256") or {}
+    is_same = all(measured.get(role) == run.hashes.get(role) for role in ("model", "shift_block"))
+    return is_same and all(result.detail(key) == value for key, value in source.details.items())
 
 
 def visible_directions(run: Run, source: DirectionSource, found: Attributes | None) -> list[int] | None:
@@ -215,6 +224,6 @@ def check_magnitudes(S: float, count: int) -> tuple[float, ...]:
     Raises:
         ValueError: not 5, 9, 13, ..., of which every second one has 0 and both ends.
     """
-    if count < 5 or count % 4 != 1:
+    if count < FEWEST or count % 4 != 1:
         raise ValueError(f"magnitudes must be 5, 9, 13 or another multiple of 4 and 1 more, got {count!r}")
     return tuple(magnitudes(S, count))

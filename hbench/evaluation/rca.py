@@ -354,7 +354,7 @@ def read_rca(path: Path, run: Run, source: DirectionSource) -> RCA:
     return result
 
 
-def is_of(result: Result, run: Run, source: DirectionSource) -> bool:
+def is_of(result: RCA, run: Run, source: DirectionSource) -> bool:
     """Return whether a measurement is of this run's weights and of this kind of direction."""
     measured = {key: result.detail(key) for key in source.details} | {"weights_sha256": result.detail("weights_sha256")}
     known = {"direction_source": measured["direction_source"] or "own"}  # the first results named none

@@ -15,17 +15,18 @@ from hbench.core.images import tile
 from hbench.errors import HBenchError, check_at_least, check_seed, check_type, counted
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.explore import (
+    FEWEST,
     EditTable,
     Explored,
     Starts,
     check_magnitudes,
     facts_of,
     image_starts,
+    is_of_images,
     known_attributes,
     sample_starts,
     visible_directions,
 )
-from hbench.evaluation.rca import is_of
 from hbench.evaluation.sampling import choose_x_T
 from hbench.reporting.report import html_template
 from hbench.runtime.device import wall_seconds
@@ -102,7 +103,7 @@ def explore(
     scale = check_magnitudes(run.S, magnitudes)
     run.check_edit(dict.fromkeys(directions or (), 0.0))
     source = source or direction_source(run)
-    if attributes is not None and not is_of(attributes, run, source):
+    if attributes is not None and not is_of_images(attributes, run, source):
         raise ValueError("these attributes were measured on other weights or directions: give those of this run")
     found = attributes or known_attributes(run, source, results_in(run.folder, Attributes.NAME) if run.folder else ())
     visible = visible_directions(run, source, found) if directions is None else list(dict.fromkeys(directions))
@@ -179,8 +180,9 @@ def _fitting(run: Run, source: DirectionSource, table: EditTable, starts: Sequen
 
 
 def _remedy(table: EditTable) -> str:
-    fewer = "fewer `magnitudes`, or " if len(table.magnitudes) > 5 else ""
-    return f"take {fewer}fewer directions, by their numbers"
+    if len(table.magnitudes) > FEWEST:
+        return "take fewer `magnitudes`, or fewer directions, by their numbers"
+    return "take fewer directions, by their numbers"
 
 
 def sprite(images: Tensor) -> str:

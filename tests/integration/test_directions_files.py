@@ -124,6 +124,8 @@ def test_every_command_measures_a_file(file, run, tmp_path, monkeypatch):
     done("traverse", run, *told_apart, "--examples", 1)
     done("attributes", run, *told_apart, "--samples", 6)
     done("properties", run, *told_apart, "--samples", 2, "--pairs", 20, "--examples", 1)
+    done("explore", run, *with_file, "--samples", 1, "--magnitudes", 5, "--direction", "up")
+    assert "Effects at s = 5" in (made / "explore" / "explore.html").read_text(encoding="utf-8")  # as was measured
     done("compare", run, *told_apart, "--pairs", 12)
     done("mos", "export", run, *with_file, "--assessors", 1, "--examples", 1, "--controls", 1)
     assert (made / "train-2" / "reconstructor.safetensors").read_bytes() == trained

@@ -73,6 +73,7 @@ class Grid:
                 duration=[FRAME if 0 < i < last else PAUSE for i in columns],
                 loop=0,
                 lossless=True,
+                method=4,
             )
 
     def _draw_frame(self, column: int) -> Image.Image:
@@ -115,7 +116,7 @@ def _panel(images: Tensor, label: str, captions: Sequence[str], originals: Seque
     colours = [ORANGE if is_original else GREY for is_original in originals]
     tiles = tile(enlarged, columns, gap=6, edge=3, frames=dict(enumerate(colours)), frame_width=2)
     bold, plain = (ImageFont.load_default(size) for size in (14, 12))
-    across = max(tiles.pixels.shape[1], int(bold.getlength(label)) + 1)
+    across = max(tiles.pixels.shape[1], 3 + int(bold.getlength(label)) + 1)
     panel = Image.new("RGB", (across, tiles.pixels.shape[0] + 2 * LINE), WHITE)
     panel.paste(Image.fromarray(tiles.pixels.numpy()), (0, 2 * LINE))
     draw = ImageDraw.Draw(panel)

@@ -398,10 +398,6 @@ class Discovery(Section):
     """Weight of |s_hat - s| [reconstructed]."""
     lambda_adv: Weight = 0.1
     """Weight of the adversarial loss [reconstructed]."""
-    reconstructor_warmup: int = Field(default=0, ge=0, le=10**9)
-    """First steps in which reconstructor and discriminator train alone, on directions that stay as they ``start``. The
-    reconstructor then tells the directions before the discriminator can shrink them to nothing. 0, as in the paper, for
-    none."""
     fidelity: Literal["adversarial", "l1", "none"] = "adversarial"
     """Loss that keeps x'_0 an image: the discriminator's; the abandoned lambda_l1/|s| * mean |x'_0 - x_0| of Fig. 3
     [reconstructed]; or none. The discriminator is always trained: by the last two as an observer without a gradient."""

@@ -32,7 +32,7 @@ from hbench.core import seeds
 from hbench.core.backbone import DiffusionModel
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError, is_out_of_memory
-from hbench.experiments import override, parse_experiment
+from hbench.experiments import parse_experiment
 from hbench.models import build_model
 from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
@@ -218,11 +218,10 @@ def _measure_cuda(cell: Cell, device: torch.device) -> Row:
 def step_taker(
     experiment: Experiment, model: DiffusionModel, seed: int, device: torch.device
 ) -> Callable[[int], dict[str, float]]:
-    """Return a function that takes step i after the warm-up of initial networks and returns the metrics."""
+    """Return a function that takes step i of a training with initial networks and returns the metrics."""
     frozen = freeze(experiment, model, device)
     sampler = Sampler.of(experiment, frozen, device)
     running = resolve(experiment, sampler, seed)
-    running = override(running, ["discovery.reconstructor_warmup=0"])
     trained, draw_raw = initial(running, sampler, seed), raw_pairs(running, sampler, seed)
     return partial(train_step, running, sampler, trained, draw_raw, seed)
 

@@ -25,7 +25,7 @@ from hbench.store.weights import load_weights, save_weights, state_sha256, tenso
 from hbench.training.estimate import announce, discovery_seconds
 from hbench.training.freeze import freeze
 from hbench.training.loop import Start, begin, restore, run_steps, started, stop_requests
-from hbench.training.step import Trained, forward_only, initial, lr_factor, raw_pairs, train_step
+from hbench.training.step import Trained, initial, lr_factor, raw_pairs, train_step
 from hbench.training.strategy import resolve, resolve_once
 
 LOOKED_AT = 64
@@ -123,7 +123,7 @@ def train(
         start = begin(start, kept)
         # nothing in the chain is trained then, so that no graph of it is ever made
         running = (
-            resolve_once(experiment, sampler, seed, start.out) if shift_block is None else _kept_directions(experiment)
+            resolve_once(experiment, sampler, seed, start.out) if shift_block is None else _forward_only(experiment)
         )
 
         # Train.
@@ -149,11 +149,11 @@ def train(
     return True
 
 
-def _kept_directions(experiment: Experiment) -> Experiment:
-    """Return the experiment for a training that leaves the directions as they are: all of it is a warm-up."""
-    found = forward_only(experiment)
-    settings = found.discovery.model_copy(update={"reconstructor_warmup": found.discovery.steps})
-    return found.model_copy(update={"discovery": settings})
+def _forward_only(experiment: Experiment) -> Experiment:
+    """Return the experiment for a training that passes no gradient through the chain."""
+    changed = {"strategy": "vanilla", "keep": 0, "memory_budget": None, "gradient": "chain"}
+    changed |= {"fidelity": "none", "lambda_odd": 0.0}  # both reach the directions alone
+    return experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=changed)})
 
 
 def check_settings(experiment: Experiment, model: DiffusionModel) -> None:

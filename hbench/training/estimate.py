@@ -148,8 +148,8 @@ def discovery_seconds(
     """
     settings = experiment.discovery
     draw_raw, once = (raw_pairs(experiment, sampler, seed), 0.0) if not settings.pool else _pool(experiment, sampler)
-    take_step = partial(train_step, experiment, sampler, trained, draw_raw, seed, settings.steps - 1)  # no warm-up
-    return training_seconds(settings, done, vars(trained), lambda _: take_step(), sampler.device, draw=draw, once=once)
+    take_step = partial(train_step, experiment, sampler, trained, draw_raw, seed)
+    return training_seconds(settings, done, vars(trained), take_step, sampler.device, draw=draw, once=once)
 
 
 def _pool(experiment: Experiment, sampler: Sampler) -> tuple[DrawRaw, float]:

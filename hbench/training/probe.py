@@ -80,7 +80,7 @@ def shortened(experiment: Experiment) -> Experiment:
         return {t >= settings.t_shift for t in visited(experiment, M)}
 
     M = next(M for M in range(1, settings.M + 1) if kinds(M) == kinds(settings.M))
-    values = {"M": M, "strategy": "node", "keep": 0, "memory_budget": None, "pool": 0, "reconstructor_warmup": 0}
+    values = {"M": M, "strategy": "node", "keep": 0, "memory_budget": None, "pool": 0}
     return experiment.model_copy(update={"discovery": settings.model_copy(update=values)})
 
 

@@ -1,8 +1,7 @@
 """One step of discovery: shift block and reconstructor against a discriminator, through the whole frozen chain."""
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -106,9 +105,6 @@ def train_step(
 
     Each process takes it on its slice of the batch; the metrics are those of the whole batch.
     """
-    if step < experiment.discovery.reconstructor_warmup:
-        experiment = forward_only(experiment)
-        trained = replace(trained, shift_block=copy.deepcopy(trained.shift_block).requires_grad_(False))
     settings = experiment.discovery
     factor = lr_factor(settings, step)
     trained.optimizer.param_groups[0]["lr"] = settings.lr * factor
@@ -143,13 +139,6 @@ def antithetic(x_T: Tensor, x_0: Tensor | None, k: Tensor, s: Tensor) -> tuple[T
     s = twice(s)
     s[1::2] *= -1
     return twice(x_T), None if x_0 is None else twice(x_0), twice(k), s
-
-
-def forward_only(experiment: Experiment) -> Experiment:
-    """Return the experiment for steps that pass no gradient through the chain, since nothing in it is trained."""
-    changed = {"strategy": "vanilla", "keep": 0, "memory_budget": None, "gradient": "chain"}
-    changed |= {"fidelity": "none", "lambda_odd": 0.0}  # both reach the directions alone
-    return experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=changed)})
 
 
 def lr_factor(settings: Discovery, step: int) -> float:

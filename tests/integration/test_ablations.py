@@ -167,23 +167,6 @@ def test_oddness_trains_on_pairs_of_one_x_T_and_direction(pool, tiny_model, monk
     assert not torch.equal(x_T[0], x_T[2])
 
 
-def test_in_the_warm_up_reconstructor_and_discriminator_train_alone(tiny_model):
-    experiment = tiny_with("discovery.reconstructor_warmup=2", "discovery.start=1", "discovery.pool=0")
-    sampler = Sampler.of(experiment, load_model(tiny_model, experiment).requires_grad_(False), CPU)
-    trained, draw_raw = step_module.initial(experiment, sampler, 0), step_module.raw_pairs(experiment, sampler, 0)
-
-    def moved(step):
-        roles = ("shift_block", "reconstructor", "discriminator")
-        before = [torch.cat([p.detach().flatten() for p in getattr(trained, role).parameters()]) for role in roles]
-        row = step_module.train_step(experiment, sampler, trained, draw_raw, 0, step)
-        after = [torch.cat([p.detach().flatten() for p in getattr(trained, role).parameters()]) for role in roles]
-        return [not torch.equal(a, b) for a, b in zip(before, after, strict=True)], "loss_adv" in row
-
-    assert moved(0) == ([False, True, True], False)
-    assert moved(1) == ([False, True, True], False)
-    assert moved(2) == ([True, True, True], True)
-
-
 def test_only_the_reconstructor_sees_its_noise(tiny_model):
     for fidelity in ("adversarial", "l1"):
         parts = Parts(tiny_with(f"discovery.fidelity={fidelity}"), tiny_model)

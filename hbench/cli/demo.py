@@ -23,6 +23,12 @@ PAIRS, EXAMPLES = 1000, 4
 """Fresh pairs and rows of a finished run."""
 COLUMNS = 5
 """Magnitudes of a traversal."""
+ATTRIBUTE_SAMPLES = 12
+"""Samples that tell what the shipped directions do."""
+PICTURES, EDITED = "pictures", 3
+"""Folder of real images in a shipped run, and number of directions that they are edited along."""
+INVERSION = 50
+"""Steps of inversion and generation of the edits."""
 LOOK_PAIRS, LOOK_SAMPLES = 256, 5
 """Fresh pairs and columns at a checkpoint."""
 CHECKPOINTS = 4
@@ -39,7 +45,9 @@ FRESH = {"K": 6, "M": 8, "batch_size": 16, "pool": 1600, "lambda_adv": 3.0, "dec
 def demo(run: str, training_steps: int, options: Options) -> None:
     """Show the shipped directions, then discover new ones.
 
-    RUN is a shipped run. Everything runs on its model, offline, in about ten minutes on a laptop.
+    RUN is a shipped run. It shows how well its directions are told apart, what they look like and do to images, and
+    edits of real images, where the run has some. A discovery from scratch follows, drawn as it grows. Everything runs
+    on the run's model, offline, in about ten minutes on a laptop.
 
     \b
     Example:
@@ -58,7 +66,8 @@ def demo(run: str, training_steps: int, options: Options) -> None:
     if progress_is_shown():
         click.echo(f"about {duration(_seconds(loaded, experiment))} in all", err=True)
     click.echo(f"1. The shipped run {run}, {counted(loaded.K, 'direction')} of {loaded.experiment.data.label}")
-    _measure(loaded, shipped, options.seed)
+    ranking = _measure(loaded, shipped, options.seed)
+    _show_meaning(loaded, shipped, options.seed, ranking)
     click.echo(f"2. A fresh discovery, {experiment.title}, {counted(training_steps, 'step')} from scratch")
     grown = _discover(experiment, loaded, fresh, device, options)
     if grown is None:
@@ -70,12 +79,18 @@ def demo(run: str, training_steps: int, options: Options) -> None:
     click.echo("Open:")
     click.echo(f"   {out / 'report.html'}    everything on one page")
     click.echo(f"   {shipped / 'traverse' / 'directions.png'}    what hbench ships")
+    click.echo(f"   {shipped / 'attributes' / 'attributes.png'}    what each direction does")
+    if (shipped / "edit").is_dir():
+        click.echo(f"   {shipped / 'edit' / 'edits.png'}    real images, edited")
     click.echo(f"   {fresh / 'traverse' / 'directions.png'}    what was found just now")
     click.echo(f"   {fresh / 'growth'}    how it grew")
 
 
-def _measure(run: "Run", folder: Path, seed: int) -> None:
-    """Measure the RCA of a run and draw its directions, most accurate first by the largest measurement there is."""
+def _measure(run: "Run", folder: Path, seed: int) -> "RCA":
+    """Measure the RCA of a run and draw its directions, most accurate first by the largest measurement there is.
+
+    Return that measurement.
+    """
     from hbench.evaluation.rca import known_rca, rca
     from hbench.evaluation.traverse import traverse
 
@@ -83,10 +98,25 @@ def _measure(run: "Run", folder: Path, seed: int) -> None:
     publish(ranking, folder / "rca")
     ranking = known_rca(run) or ranking
     publish(traverse(run, examples=EXAMPLES, samples=COLUMNS, seed=seed, ranking=ranking), folder / "traverse")
+    return ranking
+
+
+def _show_meaning(run: "Run", folder: Path, seed: int, ranking: "RCA") -> None:
+    """Measure what the directions of a run do, and edit its pictures along the most recognisable ones."""
+    from hbench.evaluation.attributes.attributes import attributes
+    from hbench.evaluation.edit import edit, singly_and_together
+    from hbench.store.datasets import read_images
+
+    publish(attributes(run, samples=ATTRIBUTE_SAMPLES, seed=seed, ranking=ranking), folder / "attributes")
+    if run.folder and (run.folder / PICTURES).is_dir():
+        images = read_images(run.folder / PICTURES, run.experiment.data)
+        edits = singly_and_together(dict.fromkeys(ranking.ranking()[:EDITED], run.S / 2))
+        publish(edit(run, images, edits, steps=INVERSION), folder / "edit")
 
 
 def _seconds(run: "Run", experiment: "Experiment") -> float:
     """Return the seconds of the demo, from a batch of pairs and a few training steps."""
+    from hbench.evaluation.attributes.attributes import MAGNITUDES, NATURAL
     from hbench.evaluation.sampling import draw_pairs
     from hbench.reporting.charts.training import draw_curves
     from hbench.runtime.device import wall_seconds
@@ -97,7 +127,10 @@ def _seconds(run: "Run", experiment: "Experiment") -> float:
     draw_pairs(run, 0, 0, batch, source)
     pair = wall_seconds(lambda: draw_pairs(run, 0, 0, batch, source), run.device) / batch
     M, settings = run.experiment.discovery.M, experiment.discovery
-    images = EXAMPLES * COLUMNS * run.K + (EXAMPLES * COLUMNS + CHECKPOINTS * EXAMPLES * LOOK_SAMPLES) * settings.K
+    meaning = NATURAL + len(MAGNITUDES) * 2 * ATTRIBUTE_SAMPLES * run.K
+    images = (
+        meaning + EXAMPLES * COLUMNS * run.K + (EXAMPLES * COLUMNS + CHECKPOINTS * EXAMPLES * LOOK_SAMPLES) * settings.K
+    )
     pairs = PAIRS + (PAIRS + CHECKPOINTS * LOOK_PAIRS) * settings.M / M
     training = estimated_seconds(experiment, run.model, device=run.device, draw=draw_curves)
     return training + (pairs + images / 2) * pair

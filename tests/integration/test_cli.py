@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hbench.cli import demo, main
-from hbench.store.shipped import shipped, shipped_runs
+from hbench.store.shipped import SHIPPED, shipped, shipped_runs
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -181,20 +181,28 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path, tiny_model, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_runs())
 def test_demo_runs_through(tmp_path, monkeypatch, name):
-    for setting, value in {"PAIRS": 16, "EXAMPLES": 1, "LOOK_PAIRS": 16}.items():
+    for setting, value in {
+        "PAIRS": 16,
+        "EXAMPLES": 1,
+        "LOOK_PAIRS": 16,
+        "ATTRIBUTE_SAMPLES": 6,
+        "INVERSION": 3,
+    }.items():
         monkeypatch.setattr(demo, setting, value)
     monkeypatch.setattr(demo, "FRESH", demo.FRESH | {"K": 3, "M": 3, "batch_size": 4, "pool": 16})
     chosen = [] if name == demo.FIRST else [name]
     result = invoke("demo", *chosen, "--out", tmp_path, "--training-steps", 4, "--quiet")
     assert result.exit_code == 0, result.output
     named = [Path(line.split()[0]) for line in result.stdout.split("Open:")[1].splitlines() if line.strip()]
-    assert len(named) == 4
+    pictures = (SHIPPED / name / demo.PICTURES).is_dir()
+    assert len(named) == 5 + pictures
+    assert (tmp_path / f"shipped-{name}" / "edit" / "edits.png").is_file() == pictures
     assert f"1. The shipped run {name}, " in result.stdout
     assert all(path.exists() for path in named)
     assert len(list((tmp_path / "train" / "growth").glob("*.png"))) == 4
     page = (tmp_path / "report.html").read_text()
     assert page.count('<h2 id="run-') == 2  # the shipped run and the fresh one
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 8 + pictures
 
 
 def test_samples_lie_beside_their_model(tiny_model, tmp_path):

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench results clean
+.PHONY: demo test lint bench results gallery clean
 
 demo: .venv/.installed
 	$(BIN)/hbench demo --overwrite
@@ -27,6 +27,10 @@ results: .venv/.installed
 	$(BIN)/hbench report results/mnist16-v0.1 results/mnist16-v0.1/m20 results/mnist32 --redraw
 	$(BIN)/hbench report $(COMMITTED) --out runs/results --summary results/README.md \
 		--not-run anime64 'no GPU, no data' --not-run celebahq128 'no GPU, no data' --not-run afhq128 'no GPU, no data'
+
+# the page of the shipped directions in motion: a minute or two
+gallery: .venv/.installed
+	$(BIN)/python docs/gallery.py
 
 clean:
 	rm -rf .venv

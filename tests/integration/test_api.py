@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from committed import V01
+from PIL import Image
 
 import hbench
 from hbench.errors import HBenchError
@@ -18,8 +19,8 @@ from hbench.errors import HBenchError
 ROOT = Path(__file__).parents[2]
 
 
-def load_generator():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -116,17 +117,28 @@ def test_an_experiment_takes_settings_as_values():
 
 
 def test_generated_documents_are_up_to_date():
-    generator = load_generator()
+    generator = load_script("generate")
     pages = generator.generated()
     for path, text in pages.items():
         assert path.read_text(encoding="utf-8") == text, f"{path}: run python docs/generate.py"
     assert {path for path in pages if path.suffix == ".json"} == set((ROOT / "docs" / "schema").glob("*.json"))
 
 
+def test_the_gallery_shows_what_was_measured():
+    gallery = load_script("gallery")
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert text == gallery.page(), "run python docs/gallery.py"
+    shown = re.findall(r"\]\((gallery/.*\.webp)\)", text)
+    assert {ROOT / "docs" / each for each in shown} == set((ROOT / "docs" / "gallery").iterdir())
+    for each in shown:
+        with Image.open(ROOT / "docs" / each) as picture:
+            assert picture.n_frames == 2 * gallery.MAGNITUDES - 2
+
+
 @pytest.mark.slow
 def test_committed_results_are_as_their_schemas_say():
     jsonschema = pytest.importorskip("jsonschema")
-    generator = load_generator()
+    generator = load_script("generate")
     of_file = {
         **{f"{record.NAME}.json": record for record in generator.records() if hasattr(record, "NAME")},
         "provenance.json": next(each for each in generator.records() if each.__name__ == "Provenance"),

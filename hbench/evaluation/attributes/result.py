@@ -198,9 +198,10 @@ class Attributes(Result):
     def summary(self) -> str:
         """Return the numbers of the run, and a line for each visible direction, the most visible first."""
         K = len(self.directions)
+        where = "the mean" if math.isnan(self.directions[0].visible_in_most) else "most samples"
         lines = [
             f"{self.brief}; effective rank {self.effective_rank:.1f}",
-            f"visible beyond {self.visible_from:g} in most samples, random images differ by {self.random_change:.3f}, "
+            f"visible beyond {self.visible_from:g} in {where}, random images differ by {self.random_change:.3f}, "
             f"JPEG changes {self.jpeg_change:.3f}",
             f"attributes: {', '.join(self.covered) or 'none'}",
             f"RCA {_words(self.accuracy, self.accuracy_interval)} over all, "

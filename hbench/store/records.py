@@ -48,8 +48,8 @@ class Record:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     SCHEMA: ClassVar[int] = 1
     """Number of the form that this version writes."""
-    WRITTEN_BY: ClassVar[dict[int, str]] = {0: "0.1", 1: "0.2", 2: "0.2", 3: "0.2", 4: "0.2"}
-    """Versions of hbench that wrote each form first, for messages."""
+    WRITTEN_BY: ClassVar[dict[int, str]] = {0: "0.1"}
+    """Versions of hbench that wrote each form first, for messages; 0.2 wrote all others."""
 
     schema: int = field(default=1, compare=False, repr=False)
     """Number of the form of this file."""
@@ -110,7 +110,7 @@ class Record:
                 f"{source}: was written by a newer hbench (schema {schema}, this one reads up to {cls.SCHEMA}): "
                 "update hbench"
             )
-        writer = cls.WRITTEN_BY.get(schema, "of an unknown version")
+        writer = cls.WRITTEN_BY.get(schema, "0.2")
         try:
             if schema != cls.SCHEMA:
                 values = {key: value for key, value in values.items() if key not in ("hbench", "format")}

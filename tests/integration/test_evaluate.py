@@ -76,7 +76,7 @@ def test_rca_of_a_trained_run_warns_of_what_nobody_sees_and_older_files_know_nei
     values = result.to_json() | {"schema": 1}
     for new in ("outside_raw", "outside_raw_interval", "neighbours_raw", "n_visible", "visible_change", "oddness"):
         del values[new]
-    for new in ("visible_change_interval", "accuracy_visible", "accuracy_visible_interval"):
+    for new in ("visible_change_interval", "visible_in_most", "accuracy_visible", "accuracy_visible_interval"):
         del values[new]
     old = type(result).from_json(values, "rca.json")
     assert "raw not measured" in old.summary()

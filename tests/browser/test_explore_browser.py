@@ -22,14 +22,6 @@ SIZES = {"desktop": (1280, 900), "phone": (360, 740)}
 
 
 @pytest.fixture(scope="module")
-def browser(chromium):
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def run():
     names = {3: "thin to bold", 5: "left out", 12: HOSTILE}
     return replace(hbench.load_run(V01, device="cpu"), names=names, folder=None)

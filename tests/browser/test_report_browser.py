@@ -14,14 +14,6 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
 @pytest.fixture(scope="module")
-def browser(chromium):
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def reports(results, tmp_path_factory):
     """One report with cautions, and the same run twice, the second with a name."""
     other = tmp_path_factory.mktemp("other") / f"again-{'x' * 120}"

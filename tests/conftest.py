@@ -116,6 +116,16 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
+def browser(chromium):
+    """A browser, which the tests of a module share."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
 def results(tmp_path_factory, tiny_run):
     """A run folder with two artifacts."""
     folder = tmp_path_factory.mktemp("results") / "run"

@@ -223,7 +223,7 @@ def measured(results, tmp_path):
     for name in ("rca.json", "provenance.json"):
         (folder / "rca" / name).write_bytes((results / "rca" / name).read_bytes())
     values = json.loads((folder / "rca" / "rca.json").read_text())
-    changed(folder / "rca" / "rca.json", values | {"visible_change": [0.1, 0.9, 0.2]})
+    changed(folder / "rca" / "rca.json", values | {"visible_in_most": [0.1, 0.9, 0.15]})
     return folder
 
 
@@ -249,7 +249,7 @@ def test_the_command_writes_a_page_of_what_can_be_seen(measured):
 
 def test_where_nobody_sees_a_direction_the_command_says_so(measured):
     file = measured / "rca" / "rca.json"
-    changed(file, json.loads(file.read_text()) | {"visible_change": [0.1, 0.1, 0.2]})
+    changed(file, json.loads(file.read_text()) | {"visible_in_most": [0.1, 0.1, 0.15]})
     assert "none of the 3 directions can be seen, as was measured: name those to show" in refused("explore", measured)
     assert not (measured / "explore").exists()
 

@@ -384,6 +384,9 @@ class Discovery(Section):
     start: float = Field(default=0.0, ge=0, le=10)
     """Size of the random directions that training starts from, at 1 about that of ``h_scale``. From 0, as in Asyrp,
     all directions are alike at first, and some may stay at nothing."""
+    keep_size: bool = False
+    """Whether the output weights of every direction keep the norm that ``start`` gives them, as the unit columns of
+    GANLatentDiscovery do, so that no direction can shrink to nothing."""
     min_magnitude: float = Field(default=0.5, ge=0, le=1e6)
     """Smallest magnitude: a smaller |s| is raised to it, as in GANLatentDiscovery [reconstructed]."""
     steps: Count
@@ -460,6 +463,10 @@ class Discovery(Section):
     def _check_magnitudes(self) -> Self:
         if self.min_magnitude > self.S:
             raise ValueError("discovery.min_magnitude must not exceed discovery.S")
+        if self.keep_size and not self.start:
+            raise ValueError(
+                "discovery.keep_size keeps the size that discovery.start gives: make discovery.start positive"
+            )
         if self.fidelity == "l1" and not self.min_magnitude:
             raise ValueError('discovery.fidelity = "l1" divides by |s|: make discovery.min_magnitude positive')
         return self

@@ -39,6 +39,17 @@ def randomise_outputs(block: "Shift", size: float = 1.0) -> "Shift":
     return block
 
 
+@torch.no_grad()
+def keep_outputs(block: "ShiftBlock", size: float) -> None:
+    """Scale the output weights of each direction to the norm of those that :func:`randomise_outputs` draws.
+
+    The norm is the expected one, size * sqrt(C), of the [C, C] weights of a direction. The biases stay as they are.
+    """
+    weight = block.out_weight
+    norm = weight.flatten(1).norm(dim=1)[:, None, None]
+    weight.mul_(size * weight.shape[-1] ** 0.5 / norm)
+
+
 class ShiftBlock(nn.Module):
     """Asyrp's DeltaBlock (Kwon et al. 2023) with K output convolutions of 1x1, which start at zero.
 

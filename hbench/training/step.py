@@ -21,7 +21,7 @@ from hbench.models.batch_norm import share_batch_norm
 from hbench.models.discriminator import judge
 from hbench.models.recompute import checkpoint_blocks
 from hbench.models.reconstructor import LeNet, ResNet18
-from hbench.models.shift import AnyShift
+from hbench.models.shift import AnyShift, keep_outputs
 from hbench.runtime.device import autocast
 from hbench.runtime.distributed import (
     all_gather,
@@ -206,6 +206,8 @@ def train_shift(
         with sampler.autocast():
             _, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy, settings.keep, nodes)
         update(optimizer)
+    if settings.keep_size:
+        keep_outputs(trained.shift_block, settings.start)
     trained.discriminator.requires_grad_(True)
 
     return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}, raw, x_0_shifted

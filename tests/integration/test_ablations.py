@@ -167,6 +167,28 @@ def test_oddness_trains_on_pairs_of_one_x_T_and_direction(pool, tiny_model, monk
     assert not torch.equal(x_T[0], x_T[2])
 
 
+@pytest.mark.parametrize("gradient", ["chain", "per-step"])
+def test_directions_that_keep_their_size_turn_and_do_not_shrink(gradient, tiny_model):
+    shared = ["discovery.start=0.5", f"discovery.gradient={gradient}"]
+    kept, free = (Parts(tiny_with(*shared, f"discovery.keep_size={keep}"), tiny_model) for keep in ("true", "false"))
+    size = 0.5 * kept.shift_block.out_weight.shape[-1] ** 0.5
+    for parts in (kept, free):
+        with torch.no_grad():
+            parts.shift_block.out_weight.mul_(size / outputs(parts).norm(dim=1)[:, None, None])
+    before = outputs(kept).clone()
+    for parts in (kept, free):
+        parts.optimizer = torch.optim.Adam([parts.shift_block.out_weight], lr=0.01)
+        parts.train_shift()
+    norms = outputs(kept).norm(dim=1)
+    torch.testing.assert_close(norms, torch.full_like(norms, size))
+    assert (outputs(free).norm(dim=1) / size - 1).abs().min() > 1e-5
+    assert torch.cosine_similarity(outputs(kept), before).max() < 1 - 1e-5
+
+
+def outputs(parts):
+    return parts.shift_block.out_weight.detach().flatten(1)
+
+
 def test_only_the_reconstructor_sees_its_noise(tiny_model):
     for fidelity in ("adversarial", "l1"):
         parts = Parts(tiny_with(f"discovery.fidelity={fidelity}"), tiny_model)

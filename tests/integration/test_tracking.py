@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ def trained(tiny_model, tmp_path):
     """A function that discovers in a number of steps with a log, and returns the folder."""
 
     def to(steps, log_to="tensorboard", **options):
+        time.sleep(1)  # TensorBoard orders its files by the second in which they were begun
         experiment = load_experiment("digits16", [*TINY, f"discovery.steps={steps}"])
         assert train(experiment, load_model(tiny_model), tmp_path / "run", device="cpu", log_to=log_to, **options)
         return tmp_path / "run"

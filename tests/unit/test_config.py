@@ -40,6 +40,7 @@ def test_overrides():
         ("discovry.K=3", 'unknown key "discovry": did you mean "discovery"?'),
         ("discovery.K=1", "discovery.K = 1: input should be greater than or equal to 2"),
         ("discovery.S=-1", "discovery.S = -1: input should be greater than 0"),
+        ("discovery.keep_size=true", "make discovery.start positive"),
         ("discovery.S=0.1", "min_magnitude must not exceed discovery.S"),
         ("discovery.K=many", "discovery.K = 'many'"),
         ("discovery.M=1001", "must not exceed diffusion.T = 1000"),

@@ -21,7 +21,7 @@ from hbench.models.batch_norm import share_batch_norm
 from hbench.models.discriminator import judge
 from hbench.models.recompute import checkpoint_blocks
 from hbench.models.reconstructor import LeNet, ResNet18
-from hbench.models.shift import AnyShift, keep_outputs
+from hbench.models.shift import AnyShift, ShiftBlock, keep_outputs
 from hbench.runtime.device import autocast
 from hbench.runtime.distributed import (
     all_gather,
@@ -207,6 +207,7 @@ def train_shift(
             _, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy, settings.keep, nodes)
         update(optimizer)
     if settings.keep_size:
+        assert isinstance(trained.shift_block, ShiftBlock)  # fixed directions are not trained
         keep_outputs(trained.shift_block, settings.start)
     trained.discriminator.requires_grad_(True)
 

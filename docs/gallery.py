@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from hbench.evaluation.attributes.result import Attributes, MeasuredDirection
+from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.explore import facts_of
 from hbench.evaluation.sampling import choose_x_T
 from hbench.store.run import Run, load_run
@@ -34,7 +34,7 @@ def page() -> str:
     for name in shipped_runs():
         run, found = load_run(name, device="cpu"), measured(name)
         parts.append(f"## {name}\n\n{found.brief}; effective rank {found.effective_rank:.1f}.\n")
-        parts += [_entry(name, run, found, k) for k in good(found)]
+        parts += [_entry(name, run, found, k) for k in found.best[:BEST]]
         if wrong := failures(found):
             parts.append("### What goes wrong\n")
             parts += [f"{reason}\n\n{_entry(name, run, found, k)}" for k, reason in wrong.items()]
@@ -44,15 +44,6 @@ def page() -> str:
 def measured(name: str) -> Attributes:
     """Return what was measured of a shipped run."""
     return Attributes.load(DOCS.parent / "results" / name / "attributes")
-
-
-def good(found: Attributes) -> list[int]:
-    """Return the directions to show: visible ones with an effect, of different clusters, the most specific first."""
-    named = [each for each in found.directions if each.visible and each.leading is not None]
-    best: dict[int | None, MeasuredDirection] = {}
-    for each in sorted(named, key=lambda each: -each.specificity):
-        best.setdefault(each.cluster, each)
-    return [each.direction for each in best.values()][:BEST]
 
 
 def failures(found: Attributes) -> dict[int, str]:
@@ -97,7 +88,7 @@ def main() -> None:
     for name in shipped_runs():
         run, found = load_run(name, device="cpu"), measured(name)
         rows = choose_x_T(run, EXAMPLES, 0).indices
-        for k in {*good(found), *failures(found)}:
+        for k in {*found.best[:BEST], *failures(found)}:
             wanted.add(_picture(name, k))
             run.traverse([k], examples=rows, samples=MAGNITUDES, seed=0).animate(_picture(name, k))
     for old in PICTURES.glob("*.webp"):

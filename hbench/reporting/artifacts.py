@@ -35,7 +35,7 @@ from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.charts.quality import draw_beside, draw_quality
 from hbench.reporting.charts.sweep import draw_plan, draw_sweep
 from hbench.reporting.charts.training import draw_ablations, draw_run_curves
-from hbench.reporting.grids import draw_edits, draw_samples, draw_sources, draw_traversal, draw_variants
+from hbench.reporting.grids import draw_edits, draw_samples, draw_sources, draw_strip, draw_traversal, draw_variants
 from hbench.reporting.highlights import (
     attribute_highlights,
     edit_highlights,
@@ -168,11 +168,11 @@ ARTIFACTS = (
         "",
         "attributes",
         attribute_rows,
-        {"attributes.png": draw_attributes, "curves.png": draw_curves},
+        {"attributes.png": draw_attributes, "strip.png": draw_strip, "curves.png": draw_curves},
         of_run=True,
         caption=(
             "A direction is visible if the patch of the image, a fifth of its height, that changes most between both "
-            "ends changes by more than 0.3 of the range; effects are in standard deviations of the attribute "
+            "ends changes by more than 0.2 of the range in three of four samples; effects are in standard deviations of the attribute "
             "over raw samples, and the leading attribute is the one with the largest effect that nearly all samples "
             "share."
         ),
@@ -181,6 +181,10 @@ ARTIFACTS = (
                 "Left one sample along each direction, a row a direction, clusters of visible ones first and invisible "
                 "ones set apart below; right a heat map of the direction's effects on each attribute, and its proposed "
                 "name."
+            ),
+            "strip.png": (
+                "Samples, a row each: the original, then both signs of up to three directions, at the largest strength "
+                "at which most samples keep their classes."
             ),
             "curves.png": (
                 "Line charts over the strength: the leading attribute of the best directions, and the share of samples "

@@ -1,5 +1,8 @@
-"""Pictures of edited images: grids of directions, edits with the three sources of delta_h, edits of real images."""
+"""Pictures of edited images: grids of directions, strips of the best ones, edits with the three sources
+of delta_h, edits of real images.
+"""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
     from hbench.core.directions import Edit
     from hbench.evaluation.ablations import Ablations
+    from hbench.evaluation.attributes.result import Attributes
     from hbench.evaluation.edit import EditedImages
     from hbench.evaluation.properties import Properties
     from hbench.evaluation.sample import Samples
@@ -26,6 +30,8 @@ LONGEST = 24
 """Number of characters of the name beside a row, at most."""
 LONGEST_DIRECTION = 40
 """Number of characters of a direction's name above a panel, at most."""
+STRIP, WRAPPED = 3, 24
+"""Number of directions of a strip, and characters of a line of their names."""
 
 
 @styled
@@ -206,6 +212,42 @@ def draw_edits(result: "EditedImages", path: Path) -> None:
     title = f"{result.title}, {source} directions, {result.detail('M')} steps{labels.heading}{left_out}"
     figure.suptitle(plain(title), fontsize=10)
     save_figure(figure, path)
+
+
+@styled
+def draw_strip(result: "Attributes", path: Path) -> None:
+    """Draw some samples, and each by both signs of the best directions, those of different attributes first."""
+    import torch
+    from matplotlib.figure import Figure
+
+    strips = at_hand(result, result.strips)
+    zero, best = len(result.magnitudes), _of_different_attributes(result)[:STRIP]
+    images, captions = [strips[0, :, zero]], ["original"]
+    for k in best:
+        s = result.good_magnitude(k)
+        at = result.magnitudes.index(s) + 1
+        images += [strips[k, :, zero - at], strips[k, :, zero + at]]
+        captions += [f"s = {-s:g}", f"s = {s:g}"]
+    figure = Figure(figsize=(1.05 * len(images) + 0.6, 0.95 * strips.shape[1] + 1.1), layout="constrained")
+    axis = figure.subplots()
+    across, _ = _show_tiles(axis, torch.stack(images, dim=1), breaks=range(1, len(images), 2))
+    axis.set_xticks(across, captions, fontsize=9)
+    above = axis.secondary_xaxis("top")
+    names = [(k, result.directions[k].name or result.directions[k].proposed) for k in best]
+    labels = [textwrap.fill(plain(f"{k}: {name}"), WRAPPED) for k, name in names]
+    middles = [(left + right) / 2 for left, right in zip(across[1::2], across[2::2], strict=True)]
+    above.set_xticks(middles, labels, fontsize=9)
+    above.tick_params(length=0)
+    above.spines[:].set_visible(False)
+    if not best:
+        axis.set_title("no visible direction with an effect")
+    save_figure(figure, path)
+
+
+def _of_different_attributes(result: "Attributes") -> list[int]:
+    """Return the best directions, those that lead another attribute than all before them first."""
+    leading = [result.directions[k].leading for k in result.best]
+    return sorted(result.best, key=lambda k: result.best.index(k) != leading.index(result.directions[k].leading))
 
 
 class _EditLabels(NamedTuple):

@@ -1,12 +1,15 @@
 """``hbench attributes``: what directions do to images, on runs whose directions are known."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from command_line import copy_of_weights, invoke, refused
-from committed import V01
+from committed import RESULTS, V01
+from PIL import Image
 
 import hbench
 from hbench.errors import HBenchError
@@ -14,6 +17,7 @@ from hbench.evaluation import evaluate
 from hbench.evaluation.attributes.attributes import attributes
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.visible import VISIBLE, Seen, in_most, jpeg, oddness, random_change, visible_change
+from hbench.reporting.grids import draw_strip
 from hbench.store.directions import DirectionSource
 from hbench.store.run import load_run
 
@@ -118,7 +122,34 @@ def test_the_same_seed_gives_the_same_numbers_and_they_are_read_back(run, tmp_pa
     one.save(tmp_path / "attributes")
     assert Attributes.load(tmp_path / "attributes") == one
     assert len(one.table()) == run.K
-    assert one.strips.shape == (run.K, 9, *run.image_shape)
+    assert one.strips.shape == (run.K, 4, 9, *run.image_shape)
+    assert one.detail("x_T") == [0, 1, 2, 3]
+
+
+def test_the_best_directions_are_of_different_clusters_and_shown_where_classes_stay(tmp_path):
+    found = Attributes.load(RESULTS / "faces16" / "attributes")
+    best = [found.directions[k] for k in found.best]
+    assert len({each.cluster for each in best}) == len(best) == len({each.cluster for each in named(found)})
+    assert [each.specificity for each in best] == sorted((each.specificity for each in best), reverse=True)
+    kept = {0.9: 5.0, 0.51: 5.0, 0.5: 1.25, 0.1: 1.25, math.nan: 2.5}
+    for share, s in kept.items():
+        first = replace(found.directions[0], kept=[share] * 4)
+        assert replace(found, directions=[first, *found.directions[1:]]).good_magnitude(0) == s
+    falling = replace(found.directions[0], kept=[0.9, 0.7, 0.6, 0.4])
+    found = replace(found, directions=[falling, *found.directions[1:]])
+    assert found.good_magnitude(0) == 3.75
+
+    strips = torch.rand(16, 4, 9, 3, 16, 16) * 2 - 1
+    draw_strip(replace(found, strips=strips), tmp_path / "strip.png")
+    hidden = [replace(each, visible=False) for each in found.directions]
+    nothing = replace(found, strips=strips, directions=hidden, invisible=list(range(16)))
+    draw_strip(nothing, tmp_path / "nothing.png")
+    with Image.open(tmp_path / "strip.png") as strip, Image.open(tmp_path / "nothing.png") as empty:
+        assert strip.width > 2 * empty.width
+
+
+def named(found):
+    return [each for each in found.directions if each.visible and each.leading is not None]
 
 
 def test_random_images_and_their_storage_bound_what_is_visible():

@@ -50,6 +50,8 @@ NATURAL = 1000
 """Number of raw samples that give the natural standard deviations."""
 MAGNITUDES = (0.25, 0.5, 0.75, 1.0)
 """Magnitudes on either side of 0, in units of S."""
+SHOWN = 4
+"""Number of samples in the pictures."""
 
 
 class _Seen(NamedTuple):
@@ -122,13 +124,13 @@ def attributes(
     values, classes = measure_all(sets, raw).numpy(), _classes(classifier, raw)
     floors = _floors(raw[:RANDOM])
     result = _result(run, sets, classifier, seen, values, classes[:samples], ranking, floors, np.array(s), seed)
-    chosen = choose_x_T(run, 1, seed).indices
-    strips = run.traverse(examples=chosen, samples=2 * len(MAGNITUDES) + 1, seed=seed, source=source)
+    chosen = choose_x_T(run, SHOWN, seed)
+    strips = run.traverse(examples=chosen.indices, samples=2 * len(MAGNITUDES) + 1, seed=seed, source=source)
     details = {"classifier_sha256": sha256(file)} if file else {}
     return replace(
         result,
-        strips=strips.images[:, 0],
-        provenance=origin.finished(n=samples, pairs=ranking.n, **details),
+        strips=strips.images,
+        provenance=origin.finished(n=samples, pairs=ranking.n, **chosen.details, **details),
     )
 
 

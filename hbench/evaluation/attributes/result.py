@@ -132,8 +132,8 @@ class Attributes(Result):
     """Mean share of samples that keep their classes at S/2 along the visible directions."""
     kept_half_interval: Interval
     strips: Aside = field(default=None, compare=False, repr=False)
-    """Images of one sample along each direction, uint8-ready float32 [K, 2 * magnitudes + 1, C, H, W]; None in a result
-    read back."""
+    """Images of some samples along each direction, float32 [K, samples, 2 * magnitudes + 1, C, H, W], of signed
+    magnitudes with 0 in the middle; None in a result read back."""
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], schema: int) -> dict[str, Any]:
@@ -166,6 +166,26 @@ class Attributes(Result):
     def signed_magnitudes(self) -> list[float]:
         """Magnitudes from -S to S, without 0."""
         return [-s for s in reversed(self.magnitudes)] + self.magnitudes
+
+    @property
+    def best(self) -> list[int]:
+        """Visible directions with an effect that passes, one of each cluster of alike ones, the most specific first."""
+        named = [each for each in self.directions if each.visible and each.leading is not None]
+        found: dict[int | None, MeasuredDirection] = {}
+        for each in sorted(named, key=lambda each: -each.specificity):
+            found.setdefault(each.cluster, each)
+        return [each.direction for each in found.values()]
+
+    def good_magnitude(self, k: int) -> float:
+        """Return the largest magnitude at which most samples keep their classes along direction k.
+
+        It is the smallest one where they do at none, and about S/2 without a classifier.
+        """
+        kept = self.directions[k].kept
+        if all(math.isnan(share) for share in kept):
+            return self.magnitudes[(len(kept) - 1) // 2]
+        good = [s for s, share in zip(self.magnitudes, kept, strict=True) if share > 0.5]
+        return max(good, default=self.magnitudes[0])
 
     @property
     def proposed_names(self) -> dict[int, str]:

@@ -24,7 +24,7 @@ def draw_attributes(result: "Attributes", path: Path) -> None:
 
     from hbench.core.images import tile, to_uint8
 
-    strips = at_hand(result, result.strips)
+    strips = at_hand(result, result.strips)[:, 0]
     order = _in_order(result)
     K, J = len(order), len(result.attributes)
     columns = strips.shape[1]

@@ -1,6 +1,4 @@
-"""Pictures of edited images: grids of directions, strips of the best ones, edits with the three sources
-of delta_h, edits of real images.
-"""
+"""Pictures of edited images: grids and strips of directions, the three sources of delta_h, edits of real images."""
 
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -172,9 +172,9 @@ ARTIFACTS = (
         of_run=True,
         caption=(
             "A direction is visible if the patch of the image, a fifth of its height, that changes most between both "
-            "ends changes by more than 0.2 of the range in three of four samples; effects are in standard deviations of "
-            "the attribute over raw samples, and the leading attribute is the one with the largest effect that nearly all samples "
-            "share."
+            "ends changes by more than 0.2 of the range in three of four samples; effects are in standard deviations "
+            "of the attribute over raw samples, and the leading attribute is the one with the largest effect that "
+            "nearly all samples share."
         ),
         seen={
             "attributes.png": (

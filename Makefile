@@ -26,7 +26,8 @@ results: .venv/.installed
 	$(BIN)/hbench report results/mnist16 --redraw
 	$(BIN)/hbench report results/mnist16-v0.1 results/mnist16-v0.1/m20 results/mnist32 --redraw
 	$(BIN)/hbench report $(COMMITTED) --out runs/results --summary results/README.md \
-		--not-run anime64 'no GPU, no data' --not-run celebahq128 'no GPU, no data' --not-run afhq128 'no GPU, no data'
+		--not-run anime64 'no data, and 30 to 50 hours of an H100' --not-run celebahq128 'no data, and 115 hours of an H100' \
+		--not-run afhq128 'no data, and 115 hours of an H100'
 
 # the page of the shipped directions in motion: a minute or two
 gallery: .venv/.installed

@@ -15,24 +15,16 @@ from hbench.cli.options import (
     data_options,
     model_option,
     out_of,
+    parse_seeds,
     publish,
     run_options,
     shared,
     trained_on_model,
     training_options,
 )
-from hbench.errors import MOST_SEED
 
 if TYPE_CHECKING:
     from hbench.config import Experiment
-
-
-def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """Return distinct non-negative integers from "0,1,2"."""
-    parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise click.BadParameter('write distinct non-negative integers, as in "0,1,2"')
-    return tuple(Count(0, MOST_SEED).convert(part, parameter, context) for part in parts)
 
 
 @click.command()

@@ -12,6 +12,7 @@ from hbench.cli.options import (
     extractor_options,
     model_arguments,
     out_of,
+    parse_seeds,
     processes_option,
     run_options,
     settings_of,
@@ -33,6 +34,12 @@ from hbench.runtime.distributed import rank
     type=a_path,
     multiple=True,
     help="File of directions, or run on the same diffusion model, to measure too; repeatable.",
+)
+@click.option(
+    "--search-seeds",
+    callback=parse_seeds,
+    default="",
+    help="Further seeds of the searches, by commas, which are measured too: numbers get intervals over seeds.",
 )
 @click.option("--k", type=Count(2), help="Number of directions K of the methods that find some [default: the model's].")
 @click.option("--pairs", type=Count(), default=2000, show_default=True, help="Fresh pairs for each RCA.")
@@ -59,6 +66,7 @@ def benchmark(
     experiment: str | None,
     methods: str,
     add: tuple[Path, ...],
+    search_seeds: tuple[int, ...],
     k: int | None,
     pairs: int,
     samples: int,
@@ -105,6 +113,7 @@ def benchmark(
         data_root=options.data_root,
         download=options.download,
         seed=options.seed,
+        search_seeds=search_seeds,
         device=options.device,
         draw=draw_curves,
     )

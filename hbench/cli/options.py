@@ -256,6 +256,16 @@ def combined(*options: Decorator[Any]) -> Decorator[Any]:
     return decorate
 
 
+def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Return distinct non-negative integers from "0,1,2", and none from an empty default."""
+    if value == parameter.default == "":
+        return ()
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise click.BadParameter('write distinct non-negative integers, as in "0,1,2"')
+    return tuple(Count(0, MOST_SEED).convert(part, parameter, context) for part in parts)
+
+
 def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
     if value is None:
         return None

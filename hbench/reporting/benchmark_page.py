@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hbench.evaluation.benchmark.result import Benchmark, MeasuredMethod
+from hbench.evaluation.benchmark.result import Benchmark, MeasuredMethod, OverSeeds
 from hbench.reporting.report import html_template
 from hbench.store.files import write_text
 
@@ -67,8 +67,14 @@ def write_page(result: Benchmark, folder: Path) -> Path:
         name: [found.get((name, each.name)) for each in result.methods]
         for name in dict.fromkeys(each.factor for each in result.factors)
     }
+    over: dict[str, dict[str, OverSeeds]] = {}
+    for each in result.over_seeds():
+        over.setdefault(each.number, {})[each.method] = each
+    seeds = {each.method: each.seeds for each in result.over_seeds()}
+    names = {line.field: line.name for line in NUMBERS}
     pictures = [(folder / name, *words) for name, words in PICTURES.items() if (folder / name).is_file()]
     page: dict[str, Any] = {"result": result, "rows": rows, "factors": factors, "pictures": pictures}
+    page |= {"over": over, "seeds": seeds, "names": names}
     path = folder / "benchmark.html"
     write_text(path, html_template("benchmark.html").render(page))
     return path

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import time
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ import hbench.evaluation.benchmark.benchmark as module
 from hbench.errors import HBenchError
 from hbench.evaluation.benchmark.benchmark import Counts, benchmark, factors_found
 from hbench.evaluation.benchmark.result import Benchmark
-from hbench.reporting.benchmark_page import NUMBERS, cells
+from hbench.reporting.benchmark_page import NUMBERS, cells, write_page
 from hbench.store.directions_file import write_directions
 from hbench.store.run import load_run
 
@@ -61,6 +62,39 @@ def test_methods_are_measured_alike_and_once(tiny_run, mine, tmp_path, monkeypat
     assert len(measured) == 1
     assert more.to_json()["methods"][:2] == found.to_json()["methods"]
     assert more.methods[2].name == "mine"
+
+
+def test_more_seeds_of_a_search_give_intervals_over_them(tiny_run, tmp_path):
+    out = tmp_path / "bench"
+    one = benchmark(tiny_run, out, methods=["trained", "random"], counts=COUNTS, device="cpu")
+    assert not one.over_seeds()
+    found = benchmark(tiny_run, out, methods=["trained", "random"], counts=COUNTS, search_seeds=[0, 1, 2], device="cpu")
+    assert [each.name for each in found.methods] == ["trained", "random", "random-seed1", "random-seed2"]
+    assert found.to_json()["methods"][:2] == one.to_json()["methods"]
+    assert len({each.directions_sha256 for each in found.methods}) == 4
+    assert found.grids.keys() == {"trained", "random"}
+    over = {each.number: each for each in found.over_seeds()}
+    assert {(each.method, each.seeds) for each in over.values()} == {("random", 3)}
+    assert "fd_ratio" not in over  # it was not measured
+    counted = [len(each.visible) for each in found.methods[1:]]
+    assert over["visible"].mean == pytest.approx(np.mean(counted))
+    rcas = [each.rca for each in found.methods[1:]]
+    low, high = over["rca"].interval
+    assert 0 <= low <= min(rcas) <= over["rca"].mean <= max(rcas) <= high <= 1
+    assert "random over 3 seeds: RCA " in found.summary()
+
+    found.save(tmp_path / "saved")
+    assert repr(Benchmark.load(tmp_path / "saved").over_seeds()) == repr(found.over_seeds())
+    page = write_page(found, tmp_path / "saved").read_text(encoding="utf-8")
+    assert "Over seeds" in page
+    assert "3 seeds" in page
+
+
+def test_runs_of_several_seeds_are_of_one_method(tiny_run, tmp_path):
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    found = benchmark(tiny_run, tmp_path / "bench", methods=["trained"], add=[other], counts=COUNTS, device="cpu")
+    assert [each.found_by for each in found.methods] == ["trained", "trained"]
+    assert {(each.method, each.seeds) for each in found.over_seeds()} == {("trained", 2)}
 
 
 def test_another_seed_is_another_bench(tiny_run, tmp_path):

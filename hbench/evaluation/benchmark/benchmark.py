@@ -21,7 +21,7 @@ from torch import Tensor
 from hbench.config import Experiment
 from hbench.core import seeds
 from hbench.core.sampler import BATCH
-from hbench.errors import HBenchError, check_at_least, check_seed
+from hbench.errors import MOST_SEED, HBenchError, check_at_least, check_seed
 from hbench.evaluation.attributes.attributes import NATURAL, attributes
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.benchmark.result import NO_INTERVAL, Benchmark, FactorFound, MeasuredMethod
@@ -67,6 +67,8 @@ class Entry:
     """Directions that the bench measures."""
 
     name: str
+    found_by: str
+    """Method that found them, the same for all of its seeds."""
     title: str
     run: Run
     """Run with the directions; its reconstructor is not used."""
@@ -99,6 +101,7 @@ def benchmark(
     data_root: str | Path | None = None,
     download: bool = False,
     seed: int = 0,
+    search_seeds: Sequence[int] = (),
     device: str = "auto",
     draw: Callable[[Path], None] | None = None,
 ) -> Benchmark | None:
@@ -126,6 +129,8 @@ def benchmark(
         data_root: folder of the real images, for distances in features that carry no statistics of them.
         download: let torchvision download MNIST if it is missing.
         seed: seed of the searches, trainings and measurements.
+        search_seeds: further seeds of the searches; what each finds is measured too, and the numbers of a method get
+            intervals over its seeds, as do those of several discoveries, given by ``add``.
         device: device of all of it.
         draw: function that draws the curves of a training's folder.
 
@@ -139,6 +144,8 @@ def benchmark(
     check_at_least(6, samples=counts.samples)
     check_at_least(0, images=counts.images)
     check_seed(seed)
+    for each in search_seeds:
+        check_at_least(0, most=MOST_SEED, search_seeds=each)
     refuse_to_hide(out)  # the same call would find its own results in place of the run
     own = load_run(model, device=device_) if _holds_run(Path(model)) else None
     if TRAINED in methods and own is None:
@@ -151,9 +158,23 @@ def benchmark(
     base = own or directionless(model, experiment, device_)
     settings = base.experiment
     origin = provenance(settings, device_, seed, model_sha256=model_sha256(base.model))
-    _announce(base, methods, add, counts)
+    searches = [(name, each) for name in methods if name != TRAINED for each in dict.fromkeys([seed, *search_seeds])]
+    _announce(base, [name for name, _ in searches], len(add) + (TRAINED in methods), counts)
     wanted = _own_change(own, seed) if own else VISIBLE_CHANGE
-    entries = [_entry(name, base, own, out, wanted, k, seed, device) for name in methods]
+    entries = [_trained(TRAINED, own)] if TRAINED in methods and own else []
+    for name, each in searches:
+        stored = find(
+            base.model,
+            settings,
+            name,
+            folder := out / (name if each == seed else f"{name}-seed{each}") / "find",
+            k=k,
+            visible_change=wanted,
+            seed=each,
+            device=device,
+            resume=all(all_gather([folder.is_dir()])),
+        )
+        entries.append(_of_file(folder.parent.name, method_named(name).title, stored, base))
     entries += [_given(Path(path), base, model) for path in add]
     names = [each.name for each in entries]
     if len({*names}) < len(names):
@@ -168,7 +189,8 @@ def benchmark(
         metric = found.metric
         measured.append(found.numbers)
         factors += found.factors
-        grids[entry.name] = found.grid
+        if entry.found_by not in {each.found_by for each in measured[:-1]}:
+            grids[entry.name] = found.grid  # one seed of each method
         log.info(
             "%s: RCA %.3f, %d of %d visible", entry.name, found.numbers.rca, len(found.numbers.visible), entry.run.K
         )
@@ -210,28 +232,6 @@ def _own_change(run: Run, seed: int) -> float:
     return float(np.median(seen.visible_change.mean(0)))
 
 
-def _entry(
-    name: str, base: Run, own: Run | None, out: Path, wanted: float, k: int | None, seed: int, device: str
-) -> Entry:
-    """Return the directions of a method: those of the run itself, or found now, or read back."""
-    if name == TRAINED:
-        assert own is not None
-        return _trained(name, own)
-    folder = out / name / "find"
-    stored = find(
-        base.model,
-        base.experiment,
-        name,
-        folder,
-        k=k,
-        visible_change=wanted,
-        seed=seed,
-        device=device,
-        resume=all(all_gather([folder.is_dir()])),
-    )
-    return _of_file(name, method_named(name).title, stored, base)
-
-
 def _given(path: Path, base: Run, model: str | Path) -> Entry:
     """Return directions that somebody gives: a file, or a run on the same diffusion model.
 
@@ -250,7 +250,7 @@ def _trained(name: str, run: Run) -> Entry:
     """Return a run's own directions, with the time of its training."""
     origin = origin_of_training(run.folder) if run.folder else None
     seconds = origin.wall_seconds if origin and origin.wall_seconds is not None else math.nan
-    return Entry(name, "shift block of a discovery, a function of the sample", run, seconds)
+    return Entry(name, TRAINED, "shift block of a discovery, a function of the sample", run, seconds)
 
 
 def _of_file(name: str, title: str, stored: StoredDirections, base: Run) -> Entry:
@@ -266,7 +266,7 @@ def _of_file(name: str, title: str, stored: StoredDirections, base: Run) -> Entr
     )
     details = stored.about.details
     known = {key: float(details[key]) for key in ("seconds", "memory_mib") if isinstance(details.get(key), int | float)}
-    return Entry(name, title or stored.method, run, **known)
+    return Entry(name, stored.method, title or stored.method, run, **known)
 
 
 # Measurements -------------------------------------------------------------------------------------------------------
@@ -328,6 +328,7 @@ def _measure(
         metric, spread = distances.metric, _precision_recall(run, chosen, counts.images, cache, seed)
     numbers = MeasuredMethod(
         name=entry.name,
+        found_by=entry.found_by,
         title=entry.title,
         K=run.K,
         directions_sha256=entry.run.hashes["shift_block"],
@@ -439,7 +440,7 @@ def factors_found(method: str, effects: Attributes) -> list[FactorFound]:
     return found
 
 
-def _announce(base: Run, methods: Sequence[str], add: Sequence[Any], counts: Counts) -> None:
+def _announce(base: Run, searches: Sequence[str], others: int, counts: Counts) -> None:
     """Say how long the bench takes on an empty folder, where progress is shown: by the time of one batch of chains."""
     if not is_asked_for():
         return
@@ -451,6 +452,6 @@ def _announce(base: Run, methods: Sequence[str], add: Sequence[Any], counts: Cou
     settings, K = base.experiment.discovery, base.K
     each = 1.5 * counts.reconstructor_steps * settings.batch_size  # the networks that are trained count for a part
     each += 2 * counts.pairs + 48 * K + 8 * K * counts.samples + NATURAL + 2 * counts.images
-    search = sum(method_named(name).samples + 60 * K for name in methods if name != TRAINED)
-    chains = each * (len(methods) + len(add)) + search
-    log.info("%d methods: about %s on an empty folder", len(methods) + len(add), duration(chain * chains))
+    search = sum(method_named(name).samples + 60 * K for name in searches)
+    count = len(searches) + others
+    log.info("%d methods: about %s on an empty folder", count, duration(chain * (each * count + search)))

@@ -4,14 +4,24 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from hbench.core.intervals import student, student_of_logarithms, student_of_shares
 from hbench.store.records import Aside, Count, Interval, Nonnegative, Number, Positive, Share, ShareOrNone
 from hbench.store.results import Result
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from pandas import DataFrame
 
 LESS = ("fd_ratio", "seconds")
 """Numbers of which less is better."""
+
+
+SHARES = {"rca": "n_pairs", "rca_visible": "n_pairs", "kept_half": "n_samples"}
+"""Numbers between 0 and 1 that get an interval over seeds, and the field of a bench with the n of each."""
+OVER_SEEDS = (*SHARES, "visible", "distinct", "named", "specificity", "oddness", "fd_ratio")
+"""Numbers that get an interval over seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +30,8 @@ class MeasuredMethod:
 
     name: str
     """Name of the method, of the run, or of the file."""
+    found_by: str = ""
+    """Method that found them, the same for all of its seeds; empty in files of older versions."""
     title: str
     """What its directions are, in a few words."""
     K: Positive
@@ -63,6 +75,19 @@ class MeasuredMethod:
     recall: ShareOrNone
     """Share of raw samples that lie among the shifted ones."""
     recall_interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """A number of one method over seeds of its search."""
+
+    method: str
+    number: str
+    """Field of :class:`MeasuredMethod`; of lists their length."""
+    seeds: int
+    mean: float
+    interval: tuple[float, float]
+    """Student's interval of the mean at 95 %, on logits of shares and logarithms of ratios."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +142,28 @@ class Benchmark(Result):
         """Return the numbers of a method."""
         return next(each for each in self.methods if each.name == name)
 
+    def over_seeds(self) -> list[OverSeeds]:
+        """Return the mean of each number over the seeds of each method that was measured with more than one."""
+        found = []
+        for method in dict.fromkeys(each.found_by for each in self.methods if each.found_by):
+            alike = [each for each in self.methods if each.found_by == method]
+            for number in OVER_SEEDS if len(alike) > 1 else ():
+                values = np.array([_value(each, number) for each in alike])
+                if not np.isnan(values).any():
+                    mean, interval = float(values.mean()), self._interval_over_seeds(number, values)
+                    found.append(
+                        OverSeeds(method=method, number=number, seeds=len(alike), mean=mean, interval=interval)
+                    )
+        return found
+
+    def _interval_over_seeds(self, number: str, values: "NDArray[np.float64]") -> tuple[float, float]:
+        if number in SHARES:
+            return student_of_shares(values, getattr(self, SHARES[number]))
+        if number == "fd_ratio":
+            return student_of_logarithms(values)
+        low, high = student(values)
+        return float(low), float(high)
+
     def cautions(self) -> list[str]:
         """Return which methods could not be brought to the same change."""
         wanted = self.methods[0].visible_change
@@ -144,6 +191,12 @@ class Benchmark(Result):
         }
         table = self.table()[["method", *shown]].rename(columns=shown).round(3)
         lines = [table.to_string(index=False)]
+        for each in self.over_seeds():
+            low, high = each.interval
+            lines.append(
+                f"{each.method} over {each.seeds} seeds: {shown.get(each.number, each.number)} {each.mean:.3f} "
+                f"[{low:.3f}, {high:.3f}]"
+            )
         for factor in dict.fromkeys(each.factor for each in self.factors):
             found = [each for each in self.factors if each.factor == factor]
             best = max(found, key=lambda each: (each.direction is not None, abs(each.effect)))
@@ -161,7 +214,7 @@ class Benchmark(Result):
         return pd.DataFrame([self._row(each) for each in self.methods])
 
     def _row(self, each: MeasuredMethod) -> dict[str, Any]:
-        row: dict[str, Any] = {"method": each.name, "title": each.title, "K": each.K}
+        row: dict[str, Any] = {"method": each.name, "found_by": each.found_by, "title": each.title, "K": each.K}
         row |= {"visible_change": each.visible_change, "n_visible": len(each.visible)}
         for name in ("rca", "rca_visible", "oddness", "kept_half", "fd_ratio", "precision", "recall"):
             low, high = getattr(each, f"{name}_interval")
@@ -169,6 +222,11 @@ class Benchmark(Result):
         for name in ("distinct", "named", "effective_rank", "specificity", "fd_raw", "fd_shifted", "seconds"):
             row[name] = getattr(each, name)
         return row | {"memory_mib": each.memory_mib, "n_pairs": self.n_pairs, "n_samples": self.n_samples}
+
+
+def _value(each: MeasuredMethod, number: str) -> float:
+    value = getattr(each, number)
+    return float(len(value) if isinstance(value, list) else value)
 
 
 NO_INTERVAL = (math.nan, math.nan)

@@ -385,8 +385,8 @@ class Discovery(Section):
     """Size of the random directions that training starts from, at 1 about that of ``h_scale``. From 0, as in Asyrp,
     all directions are alike at first, and some may stay at nothing."""
     keep_size: bool = False
-    """Whether the output weights of every direction keep the norm that ``start`` gives them, as the unit columns of
-    GANLatentDiscovery do, so that no direction can shrink to nothing."""
+    """True keeps the norm of each direction's output weights as ``start`` gives it, as the unit columns of
+    GANLatentDiscovery are kept, so that no direction can shrink to nothing."""
     min_magnitude: float = Field(default=0.5, ge=0, le=1e6)
     """Smallest magnitude: a smaller |s| is raised to it, as in GANLatentDiscovery [reconstructed]."""
     steps: Count

@@ -28,7 +28,7 @@ LONGEST = 24
 """Number of characters of the name beside a row, at most."""
 LONGEST_DIRECTION = 40
 """Number of characters of a direction's name above a panel, at most."""
-STRIP, WRAPPED = 3, 24
+STRIP, WRAPPED = 3, 26
 """Number of directions of a strip, and characters of a line of their names."""
 
 
@@ -231,8 +231,7 @@ def draw_strip(result: "Attributes", path: Path) -> None:
     across, _ = _show_tiles(axis, torch.stack(images, dim=1), breaks=range(1, len(images), 2))
     axis.set_xticks(across, captions, fontsize=9)
     above = axis.secondary_xaxis("top")
-    names = [(k, result.directions[k].name or result.directions[k].proposed) for k in best]
-    labels = [textwrap.fill(plain(f"{k}: {name}"), WRAPPED) for k, name in names]
+    labels = [textwrap.fill(plain(f"{k}: {name_of(result, k)}"), WRAPPED) for k in best]
     middles = [(left + right) / 2 for left, right in zip(across[1::2], across[2::2], strict=True)]
     above.set_xticks(middles, labels, fontsize=9)
     above.tick_params(length=0)
@@ -246,6 +245,13 @@ def _of_different_attributes(result: "Attributes") -> list[int]:
     """Return the best directions, those that lead another attribute than all before them first."""
     leading = [result.directions[k].leading for k in result.best]
     return sorted(result.best, key=lambda k: result.best.index(k) != leading.index(result.directions[k].leading))
+
+
+def name_of(result: "Attributes", k: int) -> str:
+    """Return what a direction is called, by eye or by its effects, with an arrow from what -s is to what s is."""
+    each = result.directions[k]
+    less, _, more = each.name.partition(" to ")
+    return f"{less} → {more}" if more else each.name or each.proposed
 
 
 class _EditLabels(NamedTuple):

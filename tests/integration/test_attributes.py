@@ -17,7 +17,7 @@ from hbench.evaluation import evaluate
 from hbench.evaluation.attributes.attributes import attributes
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.visible import VISIBLE, Seen, in_most, jpeg, oddness, random_change, visible_change
-from hbench.reporting.grids import draw_strip
+from hbench.reporting.grids import draw_strip, name_of
 from hbench.store.directions import DirectionSource
 from hbench.store.run import load_run
 
@@ -146,6 +146,14 @@ def test_the_best_directions_are_of_different_clusters_and_shown_where_classes_s
     draw_strip(nothing, tmp_path / "nothing.png")
     with Image.open(tmp_path / "strip.png") as strip, Image.open(tmp_path / "nothing.png") as empty:
         assert strip.width > 2 * empty.width
+
+
+def test_a_strip_says_from_what_to_what_a_direction_goes():
+    found = Attributes.load(RESULTS / "faces16" / "attributes")
+    assert name_of(found, 11) == "long dark hair → bald, lighter skin"
+    for name, said in {"bolder": "bolder", "": found.directions[0].proposed}.items():
+        renamed = [replace(found.directions[0], name=name), *found.directions[1:]]
+        assert name_of(replace(found, directions=renamed), 0) == said
 
 
 def named(found):

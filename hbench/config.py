@@ -425,6 +425,9 @@ class Discovery(Section):
     one step and takes "node" with as many kept graphs as fit into ``memory_budget``."""
     keep: int = Field(default=0, ge=0, le=100_000)
     """Number of steps, the last ones, whose graphs strategy = "node" keeps instead of recomputing them."""
+    nodes: Literal["device", "cpu"] = "device"
+    """Place where strategy = "node" keeps the M nodes of the chain. "cpu" is for many steps of large images: memory on
+    the GPU is then the same for every M. Without a GPU both are one."""
     memory_budget: float | None = Field(default=None, gt=0, le=1e6)
     """GiB for a training step under "auto". The default is a share of the free memory: nine tenths on a GPU, half on
     the CPU, which is not training's alone."""
@@ -449,6 +452,8 @@ class Discovery(Section):
             raise ValueError(f"discovery.keep must not exceed discovery.M = {self.M}")
         if self.keep and self.strategy != "node":
             raise ValueError('discovery.keep goes with discovery.strategy = "node"; "auto" finds it by itself')
+        if self.nodes == "cpu" and self.strategy not in ("auto", "node"):
+            raise ValueError('discovery.nodes = "cpu" goes with discovery.strategy = "node" or "auto"')
         if self.compile and self.strategy == "offload":
             raise ValueError(
                 'discovery.compile replays graphs at fixed addresses, "offload" moves them: use one of both'

@@ -7,6 +7,7 @@ diffusion; any differentiable objective of the last node, and anything trainable
 |---|---|---|---|
 | ``node`` | graph of one step + M nodes | all | the default: flat in M |
 | ``node``, ``keep=r`` | graphs of r steps + M nodes | all but the last r | memory for r graphs is there |
+| ``node``, ``nodes="cpu"`` | graph of one step + 2 nodes; M nodes in CPU memory | all | M is large, or a node is |
 | ``vanilla`` | graphs of all M steps | none | the graph of the whole chain fits: the other end, r = M |
 | ``offload`` | graph of one layer; those of all M steps in CPU memory | none | a GPU with a fast bus |
 | ``torch-checkpoint`` | graph of one step + M nodes | all | for comparison: PyTorch's own checkpointing |
@@ -25,6 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 Step = Callable[[Tensor], Tensor]
 Strategy = Literal["node", "vanilla", "offload", "torch-checkpoint"]
+Nodes = Literal["device", "cpu"]
+"""Place where nodes wait for the backward pass: the device of the chain, or CPU memory."""
 
 
 def backpropagate(
@@ -33,7 +36,8 @@ def backpropagate(
     objective: Step,
     strategy: Strategy = "node",
     keep: int = 0,
-    nodes: Sequence[Tensor] | None = None,
+    nodes: Nodes = "device",
+    known_nodes: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Accumulate the gradients of ``objective(x_0)`` as ``.backward()`` would, and return the loss and x_0.
 
@@ -46,25 +50,30 @@ def backpropagate(
         objective: x_0 -> scalar loss; it is called once.
         strategy: see the table above.
         keep: with ``node``, number of steps, the last ones, whose graphs are kept instead of recomputed: 0..M.
-        nodes: with ``node``, x_T and the node after each recomputed step, from a caller that has them already; the
-            first step must then depend on something trainable.
+        nodes: with ``node``, place of the recorded nodes: "device", or "cpu", with which memory on the device is the
+            same for every M. The gradients are the same bits. Cost: two copies of each node, none where the chain is on
+            the CPU anyway. All nodes must be on the device of x_T.
+        known_nodes: with ``node``, x_T and the node after each recomputed step, from a caller that has them already, in
+            the place that ``nodes`` names; the first step must then depend on something trainable.
 
     Returns:
         loss (scalar) and x_0, both detached.
 
     Raises:
-        ValueError: unknown strategy, ``keep`` or ``nodes`` out of range, a loss that is not a scalar, or one that
-            requires no gradient.
+        ValueError: unknown strategy or place of nodes, ``keep`` or ``known_nodes`` out of range, a loss that is not a
+            scalar, or one that requires no gradient.
     """
+    if nodes not in get_args(Nodes):
+        raise ValueError(f"nodes must be {' or '.join(get_args(Nodes))}, got {nodes!r}")
     if strategy == "node":
         if not 0 <= keep <= len(steps):
             raise ValueError(f"keep must be in 0..{len(steps)}, the number of steps, got {keep}")
         recomputed, kept = steps[: len(steps) - keep], steps[len(steps) - keep :]
-        if nodes is not None and len(nodes) != len(recomputed) + 1:
-            raise ValueError(f"nodes must be {len(recomputed) + 1}, x_T included, got {len(nodes)}")
-        return _node_by_node(recomputed, kept, x_T, objective, nodes)
-    if keep or nodes:
-        raise ValueError(f'keep and nodes go with strategy "node", not with {strategy!r}')
+        if known_nodes is not None and len(known_nodes) != len(recomputed) + 1:
+            raise ValueError(f"known_nodes must be {len(recomputed) + 1}, x_T included, got {len(known_nodes)}")
+        return _node_by_node(recomputed, kept, x_T, objective, nodes, known_nodes)
+    if keep or nodes != "device" or known_nodes:
+        raise ValueError(f'keep, nodes and known_nodes go with strategy "node", not with {strategy!r}')
     if strategy == "vanilla":
         return _node_by_node([], steps, x_T, objective)
     if strategy == "offload":
@@ -95,26 +104,28 @@ def _node_by_node(
     kept: Sequence[Step],
     x_T: Tensor,
     objective: Step,
+    place: Nodes = "device",
     known_nodes: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    # 1. Forward without gradients, recording every node. Until the first trainable step is found, gradients stay
-    #    enabled, only to see whether a step's output requires one: nothing before that step needs a gradient.
+    # 1. Forward without gradients, recording the node before every step. Until the first trainable step is found,
+    #    gradients stay enabled, only to see whether a step's output requires one: nothing before that step needs one.
     if known_nodes is not None:
-        nodes, first = [node.detach() for node in known_nodes], 0
+        (*nodes, x), first = [node.detach() for node in known_nodes], 0
+        x = returned(x, place, x_T.device)
     else:
-        nodes = [x_T.detach()]
+        nodes, x = [], x_T.detach()
         first = 0 if x_T.requires_grad else len(recomputed)
         for i, step in enumerate(recomputed):
+            nodes.append(recorded(x, place) if i else x)  # the caller holds x_T anyway
             with torch.set_grad_enabled(first == len(recomputed)):
-                x = step(nodes[-1])
+                x = step(x)
             if x.requires_grad:
                 first = min(first, i)
-            nodes.append(x.detach())
-            del x  # and its graph
+            x = x.detach()  # its graph ends here
 
-    # 2. The kept steps and the loss, as usual, from the last recorded node; g is the loss's gradient there.
-    leaf = nodes.pop()
-    leaf.requires_grad_(first < len(recomputed) or x_T.requires_grad)
+    # 2. The kept steps and the loss, as usual, from the last node; g is the loss's gradient there.
+    leaf = x.requires_grad_(first < len(recomputed) or x_T.requires_grad)
+    del x
     x_0 = leaf
     for step in kept:
         x_0 = step(x_0)
@@ -127,7 +138,7 @@ def _node_by_node(
     for i in reversed(range(first, len(recomputed))):
         if g is None:  # the objective does not depend on x_0
             break
-        leaf = nodes.pop()
+        leaf = returned(nodes.pop(), place, x_T.device)
         leaf.requires_grad_(i > first or x_T.requires_grad)
         with torch.enable_grad():
             x = recomputed[i](leaf)
@@ -138,6 +149,20 @@ def _node_by_node(
     if x_T.requires_grad and g is not None:
         x_T.backward(g)
     return loss, x_0
+
+
+def recorded(node: Tensor, place: Nodes) -> Tensor:
+    """Return a node in the place where it waits for the backward pass.
+
+    The copy from CUDA is asynchronous, into pinned memory, and so is the copy back. Both stand in the order of the
+    current stream: nothing writes into the node's memory, and no step reads the node, before its copy is done.
+    """
+    return node.to("cpu", non_blocking=node.is_cuda) if place == "cpu" else node
+
+
+def returned(node: Tensor, place: Nodes, device: torch.device) -> Tensor:
+    """Return a node on the device of the chain, from the place where it waited."""
+    return node.to(device, non_blocking=device.type == "cuda") if place == "cpu" else node
 
 
 def run_chain(steps: Sequence[Step], x: Tensor) -> Tensor:

@@ -125,6 +125,8 @@ def cells(
         discovery["keep"] = min(discovery["keep"], M) if strategy == "node" else 0
         if strategy != "auto":
             discovery["memory_budget"] = None
+        if strategy not in ("auto", "node"):
+            discovery["nodes"] = "device"
         changed = parse_experiment(values, f"{strategy}, M = {M}")
         check_shift_interval(changed, M)
         return Cell(changed, device, seed, repeats, memory_limit_mib)

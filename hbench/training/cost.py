@@ -51,7 +51,7 @@ class Parts:
     discriminator_mib: float
     """MiB of the graph of the discriminator's optimiser step."""
     node_mib: float
-    """MiB of one node of the chain."""
+    """MiB of one node of the chain in the memory of the device; 0 where nodes wait in CPU memory instead."""
     other_seconds: float
     """Seconds of a whole step beside the generation steps: reconstructor, discriminator, optimisers."""
 

@@ -151,7 +151,7 @@ def train(
 
 def _forward_only(experiment: Experiment) -> Experiment:
     """Return the experiment for a training that passes no gradient through the chain."""
-    changed = {"strategy": "vanilla", "keep": 0, "memory_budget": None, "gradient": "chain"}
+    changed = {"strategy": "vanilla", "keep": 0, "nodes": "device", "memory_budget": None, "gradient": "chain"}
     changed |= {"fidelity": "none", "lambda_odd": 0.0, "keep_size": False}  # they reach the directions alone
     return experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=changed)})
 

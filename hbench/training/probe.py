@@ -137,9 +137,14 @@ def measure_parts(batch: Batch, repeats: int) -> Parts:
         regular=measure_pass(batch, all_regular, 1, repeats),
         objective_mib=held_mib(lambda: take_objective(batch), batch),
         discriminator_mib=held_mib(lambda: take_discriminator_step(batch), batch),
-        node_mib=batch.x.nbytes / MIB,
+        node_mib=0.0 if offloads_nodes(batch) else batch.x.nbytes / MIB,
         other_seconds=median_seconds(lambda: take_other(batch), batch.sampler.device, repeats),
     )
+
+
+def offloads_nodes(batch: Batch) -> bool:
+    """Return whether the nodes of the chain leave the memory of the device."""
+    return batch.experiment.discovery.nodes == "cpu" and batch.x.device.type != "cpu"
 
 
 def measure_pass(batch: Batch, two_steps: Sampler, i: int, repeats: int) -> Pass:

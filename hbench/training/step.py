@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hbench.config import Discovery, Experiment
 from hbench.core import seeds
-from hbench.core.chain import backpropagate, run_chain
+from hbench.core.chain import backpropagate, recorded, run_chain
 from hbench.core.diffusion import DeltaH, regular_step, shifted_step
 from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.images import soft_clip
@@ -204,7 +204,9 @@ def train_shift(
         optimizer.zero_grad()
         chain = sampler.steps(delta_h)
         with sampler.autocast():
-            _, x_0_shifted = backpropagate(chain, x_T, objective, settings.strategy, settings.keep, nodes)
+            _, x_0_shifted = backpropagate(
+                chain, x_T, objective, settings.strategy, settings.keep, settings.nodes, known_nodes=nodes
+            )
         update(optimizer)
     if settings.keep_size:
         assert isinstance(trained.shift_block, ShiftBlock)  # fixed directions are not trained
@@ -228,7 +230,7 @@ def run_pairs(
     with sampler.autocast():
         for step in sampler.pair_steps(delta_h)[:joint]:
             x = step(x)
-            nodes.append(x[-B:].clone())  # not a view, which would keep the raw samples too
+            nodes.append(recorded(x[-B:].clone(), settings.nodes))  # not a view, which would keep the raw samples too
         x_0 = run_chain(sampler.steps()[joint:], x[:B])
     return x_0, nodes if joint else None
 

@@ -3,10 +3,12 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 from hbench.config import Experiment
+from hbench.core.chain import Nodes
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.runtime.distributed import all_gather, rank, world_size
@@ -29,11 +31,14 @@ class Question:
     checkpoint_blocks: bool
     processes: Positive
     device: str
+    nodes: Nodes = "device"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice(Record):
     """Choice of "auto" in a training, so that one that goes on gets the same bits."""
+
+    SCHEMA: ClassVar[int] = 2
 
     asked: Question
     keep: Count
@@ -82,7 +87,7 @@ def keep_or_refusal(experiment: Experiment, sampler: Sampler, seed: int) -> tupl
 def resolve_once(experiment: Experiment, sampler: Sampler, seed: int, out: Path) -> Experiment:
     """Return the experiment of :func:`resolve`, and note the choice in ``out``: going on there gives the same bits.
 
-    The choice is made anew for another budget, number of processes or kind of device.
+    The choice is made anew for another budget, number of processes, kind of device or place of nodes.
     """
     settings, device = experiment.discovery, sampler.device
     if settings.strategy != "auto":
@@ -92,6 +97,7 @@ def resolve_once(experiment: Experiment, sampler: Sampler, seed: int, out: Path)
         checkpoint_blocks=settings.checkpoint_blocks,
         processes=world_size(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        nodes=settings.nodes,
     )
     path = out / STRATEGY
     noted = Choice.read(path, "remove it, and it is chosen anew") if path.is_file() else None

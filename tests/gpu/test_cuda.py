@@ -55,7 +55,13 @@ def gradient(strategy, **discovery):
 
 @pytest.mark.parametrize(
     "strategy",
-    [{"strategy": "node"}, {"strategy": "node", "keep": 2}, {"strategy": "offload"}, {"strategy": "torch-checkpoint"}],
+    [
+        {"strategy": "node"},
+        {"strategy": "node", "keep": 2},
+        {"strategy": "node", "nodes": "cpu"},
+        {"strategy": "offload"},
+        {"strategy": "torch-checkpoint"},
+    ],
 )
 def test_strategies_agree(strategy):
     expected = gradient({"strategy": "vanilla"}, precision="float32")
@@ -70,7 +76,8 @@ def test_compiled_and_replayed_steps_give_the_same_gradients(strategy):
     assert (compiled - eager).norm() <= 1e-3 * eager.norm()
 
 
-def test_a_training_step_never_waits_for_the_device_inside_the_chain():
+@pytest.mark.parametrize("place", ["device", "cpu"])
+def test_a_training_step_never_waits_for_the_device_inside_the_chain(place):
     experiment, sampler = setup(strategy="node", precision="float32")
     block = initial(experiment, sampler, 0).shift_block
     k, s = (v.to(CUDA) for v in draw_shifts(4, 3, 5.0, 0.5))
@@ -78,21 +85,55 @@ def test_a_training_step_never_waits_for_the_device_inside_the_chain():
     steps = sampler.steps(own_direction(block, k, s))
     try:
         torch.cuda.set_sync_debug_mode("error")
-        backpropagate(steps, x_T, lambda x: x.square().mean())
+        backpropagate(steps, x_T, lambda x: x.square().mean(), nodes=place)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_node_is_flat_in_M():
+@pytest.mark.parametrize("place", ["device", "cpu"])
+def test_node_is_flat_in_M(place):
     peaks = {}
     for M in (5, 40):
-        experiment, sampler = setup(strategy="node", M=M)
+        experiment, sampler = setup(strategy="node", M=M, nodes=place)
         trained, draw_raw = initial(experiment, sampler, 0), raw_pairs(experiment, sampler, 0)
         train_step(experiment, sampler, trained, draw_raw, 0, 0)
         torch.cuda.reset_peak_memory_stats()
         train_step(experiment, sampler, trained, draw_raw, 0, 1)
         peaks[M] = torch.cuda.max_memory_allocated() / MIB
     assert peaks[40] <= 1.1 * peaks[5]
+
+
+def of_large_nodes(M, place):
+    """The gradients and x_0 of a chain whose nodes are all there is, 12 MiB each, and its peak memory over x_T's."""
+    rate = torch.full((3, 1, 1), 0.99, device=CUDA, requires_grad=True)
+    x_T = torch.randn(64, 3, 128, 128, generator=torch.Generator().manual_seed(0)).to(CUDA).requires_grad_()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    # a new tensor each: the memory of the last node is soon that of another one
+    _, x_0 = backpropagate([lambda x: (x * rate).sin()] * M, x_T, lambda x: x.square().mean(), nodes=place)
+    return [rate.grad, x_T.grad, x_0], (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+@pytest.mark.parametrize("side", [False, True], ids=["current stream", "side stream"])
+def test_nodes_in_cpu_memory_are_the_same_and_take_none_of_the_gpus(side):
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream() if side else None):
+        expected, ample = of_large_nodes(40, "device")
+        few = of_large_nodes(5, "cpu")[1]
+        for _ in range(3):  # the pinned memory is used again
+            found, many = of_large_nodes(40, "cpu")
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert many == pytest.approx(few, abs=1)
+    assert ample > many + 30 * 12
+
+
+def test_raw_and_shifted_samples_share_their_passes_with_nodes_in_cpu_memory():
+    rows = []
+    for place in ("device", "cpu"):
+        experiment, sampler = setup(strategy="node", precision="float32", nodes=place)
+        trained, draw_raw = initial(experiment, sampler, 0), raw_pairs(experiment, sampler, 0)
+        rows.append([train_step(experiment, sampler, trained, draw_raw, 0, i) for i in range(3)])
+    assert rows[0][-1] == pytest.approx(rows[1][-1], rel=1e-3)
 
 
 def test_the_plan_predicts_a_cell_of_the_sweep():

@@ -34,7 +34,7 @@ from hbench.training.cost import (
 )
 from hbench.training.discover import train
 from hbench.training.freeze import freeze
-from hbench.training.probe import measure, shortened
+from hbench.training.probe import Batch, measure, offloads_nodes, shortened
 from hbench.training.strategy import resolve, resolve_once, with_keep
 
 CPU = torch.device("cpu")
@@ -193,6 +193,28 @@ def test_what_auto_took_is_noted_for_those_who_go_on(tiny, tmp_path, monkeypatch
     tight = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update=budget)})
     assert resolve_once(tight, sampler, 0, tmp_path).discovery.keep == 1  # another budget
     assert resolve_once(ample, sampler, 0, tmp_path).discovery.keep == 1  # which is noted now
+    monkeypatch.setattr(module, "measure", lambda *_, **__: PROBE)
+    offloaded = ample.model_copy(update={"discovery": ample.discovery.model_copy(update={"nodes": "cpu"})})
+    found = resolve_once(offloaded, sampler, 0, tmp_path).discovery
+    assert (found.strategy, found.keep, found.nodes) == ("node", 3, "cpu")  # more graphs may fit then
+    noted = json.loads((tmp_path / "strategy.json").read_text())
+    assert noted["asked"].pop("nodes") == "cpu"
+    (tmp_path / "strategy.json").write_text(json.dumps(noted | {"schema": 1, "keep": 2}))  # by a version without
+    assert resolve_once(ample, sampler, 0, tmp_path).discovery.keep == 2
+
+
+def test_nodes_in_cpu_memory_do_not_count_on_another_device(tiny):
+    def batch(place, device):
+        settings = tiny.discovery.model_copy(update={"nodes": place})
+        found = tiny.model_copy(update={"discovery": settings})
+        return Batch(found, None, None, torch.empty(1, device=device), None, None)
+
+    assert [offloads_nodes(batch("cpu", device)) for device in ("meta", "cpu")] == [True, False]
+    assert not offloads_nodes(batch("device", "meta"))
+    without = replace(PROBE, node_mib=0.0)
+    assert {predict(without, experiment(), M, 0, "node").memory_mib for M in (5, 20)} == {20 + 10}
+    assert largest_keep(PROBE, experiment(), 20, 35) is None
+    assert largest_keep(without, experiment(), 20, 35) == 2
 
 
 def test_auto_is_node_where_memory_is_unknown(tiny, monkeypatch, caplog):

@@ -109,6 +109,13 @@ def test_auto_is_a_row_with_what_it_kept(tiny, monkeypatch):
     assert "memory budget is 1 MiB" in tight.error
 
 
+def test_nodes_wait_in_cpu_memory_where_a_strategy_has_nodes():
+    experiment = load_experiment("digits16", [*TINY, "discovery.nodes=cpu"])
+    found = cells(experiment, ["node", "vanilla", "auto", "torch-checkpoint"], [2], device="cpu")
+    places = [cell.experiment.discovery.nodes for cell in found]
+    assert places == ["cpu", "device", "cpu", "device"]
+
+
 def with_budget(tiny, gib):
     update = {"strategy": "auto", "memory_budget": gib}
     return tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update=update)})

@@ -25,6 +25,7 @@ STRATEGIES = {
     "node": {"strategy": "node"},
     "keep 1": {"strategy": "node", "keep": 1},
     "keep 2": {"strategy": "node", "keep": 2},
+    "nodes on the CPU": {"strategy": "node", "keep": 1, "nodes": "cpu"},
     "offload": {"strategy": "offload"},
     "torch-checkpoint": {"strategy": "torch-checkpoint"},
 }
@@ -187,12 +188,12 @@ def test_node_takes_the_nodes_that_the_caller_knows(keep):
     for step in steps:
         step.zero_grad()
         step.calls = 0
-    backpropagate(steps, x_T, cubic, "node", keep, nodes)
+    backpropagate(steps, x_T, cubic, "node", keep, known_nodes=nodes)
     assert [step.calls for step in steps] == [1] * 5
     for got, wanted in zip(gradients(steps), expected, strict=True):
         torch.testing.assert_close(got, wanted)
-    with pytest.raises(ValueError, match=f"nodes must be {6 - keep}"):
-        backpropagate(steps, x_T, cubic, "node", keep, [x_T] * 7)
+    with pytest.raises(ValueError, match=f"known_nodes must be {6 - keep}"):
+        backpropagate(steps, x_T, cubic, "node", keep, known_nodes=[x_T] * 7)
 
 
 def test_node_does_not_recompute_steps_before_the_first_trainable_one():
@@ -240,8 +241,11 @@ def test_errors():
     for keep in (-1, 6):
         with pytest.raises(ValueError, match=r"keep must be in 0\.\.5"):
             backpropagate(steps, x_T, cubic, keep=keep)
-    with pytest.raises(ValueError, match="keep and nodes go with"):
-        backpropagate(steps, x_T, cubic, "vanilla", keep=1)
+    for setting in ({"keep": 1}, {"nodes": "cpu"}, {"known_nodes": [x_T]}):
+        with pytest.raises(ValueError, match="keep, nodes and known_nodes go with"):
+            backpropagate(steps, x_T, cubic, "vanilla", **setting)
+    with pytest.raises(ValueError, match="nodes must be device or cpu, got 'disk'"):
+        backpropagate(steps, x_T, cubic, nodes="disk")
     frozen, x_T = toy_chain(frozen=range(5))
     for how in STRATEGIES.values():
         with pytest.raises(ValueError, match="nothing to train"):

@@ -51,6 +51,7 @@ def test_overrides():
         ("model.model_channels=40", "not a multiple of 32"),
         ("model.attention_resolutions=[5]", "no feature map is 5 pixels wide"),
         ("data.size=18", "cannot be halved"),
+        ("discovery.nodes=disk", "discovery.nodes = 'disk': input should be 'device' or 'cpu'"),
         ("K=3", 'write "section.key=value"'),
         ("name.x=3", "name is not a section"),
     ],
@@ -65,6 +66,11 @@ def test_mistakes_are_one_line_that_names_the_fix(override, message):
 def test_settings_that_exclude_each_other():
     with pytest.raises(HBenchError, match="use one of both"):
         load_experiment("mnist16", ["discovery.compile=true", "discovery.strategy=offload"])
+    for strategy in ("vanilla", "offload", "torch-checkpoint"):
+        with pytest.raises(HBenchError, match=r'discovery\.nodes = "cpu" goes with .* "node" or "auto"'):
+            load_experiment("mnist16", ["discovery.nodes=cpu", f"discovery.strategy={strategy}"])
+    for strategy in ("auto", "node"):
+        load_experiment("mnist16", ["discovery.nodes=cpu", f"discovery.strategy={strategy}"])
 
 
 def test_unknown_experiment_lists_the_known():

@@ -112,6 +112,7 @@ def saved_tensors_peak(work: Callable[[], object], resident: Iterable[Tensor] = 
     changes = [0]  # of the bytes held, in their order
 
     def save(tensor: Tensor) -> tuple[Tensor, _Held | None]:
+        tensor = tensor.detach()  # an output would hold its own graph: one without a backward pass would never be freed
         storage = tensor.untyped_storage()
         address, size = storage.data_ptr(), storage.nbytes()
         if address in not_counted:

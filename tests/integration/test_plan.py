@@ -68,6 +68,12 @@ def test_saved_tensors_are_counted_once_and_let_go():
 
     assert saved_tensors_peak(run) == 4000
 
+    def run_forward():
+        for _ in range(3):
+            x.exp()  # no backward pass frees the graph
+
+    assert saved_tensors_peak(run_forward) == 4000
+
 
 def test_resident_tensors_are_not_counted():
     weight = torch.zeros(1000, requires_grad=True)

@@ -1,7 +1,7 @@
 """Write the documents that follow from the code; ``python docs/generate.py`` writes all, a test compares them.
 
-They are docs/api.md from the docstrings, docs/schema/ from the record classes, and the README's table of commands from
-the helps of the commands and the registry of artifacts.
+They are docs/api.md from the docstrings, docs/schema/ from the record classes, the programs in docs/chain.md from
+docs/examples/, and the README's table of commands from the helps of the commands and the registry of artifacts.
 """
 
 import inspect
@@ -25,6 +25,9 @@ DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 COMMANDS = "<!-- Commands: written by docs/generate.py -->\n", "<!-- End of the commands -->\n"
 """Lines around the README's table."""
+CHAIN = DOCS / "chain.md"
+PROGRAM = re.compile(r"(<!-- (\w+\.py): written by docs/generate\.py -->\n).*?(<!-- End of \2 -->\n)", re.DOTALL)
+"""A program of docs/examples in docs/chain.md, with the lines around it."""
 
 
 def main() -> None:
@@ -44,7 +47,7 @@ def generated() -> dict[Path, str]:
         DOCS / "schema" / f"{record.__name__}.json": json.dumps(record.json_schema(), indent=2) + "\n"
         for record in records()
     }
-    return {DOCS / "api.md": api(), README: readme(), **schemas}
+    return {DOCS / "api.md": api(), CHAIN: chain(), README: readme(), **schemas}
 
 
 def records() -> list[type[Record]]:
@@ -67,6 +70,16 @@ def readme() -> str:
     before, rest = README.read_text(encoding="utf-8").split(COMMANDS[0])
     _, after = rest.split(COMMANDS[1])
     return before + COMMANDS[0] + commands() + COMMANDS[1] + after
+
+
+def chain() -> str:
+    """Return docs/chain.md, with its programs as they are now."""
+
+    def shown(found: re.Match[str]) -> str:
+        before, name, after = found.groups()
+        return f"{before}```python\n{(DOCS / 'examples' / name).read_text(encoding='utf-8')}```\n{after}"
+
+    return PROGRAM.sub(shown, CHAIN.read_text(encoding="utf-8"))
 
 
 def commands() -> str:

@@ -48,7 +48,7 @@ def backpropagate(
         steps: steps of the chain, first one first; each maps a node to the next, of any shape.
         x_T: the first node.
         objective: x_0 -> scalar loss; it is called once.
-        strategy: see the table above.
+        strategy: way to trade time for memory; docs/chain.md says when to take which, with three examples.
         keep: with ``node``, number of steps, the last ones, whose graphs are kept instead of recomputed: 0..M.
         nodes: with ``node``, place of the recorded nodes: "device", or "cpu", with which memory on the device is the
             same for every M. The gradients are the same bits. Cost: two copies of each node, none where the chain is on

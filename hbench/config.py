@@ -435,8 +435,11 @@ class Discovery(Section):
     """Recomputation inside a step: only the ends of each block of the UNet and of the discriminator are kept. It is for
     models whose single step does not fit, and costs about one more forward pass of the differentiated networks."""
     compile: bool = False
-    """Compilation of encoder and decoder by torch.compile, on CUDA with CUDA graphs: minutes before the first step,
-    faster ones after it (results/bench). It needs a C++ compiler, on CUDA Triton and a C compiler."""
+    """Compilation of encoder and decoder by torch.compile: minutes before the first step, faster ones after it
+    (results/bench). It needs a C++ compiler, on CUDA Triton and a C compiler."""
+    capture: Literal["auto", "never"] = "auto"
+    """Replay of generation steps as CUDA graphs: on CUDA, by "auto", of the steps that are recomputed and of all passes
+    without a gradient, compiled or not. What CUDA cannot record runs as it is, and a line says why."""
     pool: int = Field(default=0, ge=0, le=10**8)
     """Number of pairs (x_T, x_0) that are made once and drawn from in every step; 0 = new ones in every step."""
     precision: Precision = "bfloat16"
@@ -456,7 +459,7 @@ class Discovery(Section):
             raise ValueError('discovery.nodes = "cpu" goes with discovery.strategy = "node" or "auto"')
         if self.compile and self.strategy == "offload":
             raise ValueError(
-                'discovery.compile replays graphs at fixed addresses, "offload" moves them: use one of both'
+                'discovery.compile and discovery.strategy = "offload" were never tried together: use one of both'
             )
         if self.memory_budget and self.strategy != "auto":
             raise ValueError('discovery.memory_budget goes with discovery.strategy = "auto"')

@@ -138,13 +138,8 @@ def _node_by_node(
     for i in reversed(range(first, len(recomputed))):
         if g is None:  # the objective does not depend on x_0
             break
-        leaf = returned(nodes.pop(), place, x_T.device)
-        leaf.requires_grad_(i > first or x_T.requires_grad)
-        with torch.enable_grad():
-            x = recomputed[i](leaf)
-        x.backward(g)
-        g = leaf.grad
-        del x
+        pull = getattr(recomputed[i], "pull_back", partial(pull_back, recomputed[i]))  # a replayed step has its own
+        g = pull(returned(nodes.pop(), place, x_T.device), g, i > first or x_T.requires_grad)
 
     if x_T.requires_grad and g is not None:
         x_T.backward(g)
@@ -163,6 +158,22 @@ def recorded(node: Tensor, place: Nodes) -> Tensor:
 def returned(node: Tensor, place: Nodes, device: torch.device) -> Tensor:
     """Return a node on the device of the chain, from the place where it waited."""
     return node.to(device, non_blocking=device.type == "cuda") if place == "cpu" else node
+
+
+def pull_back(step: Step, node: Tensor, g: Tensor, wanted: bool) -> Tensor | None:
+    """Recompute a step from its detached node, accumulate parameters' gradients, and return the node's.
+
+    Args:
+        step: step of a chain.
+        node: node that the step starts from.
+        g: gradient of the loss in the step's output.
+        wanted: True if the node's gradient is needed; else it is None.
+    """
+    node.requires_grad_(wanted)
+    with torch.enable_grad():
+        x = step(node)
+    x.backward(g)
+    return node.grad
 
 
 def run_chain(steps: Sequence[Step], x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ steps together.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from hbench.core.backbone import Backbone
 
 DeltaH = Callable[[Tensor, Tensor, int], Tensor]
 """Function (h_t, emb, t) -> shift that is added to h_t, magnitude included."""
+Share = float | Tensor
+"""Value of alpha_bar: a number, or a float64 scalar on the device."""
 
 
 def alpha_bar_schedule(
@@ -124,11 +126,12 @@ class Transition:
 
     t: int
     t_prev: int
-    alpha_bar_t: float
-    alpha_bar_prev: float
-    alpha_bar_seen: float
+    alpha_bar_t: Share
+    alpha_bar_prev: Share
+    alpha_bar_seen: Share
     """Value at the time that the model is shown: the clean image, which has no timestep, is shown at t = 0."""
     _times: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    _shares: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def times(self, x: Tensor) -> Tensor:
         """Return the time that the model is shown with each sample of x, [B]; made once for each batch size."""
@@ -136,6 +139,28 @@ class Transition:
         if key not in self._times:
             self._times[key] = torch.full((len(x),), max(self.t, 0), dtype=torch.long, device=x.device)
         return self._times[key]
+
+    def shares(self, device: torch.device) -> Tensor:
+        """Return alpha_bar at t, at t_prev and as seen: float64 [3] on the device; made once for each device."""
+        if device not in self._shares:
+            values = [self.alpha_bar_t, self.alpha_bar_prev, self.alpha_bar_seen]
+            self._shares[device] = torch.tensor(values, dtype=torch.float64, device=device)
+        return self._shares[device]
+
+    def reading(self, times: Tensor, shares: Tensor) -> "Transition":
+        """Return the step with its constants in tensors, :meth:`times` and :meth:`shares`, that are read when it runs.
+
+        Only the kind of step stays that of ``t``: whether the model sees an image or noise.
+        """
+        alpha_bar_t, alpha_bar_prev, alpha_bar_seen = shares.unbind()
+        known = {(len(times), times.device): times}
+        return replace(
+            self,
+            alpha_bar_t=alpha_bar_t,
+            alpha_bar_prev=alpha_bar_prev,
+            alpha_bar_seen=alpha_bar_seen,
+            _times=known,
+        )
 
 
 def transition(alpha_bar: Tensor, t: int, t_prev: int) -> Transition:
@@ -162,14 +187,14 @@ def inverse_transitions(alpha_bar: Tensor, descending: Sequence[int]) -> tuple[T
     return tuple(transition(alpha_bar, t, t_next) for t, t_next in pairs)
 
 
-def predict_x_0(x_t: Tensor, eps: Tensor, alpha_bar_t: float) -> Tensor:
+def predict_x_0(x_t: Tensor, eps: Tensor, alpha_bar_t: Share) -> Tensor:
     """Return P_t(eps), the predicted x_0 (DDIM, Song et al. 2021, Eq. 9)."""
-    return (x_t - math.sqrt(1 - alpha_bar_t) * eps) / math.sqrt(alpha_bar_t)
+    return (x_t - _root(1 - alpha_bar_t) * eps) / _root(alpha_bar_t)
 
 
-def direction_to_x_t(eps: Tensor, alpha_bar_prev: float) -> Tensor:
+def direction_to_x_t(eps: Tensor, alpha_bar_prev: Share) -> Tensor:
     """Return D_t(eps), the direction pointing to x_t, for eta = 0 (DDIM, Song et al. 2021, Eq. 12)."""
-    return math.sqrt(1 - alpha_bar_prev) * eps
+    return _root(1 - alpha_bar_prev) * eps
 
 
 def regular_step(backbone: Backbone, step: Transition, x_t: Tensor) -> Tensor:
@@ -227,7 +252,7 @@ def _prediction(output: Tensor, x: Tensor) -> Tensor:
 
 def _eps(backbone: Backbone, output: Tensor, x_t: Tensor, step: Transition) -> Tensor:
     """Return the eps that a prediction stands for; for v see Salimans & Ho 2022, Sec. 4."""
-    signal, noise = math.sqrt(step.alpha_bar_seen), math.sqrt(1 - step.alpha_bar_seen)
+    signal, noise = _root(step.alpha_bar_seen), _root(1 - step.alpha_bar_seen)
     if backbone.prediction == "v":
         return noise * x_t + signal * output
     if backbone.prediction == "x_0":
@@ -240,7 +265,7 @@ def _x_0(backbone: Backbone, output: Tensor, x_t: Tensor, step: Transition) -> T
     if backbone.prediction == "eps" or step.t < 0:
         return predict_x_0(x_t, output, step.alpha_bar_t)
     if backbone.prediction == "v":
-        return math.sqrt(step.alpha_bar_t) * x_t - math.sqrt(1 - step.alpha_bar_t) * output
+        return _root(step.alpha_bar_t) * x_t - _root(1 - step.alpha_bar_t) * output
     return output
 
 
@@ -263,4 +288,8 @@ def training_target(backbone: Backbone, x_0: Tensor, eps: Tensor, alpha_bar_t: T
 
 def _next(x_0: Tensor, eps: Tensor, step: Transition) -> Tensor:
     """Return x at ``t_prev`` (DDIM, Song et al. 2021, Eq. 12)."""
-    return math.sqrt(step.alpha_bar_prev) * x_0 + direction_to_x_t(eps, step.alpha_bar_prev)
+    return _root(step.alpha_bar_prev) * x_0 + direction_to_x_t(eps, step.alpha_bar_prev)
+
+
+def _root(share: Share) -> Share:
+    return share.sqrt() if isinstance(share, Tensor) else math.sqrt(share)

@@ -46,13 +46,24 @@ def nearest(timesteps: Sequence[int], t: int) -> int:
     return min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
 
 
-def own_direction(f: ShiftFunction, k: Tensor, s: Tensor) -> DeltaH:
+@dataclass(frozen=True, eq=False)
+class OwnDirection:
+    """The sample's own direction times its magnitude, s f_k(h_t, t) in Eq. (2)."""
+
+    f: ShiftFunction
+    k: Tensor
+    """Direction of each sample, [B]."""
+    s: Tensor
+    """Magnitude of each sample, [B]."""
+
+    def __call__(self, h: Tensor, emb: Tensor, t: int) -> Tensor:
+        """Return the shift of h_t, [B, C, H, W]."""
+        return self.s[:, None, None, None] * self.f(h, emb, self.k, t)
+
+
+def own_direction(f: ShiftFunction, k: Tensor, s: Tensor) -> OwnDirection:
     """Return the sample's own direction times its magnitude, s f_k(h_t, t) in Eq. (2), for k [B] and s [B]."""
-
-    def delta_h(h: Tensor, emb: Tensor, t: int) -> Tensor:
-        return s[:, None, None, None] * f(h, emb, k, t)
-
-    return delta_h
+    return OwnDirection(f, k, s)
 
 
 def mean_direction(directions: Directions, k: Tensor, s: Tensor) -> DeltaH:

@@ -1,7 +1,8 @@
 """The sampler: a frozen model, its noise schedule, and the timesteps that a generation visits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,15 +15,14 @@ from hbench.core.diffusion import (
     Transition,
     alpha_bar_schedule,
     inverse_transitions,
-    pair_step,
-    regular_step,
-    shifted_step,
     timesteps,
     transitions,
 )
 from hbench.core.directions import scaled
 from hbench.core.seeds import draw_x_T
+from hbench.core.steps import GenerationStep, Kind, pair, pair_from_x_T, regular, shifted
 from hbench.errors import HBenchError, counted
+from hbench.runtime.capture import Graphs, graphs_of
 from hbench.runtime.device import autocast
 
 BATCH = 64
@@ -57,6 +57,9 @@ class Sampler:
     """Number that is added to leading timesteps."""
     unit_steps: int | None = None
     """Shifted steps of the chain in which magnitudes have their meaning; None = those of this chain."""
+    graphs: Graphs | None = None
+    """Recordings that the steps replay where nothing is differentiated, or one step alone; None to run them as they
+    are."""
 
     @classmethod
     def of(
@@ -85,6 +88,7 @@ class Sampler:
             steps_offset=experiment.diffusion.steps_offset,
             image_shape=experiment.data.image_shape,
             device=device,
+            graphs=graphs_of(device) if settings.capture == "auto" else None,
         )
 
     def with_steps(self, M: int | None) -> "Sampler":
@@ -121,19 +125,18 @@ class Sampler:
         return transitions(self.alpha_bar, self.timesteps)
 
     @cached_property
-    def _regular_steps(self) -> tuple[Step, ...]:
-        return tuple(partial(regular_step, self.backbone, each) for each in self.transitions)
+    def _regular_steps(self) -> tuple[GenerationStep, ...]:
+        return tuple(self._step(regular, each) for each in self.transitions)
 
     @cached_property
-    def _inversion_steps(self) -> tuple[Step, ...]:
-        inverse = inverse_transitions(self.alpha_bar, self.timesteps)
-        return tuple(partial(regular_step, self.backbone, each) for each in inverse)
+    def _inversion_steps(self) -> tuple[GenerationStep, ...]:
+        return tuple(self._step(regular, each) for each in inverse_transitions(self.alpha_bar, self.timesteps))
 
     @cached_property
     def _shifted(self) -> tuple[int, ...]:
         return tuple(t for t in self.timesteps if t >= self.t_shift)
 
-    def steps(self, shift: DeltaH | None = None) -> list[Step]:
+    def steps(self, shift: DeltaH | None = None) -> list[GenerationStep]:
         """Return the reverse process x_T -> x_0 as a chain of M callables, one per timestep.
 
         Without ``shift`` it is the regular process; with it, Eq. (2): asymmetric for t >= t_shift, regular below.
@@ -144,12 +147,10 @@ class Sampler:
         if shift is None:
             return list(self._regular_steps)
         delta_h = self._rescaled(shift)
-
-        def shifted(each: Transition) -> Step:
-            return lambda x_t: shifted_step(self.backbone, each, delta_h, x_t)[0]
-
         pairs = zip(self.transitions, self._regular_steps, strict=True)
-        return [shifted(each) if each.t >= self.t_shift else regular for each, regular in pairs]
+        return [
+            self._step(shifted, each, delta_h) if each.t >= self.t_shift else unshifted for each, unshifted in pairs
+        ]
 
     def pair_steps(self, shift: DeltaH) -> list[Step]:
         """Return the regular and the shifted process side by side: M callables that make each pass for both.
@@ -159,18 +160,15 @@ class Sampler:
         """
         delta_h = self._rescaled(shift)
 
-        def pair(each: Transition, is_first: bool) -> Step:
-            def step(x_t: Tensor) -> Tensor:
-                if each.t >= self.t_shift:
-                    return pair_step(self.backbone, each, delta_h, x_t, len(x_t) if is_first else len(x_t) // 2)
-                x_prev = regular_step(self.backbone, each, x_t)
-                return torch.cat([x_prev, x_prev]) if is_first else x_prev
+        def step(each: Transition, is_first: bool) -> Step:
+            if each.t >= self.t_shift:
+                return self._step(pair_from_x_T if is_first else pair, each, delta_h)
+            unshifted = self._step(regular, each)
+            return (lambda x_T: unshifted(x_T).repeat(2, 1, 1, 1)) if is_first else unshifted
 
-            return step
+        return [step(each, i == 0) for i, each in enumerate(self.transitions)]
 
-        return [pair(each, i == 0) for i, each in enumerate(self.transitions)]
-
-    def inversion_steps(self) -> list[Step]:
+    def inversion_steps(self) -> list[GenerationStep]:
         """Return DDIM inversion x_0 -> x_T as a chain of M callables: the same recursion and timesteps, run upwards.
 
         Each step takes eps at the time of the image it starts from (Song et al. 2021, Eq. 13, as in guided-diffusion's
@@ -199,8 +197,11 @@ class Sampler:
         """Return x_T of images x_0 [B, C, H, W] in [-1, 1] by DDIM inversion; nothing is clipped."""
         return self._end(self.inversion_steps(), x_0)
 
+    def _step(self, kind: Kind, each: Transition, shift: DeltaH | None = None) -> GenerationStep:
+        return GenerationStep(kind, self.backbone, each, shift, self.graphs)
+
     @torch.no_grad()
-    def _end(self, steps: list[Step], x: Tensor) -> Tensor:
+    def _end(self, steps: Sequence[Step], x: Tensor) -> Tensor:
         with self.autocast():
             return run_chain(steps, x)
 

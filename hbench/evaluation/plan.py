@@ -25,8 +25,8 @@ from hbench.training.cost import (
     Prediction,
     Probe,
     Whole,
+    best_keep,
     budget_of,
-    largest_keep,
     predict,
     predictions,
     whole_discovery,
@@ -144,7 +144,7 @@ def plan(
                     trainings.append(measure_pretraining_apart(experiment, str(device), seed))
         except HBenchError as error:
             left_out.append(str(error))
-    fits = largest_keep(probe, experiment, experiment.discovery.M, budget) is not None
+    fits = best_keep(probe, experiment, experiment.discovery.M, budget) is not None
     return Plan(
         budget_mib=budget,
         probe=probe,

@@ -12,8 +12,9 @@ The meaning of ``memory_mib`` depends on the device, and ``memory_source`` names
 | CUDA | all that the process holds on the GPU, its CUDA context included | NVML, by process or by device |
 
 NVML has no peak, and needs none here: PyTorch's allocator keeps all memory that it once reserved, so the reading after
-the last step is the peak. Resident memory includes freed memory that glibc has not yet returned, as in any training;
-returning it at once would halve the speed, which is measured in the same steps.
+the last step is the peak, except for what it gives back around the recording of a CUDA graph, in the first step alone;
+``max_memory_reserved_mib`` has that too. Resident memory includes freed memory that glibc has not yet returned, as in
+any training; returning it at once would halve the speed, which is measured in the same steps.
 """
 
 import json

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
@@ -374,12 +375,20 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.reshape(batch, 3, self.num_heads, -1, flat.shape[-1]).unbind(1)
         else:  # [heads, 3, channels per head]
             q, k, v = qkv.reshape(batch, self.num_heads, 3, -1, flat.shape[-1]).unbind(2)
-        q, k, v = q.mT, k.mT, v.mT
-        if x.is_cuda:  # its fused kernels need the channels last in memory; on the CPU small ones would be slower
-            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        h = F.scaled_dot_product_attention(q, k, v).mT.reshape(batch, channels, -1)
+        h = _attention(q.mT, k.mT, v.mT).mT.reshape(batch, channels, -1)
         out: Tensor = flat + self.proj_out(h)
         return out.reshape(batch, channels, *spatial)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return the values v as q and k weigh them, all [B, heads, positions, channels per head]."""
+    if q.is_cuda:  # its fused kernels need the channels last in memory; on the CPU small ones would be slower
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    if q.is_cuda and q.dtype == torch.float32 and torch.compiler.is_compiling():
+        # the compiler chooses other layouts, for which the fused kernel of float32 says that it finds none to launch
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Upsample(nn.Module):

@@ -63,6 +63,9 @@ class ShiftBlock(nn.Module):
         h_scale: factor of every direction, about the standard deviation of h_t.
     """
 
+    reads_t = False
+    """The time comes by ``emb``: a recording of the block serves all timesteps."""
+
     def __init__(self, channels: int, emb_channels: int, K: int, h_scale: float = 1.0) -> None:
         super().__init__()
         self.K, self.h_scale = K, h_scale

@@ -25,8 +25,9 @@ from hbench.store.records import Count, Record
 from hbench.store.weights import check_finite, load_pickled
 
 WITHOUT_EFFECT = {
-    "strategy", "keep", "nodes", "memory_budget", "checkpoint_blocks", "compile", "checkpoint_every", "sample_every"
-}  # fmt: skip
+    *("strategy", "keep", "nodes", "memory_budget", "checkpoint_blocks", "compile", "capture"),
+    *("checkpoint_every", "sample_every"),
+}
 """Settings of memory, time and output on the way, which change the result by rounding alone: resume with any."""
 _LOST = "damaged: bring it back from a copy, or train again in another `out`"
 

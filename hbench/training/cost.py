@@ -34,6 +34,8 @@ class Pass:
     """Seconds with a graph, and backward through it."""
     graph_mib: float
     """MiB of the graph."""
+    kept: float | None = None
+    """Seconds of ``both_ways`` of a step whose graph is kept, where those of a recomputed one are replayed."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def predict(probe: Probe, experiment: Experiment, M: int, keep: int, strategy: s
     graphs, nodes = peak_mib(probe, chain, keep)
     memory = probe.before_mib + probe.other_mib + graphs + nodes
     recomputed = chain[: M - keep]
-    seconds = probe.other_seconds + sum(step.both_ways for step in chain)
+    seconds = probe.other_seconds + sum(step.both_ways for step in recomputed)
+    seconds += sum(step.both_ways if step.kept is None else step.kept for step in chain[M - keep :])
     if settings.pool:
         seconds += sum(step.forward for step in recomputed)
     else:
@@ -163,14 +166,20 @@ def predictions(probe: Probe, experiment: Experiment, Ms: Sequence[int], budget_
     """Return the plan over M: ``node``, ``vanilla``, and ``auto`` where anything fits."""
     rows = [predict(probe, experiment, M, 0, "node") for M in Ms]
     rows += [predict(probe, experiment, M, M, "vanilla") for M in Ms]
-    auto = [(M, largest_keep(probe, experiment, M, budget_mib)) for M in Ms]
+    auto = [(M, best_keep(probe, experiment, M, budget_mib)) for M in Ms]
     return rows + [predict(probe, experiment, M, keep, "auto") for M, keep in auto if keep is not None]
 
 
-def largest_keep(probe: Probe, experiment: Experiment, M: int, budget_mib: float) -> int | None:
-    """Return how many graphs fit into the budget at most, 0..M; None where not even one step does."""
-    fits = [r for r in range(M + 1) if predict(probe, experiment, M, r, "auto").memory_mib <= budget_mib]
-    return max(fits, default=None)
+def best_keep(probe: Probe, experiment: Experiment, M: int, budget_mib: float) -> int | None:
+    """Return the number of graphs to keep, 0..M: as many as fit into the budget; None where not even one step does.
+
+    Where recomputed steps are replayed, it is the fastest number that fits.
+    """
+    rows = [predict(probe, experiment, M, r, "auto") for r in range(M + 1)]
+    fits = [row for row in rows if row.memory_mib <= budget_mib]
+    if probe.shifted.kept is not None:
+        fits.sort(key=lambda row: row.images_per_second)
+    return fits[-1].keep if fits else None
 
 
 def budget_of(experiment: Experiment, device: torch.device, probe: Probe) -> float:

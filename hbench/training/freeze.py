@@ -3,19 +3,14 @@
 import copy
 import os
 import shutil
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from hbench.config import Experiment
 from hbench.core.backbone import DiffusionModel
 from hbench.errors import HBenchError
 from hbench.models.recompute import checkpoint_blocks
 from hbench.runtime.device import cast_frozen
-
-Encode = Callable[[Tensor, Tensor], tuple[Tensor, list[Tensor], Tensor]]
-"""Function (x, t) -> (h_t, skip connections, embedding) of an encoder."""
 
 
 def freeze(experiment: Experiment, model: DiffusionModel, device: torch.device) -> DiffusionModel:
@@ -33,23 +28,11 @@ def freeze(experiment: Experiment, model: DiffusionModel, device: torch.device) 
     checkpoint_blocks(frozen, settings.checkpoint_blocks)
     if settings.compile and device.type == "mps":
         raise HBenchError("discovery.compile = true is for CUDA and the CPU: leave it out, or use `device=cpu`")
-    if settings.compile:  # on CUDA also captured as CUDA graphs, and replayed for every timestep
-        mode = "reduce-overhead" if device.type == "cuda" else None
+    if settings.compile:
         # Triton builds its launchers in C, the CPU's kernels are C++
-        variable, names = ("CC", ("gcc", "clang")) if mode else ("CXX", ("g++", "clang++"))
+        variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++", "clang++"))
         if not any(map(shutil.which, (os.environ.get(variable, ""), *names))):
             raise HBenchError(f"discovery.compile = true needs a compiler: install {names[0]}, or leave it out")
-        encode = torch.compile(frozen.encode, dynamic=False, mode=mode)
-        frozen.encode = _cloning(encode) if mode else encode  # type: ignore[method-assign,assignment]
-        frozen.decode = torch.compile(frozen.decode, dynamic=False, mode=mode)  # type: ignore[method-assign]
+        frozen.encode = torch.compile(frozen.encode, dynamic=False)  # type: ignore[method-assign]
+        frozen.decode = torch.compile(frozen.decode, dynamic=False)  # type: ignore[method-assign]
     return frozen
-
-
-def _cloning(encode: Encode) -> Encode:
-    """Return an encoder whose outputs may be kept: the next replay of a CUDA graph overwrites the graph's own."""
-
-    def encode_and_clone(x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        h, skips, emb = encode(x, t)
-        return h.clone(), [skip.clone() for skip in skips], emb.clone()
-
-    return encode_and_clone

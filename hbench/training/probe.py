@@ -55,7 +55,8 @@ def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = 
         experiment: settings of the training.
         sampler: sampler of the training, with the frozen model.
         seed: random seed.
-        repeats: number of timed passes of each kind; without any, all seconds are nan.
+        repeats: number of timed passes of each kind; without any, all seconds are nan, unless steps are replayed: the
+            number of graphs that pay then depends on them.
         idle: bytes that the GPU holds without this process, in case its driver cannot tell.
 
     Raises:
@@ -63,6 +64,7 @@ def measure(experiment: Experiment, sampler: Sampler, seed: int, repeats: int = 
     """
     short = shortened(experiment)
     sampler = Sampler.of(short, sampler.backbone, sampler.device)
+    repeats = repeats or (REPEATS if sampler.graphs else 0)
     trained = initial(short, sampler, seed)
     step = partial(train_step, short, sampler, trained, raw_pairs(short, sampler, seed), seed)
     free = free_mib(sampler.device)
@@ -164,11 +166,18 @@ def measure_pass(batch: Batch, two_steps: Sampler, i: int, repeats: int) -> Pass
         with two_steps.autocast():
             torch.stack([step(leaf).sum() for leaf in leaves]).sum().backward()
 
+    def recomputed() -> None:
+        with two_steps.autocast():
+            step.pull_back(x.clone(), torch.ones_like(x), wanted=i > 0)
+
+    kept = median_seconds(lambda: both_ways(1), two_steps.device, repeats)
+    replayed = median_seconds(recomputed, two_steps.device, repeats) if two_steps.graphs else None
     return Pass(
         forward=median_seconds(lambda: forward(step, x), two_steps.device, repeats),
         beside=median_seconds(lambda: forward(pair_step, pair), two_steps.device, repeats),
-        both_ways=median_seconds(lambda: both_ways(1), two_steps.device, repeats),
+        both_ways=kept if replayed is None else replayed,
         graph_mib=held_mib(lambda: both_ways(2), batch) - held_mib(lambda: both_ways(1), batch),
+        kept=None if replayed is None else kept,
     )
 
 

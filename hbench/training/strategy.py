@@ -1,4 +1,7 @@
-"""The back-propagation strategy that "auto" stands for: "node" with as many graphs as fit into the memory budget."""
+"""The back-propagation strategy that "auto" stands for: "node" with as many graphs as pay and fit into the budget.
+
+Every graph pays, unless recomputed steps are replayed as CUDA graphs: then the times decide.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from hbench.errors import HBenchError
 from hbench.runtime.distributed import all_gather, rank, world_size
 from hbench.runtime.memory import UnknownMemoryError
 from hbench.store.records import Count, Positive, Record
-from hbench.training.cost import DoesNotFitError, Probe, budget_of, largest_keep, predict
+from hbench.training.cost import DoesNotFitError, Probe, best_keep, budget_of, predict
 from hbench.training.probe import measure, measure_apart
 
 log = logging.getLogger(__name__)
@@ -141,7 +144,7 @@ def fitting_keep(probe: Probe, experiment: Experiment, budget_mib: float) -> int
     Raises:
         DoesNotFitError: not even one step fits.
     """
-    keep = largest_keep(probe, experiment, experiment.discovery.M, budget_mib)
+    keep = best_keep(probe, experiment, experiment.discovery.M, budget_mib)
     if keep is None:
         raise DoesNotFitError(what_would_fit(probe, experiment, budget_mib))
     return keep

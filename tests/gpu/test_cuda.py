@@ -1,6 +1,9 @@
 """What only a CUDA GPU can show: ``pytest tests/gpu``. Skipped, visibly, where there is none, and among the
 other tests, which are of the CPU."""
 
+import logging
+from dataclasses import replace
+
 import pytest
 import torch
 from command_line import TINY
@@ -11,12 +14,14 @@ from hbench.core.sampler import Sampler
 from hbench.evaluation import sweep_cells as sweep
 from hbench.experiments import load_experiment
 from hbench.models import build_model
+from hbench.runtime.capture import graphs_of
 from hbench.runtime.device import pick_device
 from hbench.runtime.memory import MIB
 from hbench.training.cost import predict
 from hbench.training.freeze import freeze
-from hbench.training.probe import measure_apart
-from hbench.training.step import initial, raw_pairs, train_step
+from hbench.training.probe import measure, measure_apart
+from hbench.training.step import initial, raw_pairs, run_pairs, train_step
+from hbench.training.strategy import resolve
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and to be called alone"),
@@ -37,20 +42,34 @@ def setup(**discovery):
     return experiment, Sampler.of(experiment, freeze(experiment, model, CUDA), CUDA)
 
 
-def gradient(strategy, **discovery):
-    """The shift block's gradient, and x_0."""
-    experiment, sampler = setup(**discovery)
-    settings = experiment.discovery
+def batch(B, seed, experiment):
+    """x_T, and directions and magnitudes."""
+    generator, settings = torch.Generator().manual_seed(seed), experiment.discovery
+    k, s = draw_shifts(B, settings.K, settings.S, 0.5, generator)
+    return torch.randn(B, 1, 16, 16, generator=generator).to(CUDA), k.to(CUDA), s.to(CUDA)
+
+
+def shift_block(experiment, sampler):
     block = initial(experiment, sampler, 0).shift_block
     torch.nn.init.normal_(block.out_weight, std=0.05)
-    k, s = (v.to(CUDA) for v in draw_shifts(4, settings.K, settings.S, 0.5, torch.Generator().manual_seed(0)))
-    x_T = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)).to(CUDA)
-    steps = sampler.steps(own_direction(block, k, s))
-    for _ in range(3):  # CUDA graphs are recorded at the second run and replayed at the third
+    return block
+
+
+def gradient(strategy, sizes=(4, 4), **discovery):
+    """The shift block's gradient, by the nodes of passes for both processes, of batches of these sizes in turn."""
+    experiment, sampler = setup(**discovery)
+    block = shift_block(experiment, sampler)
+    settings = experiment.discovery.model_copy(update=strategy)
+    found = []
+    for seed, size in enumerate(sizes):  # CUDA graphs are recorded in the first and replayed in the others
+        x_T, k, s = batch(size, seed, experiment)
         block.zero_grad()
+        shift = own_direction(block, k, s)
+        _, nodes = run_pairs(settings, sampler, shift, x_T)
         with sampler.autocast():
-            backpropagate(steps, x_T, lambda x: x.square().mean(), **strategy)
-    return torch.cat([p.grad.flatten() for p in block.parameters()]).double()
+            backpropagate(sampler.steps(shift), x_T, lambda x: x.square().mean(), **strategy, nodes=nodes)
+        found += [p.grad.flatten() for p in block.parameters()]
+    return torch.cat(found).double()
 
 
 @pytest.mark.parametrize(
@@ -69,25 +88,110 @@ def test_strategies_agree(strategy):
     assert torch.cosine_similarity(gradient(strategy, precision="bfloat16"), expected, dim=0) > 0.98
 
 
-@pytest.mark.parametrize("strategy", [{"strategy": "node"}, {"strategy": "vanilla"}])
-def test_compiled_and_replayed_steps_give_the_same_gradients(strategy):
-    eager = gradient(strategy, precision="float32")
-    compiled = gradient(strategy, precision="float32", compile=True)
-    assert (compiled - eager).norm() <= 1e-3 * eager.norm()
+@pytest.mark.parametrize(
+    ("strategy", "precision", "error"),
+    [("node", "float32", 1e-3), ("vanilla", "float32", 1e-3), ("node", "bfloat16", 0.1)],
+)
+def test_compiled_and_replayed_steps_give_the_same_gradients(strategy, precision, error):
+    eager = gradient({"strategy": strategy}, precision=precision, capture="never")
+    compiled = gradient({"strategy": strategy}, precision=precision, compile=True)
+    assert (compiled - eager).norm() <= error * eager.norm()
+
+
+EACH = [
+    {"strategy": "node"},
+    {"strategy": "node", "keep": 2},
+    {"strategy": "vanilla"},
+    {"strategy": "torch-checkpoint"},
+    {"strategy": "offload"},
+]
+
+
+@pytest.fixture
+def without_a_word(caplog):
+    """Fail a test in which anything runs without CUDA graphs that should not."""
+    yield
+    assert [record.message for record in caplog.get_records("call") if "CUDA graphs" in record.message] == []
+
+
+@pytest.mark.usefixtures("without_a_word")
+@pytest.mark.parametrize("strategy", EACH)
+@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_replayed_steps_give_the_same_gradients(strategy, precision, error):
+    settings = {"sizes": (4, 4, 2, 4), "precision": precision}
+    eager, replayed = (gradient(strategy, **settings, capture=capture) for capture in ("never", "auto"))
+    assert (replayed - eager).norm() <= error * eager.norm()
+
+
+@pytest.mark.usefixtures("without_a_word")
+def test_replayed_steps_of_checkpointed_blocks_give_the_same_gradients():
+    eager = gradient({"strategy": "node"}, precision="float32", capture="never")
+    replayed = gradient({"strategy": "node"}, precision="float32", checkpoint_blocks=True)
+    assert (replayed - eager).norm() <= 1e-5 * eager.norm()
+
+
+@pytest.mark.usefixtures("without_a_word")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_replayed_generation_is_the_same(precision):
+    experiment, sampler = setup(precision=precision)
+    block, eager = shift_block(experiment, sampler), replace(sampler, graphs=None)
+    error = {"float32": 1e-4, "bfloat16": 0.05}[precision]
+    for seed, size in enumerate((4, 4, 3)):
+        x, k, s = batch(size, seed, experiment)
+        shift = own_direction(block, k, s)
+        for each in (
+            lambda one, x=x: [one.generate(x)],
+            lambda one, x=x, shift=shift: [one.generate(x, shift)],
+            lambda one, x=x, shift=shift: one.generate_pairs(x, shift),
+            lambda one, x=x: [one.invert(x)],
+            lambda one, x=x: [one.with_steps(9).generate(x)],
+        ):
+            for replayed, expected in zip(each(sampler), each(eager), strict=True):
+                torch.testing.assert_close(replayed, expected, rtol=error, atol=error)
+
+
+@pytest.mark.usefixtures("without_a_word")
+def test_a_replayed_training_goes_the_same_way():
+    rows = {}
+    for capture in ("never", "auto"):
+        experiment, sampler = setup(strategy="node", precision="float32", capture=capture, start=1.0)
+        trained, draw_raw = initial(experiment, sampler, 0), raw_pairs(experiment, sampler, 0)
+        rows[capture] = [train_step(experiment, sampler, trained, draw_raw, 0, i)["loss"] for i in range(20)]
+    assert rows["auto"] == pytest.approx(rows["never"], rel=0.02)
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(caplog):
+    x = torch.arange(4.0, device=CUDA)
+    graphs = graphs_of(CUDA)
+    double = graphs.run("double", lambda x: [2 * x], [x])[0].tolist()
+    for _ in range(2):
+        found = graphs.run("waits", lambda x: [x + x.sum().item()], [x])[0]
+        assert found.tolist() == [6, 7, 8, 9]
+    assert graphs.run("double", lambda x: [2 * x], [x])[0].tolist() == double == [0, 2, 4, 6]
+    (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert line.startswith("computes without CUDA graphs: ")
+    assert graphs_of(CUDA).run("double", lambda x: [2 * x], [x])[0].tolist() == double  # others go on
+
+
+def test_auto_knows_the_times_of_replayed_steps():
+    experiment, sampler = setup(strategy="auto", precision="bfloat16")
+    assert measure(experiment, sampler, 0, repeats=0).shifted.kept > 0
+    assert 0 <= resolve(experiment, sampler, 0).discovery.keep <= experiment.discovery.M
 
 
 @pytest.mark.parametrize("place", ["device", "cpu"])
 def test_a_training_step_never_waits_for_the_device_inside_the_chain(place):
     experiment, sampler = setup(strategy="node", precision="float32")
-    block = initial(experiment, sampler, 0).shift_block
-    k, s = (v.to(CUDA) for v in draw_shifts(4, 3, 5.0, 0.5))
-    x_T = torch.randn(4, 1, 16, 16).to(CUDA)
-    steps = sampler.steps(own_direction(block, k, s))
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        backpropagate(steps, x_T, lambda x: x.square().mean(), nodes=place)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    x_T, k, s = batch(4, 0, experiment)
+    block = shift_block(experiment, sampler)
+    for each in (sampler, replace(sampler, graphs=None)):
+        steps = each.steps(own_direction(block, k, s))
+        backpropagate(steps, x_T, lambda x: x.square().mean(), nodes=place)  # records
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            backpropagate(steps, x_T, lambda x: x.square().mean(), nodes=place)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("place", ["device", "cpu"])

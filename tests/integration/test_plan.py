@@ -25,8 +25,8 @@ from hbench.training.cost import (
     Prediction,
     Probe,
     Whole,
+    best_keep,
     budget_of,
-    largest_keep,
     passes,
     predict,
     whole_discovery,
@@ -131,11 +131,32 @@ def test_prediction_by_hand():
 
 @pytest.mark.parametrize(("budget", "keep"), [(30, None), (32.5, 1), (36.5, 2), (62.9, 4), (63, 5), (1000, 5)])
 def test_auto_keeps_as_many_graphs_as_fit(budget, keep):
-    found = largest_keep(PROBE, experiment(), 5, budget)
+    found = best_keep(PROBE, experiment(), 5, budget)
     assert found == keep
     if keep is not None:
         assert predict(PROBE, experiment(), 5, keep, "auto").memory_mib <= budget
         assert keep == 5 or predict(PROBE, experiment(), 5, keep + 1, "auto").memory_mib > budget
+
+
+REPLAYED = replace(
+    PROBE,
+    first=replace(PROBE.first, kept=5.0),
+    shifted=replace(PROBE.shifted, kept=9.0),
+    regular=replace(PROBE.regular, kept=2.25),
+)
+"""A probe where recomputed steps are replayed: keeping a graph pays for the two regular steps alone."""
+
+
+@pytest.mark.parametrize(("budget", "keep"), [(30, None), (32.5, 1), (36.5, 2), (62.9, 2), (1000, 2)])
+def test_auto_keeps_the_fastest_number_of_graphs_where_recomputed_steps_are_replayed(budget, keep):
+    assert best_keep(REPLAYED, experiment(), 5, budget) == keep
+
+
+def test_prediction_of_kept_and_replayed_steps_by_hand():
+    node, vanilla, two = (predict(REPLAYED, experiment(), 5, keep, "node") for keep in (0, 5, 2))
+    assert node == predict(PROBE, experiment(), 5, 0, "node")
+    assert vanilla.images_per_second == 32 / (7 + 5 + 9 + 9 + 2 * 2.25 + 5 * 0.5)
+    assert two.images_per_second == 32 / (7 + 3 + 4 + 4 + 2 * 2.25 + (1 + 2 + 2) + 2 * 0.5)
 
 
 def test_default_budget_is_a_share_of_what_is_free():

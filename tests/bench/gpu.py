@@ -14,6 +14,7 @@ takes a tiny network and few repeats.
 import argparse
 import statistics
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from hbench.training.step import initial, raw_pairs, train_step
 
 SMALL = ["model.channel_mult=[1,2]", "discovery.M=3", "discovery.K=3"]
 CAPTURES = ("never", "auto")
+Row = dict[str, object]
 
 
 def experiment_of(asked: argparse.Namespace, *overrides: str) -> Experiment:
@@ -52,7 +54,7 @@ def random_model(experiment: Experiment) -> torch.nn.Module:
     return model
 
 
-def timed(work, device: torch.device, repeats: int) -> dict[str, object]:
+def timed(work, device: torch.device, repeats: int) -> Row:
     """Return the seconds of the first call, and of the others after two more."""
     first = wall_seconds(work, device)
     for _ in range(2):
@@ -61,7 +63,7 @@ def timed(work, device: torch.device, repeats: int) -> dict[str, object]:
     return {"first_seconds": first, "seconds": seconds, "median": statistics.median(seconds)}
 
 
-def passes(asked: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+def passes(asked: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     """Time passes of the frozen UNet; the outputs are compared with those of the network as it is."""
     size = 4 if asked.small else 128
     experiment = experiment_of(asked, f"discovery.compile={str(asked.compile).lower()}")
@@ -79,7 +81,7 @@ def passes(asked: argparse.Namespace, device: torch.device) -> list[dict[str, ob
             y = model.decode(*model.encode(leaf, t))
         return torch.autograd.grad(y, leaf, torch.ones_like(y))
 
-    rows, expected = [], {}
+    expected = {}
     for capture in CAPTURES:
         graphs = graphs_of(device) if capture == "auto" else None
         for name, function in (("forward", forward), ("forward and backward", both_ways)):
@@ -88,27 +90,24 @@ def passes(asked: argparse.Namespace, device: torch.device) -> list[dict[str, ob
             row |= timed(work, device, 2 if asked.small else 20)
             y = work()[0].float()
             error = (y - expected.setdefault(name, y.clone())).norm() / expected[name].norm()
-            rows.append(row | {"ms": 1e3 * row["median"], "error": error.item()})
-    return rows
+            yield row | {"ms": 1e3 * row["median"], "error": error.item()}
 
 
-def steps(asked: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
-    """Time whole training steps."""
-    rows = []
-    for size in (4,) if asked.small else (128, 32):
-        for strategy in ("node", "vanilla", "torch-checkpoint"):
+def steps(asked: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    """Time whole training steps, those first that matter most."""
+    for strategy in ("node", "vanilla", "torch-checkpoint"):
+        for size in (4,) if asked.small else (128, 32):
             for capture in CAPTURES:
                 row = {"capture": capture, "strategy": strategy, "batch": size}
                 settings = [f"batch_size={size}", f"strategy={strategy}", f"capture={capture}"]
                 experiment = experiment_of(asked, *(f"discovery.{each}" for each in settings))
                 try:
-                    rows.append(row | step_row(experiment, device, 2 if asked.small else 5))
+                    yield row | step_row(experiment, device, 2 if asked.small else 3)
                 except torch.OutOfMemoryError as error:
-                    rows.append(row | {"error": str(error).splitlines()[0]})
-    return rows
+                    yield row | {"error": str(error).splitlines()[0]}
 
 
-def step_row(experiment: Experiment, device: torch.device, repeats: int) -> dict[str, object]:
+def step_row(experiment: Experiment, device: torch.device, repeats: int) -> Row:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -124,10 +123,9 @@ def step_row(experiment: Experiment, device: torch.device, repeats: int) -> dict
     return row
 
 
-def curves(asked: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+def curves(asked: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     """Train twice from the same start; early losses agree, later ones as far as rounding lets them."""
     settings = ["discovery.pool=0", "discovery.strategy=node", *(["discovery.M=3"] if asked.small else [])]
-    rows = []
     for capture in CAPTURES:
         experiment = override(load_experiment("mnist16", settings), [f"discovery.capture={capture}"])
         model = load_model("mnist16", experiment, device=device)
@@ -138,19 +136,16 @@ def curves(asked: argparse.Namespace, device: torch.device) -> list[dict[str, ob
             train_step(experiment, sampler, trained, draw, 0, i)["loss"] for i in range(3 if asked.small else 100)
         ]
         end = statistics.mean(losses[-20:])
-        rows.append(
-            {
-                "capture": capture,
-                "median": time.perf_counter() - started,
-                "first": losses[0],
-                "end": end,
-                "losses": losses,
-            }
-        )
-    return rows
+        yield {
+            "capture": capture,
+            "median": time.perf_counter() - started,
+            "first": losses[0],
+            "end": end,
+            "losses": losses,
+        }
 
 
-def pretraining(asked: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+def pretraining(asked: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     """Time steps of pretraining."""
     experiment = experiment_of(asked)
     settings, repeats = experiment.pretrain, 2 if asked.small else 30
@@ -161,7 +156,7 @@ def pretraining(asked: argparse.Namespace, device: torch.device) -> list[dict[st
     images = torch.randint(256, (1000, *experiment.data.image_shape), dtype=torch.uint8)
     step = partial(pretrain.train_step, settings, trained, sampler, images, 0, 0)
     row = timed(step, device, repeats)
-    return [{"batch": settings.batch_size, **row, "steps_per_second": 1 / row["median"]}]
+    yield {"batch": settings.batch_size, **row, "steps_per_second": 1 / row["median"]}
 
 
 def shown(value: object) -> str:
@@ -178,13 +173,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the JSON file")
     asked = parser.parse_args()
     device = pick_device(asked.device)
-    rows = tables[asked.table](asked, device)
     name = f"{asked.table}{'-compiled' if asked.compile else ''}"
     asked.out.mkdir(parents=True, exist_ok=True)
-    write_json(asked.out / f"{name}.json", {"rows": rows, "provenance": provenance(None, device, 0).to_json()})
     print(name)
-    for row in rows:
+    rows = []
+    for row in tables[asked.table](asked, device):
+        rows.append(row)
         print("  " + ", ".join(f"{key} {shown(value)}" for key, value in row.items() if not isinstance(value, list)))
+        # after each row, for time may end
+        write_json(asked.out / f"{name}.json", {"rows": rows, "provenance": provenance(None, device, 0).to_json()})
     for row in rows:
         same = [other for other in rows if all(other.get(key) == row.get(key) for key in ("pass", "strategy", "batch"))]
         if row.get("capture") == "auto" and all("median" in each for each in same):

@@ -6,7 +6,7 @@
 # WHEELS is a folder with the wheels of PACKAGES, for a machine without a network; without it, or where it is "-", they
 # come from the index. All else that hbench needs must be there, torch above all. OUT gets logs and tables, a few MB; by
 # default it is $OUT, else runs/gpu. Each part has a time limit of its own, and a failure stops none of the others.
-# A rehearsal takes a minute on a CPU: tests/bench/gpu.sh - runs/rehearsal --device cpu --small
+# A rehearsal takes a minute or two on a CPU: tests/bench/gpu.sh - runs/rehearsal --device cpu --small
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 PACKAGES="annotated-types krippendorff pydantic pydantic_core torch_fidelity typing-inspection"
@@ -35,19 +35,21 @@ elif ! python3 -c "import pydantic, torch_fidelity, krippendorff" 2> /dev/null; 
 fi
 nvidia-smi -L 2> /dev/null
 
-table() { part "$1${3:-}" "$2" python3 tests/bench/gpu.py "${1}" ${3:+"$3"} --out "$OUT" "${OPTIONS[@]}"; }
+table() { # NAME SECONDS OPTIONS...
+    part "$1${3:+-compiled}" "$2" python3 tests/bench/gpu.py "$1" "${@:3}" --out "$OUT" "${OPTIONS[@]}"
+}
 
 part tests 150 python3 -m pytest tests/gpu -q -p no:cacheprovider --tb=short -k "not compiled"
 table passes 60
-table steps 110
+table steps 150
 if [[ " ${OPTIONS[*]} " == *" --small "* ]]; then
     SWEEP=(digits16 --steps 5 --repeats 1 --device cpu --batch-size 4 --strategies node)
 else
     SWEEP=(mnist32 --steps 5,20 --repeats 3 --memory-limit 24GiB)
 fi
 part sweep 150 python3 cli.py vram-sweep "${SWEEP[@]}" --out "$OUT/sweep" --overwrite
-table curves 60
+table curves 90
 table pretraining 40
 part tests-compiled 120 python3 -m pytest tests/gpu -q -p no:cacheprovider --tb=short -k compiled
-table passes 120 --compile
+[[ " ${OPTIONS[*]} " == *" --small "* ]] || table passes 100 --compile # minutes on a CPU
 echo "=== all of it: $(du -sm "$OUT" | cut -f1) MB in $OUT"

@@ -132,6 +132,7 @@ def _node_by_node(
     loss = _checked(objective(x_0))
     loss.backward()
     g = leaf.grad
+    del leaf
     loss, x_0 = loss.detach(), x_0.detach()  # the graph ends here
 
     # 3. Each other step in reverse order: recompute it from its recorded node, pull g through it.

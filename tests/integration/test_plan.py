@@ -240,8 +240,8 @@ def test_nodes_in_cpu_memory_do_not_count_on_another_device(tiny):
     assert not offloads_nodes(batch("device", "meta"))
     without = replace(PROBE, node_mib=0.0)
     assert {predict(without, experiment(), M, 0, "node").memory_mib for M in (5, 20)} == {20 + 10}
-    assert largest_keep(PROBE, experiment(), 20, 35) is None
-    assert largest_keep(without, experiment(), 20, 35) == 2
+    assert best_keep(PROBE, experiment(), 20, 35) is None
+    assert best_keep(without, experiment(), 20, 35) == 2
 
 
 def test_auto_is_node_where_memory_is_unknown(tiny, monkeypatch, caplog):

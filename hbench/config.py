@@ -407,9 +407,15 @@ class Discovery(Section):
     lambda_l1: Weight = 0.3
     """Weight of the loss of fidelity = "l1", a mean over pixels and channels of images in [-1, 1] [reconstructed].
     On mnist16, 0.3 lets images change as much as the discriminator does, 1 less than half as much, 5 not at all."""
-    gradient: Literal["chain", "per-step"] = "chain"
-    """Path of the gradient: through the whole chain, or through each shifted step alone, with an optimiser step on its
-    predicted x_0, as DiffusionCLIP and Asyrp train (Sec. 4.4) [reconstructed]. ``strategy`` is for the chain alone."""
+    gradient: Literal["chain", "linear", "truncated", "one-step", "per-step"] = "chain"
+    """Path of the gradient: through the whole chain, or an approximation (hbench.core.approximations): "linear" without
+    the network's Jacobian, as in DRTune; "truncated" through the last steps alone, as in DRaFT; "one-step" through the
+    last shifted step, on its predicted x_0, as in ReFL; "per-step" through each shifted step alone, with an optimiser
+    step on its predicted x_0, as DiffusionCLIP and Asyrp train (Sec. 4.4) [reconstructed]. ``strategy`` is for the
+    first three."""
+    last_steps: int | None = Field(default=None, ge=1, le=100_000)
+    """Number of steps, the last ones, that gradient = "truncated" passes: DRaFT's K. It must be large enough to reach a
+    shifted timestep, and these come first."""
     soft_clip: float = Field(default=1.1, gt=0, le=1e6)
     """Bound beyond which the reconstructor and the discriminator see a tenth of a value's excess. Values that no image
     has cannot win, and the gradient back into range stays, which a clamp would kill [reconstructed]."""
@@ -465,6 +471,16 @@ class Discovery(Section):
             raise ValueError('discovery.memory_budget goes with discovery.strategy = "auto"')
         if self.lambda_odd and self.batch_size % 2:
             raise ValueError("discovery.lambda_odd makes a batch of pairs: make discovery.batch_size even")
+        return self
+
+    @model_validator(mode="after")
+    def _check_gradient(self) -> Self:
+        if self.gradient == "truncated" and self.last_steps is None:
+            raise ValueError('discovery.gradient = "truncated" needs discovery.last_steps, DRaFT\'s K')
+        if self.last_steps is not None and self.gradient != "truncated":
+            raise ValueError(f'discovery.last_steps goes with discovery.gradient = "truncated", not "{self.gradient}"')
+        if self.last_steps is not None and self.last_steps > self.M:
+            raise ValueError(f"discovery.last_steps must not exceed discovery.M = {self.M}")
         return self
 
     @model_validator(mode="after")

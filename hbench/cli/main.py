@@ -26,6 +26,7 @@ from hbench.cli.explore import explore
 from hbench.cli.export import export
 from hbench.cli.fid import fid
 from hbench.cli.find import find
+from hbench.cli.gradient import gradient
 from hbench.cli.import_ import import_
 from hbench.cli.mos import mos
 from hbench.cli.plan import plan
@@ -56,7 +57,7 @@ OUT_OF_MEMORY = {
     "predicts what fits",
 }
 """Advice when memory runs out, by command."""
-OUT_OF_MEMORY["ablations"] = OUT_OF_MEMORY["train"]
+OUT_OF_MEMORY["ablations"] = OUT_OF_MEMORY["gradient"] = OUT_OF_MEMORY["train"]
 
 
 class Group(click.Group):
@@ -182,6 +183,7 @@ for command in (
     mos,
     vram_sweep,
     ablations,
+    gradient,
     reproduce,
     report,
 ):

@@ -266,7 +266,8 @@ def parse_seeds(context: click.Context, parameter: click.Parameter, value: str) 
     return tuple(Count(0, MOST_SEED).convert(part, parameter, context) for part in parts)
 
 
-def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+def whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    """Return positive whole numbers from "5,10,20"."""
     if value is None:
         return None
     if not all(part.strip().isdecimal() for part in value.split(",")):
@@ -291,7 +292,7 @@ def numbers_of_steps(default: str) -> Decorator[Any]:
         "--m",
         "steps",
         cls=Renamed,
-        callback=_whole_numbers,
+        callback=whole_numbers,
         metavar="M,M,...",
         help=f"Numbers of generation steps M [default: {default}].",
     )

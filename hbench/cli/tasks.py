@@ -259,7 +259,7 @@ def tasks() -> list[Task]:
     """Return all tasks: those above, and one for every other registered artifact, whose command takes the run."""
     from hbench.reporting.artifacts import ARTIFACTS
 
-    on_demand = {"mos/score", "settings", "compare", "benchmark"}  # for people, a question, another run, other methods
+    on_demand = {"mos/score", "settings", "compare", "benchmark", "gradient"}  # for people and questions
     listed = {task.folder for task in TASKS} | on_demand
     others = [each for each in ARTIFACTS if each.on_page and each.folder not in listed]
     return [*TASKS, *(_registered(artifact.folder, artifact.command) for artifact in others)]

@@ -19,6 +19,7 @@
 | ``study_bootstrap`` | resampling of a user study's directions | seed, unmixed |
 | ``found`` | Gaussian directions, and the start of an iteration, of a method that finds directions | seed, 0, 7 |
 | ``found_on`` | seed of the ``starting_noise`` of the samples that such a method looks at | seed, 0, 8 |
+| ``gradient_batch`` | x_T, k and s of the batch i that gradients are compared on | seed, i, 9 |
 | ``balance`` | classes of perfect samples, for the floor of a balance | seed, 0, 5 |
 | ``real_halves`` | the two halves of real images that are compared with each other | none |
 
@@ -138,6 +139,11 @@ def found(seed: int) -> int:
 def found_on(seed: int) -> int:
     """Return the seed of the starting noise of the samples that a method looks at, which no measurement draws."""
     return _mixed(seed, 0, 8)
+
+
+def gradient_batch(seed: int, i: int) -> int:
+    """Return the seed of everything random in the batch i on which gradients are compared."""
+    return _mixed(seed, i, 9)
 
 
 def real_halves() -> int:

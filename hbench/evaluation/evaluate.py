@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hbench.evaluation.edit import edit as edit
     from hbench.evaluation.fid import Fidelity as Fidelity
     from hbench.evaluation.fid import fid as fid
+    from hbench.evaluation.gradient import Gradients as Gradients
+    from hbench.evaluation.gradient import gradient as gradient
     from hbench.evaluation.mos.score import MosScore as MosScore
     from hbench.evaluation.mos.score import mos_score as mos_score
     from hbench.evaluation.mos.study import Study as Study
@@ -64,6 +66,8 @@ _HOME = {
     "TrainingCurves": "hbench.evaluation.curves",
     "ablations": "hbench.evaluation.ablations",
     "Ablations": "hbench.evaluation.ablations",
+    "gradient": "hbench.evaluation.gradient",
+    "Gradients": "hbench.evaluation.gradient",
     "sample": "hbench.evaluation.sample",
     "Samples": "hbench.evaluation.sample",
     "quality": "hbench.evaluation.quality",

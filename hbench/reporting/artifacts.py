@@ -16,6 +16,7 @@ from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
+from hbench.evaluation.gradient import Gradients
 from hbench.evaluation.mos.score import MosScore
 from hbench.evaluation.plan import Plan
 from hbench.evaluation.properties import Properties
@@ -30,6 +31,7 @@ from hbench.reporting.charts.attributes import draw_attributes, draw_curves
 from hbench.reporting.charts.benchmark import draw_benchmark, draw_methods
 from hbench.reporting.charts.classifier import draw_classifier
 from hbench.reporting.charts.compare import draw_comparison
+from hbench.reporting.charts.gradient import draw_gradients
 from hbench.reporting.charts.measurements import draw_confusion, draw_fidelity, draw_properties
 from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.charts.quality import draw_beside, draw_quality
@@ -54,6 +56,7 @@ from hbench.reporting.rows import (
     curve_rows,
     edit_rows,
     fidelity_rows,
+    gradient_rows,
     mos_rows,
     named_directions,
     no_rows,
@@ -62,6 +65,7 @@ from hbench.reporting.rows import (
     quality_rows,
     rca_rows,
     sweep_rows,
+    trainings,
     variants,
 )
 from hbench.store.classifier import are_digits, shipped_classifier
@@ -432,6 +436,30 @@ ARTIFACTS = (
         ),
         seen=VARIANTS_SEEN,
         arguments="KEY=VALUE,... {variants} --model {run}",
+        of_experiment=True,
+    ),
+    Artifact(
+        "gradient",
+        Gradients,
+        "Cheap gradients",
+        "Sec. 4.4",
+        "gradient",
+        gradient_rows,
+        {"gradient.png": draw_gradients},
+        comparison=trainings,
+        caption=(
+            "The exact gradient goes through the whole chain; linear drops the network's Jacobian, truncated all but "
+            "the last steps, one-step all but one step, and per-step everything between steps; cosine and norm are "
+            "those of the shift block's gradient at each timestep, and each was then trained for the same time."
+        ),
+        seen={
+            "gradient.png": (
+                "Lines with bands over the shifted timesteps, at the start, middle and end of a training: cosines "
+                "above, ratios of norms below; beneath, bars of what trainings of equal time come to, one row a "
+                "gradient."
+            ),
+        },
+        arguments="{experiment} --model {run}",
         of_experiment=True,
     ),
     Artifact(

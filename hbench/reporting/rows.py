@@ -17,6 +17,7 @@ from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.edit import EditedImages
 from hbench.evaluation.fid import Fidelity
+from hbench.evaluation.gradient import Gradients
 from hbench.evaluation.mos.score import MosScore
 from hbench.evaluation.properties import Properties
 from hbench.evaluation.quality import Quality, QualityAt
@@ -370,6 +371,22 @@ def ablation_rows(result: Ablations, paper: Paper) -> list[Row]:
         for line in result.means
         if line.metric in names
     ]
+
+
+def gradient_rows(result: Gradients, paper: Paper) -> list[Row]:
+    """Return the cosine of each whole gradient with the exact one, at the end of the training."""
+    rows = []
+    for method in result.methods:
+        end = result.whole(method)[-1]
+        name = f"{method} gradient: cosine with the exact one, {end.stage} of the training"
+        value = number(end.cosine) if end.n else "no gradient"
+        rows.append(Row(name, "", "", value, interval(end.cosine_interval), counted(end.n, "batch", "batches")))
+    return rows
+
+
+def trainings(result: Gradients) -> Comparison:
+    """Return a table of the trainings of equal time side by side."""
+    return variants(result.trainings)
 
 
 def variants(result: Ablations) -> Comparison:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from hbench.config import Experiment
+from hbench.core.approximations import check_reached
 from hbench.core.backbone import Backbone, DiffusionModel
 from hbench.core.domain import h_deviation, log_h_scale, log_look
 from hbench.core.sampler import Sampler, visited
@@ -151,7 +152,8 @@ def train(
 
 def _forward_only(experiment: Experiment) -> Experiment:
     """Return the experiment for a training that passes no gradient through the chain."""
-    changed = {"strategy": "vanilla", "keep": 0, "nodes": "device", "memory_budget": None, "gradient": "chain"}
+    changed = {"strategy": "vanilla", "keep": 0, "nodes": "device", "memory_budget": None}
+    changed |= {"gradient": "chain", "last_steps": None}
     changed |= {"fidelity": "none", "lambda_odd": 0.0, "keep_size": False}  # they reach the directions alone
     return experiment.model_copy(update={"discovery": experiment.discovery.model_copy(update=changed)})
 
@@ -185,11 +187,17 @@ def estimated_seconds(
 
 
 def check_shift_interval(experiment: Experiment, M: int | None = None) -> None:
-    """Raise an HBenchError where no visited timestep of M reaches ``discovery.t_shift``; M is the experiment's own."""
-    t_shift, latest = experiment.discovery.t_shift, visited(experiment, M)[0]
+    """Raise an HBenchError where no visited timestep of M reaches ``discovery.t_shift``; M is the experiment's own.
+
+    With its own M, at least one of these must get a gradient.
+    """
+    descending = visited(experiment, M)
+    t_shift, latest = experiment.discovery.t_shift, descending[0]
     if latest < t_shift:
         steps = "" if M is None else f" of M = {M}"
         raise HBenchError(f"discovery.t_shift = {t_shift} shifts no timestep{steps}: need at most {latest}, or more M")
+    if M is None:  # others only generate
+        check_reached(experiment.discovery, descending)
 
 
 def kept_model(start: Start, model: DiffusionModel) -> DiffusionModel:

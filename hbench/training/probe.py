@@ -83,6 +83,7 @@ def shortened(experiment: Experiment) -> Experiment:
 
     M = next(M for M in range(1, settings.M + 1) if kinds(M) == kinds(settings.M))
     values = {"M": M, "strategy": "node", "keep": 0, "memory_budget": None, "pool": 0}
+    values |= {"gradient": "chain", "last_steps": None}  # an approximation needs no more
     return experiment.model_copy(update={"discovery": settings.model_copy(update=values)})
 
 

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from hbench.config import Discovery, Experiment
 from hbench.core import seeds
-from hbench.core.chain import backpropagate, recorded, run_chain
-from hbench.core.diffusion import DeltaH, regular_step, shifted_step
+from hbench.core.approximations import accumulate, per_step
+from hbench.core.chain import recorded, run_chain
+from hbench.core.diffusion import DeltaH
 from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.images import soft_clip
 from hbench.core.sampler import Sampler
@@ -162,8 +163,8 @@ def train_shift(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Train shift block and reconstructor on one batch.
 
-    It takes one optimiser step through the chain, or with ``gradient = "per-step"`` one at every shifted timestep. The
-    metrics of the latter are averaged; its accuracy flatters, since all but the first step know the batch.
+    It takes one optimiser step by ``discovery.gradient``, or with "per-step" one at every shifted timestep. The metrics
+    of the latter are averaged; its accuracy flatters, since all but the first step know the batch.
 
     Args:
         experiment: settings, with a strategy that is not "auto".
@@ -197,16 +198,16 @@ def train_shift(
     # Accumulate gradients and update weights; the discriminator only passes gradients on.
     trained.reconstructor.train()
     trained.discriminator.requires_grad_(False)
+    optimizer.zero_grad()
     if settings.gradient == "per-step":
-        x_0_shifted = descend_per_step(sampler, delta_h, optimizer, x_T, objective)
+
+        def descend() -> None:
+            update(optimizer)
+            optimizer.zero_grad()
+
+        _, x_0_shifted = per_step(sampler, delta_h, x_T, objective, descend)
     else:
-        assert settings.strategy != "auto"  # strategy.resolve has replaced it
-        optimizer.zero_grad()
-        chain = sampler.steps(delta_h)
-        with sampler.autocast():
-            _, x_0_shifted = backpropagate(
-                chain, x_T, objective, settings.strategy, settings.keep, settings.nodes, known_nodes=nodes
-            )
+        _, x_0_shifted = accumulate(settings, sampler, delta_h, x_T, objective, nodes)
         update(optimizer)
     if settings.keep_size:
         assert isinstance(trained.shift_block, ShiftBlock)  # fixed directions are not trained
@@ -224,7 +225,8 @@ def run_pairs(
 
     The nodes are x_T and the output of each recomputed step; None where no step is recomputed.
     """
-    joint = settings.M - settings.keep if settings.strategy == "node" and settings.gradient == "chain" else 0
+    through_all = settings.gradient in ("chain", "linear")
+    joint = settings.M - settings.keep if settings.strategy == "node" and through_all else 0
     B = len(x_T)
     x, nodes = x_T, [x_T]
     with sampler.autocast():
@@ -267,33 +269,6 @@ def losses(
         parts["loss_odd"] = 1 + F.cosine_similarity(change[::2], change[1::2]).mean()
         loss = loss + settings.lambda_odd * parts["loss_odd"]
     return {"loss": loss, **parts, "accuracy": (logits.argmax(1) == k).float().mean()}
-
-
-def descend_per_step(
-    sampler: Sampler,
-    delta_h: DeltaH,
-    optimizer: torch.optim.Optimizer,
-    x_T: Tensor,
-    objective: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Take an optimiser step at every shifted timestep, on the objective of its P_t, and return x'_0 (Sec. 4.4).
-
-    It is the "GPU-efficient" training of DiffusionCLIP and Asyrp: no gradient passes from node to node. Each node is
-    made with the weights before its optimiser step. Cost: one pass of the chain, memory of one step.
-    """
-    x_t = x_T
-    for step in sampler.transitions:
-        with sampler.autocast():
-            if step.t < sampler.t_shift:
-                x_t = regular_step(sampler.backbone, step, x_t)
-                continue
-            x_prev, predicted = shifted_step(sampler.backbone, step, delta_h, x_t)
-            loss = objective(predicted)
-        optimizer.zero_grad()
-        loss.backward()
-        update(optimizer)
-        x_t = x_prev.detach()
-    return x_t
 
 
 # Discriminator ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 STRATEGY = "strategy.json"
 """Name of the file that keeps a training's choice."""
+ONE_GRAPH = ("one-step", "per-step")
+"""Gradients that hold the graph of one step, whatever the strategy is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ def resolve(experiment: Experiment, sampler: Sampler, seed: int) -> Experiment:
         HBenchError: "offload" without a GPU.
     """
     settings = experiment.discovery
-    if settings.gradient == "per-step":
+    if settings.gradient in ONE_GRAPH:
         return with_keep(experiment, 0)
     if settings.strategy == "offload" and sampler.device.type != "cuda":
         raise HBenchError(
@@ -121,7 +123,7 @@ def resolve_apart(experiment: Experiment, device: str, seed: int, limit_mib: flo
         DoesNotFitError: not even one step fits into the budget, or into ``limit_mib``.
         HBenchError: the probe failed.
     """
-    if experiment.discovery.gradient == "per-step":
+    if experiment.discovery.gradient in ONE_GRAPH:
         return with_keep(experiment, 0)
     probe = measure_apart(experiment, device, seed, repeats=0)
     budget = budget_of(experiment, torch.device(device), probe)

@@ -4,9 +4,11 @@
 :mod:`hbench.evaluation.ablations` trains and measures.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -22,10 +24,10 @@ from hbench.errors import HBenchError, as_list, check_at_least, check_seed, chec
 from hbench.evaluation.ablations import Ablations, VariantMean, ablations
 from hbench.evaluation.agreement import ANOTHER, Agreement, agreements, draw_batches
 from hbench.evaluation.classifier_distance import choose_classifier
-from hbench.evaluation.sweep_cells import Cell, check_measurable, measure_apart
+from hbench.evaluation.sweep_cells import WARM_UP, Cell, check_measurable, measure_apart
 from hbench.evaluation.variants import Measured, training_folder
 from hbench.experiments import override, parse_experiment
-from hbench.runtime.device import pick_device
+from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.progress import progress
 from hbench.store.files import write_text
 from hbench.store.folders import claimed_folder
@@ -37,7 +39,7 @@ from hbench.store.weights import write_experiment
 from hbench.training.discover import check_shift_interval, train
 from hbench.training.freeze import freeze
 from hbench.training.loop import check_minutes
-from hbench.training.step import Trained, initial
+from hbench.training.step import Trained, initial, raw_pairs, train_step
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -203,10 +205,10 @@ def gradient(
     """Compare cheap gradients of the sampling chain with the exact one. Return None if stopped early.
 
     Cosine and ratio of norms are those of the shift block's gradient in float32, on fresh batches of the training's
-    size, at three stages of the training with the exact gradient. Time and memory are those of whole training steps in
-    fresh processes, with the experiment's precision, the graphs kept. Every gradient is then trained as long as the
-    exact one takes for the experiment's steps, by these times, and measured as :func:`hbench.evaluate.ablations` does.
-    The costs and trainings lie in ``out``.
+    size, at three stages of the training with the exact gradient. Time and memory are those of whole training steps
+    with the experiment's precision and the graphs kept, the memory in fresh processes, the time in turns. Every
+    gradient is then trained as long as the exact one takes for the experiment's steps, by these times, and measured as
+    :func:`hbench.evaluate.ablations` does. The costs and trainings lie in ``out``.
 
     Args:
         experiment: settings of the trainings; its gradient and strategy do not matter.
@@ -267,7 +269,7 @@ def gradient(
             n=pairs,
         )
         write_experiment(out, experiment)
-        costs = costs_of(experiments, out / COSTS, repeats, seed, device)
+        costs = costs_of(experiments, model, out / COSTS, repeats, seed, device)
 
         # Train: first half of the exact training for its middle, then all gradients.
         variants = variants_of(costs, experiments)
@@ -338,7 +340,12 @@ def methods_of(experiment: Experiment, last_steps: Sequence[int]) -> dict[str, E
 
 
 def costs_of(
-    experiments: Mapping[str, Experiment], file: Path, repeats: int, seed: int, device: torch.device
+    experiments: Mapping[str, Experiment],
+    model: DiffusionModel,
+    file: Path,
+    repeats: int,
+    seed: int,
+    device: torch.device,
 ) -> list[Cost]:
     """Measure the cost of each gradient, and keep it in a file; costs that are there already are read.
 
@@ -347,51 +354,72 @@ def costs_of(
     """
     exact = experiments[EXACT]
     if file.is_file():
-        kept = GradientCosts.read(file, "remove it, and give other trainings another `out`")
+        kept = GradientCosts.read(file, "remove it, and the costs are measured anew")
         names = [cost.method for cost in kept.costs]
         if (kept.experiment, kept.device, names) != (exact.model_dump(mode="json"), str(device), list(experiments)):
             raise HBenchError(f"{file}: was measured with other settings, gradients or device: choose another `out`")
         return kept.costs
-    measured = [
-        cost_of(name, each, repeats, seed, device)
-        for name, each in progress(experiments.items(), desc="costs", unit="gradient")
+    # a step with a pool makes no raw samples, and a pool of one batch is enough for it
+    pooled = {
+        name: changed(
+            each, **each.discovery.model_dump() | {"pool": min(each.discovery.pool, each.discovery.batch_size)}
+        )
+        for name, each in experiments.items()
+    }
+    costs = [
+        memory_of(name, each, seed, device) for name, each in progress(pooled.items(), desc="memory", unit="gradient")
     ]
-    exacts = [cost.seconds for cost in measured if cost.method in (EXACT, NODE) and not cost.reason]
-    if not exacts:
-        reason = measured[1].reason
-        raise HBenchError(f"the exact gradient could not be measured ({reason}): lower discovery.batch_size")
-    budget = exact.discovery.steps * min(exacts)
-    costs = [_with_steps(cost, budget, min(exacts)) for cost in measured]
+    fitting = [cost.method for cost in costs if not cost.reason]
+    if not {EXACT, NODE} & set(fitting):
+        raise HBenchError(f"the exact gradient has no cost ({costs[1].reason}): lower discovery.batch_size")
+    seconds = seconds_of({name: pooled[name] for name in fitting}, model, repeats, seed, device)
+    best = min((median(seconds[name]), name) for name in (EXACT, NODE) if name in seconds)
+    for i, cost in enumerate(costs):
+        if cost.method in seconds:
+            typical = median(seconds[cost.method])
+            trains = cost.method == best[1] or cost.method not in (EXACT, NODE)
+            steps = max(1, round(exact.discovery.steps * best[0] / typical)) if trains else None
+            costs[i] = replace(cost, seconds=typical, step_seconds=tuple(seconds[cost.method]), steps=steps)
     GradientCosts(experiment=exact.model_dump(mode="json"), device=str(device), costs=costs).write(file)
     return costs
 
 
-def cost_of(name: str, experiment: Experiment, repeats: int, seed: int, device: torch.device) -> Cost:
-    """Measure time and memory of training steps in a fresh process, with raw samples from a pool where there is one."""
-    settings, nan = experiment.discovery, float("nan")
+def memory_of(name: str, experiment: Experiment, seed: int, device: torch.device) -> Cost:
+    """Measure the memory of a training step in a fresh process; the cost has no seconds yet."""
+    settings, nan = experiment.discovery, math.nan
     nothing = Cost(method=name, strategy=settings.strategy, seconds=nan, memory_mib=nan, saved_tensors_mib=nan)
     try:
         check_reached(settings, visited(experiment))
     except HBenchError as error:
         return replace(nothing, reason=str(error))
-    small = changed(experiment, **settings.model_dump() | {"pool": min(settings.pool, settings.batch_size)})
-    row = measure_apart(Cell(small, str(device), seed, repeats, None))
+    row = measure_apart(Cell(experiment, str(device), seed, repeats=1, memory_limit_mib=None))
     if row.status != "ok":
         return replace(nothing, reason=f"{row.status}: {row.error}")
     return replace(
         nothing,
-        seconds=median(row.step_seconds),
-        step_seconds=row.step_seconds,
         memory_mib=nan if row.memory_mib is None else row.memory_mib,
         memory_source=row.memory_source,
         saved_tensors_mib=nan if row.saved_tensors_mib is None else row.saved_tensors_mib,
     )
 
 
-def _with_steps(cost: Cost, budget: float, exact_seconds: float) -> Cost:
-    if cost.reason or (cost.method in (EXACT, NODE) and cost.seconds != exact_seconds):
-        return cost
-    return replace(cost, steps=max(1, round(budget / cost.seconds)))
+def seconds_of(
+    experiments: Mapping[str, Experiment], model: DiffusionModel, repeats: int, seed: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Return the seconds of training steps of each experiment, taken in turns, so that other work slows all alike."""
+    any_of_them = next(iter(experiments.values()))
+    frozen = freeze(any_of_them, model, device)
+    steps = {}
+    for name, each in experiments.items():
+        sampler = Sampler.of(each, frozen, device)
+        steps[name] = partial(
+            train_step, each, sampler, initial(each, sampler, seed), raw_pairs(each, sampler, seed), seed
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in experiments}
+    for i in progress(range(WARM_UP + repeats), desc="time", unit="turn"):
+        for name, step in steps.items():
+            seconds[name].append(wall_seconds(partial(step, i), device))
+    return {name: values[WARM_UP:] for name, values in seconds.items()}
 
 
 def variants_of(costs: Sequence[Cost], experiments: Mapping[str, Experiment]) -> dict[str, list[str]]:

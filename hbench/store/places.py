@@ -1,7 +1,7 @@
 """Where things go: one rule for all commands, and the one place where ``report`` and ``reproduce`` look.
 
 - All of an experiment NAME lies below ``runs/NAME``. What is made of the experiment alone is in ``runs/NAME/ARTIFACT``:
-  ``pretrain``, ``train``, ``classifier``, ``vram-sweep``, ``ablations``, ``settings``.
+  ``pretrain``, ``train``, ``classifier``, ``vram-sweep``, ``ablations``, ``settings``, ``gradient``.
 - All results of a run lie in the run's folder, RUN/ARTIFACT: ``rca``, ``traverse``, ``edit``. A shipped run cannot be
   written to, so ``runs/shipped-NAME`` is its folder, and ``runs/hub-OWNER-NAME`` that of a run of the Hugging Face Hub.
   A command of several runs takes the folder of the first.

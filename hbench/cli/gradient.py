@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     "--last-steps",
     callback=whole_numbers,
     metavar="N,N,...",
-    help="Numbers of steps of truncated gradients [default: 1, and as many as reach half of the shifted timesteps].",
+    help="Numbers of steps of truncated gradients [default: 1, and those that reach one and half of the shifted ones].",
 )
 @click.option("--batches", type=Count(2), default=20, show_default=True, help="Number of batches at each stage.")
 @click.option("--repeats", type=Count(), default=5, show_default=True, help="Number of timed steps a gradient.")

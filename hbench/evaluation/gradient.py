@@ -214,8 +214,8 @@ def gradient(
         experiment: settings of the trainings; its gradient and strategy do not matter.
         model: diffusion model that all are trained on.
         out: output folder, made where it is missing.
-        last_steps: numbers of steps of the truncated gradients, 1..M; by default 1, and the number that reaches half of
-            the shifted timesteps. A number that reaches none has no gradient, which is then the result.
+        last_steps: numbers of steps of the truncated gradients, 1..M; by default 1, and those that reach one and half
+            of the shifted timesteps. A number that reaches none has no gradient, which is then the result.
         batches: batches at each stage, at least 2. Cost: each gradient once a batch.
         repeats: timed steps of each gradient, at least 1.
         seeds: seeds of the trainings; the stages are those of the first.
@@ -319,10 +319,10 @@ def changed(experiment: Experiment, **discovery: Any) -> Experiment:
 
 
 def default_last_steps(experiment: Experiment) -> list[int]:
-    """Return 1, and the number of last steps that reaches half of the shifted timesteps."""
+    """Return 1, and the numbers of last steps that reach one and half of the shifted timesteps."""
     descending = visited(experiment)
     shifted = sum(t >= experiment.discovery.t_shift for t in descending)
-    return sorted({1, len(descending) - shifted // 2})
+    return sorted({1, len(descending) - shifted + 1, len(descending) - shifted // 2})
 
 
 def methods_of(experiment: Experiment, last_steps: Sequence[int]) -> dict[str, Experiment]:

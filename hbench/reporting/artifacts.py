@@ -442,7 +442,7 @@ ARTIFACTS = (
         "gradient",
         Gradients,
         "Cheap gradients",
-        "Sec. 4.4",
+        "",
         "gradient",
         gradient_rows,
         {"gradient.png": draw_gradients},

@@ -42,7 +42,7 @@ def draw_gradients(result: "Gradients", path: Path) -> None:
     shown = [*result.methods, ANOTHER]
     for column, stage in enumerate(STAGES):
         for axis, name in zip(axes[:, column], ("cosine", "ratio"), strict=True):
-            for method in shown:
+            for method in shown if name == "cosine" else result.methods:
                 _draw_method(axis, result, stage, method, name)
             axis.axhline(1, color="black", linewidth=0.8, zorder=0)
             axis.grid(axis="y", alpha=0.3)
@@ -82,12 +82,13 @@ def _draw_method(axis: "Axes", result: "Gradients", stage: str, method: str, nam
     rows = [row for row in result.agreements if (row.stage, row.method) == (stage, method)]
     parts, (whole,) = [row for row in rows if row.t is not None], [row for row in rows if row.t is None]
     color, values = _color(result, method), np.array([getattr(row, name) for row in parts])
+    others = [*result.methods, ANOTHER]
+    size = 3 + 1.2 * (len(others) - others.index(method))  # the first ones are below, and show as rings
     x, dashes = np.arange(len(parts)), ":" if method == ANOTHER else "-"
-    axis.plot(x, values, dashes, color=color, marker="o", markersize=4, label=_label(result, method))
+    axis.plot(x, values, dashes, color=color, marker="o", markersize=size, label=_label(result, method))
     low, high = np.array([getattr(row, f"{name}_interval") for row in parts]).T
     axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     if whole.n:
-        others = [*result.methods, ANOTHER]
         place = len(parts) + 0.2 + 0.6 * others.index(method) / len(others)  # side by side
         value, (low, high) = getattr(whole, name), getattr(whole, f"{name}_interval")
         axis.errorbar(place, value, yerr=[[value - low], [high - value]], color=color, marker="o", capsize=3)

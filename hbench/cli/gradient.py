@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hbench.cli.ablations import parse_seeds
 from hbench.cli.options import (
     Count,
     Options,
@@ -15,6 +14,7 @@ from hbench.cli.options import (
     data_options,
     model_option,
     out_of,
+    parse_seeds,
     publish,
     run_options,
     shared,

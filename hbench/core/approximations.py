@@ -115,9 +115,7 @@ def linear(
     """
     stopped = replace(sampler, backbone=StoppedInput(sampler.backbone), graphs=None)
     with sampler.autocast():
-        return backpropagate(
-            stopped.steps(delta_h), x_T, objective, strategy, keep, nodes, known_nodes=known_nodes
-        )
+        return backpropagate(stopped.steps(delta_h), x_T, objective, strategy, keep, nodes, known_nodes=known_nodes)
 
 
 def truncated(

@@ -108,7 +108,7 @@ class Gradients(Result):
         return list(dict.fromkeys(row.method for row in self.agreements if row.method != ANOTHER))
 
     @property
-    def timesteps(self) -> list[int]:
+    def shifted_timesteps(self) -> list[int]:
         """Shifted timesteps, descending."""
         return list(dict.fromkeys(row.t for row in self.agreements if row.t is not None))
 

@@ -117,7 +117,7 @@ def test_node_by_node_and_through_all_steps_are_the_exact_gradient(tiny_model):
 def test_a_comparison_holds_what_it_says(folder):
     result = Gradients.load(folder)
     assert result.methods == METHODS
-    assert result.timesteps == [999, 665]
+    assert result.shifted_timesteps == [999, 665]
     assert {row.stage for row in result.agreements} == set(STAGES)
     for method in METHODS:
         for row in result.whole(method):

@@ -46,12 +46,12 @@ def draw_gradients(result: "Gradients", path: Path) -> None:
                 _draw_method(axis, result, stage, method, name)
             axis.axhline(1, color="black", linewidth=0.8, zorder=0)
             axis.grid(axis="y", alpha=0.3)
-            axis.axvline(len(result.timesteps) - 0.25, color="grey", linewidth=0.8)
+            axis.axvline(len(result.shifted_timesteps) - 0.25, color="grey", linewidth=0.8)
         axes[0, column].axhline(0, color="grey", linestyle=":", zorder=0)
         axes[0, column].set_title(f"{stage} of the training")
         axes[1, column].set_xlabel("shifted timestep, first one left")
-    places = [*range(len(result.timesteps)), len(result.timesteps) + 0.5]
-    axes[1, 0].set_xticks(places, [*map(str, result.timesteps), "all"])
+    places = [*range(len(result.shifted_timesteps)), len(result.timesteps) + 0.5]
+    axes[1, 0].set_xticks(places, [*map(str, result.shifted_timesteps), "all"])
     axes[1, 0].set_yscale("log")
     axes[0, 0].set_ylabel("cosine with the exact gradient")
     axes[1, 0].set_ylabel("norm / exact norm")

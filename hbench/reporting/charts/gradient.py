@@ -50,7 +50,7 @@ def draw_gradients(result: "Gradients", path: Path) -> None:
         axes[0, column].axhline(0, color="grey", linestyle=":", zorder=0)
         axes[0, column].set_title(f"{stage} of the training")
         axes[1, column].set_xlabel("shifted timestep, first one left")
-    places = [*range(len(result.shifted_timesteps)), len(result.timesteps) + 0.5]
+    places = [*range(len(result.shifted_timesteps)), len(result.shifted_timesteps) + 0.5]
     axes[1, 0].set_xticks(places, [*map(str, result.shifted_timesteps), "all"])
     axes[1, 0].set_yscale("log")
     axes[0, 0].set_ylabel("cosine with the exact gradient")

@@ -314,7 +314,7 @@ def changed(experiment: Experiment, **discovery: Any) -> Experiment:
     """Return the experiment with the exact gradient by "vanilla", or with other settings of the discovery."""
     values = experiment.model_dump()
     values["discovery"] |= {"gradient": "chain", "last_steps": None, "strategy": "vanilla", "keep": 0}
-    values["discovery"] |= {"memory_budget": None, **discovery}
+    values["discovery"] |= {"nodes": "device", "memory_budget": None, **discovery}
     return parse_experiment(values, experiment.name)
 
 

@@ -21,7 +21,7 @@ from hbench.errors import HBenchError
 from hbench.evaluation.agreement import ANOTHER, Batch, contributions
 from hbench.evaluation.gradient import EXACT, STAGES, Gradients, changed, default_last_steps, gradient, seconds_of
 from hbench.evaluation.sweep_cells import Row
-from hbench.experiments import load_experiment
+from hbench.experiments import load_experiment, override
 from hbench.models.shift import randomise_outputs
 from hbench.reporting.artifacts import artifact_of, draw
 from hbench.reporting.charts import gradient as chart
@@ -214,6 +214,11 @@ def test_rows_and_trainings_of_the_report(folder):
 
 
 # Settings -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_exact_gradient_keeps_all_graphs_whatever_the_experiment_says(tiny):
+    settings = changed(override(tiny, ["discovery.strategy=node", "discovery.keep=1", "discovery.nodes=cpu"])).discovery
+    assert (settings.strategy, settings.keep, settings.nodes) == ("vanilla", 0, "device")
 
 
 def test_default_numbers_of_last_steps(tiny):

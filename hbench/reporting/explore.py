@@ -28,7 +28,7 @@ from hbench.evaluation.explore import (
     visible_directions,
 )
 from hbench.evaluation.sampling import choose_x_T
-from hbench.reporting.report import html_template
+from hbench.reporting.report import EXPLORER, html_template
 from hbench.runtime.device import wall_seconds
 from hbench.runtime.progress import duration, progress_is_shown
 from hbench.store.datasets import RealImage
@@ -41,8 +41,6 @@ from hbench.store.provenance import provenance
 from hbench.store.registry import credit_of
 from hbench.store.run import Run
 
-FILE = "explore.html"
-"""Name of the page."""
 LARGEST = 10_000_000
 """Size of the page in bytes, at most: it is sent by mail."""
 TEXT = 200_000
@@ -144,9 +142,9 @@ def explore(
         text = html_template("explore.html").render(page)
         if (size := len(text.encode())) > LARGEST:
             raise HBenchError(f"the page has {size / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f}: {_remedy(table)}")
-        write_text(out / FILE, text)
+        write_text(out / EXPLORER, text)
         origin.write(out / PROVENANCE)
-    return out / FILE
+    return out / EXPLORER
 
 
 def _fitting(run: Run, source: DirectionSource, table: EditTable, starts: Sequence[Starts]) -> list[int]:

@@ -38,6 +38,8 @@ from hbench.store.records import Record
 from hbench.store.registry import credit_of
 from hbench.store.run import ROLES, WEIGHTS, origin_of_training, run_hashes
 
+EXPLORER = "explore.html"
+"""Name of the page in which a reader moves directions by sliders."""
 GENERATED = "not to be edited"
 """Words in every summary, by which it is known before it is replaced."""
 TELLING = 5
@@ -263,6 +265,7 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
         "numbers": head(reports),
         "differences": differences([report.experiment for report in reports]),
         "origin": origins(reports),
+        "explorers": explorers(reports, out),
     }
     write_text(out / "report.html", html_template("report.html").render(page))
     write_text(out / "report.md", markdown_page("report.md", out, **page))
@@ -275,6 +278,15 @@ def write_pages(reports: Sequence[Report], out: Path) -> None:
     ]
     ReportTable(rows=table).write(out / "report.json")
     write_text(out / "report.csv", pd.DataFrame(table).to_csv(index=False))
+
+
+def explorers(reports: Sequence[Report], out: Path) -> dict[str, str]:
+    """Return the pages of ``hbench explore`` that lie beside the results, by heading, as links from ``out``."""
+    found = {}
+    for name, report in zip(distinct_names(reports), reports, strict=True):
+        if report.folder and (page := report.folder / "explore" / EXPLORER).is_file():
+            found[name] = quote(os.path.relpath(page, out))
+    return found
 
 
 def html_template(name: str) -> Template:

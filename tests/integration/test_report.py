@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from urllib.parse import unquote
 
 import pytest
 from command_line import changed, invoke
@@ -34,6 +35,17 @@ def test_the_page_holds_every_number_and_picture(results, tmp_path):
     rows = {row.artifact: row for row in report.rows}
     assert rows["Mean opinion score"].ours.startswith("not run:")
     assert not rows["Mean opinion score"].ran
+
+
+def test_a_page_of_sliders_beside_the_results_is_linked(results, tmp_path):
+    folder = tmp_path / "my run"
+    shutil.copytree(results, folder)
+    (folder / "explore").mkdir()
+    (folder / "explore" / "explore.html").touch()
+    for out in (folder, tmp_path):
+        write_pages([collect(folder)], out)
+        (link,) = re.findall(r'href="([^"]*explore\.html)"', (out / "report.html").read_text())
+        assert (out / unquote(link)).is_file()
 
 
 def test_reasons_stand_in_the_table(results, tmp_path):

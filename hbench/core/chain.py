@@ -60,9 +60,12 @@ def backpropagate(
         loss (scalar) and x_0, both detached.
 
     Raises:
+        TypeError: ``nodes`` is no word.
         ValueError: unknown strategy or place of nodes, ``keep`` or ``known_nodes`` out of range, a loss that is not a
             scalar, or one that requires no gradient.
     """
+    if not isinstance(nodes, str):
+        raise TypeError(f"nodes is their place; nodes that are known go by known_nodes, got {type(nodes).__name__}")
     if nodes not in get_args(Nodes):
         raise ValueError(f"nodes must be {' or '.join(get_args(Nodes))}, got {nodes!r}")
     if strategy == "node":

@@ -42,14 +42,7 @@ def painted(run, monkeypatch, paint):
         return images
 
     monkeypatch.setattr(type(run.sampler), "generate", generate)
-    own = run.own
-
-    def source(k, s):
-        shift = own(k, s)
-        shift.k, shift.s = k, s
-        return shift
-
-    return DirectionSource("own", source)
+    return DirectionSource("own", run.own)
 
 
 def known(image, k, s):

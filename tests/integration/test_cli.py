@@ -202,7 +202,7 @@ def test_demo_runs_through(tmp_path, monkeypatch, name):
     assert len(list((tmp_path / "train" / "growth").glob("*.png"))) == 4
     page = (tmp_path / "report.html").read_text()
     assert page.count('<h2 id="run-') == 2  # the shipped run and the fresh one
-    assert page.count("data:image/png;base64,") == 8 + pictures
+    assert page.count("data:image/png;base64,") == 9 + pictures
 
 
 def test_samples_lie_beside_their_model(tiny_model, tmp_path):

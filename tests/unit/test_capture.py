@@ -154,7 +154,11 @@ def test_replayed_gradients_are_the_same(tiny, how, checkpointed, recorded):
             x_0, nodes = run_pairs(experiment.discovery, sampler, shift, x_T)
             block.zero_grad()
             loss, x_0_shifted = backpropagate(
-                sampler.steps(shift), x_T, lambda x, x_0=x_0: (x - x_0).square().mean() + x.mean(), **how, nodes=nodes
+                sampler.steps(shift),
+                x_T,
+                lambda x, x_0=x_0: (x - x_0).square().mean() + x.mean(),
+                **how,
+                known_nodes=nodes,
             )
             found[sampler] += [loss, x_0, x_0_shifted, *(p.grad for p in block.parameters())]
     for one, other in zip(*found.values(), strict=True):

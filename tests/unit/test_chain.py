@@ -225,6 +225,8 @@ def test_errors():
             backpropagate(steps, x_T, cubic, "vanilla", **setting)
     with pytest.raises(ValueError, match="nodes must be device or cpu, got 'disk'"):
         backpropagate(steps, x_T, cubic, nodes="disk")
+    with pytest.raises(TypeError, match="go by known_nodes, got list"):
+        backpropagate(steps, x_T, cubic, nodes=[x_T])
     frozen, x_T = toy_chain(frozen=range(5))
     for how in STRATEGIES.values():
         with pytest.raises(ValueError, match="nothing to train"):

@@ -539,4 +539,4 @@ def publish(result: "Result", folder: Path) -> None:
     for caution in result.cautions():
         click.echo(f"caution: {caution}", err=True)
     if pictures:
-        click.echo(f"see {' and '.join(map(str, pictures))}", err=True)
+        click.echo(f"see {', '.join(map(str, pictures))}", err=True)

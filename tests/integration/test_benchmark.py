@@ -19,6 +19,7 @@ import hbench.evaluation.benchmark.benchmark as module
 from hbench.errors import HBenchError
 from hbench.evaluation.benchmark.benchmark import Counts, benchmark, factors_found
 from hbench.evaluation.benchmark.result import Benchmark
+from hbench.experiments import override
 from hbench.reporting.benchmark_page import NUMBERS, cells, write_page
 from hbench.store.directions_file import write_directions
 from hbench.store.run import load_run
@@ -95,6 +96,24 @@ def test_runs_of_several_seeds_are_of_one_method(tiny_run, tmp_path):
     found = benchmark(tiny_run, tmp_path / "bench", methods=["trained"], add=[other], counts=COUNTS, device="cpu")
     assert [each.found_by for each in found.methods] == ["trained", "trained"]
     assert {(each.method, each.seeds) for each in found.over_seeds()} == {("trained", 2)}
+
+
+def test_discoveries_of_other_settings_are_no_seeds_of_the_run(tiny_run, tmp_path, monkeypatch):
+    own = load_run(tiny_run, device="cpu")
+    monkeypatch.setattr(module, "_holds_run", lambda path: True)
+    for setting, found_by in {"keep=1": "trained", "lambda_adv=7": "run"}.items():
+        experiment = override(own.experiment, ["discovery.strategy=node", f"discovery.{setting}"])
+        monkeypatch.setattr(module, "load_run", lambda *_, found=experiment, **__: replace(own, experiment=found))
+        assert module._given(tmp_path / "run", own, tiny_run).found_by == found_by
+
+
+def test_counts_over_seeds_stay_within_K_and_other_K_apart(tiny_run, tmp_path):
+    one = benchmark(tiny_run, tmp_path / "bench", methods=["random"], counts=COUNTS, device="cpu").methods[0]
+    few = [replace(one, name=str(i), visible=[0][:i]) for i in range(2)]
+    bench = Benchmark.load(RESULTS / "bench-faces16")
+    found = replace(bench, methods=[*few, replace(one, name="many", K=9)], factors=[])
+    (visible,) = [each for each in found.over_seeds() if each.number == "visible"]
+    assert (visible.seeds, visible.interval) == (2, (0, 3))
 
 
 def test_another_seed_is_another_bench(tiny_run, tmp_path):

@@ -48,6 +48,7 @@ from hbench.store.provenance import Provenance, provenance
 from hbench.store.results import Result
 from hbench.store.run import Run, load_run, locate, origin_of_training
 from hbench.store.shipped import refuse_to_hide
+from hbench.training.checkpoint import WITHOUT_EFFECT
 from hbench.training.reconstruct import STEPS, reconstruct
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def benchmark(
         download: let torchvision download MNIST if it is missing.
         seed: seed of the searches, trainings and measurements.
         search_seeds: further seeds of the searches; what each finds is measured too, and the numbers of a method get
-            intervals over its seeds, as do those of several discoveries, given by ``add``.
+            intervals over its seeds, as do those of discoveries of the same settings, given by ``add``.
         device: device of all of it.
         draw: function that draws the curves of a training's folder.
 
@@ -243,14 +244,20 @@ def _given(path: Path, base: Run, model: str | Path) -> Entry:
     run = load_run(path, device=base.device)
     if model_sha256(run.model) != model_sha256(base.model):
         raise HBenchError(f"{path}: is of another diffusion model than {model}: give runs on the same one")
-    return _trained(path.resolve().name, run)
+    name, alike = path.resolve().name, _settings(run) == _settings(base)
+    return _trained(name, run, TRAINED if alike else name)
 
 
-def _trained(name: str, run: Run) -> Entry:
+def _settings(run: Run) -> dict[str, Any]:
+    """Return what a discovery depends on, its seed and its diffusion model apart."""
+    return run.experiment.discovery.model_dump(exclude=WITHOUT_EFFECT)
+
+
+def _trained(name: str, run: Run, found_by: str = TRAINED) -> Entry:
     """Return a run's own directions, with the time of its training."""
     origin = origin_of_training(run.folder) if run.folder else None
     seconds = origin.wall_seconds if origin and origin.wall_seconds is not None else math.nan
-    return Entry(name, TRAINED, "shift block of a discovery, a function of the sample", run, seconds)
+    return Entry(name, found_by, "shift block of a discovery, a function of the sample", run, seconds)
 
 
 def _of_file(name: str, title: str, stored: StoredDirections, base: Run) -> Entry:

@@ -20,7 +20,9 @@ LESS = ("fd_ratio", "seconds")
 
 SHARES = {"rca": "n_pairs", "rca_visible": "n_pairs", "kept_half": "n_samples"}
 """Numbers between 0 and 1 that get an interval over seeds, and the field of a bench with the n of each."""
-OVER_SEEDS = (*SHARES, "visible", "distinct", "named", "specificity", "oddness", "fd_ratio")
+COUNTS = ("visible", "distinct", "named")
+"""Numbers of directions, 0..K."""
+OVER_SEEDS = (*SHARES, *COUNTS, "specificity", "oddness", "fd_ratio")
 """Numbers that get an interval over seeds."""
 
 
@@ -145,23 +147,25 @@ class Benchmark(Result):
     def over_seeds(self) -> list[OverSeeds]:
         """Return the mean of each number over the seeds of each method that was measured with more than one."""
         found = []
-        for method in dict.fromkeys(each.found_by for each in self.methods if each.found_by):
-            alike = [each for each in self.methods if each.found_by == method]
+        for method, K in dict.fromkeys((each.found_by, each.K) for each in self.methods if each.found_by):
+            alike = [each for each in self.methods if (each.found_by, each.K) == (method, K)]
             for number in OVER_SEEDS if len(alike) > 1 else ():
                 values = np.array([_value(each, number) for each in alike])
                 if not np.isnan(values).any():
-                    mean, interval = float(values.mean()), self._interval_over_seeds(number, values)
+                    mean, interval = float(values.mean()), self._interval_over_seeds(number, values, K)
                     found.append(
                         OverSeeds(method=method, number=number, seeds=len(alike), mean=mean, interval=interval)
                     )
         return found
 
-    def _interval_over_seeds(self, number: str, values: "NDArray[np.float64]") -> tuple[float, float]:
+    def _interval_over_seeds(self, number: str, values: "NDArray[np.float64]", K: int) -> tuple[float, float]:
         if number in SHARES:
             return student_of_shares(values, getattr(self, SHARES[number]))
         if number == "fd_ratio":
             return student_of_logarithms(values)
         low, high = student(values)
+        if number in COUNTS:
+            low, high = np.clip([low, high], 0, K)
         return float(low), float(high)
 
     def cautions(self) -> list[str]:

@@ -140,7 +140,7 @@ def _node_by_node(
 
     # 3. Each other step in reverse order: recompute it from its recorded node, pull g through it.
     for i in reversed(range(first, len(recomputed))):
-        if g is None:  # the objective does not depend on x_0
+        if g is None:  # the objective does not depend on x_0, or a step not on its node
             break
         pull = getattr(recomputed[i], "pull_back", partial(pull_back, recomputed[i]))  # a replayed step has its own
         g = pull(returned(nodes.pop(), place, x_T.device), g, i > first or x_T.requires_grad)
@@ -176,7 +176,8 @@ def pull_back(step: Step, node: Tensor, g: Tensor, wanted: bool) -> Tensor | Non
     node.requires_grad_(wanted)
     with torch.enable_grad():
         x = step(node)
-    x.backward(g)
+    if x.requires_grad:
+        x.backward(g)
     return node.grad
 
 

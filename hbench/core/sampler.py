@@ -29,6 +29,18 @@ BATCH = 64
 """Images generated at once, raw and shifted ones counted; no number depends on it, up to the rounding of kernels."""
 
 
+def visited(experiment: Experiment, M: int | None = None, spacing: str | None = None) -> tuple[int, ...]:
+    """Return the timesteps that a generation visits, descending; ``M`` and ``spacing`` default to the discovery's.
+
+    Raises:
+        ValueError: M outside 1..T, or an unknown spacing.
+    """
+    settings, diffusion = experiment.discovery, experiment.diffusion
+    alpha_bar = alpha_bar_schedule(**diffusion.schedule)
+    chosen = settings.M if M is None else M, alpha_bar, spacing or settings.spacing
+    return tuple(timesteps(*chosen, steps_offset=diffusion.steps_offset))
+
+
 @dataclass(frozen=True, eq=False)
 class Sampler:
     """A frozen model with a schedule and the timesteps that it visits: made once, then handed down.
@@ -212,15 +224,3 @@ class Sampler:
         if not self.unit_steps:
             raise HBenchError(f"no timestep of the original steps reaches t_shift = {self.t_shift}: nothing is shifted")
         return scaled(shift, self.unit_steps / len(self.shift_interval))
-
-
-def visited(experiment: Experiment, M: int | None = None, spacing: str | None = None) -> tuple[int, ...]:
-    """Return the timesteps that a generation visits, descending; ``M`` and ``spacing`` default to the discovery's.
-
-    Raises:
-        ValueError: M outside 1..T, or an unknown spacing.
-    """
-    settings, diffusion = experiment.discovery, experiment.diffusion
-    alpha_bar = alpha_bar_schedule(**diffusion.schedule)
-    chosen = settings.M if M is None else M, alpha_bar, spacing or settings.spacing
-    return tuple(timesteps(*chosen, steps_offset=diffusion.steps_offset))

@@ -69,12 +69,20 @@ class GenerationStep:
         return found.clone()
 
     def pull_back(self, node: Tensor, g: Tensor, wanted: bool) -> Tensor | None:
-        """Accumulate gradients and return the node's, see :func:`hbench.core.chain.pull_back`."""
-        if not self._is_recordable():
+        """Accumulate gradients and return the node's, see :func:`hbench.core.chain.pull_back`.
+
+        Raises:
+            ValueError: the backbone is trained, and the step would be replayed, which gives its weights no gradient.
+        """
+        shift = self.shift
+        if not self._is_recordable() or (isinstance(shift, OwnDirection) and shift.s.requires_grad):
             return chain.pull_back(self, node, g, wanted)
         parameters = self._trained()
 
         def both_ways(node: Tensor, g: Tensor, *constants: Tensor) -> Outputs:
+            # only a recording comes here: to ask in each step would take as long as a replay
+            if isinstance(self.backbone, nn.Module) and any(p.requires_grad for p in self.backbone.parameters()):
+                raise ValueError("a sampler with graphs is for a frozen backbone: freeze it, or take graphs=None")
             leaf = node.detach().requires_grad_(wanted)
             with torch.enable_grad():
                 x = self._with(*constants)(leaf)

@@ -403,6 +403,7 @@ def memory_of(name: str, experiment: Experiment, seed: int, device: torch.device
     )
 
 
+@torch.random.fork_rng(devices=[])
 def seconds_of(
     experiments: Mapping[str, Experiment], model: DiffusionModel, repeats: int, seed: int, device: torch.device
 ) -> dict[str, list[float]]:
@@ -438,6 +439,7 @@ def variants_of(costs: Sequence[Cost], experiments: Mapping[str, Experiment]) ->
 # Stages -------------------------------------------------------------------------------------------------------------
 
 
+@torch.random.fork_rng(devices=[])
 def compare_stages(
     exact: Experiment,
     methods: Mapping[str, Experiment],

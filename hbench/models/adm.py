@@ -188,7 +188,7 @@ class EncoderHalf(nn.Module):
 
         Args:
             x: noisy images, [B, in_channels, H, W].
-            t: integer timesteps in 0..999, [B].
+            t: integer timesteps in 0..T-1, [B].
             y: class labels, [B]; required for, and only for, class-conditional models.
 
         Returns:
@@ -250,7 +250,7 @@ class UNetModel(EncoderHalf, DiffusionModel):
             emb: the embedding of :meth:`encode`, [B, emb_channels].
 
         Returns:
-            [B, out_channels, H, W], the first ``in_channels`` of which are eps.
+            [B, out_channels, H, W], the first ``in_channels`` of which are the prediction.
 
         Raises:
             ValueError: h has another number of channels.

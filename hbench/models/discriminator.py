@@ -1,5 +1,8 @@
 """The discriminator D, which tells raw samples from shifted ones (Sec. 4.3)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -24,3 +27,13 @@ def judge(discriminator: EncoderUNetModel, images: Tensor) -> Tensor:
     t = torch.zeros(len(images), dtype=torch.long, device=images.device)
     logits: Tensor = discriminator(images, t)
     return logits.squeeze(1).float()
+
+
+@contextmanager
+def frozen(discriminator: EncoderUNetModel) -> Iterator[None]:
+    """Let D only pass gradients on to its images while the block runs: its weights get none."""
+    discriminator.requires_grad_(False)
+    try:
+        yield
+    finally:
+        discriminator.requires_grad_(True)

@@ -52,24 +52,33 @@ class Graphs:
                 device.
             inputs: its arguments, which need no gradient.
         """
-        if self._capture is None:
-            return function(*inputs)
         key = (key, *((value.shape, value.dtype) for value in inputs))
         if key not in self._recordings:
-            fixed = [value.clone() for value in inputs]
-            try:
-                self._recordings[key] = _Recording(fixed, *self._capture(lambda: function(*fixed)))
-            except RuntimeError as error:  # PyTorch's, of any step that CUDA cannot record, and of too little memory
-                reason = error.__context__ or error  # the end of a capture that has failed only says so
-                log.warning("computes without CUDA graphs: %s", str(reason).strip().split("\n")[0])
-                self._capture = None
-                self._recordings.clear()
-                return function(*inputs)
-        recording = self._recordings[key]
-        for fixed_value, value in zip(recording.inputs, inputs, strict=True):
-            fixed_value.copy_(value)
+            self._record(key, function, inputs)
+        recording = self._recordings.get(key)
+        if recording is None:
+            return function(*inputs)
+        for fixed, value in zip(recording.inputs, inputs, strict=True):
+            fixed.copy_(value)
         recording.replay()
         return recording.outputs
+
+    def _record(self, key: Hashable, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> None:
+        """Record a function, or drop all recordings for good where that fails.
+
+        The caller runs the function afterwards, not here: the error holds the memory of what has failed.
+        """
+        if self._capture is None:
+            return
+        try:
+            fixed = [value.clone() for value in inputs]
+            self._recordings[key] = _Recording(fixed, *self._capture(lambda: function(*fixed)))
+        except RuntimeError as error:  # PyTorch's, of any step that CUDA cannot record, and of too little memory
+            # the end of a capture that has failed only says so; a name for its context would keep all frames alive
+            reason = str(error.__context__ or error).strip().split("\n")[0]
+            log.warning("computes without CUDA graphs: %s", reason)
+            self._capture = None
+            self._recordings.clear()
 
 
 def graphs_of(device: torch.device) -> Graphs | None:
@@ -79,12 +88,14 @@ def graphs_of(device: torch.device) -> Graphs | None:
     stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def capture(work: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
-        with torch.cuda.device(device):
-            stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream(device)
+        # older versions of PyTorch leave the stream of a capture that fails as the current one
+        with torch.cuda.device(device), torch.cuda.stream(current):
+            stream.wait_stream(current)
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
                     work()
-            torch.cuda.current_stream().wait_stream(stream)
+            current.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # thread_local: the threads of NCCL ask CUDA for the state of other work meanwhile
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):

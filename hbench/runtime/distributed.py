@@ -268,7 +268,8 @@ def _end_when_stuck() -> None:
 
     def watch() -> None:
         with writer:  # keeps it open
-            reader.recv(1)
+            while reader.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
+                pass  # every signal with a handler of Python comes here, and the others ask for no end
             time.sleep(STUCK_SECONDS)
             os._exit(1)
 

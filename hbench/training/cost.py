@@ -39,7 +39,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Parts:
+class StepParts:
     """Parts of a training step, each measured by itself."""
 
     first: Pass
@@ -59,7 +59,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Probe(Parts):
+class Probe(StepParts):
     """A training step, measured: its parts, and the memory of the whole."""
 
     free_mib: Number
@@ -103,20 +103,19 @@ class Whole:
         return f"{name}: {counted(self.steps, 'step')} of {self.batch_size} {unit} = {duration(self.seconds)}, {memory}"
 
 
-def passes(parts: Parts, experiment: Experiment, M: int) -> list[Pass]:
+def passes(parts: StepParts, experiment: Experiment, M: int) -> list[Pass]:
     """Return the generation steps of a chain of M, x_T first."""
     shifted = [t >= experiment.discovery.t_shift for t in visited(experiment, M)]
     return [parts.first, *(parts.shifted if each else parts.regular for each in shifted[1:])]
 
 
-def peak_mib(parts: Parts, chain: Sequence[Pass], keep: int) -> tuple[float, float]:
+def peak_mib(parts: StepParts, chain: Sequence[Pass], keep: int) -> tuple[float, float]:
     """Return the MiB of the graphs that a step holds at once at most, and of its nodes, with ``keep`` graphs kept."""
     recomputed, kept = chain[: len(chain) - keep], chain[len(chain) - keep :]
-    graphs = max(
-        sum(step.graph_mib for step in kept) + parts.objective_mib,
-        max((step.graph_mib for step in recomputed), default=0.0),
-        parts.discriminator_mib,
-    )
+    largest = max((step.graph_mib for step in recomputed), default=0.0)
+    others = max(sum(step.graph_mib for step in kept) + parts.objective_mib, parts.discriminator_mib)
+    # the memory of a recording serves replays alone
+    graphs = max(largest, others) if parts.shifted.kept is None else largest + others
     return graphs, len(recomputed) * parts.node_mib
 
 
@@ -154,7 +153,7 @@ def whole_seconds(
     return once + (settings.steps - done) * step + times(settings.checkpoint_every) * checkpoint + grids * grid
 
 
-def whole_discovery(probe: Parts, experiment: Experiment, row: Prediction) -> Whole:
+def whole_discovery(probe: StepParts, experiment: Experiment, row: Prediction) -> Whole:
     """Return time and memory of an experiment's whole discovery, from the prediction for its M and strategy."""
     settings = experiment.discovery
     pool = settings.pool / settings.batch_size * sum(step.forward for step in passes(probe, experiment, settings.M))

@@ -119,7 +119,7 @@ def train(
         before = None if shift_block is None else state_sha256(shift_block)
         trained = initial(experiment, sampler, seed, shift_block)
         restore(start, vars(trained))
-        if before not in (None, state_sha256(trained.shift_block)):
+        if before and before != state_sha256(trained.shift_block):
             raise HBenchError(f"{start.out}: was started with other directions: choose another `out`")
         start = begin(start, kept)
         # nothing in the chain is trained then, so that no graph of it is ever made
@@ -172,6 +172,7 @@ def check_settings(experiment: Experiment, model: DiffusionModel) -> None:
                 raise HBenchError(f"the model has {each.name} = {found}, the experiment {value}: give both the same")
 
 
+@torch.random.fork_rng(devices=[])
 def estimated_seconds(
     experiment: Experiment,
     model: DiffusionModel,

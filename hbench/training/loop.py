@@ -317,7 +317,8 @@ def stop_requests(max_minutes: float | None) -> Iterator[Callable[[], str | None
         return reasons[0] if reasons else None
 
     heard = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    previous: dict[int, Any] = {number: signal.getsignal(number) for number in heard}
+    # None is a handler that Python did not set, and cannot set again
+    previous: dict[int, Any] = {n: handler for n in heard if (handler := signal.getsignal(n)) is not None}
     for number in previous:
         signal.signal(number, on_signal)
     try:

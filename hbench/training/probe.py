@@ -31,13 +31,14 @@ from hbench.core.sampler import Sampler, visited
 from hbench.errors import HBenchError, is_out_of_memory
 from hbench.experiments import parse_experiment
 from hbench.models import build_model
+from hbench.models.discriminator import frozen
 from hbench.runtime.device import pick_device, wall_seconds
 from hbench.runtime.distributed import shard
 from hbench.runtime.fresh_process import die_first, reason_of, run_apart, was_killed
 from hbench.runtime.memory import MIB, free_mib, gpu_memory, mps_memory, saved_tensors_peak, watch_resident
 from hbench.training import pretrain
 from hbench.training.checkpoint import Stage
-from hbench.training.cost import DoesNotFitError, Parts, Pass, Probe, Whole, passes, peak_mib, whole_seconds
+from hbench.training.cost import DoesNotFitError, Pass, Probe, StepParts, Whole, passes, peak_mib, whole_seconds
 from hbench.training.estimate import timed_steps
 from hbench.training.freeze import freeze
 from hbench.training.step import Trained, initial, losses, raw_pairs, train_discriminator, train_step
@@ -130,11 +131,11 @@ def draw_batch(experiment: Experiment, sampler: Sampler, trained: Trained) -> Ba
     return Batch(experiment, sampler, trained, torch.randn(len(k), *sampler.image_shape, device=device), k, s)
 
 
-def measure_parts(batch: Batch, repeats: int) -> Parts:
+def measure_parts(batch: Batch, repeats: int) -> StepParts:
     """Measure the parts of a step, one at a time."""
     two_steps = Sampler.of(batch.experiment, batch.sampler.backbone, batch.sampler.device, M=2)
     all_shifted, all_regular = (replace(two_steps, t_shift=t) for t in (0, len(two_steps.alpha_bar)))
-    return Parts(
+    return StepParts(
         first=measure_pass(batch, all_shifted, 0, repeats),
         shifted=measure_pass(batch, all_shifted, 1, repeats),
         regular=measure_pass(batch, all_regular, 1, repeats),
@@ -185,12 +186,10 @@ def measure_pass(batch: Batch, two_steps: Sampler, i: int, repeats: int) -> Pass
 def take_objective(batch: Batch) -> None:
     """Back-propagate the objective to x'_0."""
     trained = batch.trained
-    trained.discriminator.requires_grad_(False)
-    with batch.sampler.autocast():
+    with frozen(trained.discriminator), batch.sampler.autocast():
         x_0_shifted = batch.x.clone().requires_grad_()
         row = losses(batch.experiment.discovery, trained, batch.x, x_0_shifted, batch.k, batch.s)
         row["loss"].backward()
-    trained.discriminator.requires_grad_(True)
 
 
 def take_discriminator_step(batch: Batch) -> None:

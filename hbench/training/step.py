@@ -19,7 +19,7 @@ from hbench.core.seeds import draw_x_T
 from hbench.models import build_discriminator, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel
 from hbench.models.batch_norm import share_batch_norm
-from hbench.models.discriminator import judge
+from hbench.models.discriminator import frozen, judge
 from hbench.models.recompute import checkpoint_blocks
 from hbench.models.reconstructor import LeNet, ResNet18
 from hbench.models.shift import AnyShift, ShiftBlock, keep_outputs
@@ -195,24 +195,23 @@ def train_shift(
         rows.append({name: value.detach() for name, value in row.items()})
         return row["loss"]
 
-    # Accumulate gradients and update weights; the discriminator only passes gradients on.
+    # Accumulate gradients and update weights.
     trained.reconstructor.train()
-    trained.discriminator.requires_grad_(False)
     optimizer.zero_grad()
-    if settings.gradient == "per-step":
+    with frozen(trained.discriminator):
+        if settings.gradient == "per-step":
 
-        def descend() -> None:
+            def descend() -> None:
+                update(optimizer)
+                optimizer.zero_grad()
+
+            _, x_0_shifted = per_step(sampler, delta_h, x_T, objective, descend)
+        else:
+            _, x_0_shifted = accumulate(settings, sampler, delta_h, x_T, objective, nodes)
             update(optimizer)
-            optimizer.zero_grad()
-
-        _, x_0_shifted = per_step(sampler, delta_h, x_T, objective, descend)
-    else:
-        _, x_0_shifted = accumulate(settings, sampler, delta_h, x_T, objective, nodes)
-        update(optimizer)
     if settings.keep_size:
         assert isinstance(trained.shift_block, ShiftBlock)  # fixed directions are not trained
         keep_outputs(trained.shift_block, settings.start)
-    trained.discriminator.requires_grad_(True)
 
     return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}, raw, x_0_shifted
 

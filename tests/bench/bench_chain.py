@@ -24,7 +24,7 @@ from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.sampler import Sampler, visited
 from hbench.evaluation import sweep_cells as sweep
 from hbench.experiments import load_experiment
-from hbench.models.discriminator import judge
+from hbench.models.discriminator import frozen, judge
 from hbench.runtime.device import autocast, pick_device
 from hbench.store.model import load_model
 from hbench.store.provenance import provenance
@@ -127,15 +127,14 @@ def field_step(experiment, model):
             x_0 = run_chain(sampler.steps(), x_T)
         chain = [generation_step(k, s, step.t, step.t_prev) for step in sampler.transitions]
         trained.reconstructor.train()
-        trained.discriminator.requires_grad_(False)
         trained.optimizer.zero_grad()
 
         def objective(x):
             return losses(settings, trained, x_0, x, k, s)["loss"]
 
-        _, x_0_shifted = backpropagate(chain, x_T, objective, "torch-checkpoint")
+        with frozen(trained.discriminator):
+            _, x_0_shifted = backpropagate(chain, x_T, objective, "torch-checkpoint")
         trained.optimizer.step()
-        trained.discriminator.requires_grad_(True)
         train_discriminator(settings, trained, x_0, x_0_shifted)
 
     return take
@@ -171,9 +170,8 @@ def bare_passes(experiment, model):
                     passes(1 if i == 0 else 2, (1 if i == 0 else 2) + twice, None)
             for i, twice in enumerate(shifted):
                 passes(1, 1 + twice, "x" if i else "h")
-            discriminator.requires_grad_(False)
-            judge(discriminator, x.clone().requires_grad_()).sum().backward()
-            discriminator.requires_grad_(True)
+            with frozen(discriminator):
+                judge(discriminator, x.clone().requires_grad_()).sum().backward()
             judge(discriminator, torch.cat([x, x])).sum().backward()
 
     return take
@@ -291,7 +289,7 @@ def test_choices(benchmark):
     """What hbench chose, against what it did not: a shifted step with its backward pass, and sampling by batches."""
     benchmark.group = "choices, bfloat16"
     experiment, model = parts()
-    frozen = freeze(experiment, model, DEVICE)
+    cast_once = freeze(experiment, model, DEVICE)
     cast_in_every_call = freeze(variant(experiment, precision="float32"), model, DEVICE)
     channels_last = freeze(experiment, model, DEVICE).to(memory_format=torch.channels_last)
     block = initial(experiment, Sampler.of(experiment, model, DEVICE), 0).shift_block
@@ -309,17 +307,17 @@ def test_choices(benchmark):
     def two_decoder_passes():
         leaf = x.clone().requires_grad_()
         with autocast(DEVICE, "bfloat16"):
-            h, skips, emb = frozen.encode(leaf, torch.full((len(x),), 499, device=DEVICE))
-            eps = frozen.decode(h, skips, emb)
-            (eps + frozen.decode(h + delta_h(h, emb, 499), skips, emb)).sum().backward()
+            h, skips, emb = cast_once.encode(leaf, torch.full((len(x),), 499, device=DEVICE))
+            eps = cast_once.decode(h, skips, emb)
+            (eps + cast_once.decode(h + delta_h(h, emb, 499), skips, emb)).sum().backward()
 
     def sample(batch):
         with torch.no_grad(), autocast(DEVICE, "bfloat16"):
             for _ in range(128 // batch):
-                frozen(torch.cat([x] * 4)[:batch], torch.full((batch,), 499, device=DEVICE))
+                cast_once(torch.cat([x] * 4)[:batch], torch.full((batch,), 499, device=DEVICE))
 
     contenders = {
-        "step": lambda: step(frozen),
+        "step": lambda: step(cast_once),
         "two decoder passes": two_decoder_passes,
         "weights cast in every call": lambda: step(cast_in_every_call),
         "channels_last": lambda: step(channels_last),

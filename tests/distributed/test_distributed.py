@@ -389,6 +389,23 @@ def test_a_process_that_waits_in_vain_ends_after_a_sigterm(tmp_path):
     assert process.returncode
 
 
+def listen(number):
+    """End as a process of several does, once it has got a signal that it handles."""
+    distributed.STUCK_SECONDS = 0
+    distributed._end_when_stuck()
+    signal.signal(number, lambda *_: None)
+    os.kill(os.getpid(), number)
+    time.sleep(1)
+
+
+def test_only_a_request_to_stop_ends_a_process_that_is_stuck(tmp_path):
+    numbers = (signal.SIGTERM, signal.SIGUSR1)  # the latter is what Slurm is often asked to send
+    processes = [start(listen, number, log=tmp_path / number.name) for number in numbers]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [1, 0]
+
+
 @pytest.mark.slow
 def test_commands_that_cannot_share_their_work_refuse_torchrun():
     process = torchrun("-m", "hbench", "vram-sweep", "digits16")

@@ -67,7 +67,7 @@ def gradient(strategy, sizes=(4, 4), **discovery):
         shift = own_direction(block, k, s)
         _, nodes = run_pairs(settings, sampler, shift, x_T)
         with sampler.autocast():
-            backpropagate(sampler.steps(shift), x_T, lambda x: x.square().mean(), **strategy, nodes=nodes)
+            backpropagate(sampler.steps(shift), x_T, lambda x: x.square().mean(), **strategy, known_nodes=nodes)
         found += [p.grad.flatten() for p in block.parameters()]
     return torch.cat(found).double()
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -11,15 +12,18 @@ from PIL import Image
 from processes import start_command
 from safetensors.torch import load_file
 
+from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
-from hbench.experiments import experiments_folder, load_experiment
+from hbench.experiments import experiments_folder, load_experiment, override
 from hbench.store.datasets import load_images
 from hbench.store.model import load_model
 from hbench.store.provenance import provenance
 from hbench.store.weights import read_metadata
 from hbench.training.checkpoint import read_checkpoint
-from hbench.training.discover import train
+from hbench.training.discover import estimated_seconds, train
+from hbench.training.loop import stop_requests
 from hbench.training.pretrain import flipped, lr_factor, pretrain
+from hbench.training.step import initial, raw_pairs, train_step
 
 CPU = torch.device("cpu")
 
@@ -95,6 +99,38 @@ def test_the_provenance_has_every_piece_of_a_training(name, tmp_path, tiny, tiny
     before = snapshot(tmp_path)
     assert run_(resume=True)  # which is over: nothing is written again, the provenance least of all
     assert snapshot(tmp_path) == before
+
+
+def test_a_handler_that_python_did_not_set_stays(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)  # as where another language embeds Python
+    changed = []
+    monkeypatch.setattr(signal, "signal", lambda *given: changed.append(given))
+    with stop_requests(None) as reason:
+        assert reason() is None
+    assert changed == []
+
+
+def test_an_estimate_leaves_the_random_state(tiny, tiny_model):
+    before = torch.get_rng_state()
+    experiment = override(tiny, ["discovery.strategy=node"])
+    assert estimated_seconds(experiment, load_model(tiny_model, tiny), device=CPU) > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_discriminator_is_itself_again_after_a_step_that_failed(tiny, tiny_model, monkeypatch):
+    settings = {"strategy": "node", "pool": 0}
+    experiment = tiny.model_copy(update={"discovery": tiny.discovery.model_copy(update=settings)})
+    sampler = Sampler.of(experiment, load_model(tiny_model, tiny).requires_grad_(False), CPU)
+    trained, draw_raw = initial(experiment, sampler, 0), raw_pairs(experiment, sampler, 0)
+
+    def fail(*_, **__):
+        assert not any(p.requires_grad for p in trained.discriminator.parameters())
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("hbench.training.step.accumulate", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_step(experiment, sampler, trained, draw_raw, 0, 0)
+    assert all(p.requires_grad for p in trained.discriminator.parameters())
 
 
 def test_resume_refuses_other_settings_and_other_seeds(tmp_path, tiny):

@@ -1,7 +1,10 @@
 """Recordings of generation steps, with a stand-in for CUDA graphs; ``tests/gpu`` has the real ones."""
 
 import logging
+import weakref
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,6 +233,61 @@ def test_what_cannot_be_recorded_runs_as_it_is(tiny, caplog, where):
     assert len(asked) == where + 1
     (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert line == "computes without CUDA graphs: operation not permitted when stream is capturing"
+
+
+def test_what_fails_for_want_of_memory_runs_as_it_is_without_the_memory_of_the_failure():
+    held, seen = [], []
+
+    def capture(work):
+        activation = torch.zeros(3)
+        held.append(weakref.ref(activation))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def add_one(x):
+        seen.append(held[0]())
+        return [x + 1]
+
+    graphs = Graphs(capture)
+    for _ in range(2):
+        assert graphs.run("add", add_one, [torch.zeros(2)])[0].tolist() == [1, 1]
+    assert len(held) == 1
+    assert seen == [None, None]
+
+
+def test_a_magnitude_that_is_trained_gets_its_gradient(tiny):
+    model = frozen_model(tiny)
+    block, eager, found = shift_block(model), sampler_of(model, 3, t_shift=400), []
+    x_T, k, s = batch(0)
+    for sampler in (eager, replace(eager, graphs=Recorder().graphs())):
+        trained = s.clone().requires_grad_()
+        backpropagate(sampler.steps(own_direction(block, k, trained)), x_T, lambda x: x.square().mean())
+        found.append(trained.grad)
+    torch.testing.assert_close(*found)
+    assert found[0].all()
+
+
+def test_a_backbone_that_is_trained_is_refused(tiny):
+    model = frozen_model(tiny)
+    model.out[-1].weight.requires_grad_()
+    sampler = replace(sampler_of(model, 2), graphs=Recorder().graphs())
+    x_T, *_ = batch(0)
+    with pytest.raises(ValueError, match="is for a frozen backbone: freeze it, or take graphs=None"):
+        backpropagate(sampler.steps(), x_T, lambda x: x.square().mean())
+    backpropagate(replace(sampler, graphs=None).steps(), x_T, lambda x: x.square().mean())
+    assert model.out[-1].weight.grad.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [{"strategy": "vanilla"}, {"strategy": "node", "nodes": "cpu"}])
+def test_the_tests_of_a_gpu_call_what_there_is(strategy, monkeypatch):
+    """Few machines run them, so that nobody would see that an argument has another name."""
+    file = Path(__file__).parents[1] / "gpu" / "test_cuda.py"
+    spec = spec_from_file_location("test_cuda", file)
+    tests = module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    monkeypatch.setattr(tests, "CUDA", CPU)
+    monkeypatch.setattr(tests, "pick_device", lambda name: CPU)
+    assert tests.gradient(strategy, precision="float32").any()
 
 
 def test_an_error_of_the_step_itself_is_raised(tiny):

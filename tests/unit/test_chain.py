@@ -86,6 +86,22 @@ def test_equals_plain_backward(how, frozen):
 
 
 @each_strategy
+def test_equals_plain_backward_where_a_step_passes_no_gradient_on(how):
+    steps, x_T = toy_chain()
+    cut = [*steps[:2], lambda x: x.detach(), *steps[2:]]
+    _, x_0 = backpropagate(cut, x_T.requires_grad_(), cubic, **how)
+    assert torch.equal(x_0, run_chain(steps, x_T))
+    assert [step.linear.weight.grad is None for step in steps] == [True, True, False, False, False]
+    assert x_T.grad is None
+    found = gradients(steps[2:])
+    for step in steps:
+        step.zero_grad()
+    cubic(run_chain(cut, x_T)).backward()
+    for got, wanted in zip(found, gradients(steps[2:]), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+
+
+@each_strategy
 def test_equals_finite_differences(how):
     steps, x_T = toy_chain()
     backpropagate(steps, x_T, cubic, **how)

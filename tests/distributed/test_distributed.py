@@ -398,6 +398,7 @@ def listen(number):
     time.sleep(1)
 
 
+@pytest.mark.slow
 def test_only_a_request_to_stop_ends_a_process_that_is_stuck(tmp_path):
     numbers = (signal.SIGTERM, signal.SIGUSR1)  # the latter is what Slurm is often asked to send
     processes = [start(listen, number, log=tmp_path / number.name) for number in numbers]

@@ -162,11 +162,13 @@ def test_a_replayed_training_goes_the_same_way():
 
 def test_what_cannot_be_recorded_runs_as_it_is(caplog):
     x = torch.arange(4.0, device=CUDA)
-    graphs = graphs_of(CUDA)
+    graphs, current = graphs_of(CUDA), torch.cuda.current_stream()
     double = graphs.run("double", lambda x: [2 * x], [x])[0].tolist()
     for _ in range(2):
         found = graphs.run("waits", lambda x: [x + x.sum().item()], [x])[0]
         assert found.tolist() == [6, 7, 8, 9]
+    assert torch.cuda.current_stream() == current
+    assert torch.randn(3, device=CUDA).isfinite().all()  # the generator of random numbers is of use again
     assert graphs.run("double", lambda x: [2 * x], [x])[0].tolist() == double == [0, 2, 4, 6]
     (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert line.startswith("computes without CUDA graphs: ")

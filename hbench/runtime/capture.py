@@ -92,10 +92,12 @@ def graphs_of(device: torch.device) -> Graphs | None:
         # older versions of PyTorch leave the stream of a capture that fails as the current one
         with torch.cuda.device(device), torch.cuda.stream(current):
             stream.wait_stream(current)
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    work()
-            current.wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UP):
+                        work()
+            finally:  # work that has failed may still read the inputs, whose memory is soon another's
+                current.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # thread_local: the threads of NCCL ask CUDA for the state of other work meanwhile
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):

@@ -2,6 +2,7 @@
 
 import logging
 import weakref
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -252,6 +253,47 @@ def test_what_fails_for_want_of_memory_runs_as_it_is_without_the_memory_of_the_f
         assert graphs.run("add", add_one, [torch.zeros(2)])[0].tolist() == [1, 1]
     assert len(held) == 1
     assert seen == [None, None]
+
+
+@pytest.mark.parametrize("failing_run", [2, 4])
+def test_a_recording_that_fails_leaves_the_stream_and_no_work_behind(monkeypatch, failing_run):
+    """Calls of a made-up CUDA, whose graphs leave their stream current as those of older versions of PyTorch do."""
+    main, side, done, runs = "main", "side", [], []
+
+    class Stream(str):
+        def wait_stream(self, other):
+            done.append((self, "waits for", other))
+
+    current = [Stream(main)]
+
+    @contextmanager
+    def entered(stream):
+        before = current[0]
+        current[0] = stream
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    @contextmanager
+    def graph(_, stream, **how):
+        current[0] = stream
+        yield
+
+    def add_one(x):
+        runs.append(current[0])
+        if len(runs) == failing_run:
+            raise RuntimeError("capture failed")
+        return [x + 1]
+
+    made_up = {"Stream": lambda device: Stream(side), "current_stream": lambda device: current[0], "stream": entered}
+    made_up |= {"device": nullcontext, "graph": graph, "CUDAGraph": object, "graph_pool_handle": object}
+    for name, value in made_up.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    (found,) = graphs_of(torch.device("cuda")).run("add", add_one, [torch.zeros(2)])
+    assert found.tolist() == [1, 1]
+    assert runs == [side] * failing_run + [main]
+    assert done == [(side, "waits for", main), (main, "waits for", side)]
 
 
 def test_a_magnitude_that_is_trained_gets_its_gradient(tiny):

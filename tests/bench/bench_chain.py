@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import bootstrap
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hbench.core.chain import backpropagate, run_chain
@@ -44,17 +45,19 @@ def all_cores(one_thread):
     torch.set_num_threads(os.cpu_count() or 1)
 
 
-def interleaved(benchmark, contenders, ratios, **details):
-    """Times the contenders in turns and keeps medians, and ratios of pairs of them, in the benchmark's record."""
+def interleaved(benchmark, contenders, ratios, clock=time.perf_counter, **details):
+    """Times the contenders in turns and keeps medians, and ratios of pairs of them, in the benchmark's record.
+
+    The clock is the wall's, or the process's CPU time, which counts no waiting beside other work."""
     seconds = {name: [] for name in contenders}
 
     def one_round():
         for name, call in contenders.items():
-            started = time.perf_counter()
+            started = clock()
             call()
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
 
     benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=WARM_UP, iterations=1)
     table = {name: np.array(values[WARM_UP:]) for name, values in seconds.items()}
@@ -330,6 +333,44 @@ def test_choices(benchmark):
         "batch 128 / 64": ("128 images by 128", "128 images by 64"),
     }
     interleaved(benchmark, contenders, ratios, batch_size=len(x), precision="bfloat16")
+
+
+@pytest.fixture
+def alone():
+    """One thread of the CPU, whose seconds are those of the process."""
+    if DEVICE.type != "cpu":
+        pytest.skip("it is about the CPU")
+    torch.set_num_threads(1)
+
+
+def test_layers_on_one_thread(benchmark, alone):
+    """Where a step's time goes: the layers of a residual block, 64 channels of 16x16, in both layouts of memory."""
+    benchmark.group = "layers, bfloat16, one thread, CPU time"
+    x, weight, norm = torch.randn(64, 64, 16, 16).bfloat16(), torch.randn(64, 64, 3, 3).bfloat16(), torch.ones(64)
+    emb = torch.randn(64, 64, 1, 1).bfloat16()
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    contenders = {}
+    for layout, memory_format in layouts.items():
+        h, w = (each.to(memory_format=memory_format) for each in (x, weight))
+        calls = {
+            "convolution": partial(F.conv2d, weight=w, padding=1),
+            "group norm": partial(F.group_norm, num_groups=32, weight=norm, bias=norm),
+            "SiLU": F.silu,
+            "scale and shift": lambda h: h * (1 + emb) + emb,
+        }
+        for name, call in calls.items():
+            leaf = h.detach().requires_grad_()
+            pull = partial(torch.autograd.grad, call(leaf), leaf, h, retain_graph=True)
+            contenders |= {f"{name}, {layout}": partial(call, h), f"{name} backward, {layout}": pull}
+    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, [1, 1], [1, 1], [1, 1], 1, list(x.shape))
+    contenders["convolution, packed weight"] = partial(
+        torch.ops.mkldnn._convolution_pointwise, x, packed, None, [1, 1], [1, 1], [1, 1], 1, "none", [], ""
+    )
+    ratios = {"convolution: as it is / packed weight": ("convolution, contiguous", "convolution, packed weight")}
+    for name in calls:
+        for each in (name, f"{name} backward"):
+            ratios[f"{each}: channels_last / contiguous"] = (f"{each}, channels_last", f"{each}, contiguous")
+    interleaved(benchmark, contenders, ratios, time.process_time, shape=list(x.shape), precision="bfloat16")
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])

@@ -18,6 +18,14 @@ def mean_of(values: Array) -> Array:
     return mean
 
 
+def in_words(value: float | None, bounds: Bounds | None = None, *, unknown: str = "not defined") -> str:
+    """Return a number with its interval, as in "0.680 [0.671, 0.689]", and ``unknown`` for None and nan."""
+    if value is None or math.isnan(value):
+        return unknown
+    has_bounds = bounds is not None and all(map(math.isfinite, bounds))
+    return f"{value:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds and has_bounds else f"{value:.3f}"
+
+
 def wilson(count: int, n: int) -> Bounds:
     """Return Wilson's interval of the share ``count / n`` (Wilson 1927); nan where n is 0."""
     from scipy.stats import binomtest

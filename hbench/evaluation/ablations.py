@@ -48,6 +48,8 @@ PAPER = {
 """Overrides of each variant of Fig. 3 and Sec. 4.4; all other settings are the experiment's."""
 SHARES = ("rca", "D_raw", "D_shifted")
 """Fields of :class:`Measured` that lie between 0 and 1, and not at 0 as a rule."""
+OTHER_SHARES = ("outside", "visible", "distinct", "named", "rca_visible", "kept_half")
+"""Fields that lie between 0 and 1, and may well be at an end."""
 OF_MEANING = ("visible", "distinct", "named", "rca_visible", "specificity", "kept_half")
 """Fields of :class:`Measured` that say what the directions mean; unknown in results of older versions."""
 POSITIVE = ("magnitude_error", "fd_raw", "fd_shifted")
@@ -68,7 +70,7 @@ class VariantMean:
     seeds: Positive
     mean: float
     low: Number
-    """Ends of the 95 % t-interval, on logits of shares and logarithms of positive numbers; nan for one seed."""
+    """Ends of the 95 % t-interval, see :func:`summarise`; nan for one seed."""
     high: Number
     min: float
     max: float
@@ -254,7 +256,7 @@ def summarise(measured: Sequence[Measured]) -> list[VariantMean]:
     """Return mean, 95 % interval and range over the seeds of each metric and variant that has values.
 
     The t-interval of a share is made on logits, and that of a positive number on logarithms: so it stays in range. The
-    share outside may well be 0, and its interval is cut there.
+    intervals of shares that may well be 0 or 1 are cut there.
     """
     import pandas as pd
 
@@ -286,6 +288,6 @@ def _interval(metric: str, values: "Series[float]", n: int) -> tuple[float, floa
     if metric in POSITIVE:
         return student_of_logarithms(values)
     low, high = student(values)
-    if metric in ("outside", "visible", "distinct", "named", "kept_half"):
+    if metric in OTHER_SHARES:
         low, high = np.clip([low, high], 0, 1)  # nan, of one seed, stays
     return float(low), float(high)

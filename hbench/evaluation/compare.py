@@ -7,8 +7,10 @@ comparison are corrected together by Holm's method (Holm 1979).
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,13 +32,14 @@ from hbench.models.classifier import ClassifierNetwork
 from hbench.runtime.progress import progress
 from hbench.store.classifier import classifier_for, load_classifier
 from hbench.store.directions import direction_source
+from hbench.store.files import sha256
 from hbench.store.provenance import provenance
 from hbench.store.run import Run
 
 ALPHA = 0.05
 """Share of comparisons of equal runs in which anything is found, at most."""
 RESAMPLES = 4999
-"""Number of permutations of a test and of resamples of an interval."""
+"""Number of permutations of a test and of resamples of an interval, at least."""
 
 
 class _Of(NamedTuple):
@@ -87,9 +90,13 @@ def compare(runs: Mapping[str, Run], *, pairs: int = 1000, seed: int = 0) -> Run
         weights_sha256=first.hashes,
         runs=[{"run": name, "weights_sha256": run.hashes} for name, run in runs.items()],
     )
-    found = [_measure(run, pairs, seed) for run in progress(loaded, desc="compare", unit="run")]
+    # one classifier for all, which may lie beside any of the runs: their images are the same
+    files = (classifier_for(run.experiment, run.folder) for run in loaded)
+    file = next(filter(None, files), None)
+    found = [_measure(run, file, pairs, seed) for run in progress(loaded, desc="compare", unit="run")]
     measured, differences, directions = [], [], []
     tables = [_metrics(run, each) for run, each in zip(loaded, found, strict=True)]
+    resamples = resamples_for((len(loaded) - 1) * (len(tables[0]) + first.K))
     for name, table in zip(names, tables, strict=True):
         measured += [metric.measured(name) for metric in table]
     for name, run, each, table in list(zip(names, loaded, found, tables, strict=True))[1:]:
@@ -97,10 +104,10 @@ def compare(runs: Mapping[str, Run], *, pairs: int = 1000, seed: int = 0) -> Run
         for one, other in zip(tables[0], table, strict=True):
             reason = not_comparable(one.name, first, run)
             differences.append(
-                _undefined(name, one.name, reason) if reason else one.difference(other, name, paired, seed)
+                _undefined(name, one.name, reason) if reason else one.difference(other, name, paired, seed, resamples)
             )
         if paired and _tensors(first.shift_block) == _tensors(run.shift_block):
-            directions += _by_direction(name, found[0].answers, each.answers, seed)
+            directions += _by_direction(name, found[0].answers, each.answers, seed, resamples)
     corrected = _corrected([*differences, *directions], {each.name: each.better for each in tables[0]})
     return RunComparison(
         runs=names,
@@ -109,7 +116,7 @@ def compare(runs: Mapping[str, Run], *, pairs: int = 1000, seed: int = 0) -> Run
         measured=measured,
         differences=corrected[: len(differences)],
         directions=corrected[len(differences) :],
-        provenance=origin.finished(n=pairs),
+        provenance=origin.finished(n=pairs, **({"classifier_sha256": sha256(file)} if file else {})),
     )
 
 
@@ -154,9 +161,8 @@ def _tensors(network: nn.Module) -> str:
 # Measurements of one run --------------------------------------------------------------------------------------------
 
 
-def _measure(run: Run, pairs: int, seed: int) -> _Of:
-    """Return what is compared, measured on one run."""
-    file = classifier_for(run.experiment, run.folder)
+def _measure(run: Run, file: Path | None, pairs: int, seed: int) -> _Of:
+    """Return what is compared, measured on one run, with the classifier in a file if there is one."""
     known = load_classifier(file) if file else None
     batches, change, kept, drawn = [], [], [], []
     for batch in progress(batches_of(pairs, BATCH // 2), desc="pairs", unit="batch"):
@@ -189,7 +195,8 @@ class _Metric:
     better: Literal["higher", "lower", ""]
     values: Array
     """Values of the units, [n]; of the jackknife its replicates."""
-    n: int
+    pairs: int | None = None
+    """Number of pairs behind the jackknife; None for a mean."""
     whole: float | None = None
     """Number that the jackknife belongs to; None for a mean."""
     by_pair: bool = True
@@ -197,10 +204,8 @@ class _Metric:
 
     def measured(self, run: str) -> Measured:
         """Return the metric of a run with its interval."""
-        value, (low, high) = self.mean, self._interval()
-        return Measured(
-            run=run, metric=self.name, better=self.better, value=value, interval=(low, high), n=max(1, self.n)
-        )
+        n = max(1, len(self.values)) if self.pairs is None else self.pairs
+        return Measured(run=run, metric=self.name, better=self.better, value=self.mean, interval=self._interval(), n=n)
 
     @property
     def mean(self) -> float:
@@ -215,7 +220,7 @@ class _Metric:
         low, high = student(self.values) if self.whole is None else jackknife(self.whole, self.values)
         return float(low), float(high)
 
-    def difference(self, other: "_Metric", run: str, paired: bool, seed: int) -> Difference:
+    def difference(self, other: "_Metric", run: str, paired: bool, seed: int, resamples: int) -> Difference:
         """Return the other run's metric less this one, and p without correction."""
         paired = paired and self.by_pair and len(self.values) == len(other.values)
         if self.whole is not None and other.whole is not None:
@@ -223,7 +228,7 @@ class _Metric:
         elif min(len(self.values), len(other.values)) < 2:
             return _undefined(run, self.name, "too few values: one of the runs has no visible direction")
         else:
-            found = difference_of_means(self.values, other.values, paired, seed)
+            found = difference_of_means(self.values, other.values, paired, seed, resamples)
         return _uncorrected(run, self.name, paired, found)
 
 
@@ -234,28 +239,38 @@ def _metrics(run: Run, found: _Of) -> list[_Metric]:
     change, visible = found.seen.visible_change.mean(0), found.seen.visible
     seen = visible[given.k]  # of other pairs in another run, even where they are as many
     odd = mean_of(found.seen.oddness)
-    n = len(right)
     metrics = [
-        _Metric("RCA", "higher", right, n),
-        _Metric("RCA over visible directions", "higher", right[seen], len(right[seen]), by_pair=False),
-        _Metric("error of s_hat / S", "lower", given.magnitude_error / S, n),
-        _Metric("share outside the domain", "lower", given.outside.astype(float), n),
-        _Metric("change of pixels", "", found.change, n),
-        _Metric("share of visible directions", "higher", visible.astype(float), run.K, by_pair=False),
-        _Metric("visible change", "", change, run.K, by_pair=False),
-        _Metric("oddness", "higher", odd[np.isfinite(odd)], run.K, by_pair=False),
+        _Metric("RCA", "higher", right),
+        _Metric("RCA over visible directions", "higher", right[seen], by_pair=False),
+        _Metric("error of s_hat / S", "lower", given.magnitude_error / S),
+        _Metric("share outside the domain", "lower", given.outside.astype(float)),
+        _Metric("change of pixels", "", found.change),
+        _Metric("share of visible directions", "higher", visible.astype(float), by_pair=False),
+        _Metric("visible change", "", change, by_pair=False),
+        _Metric("oddness", "higher", odd[np.isfinite(odd)], by_pair=False),
     ]
     if found.kept is not None:
-        metrics.append(_Metric("share of classes kept", "higher", found.kept, n))
+        metrics.append(_Metric("share of classes kept", "higher", found.kept))
     if found.ratio is not None:
-        metrics.append(_Metric("FD shifted / raw", "lower", found.ratio[1], n, whole=found.ratio[0]))
+        ratio, replicates = found.ratio
+        metrics.append(_Metric("FD shifted / raw", "lower", replicates, pairs=len(right), whole=ratio))
     return metrics
 
 
 # Tests --------------------------------------------------------------------------------------------------------------
 
 
-def difference_of_means(first: Array, other: Array, paired: bool, seed: int) -> tuple[float, Bounds, float]:
+def resamples_for(tests: int) -> int:
+    """Return the number of permutations of each of several tests, with which the smallest p survives the correction.
+
+    No p of a two-sided test by n permutations is below 2 / (n + 1), and Holm's method multiplies it by ``tests``.
+    """
+    return max(RESAMPLES, math.ceil(2 / ALPHA * tests))
+
+
+def difference_of_means(
+    first: Array, other: Array, paired: bool, seed: int, resamples: int | None = None
+) -> tuple[float, Bounds, float]:
     """Return the difference of two means, other less first, its 95 % interval, and p that there is none.
 
     Args:
@@ -263,6 +278,7 @@ def difference_of_means(first: Array, other: Array, paired: bool, seed: int) -> 
         other: values of the other one, of the same length where they are paired.
         paired: whether values of the same index belong together.
         seed: seed of bootstrap and permutations.
+        resamples: number of resamples, and of permutations; RESAMPLES by default.
     """
     from scipy.stats import bootstrap, permutation_test
 
@@ -275,7 +291,7 @@ def difference_of_means(first: Array, other: Array, paired: bool, seed: int) -> 
         return found
 
     size = max(1, 2_000_000 // (len(first) + len(other)))  # resamples at once, of 16 MB
-    drawn = {"vectorized": True, "n_resamples": RESAMPLES, "batch": size}
+    drawn = {"vectorized": True, "n_resamples": resamples or RESAMPLES, "batch": size}
     bounds = bootstrap(
         (other, first), less, paired=paired, method="percentile", rng=np.random.default_rng(seed), **drawn
     ).confidence_interval
@@ -301,14 +317,14 @@ def _by_jackknife(first: float, without: Array, other: float, other_without: Arr
     return difference, (low, high), p
 
 
-def _by_direction(run: str, first: Answers, other: Answers, seed: int) -> list[Difference]:
+def _by_direction(run: str, first: Answers, other: Answers, seed: int, resamples: int) -> list[Difference]:
     """Return the differences in the accuracy of single directions of the same shift block on the same pairs."""
     found = []
     for k in np.unique(first.k):
         ours, theirs = ((each.k_hat[each.k == k] == k).astype(float) for each in (first, other))
         if len(ours) < 2:
             continue
-        tested = difference_of_means(ours, theirs, True, seed)
+        tested = difference_of_means(ours, theirs, True, seed, resamples)
         found.append(_uncorrected(run, f"RCA of direction {k}", True, tested))
     return found
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from hbench.core.intervals import jackknife
+from hbench.core.intervals import in_words, jackknife
 from hbench.errors import check_at_least, check_seed, check_type
 from hbench.evaluation.features import choose_extractor, features
 from hbench.evaluation.frechet import (
@@ -119,8 +119,8 @@ class Fidelity(Result):
 
     def summary(self) -> str:
         """Return the table, then the ratio of both distances, and the distance between halves of the real images."""
-        ratio, half = _words(self.ratio, self.ratio_interval), self.n_real // 2
-        infinity = _words(self.ratio_infinity, self.ratio_infinity_interval)
+        ratio, half = in_words(self.ratio, self.ratio_interval), self.n_real // 2
+        infinity = in_words(self.ratio_infinity, self.ratio_infinity_interval, unknown="not known")
         return (
             f"{self.table().to_string(index=False)}\n"
             f"shifted / raw {ratio} at n = {self.raw.n:,}, {infinity} at infinity\n"
@@ -239,10 +239,3 @@ def fidelity(raw: Tensor, shifted: Tensor, reference: Reference, metric: str) ->
         ratio_infinity=ratio_infinity,
         ratio_infinity_interval=ratio_infinity_interval,
     )
-
-
-def _words(value: float | None, interval: Interval | None) -> str:
-    """Return a number with its interval."""
-    if value is None:
-        return "not known"
-    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")

@@ -17,7 +17,7 @@ from hbench.config import Experiment
 from hbench.core.backbone import Backbone, DiffusionModel
 from hbench.core.domain import Look, neighbours
 from hbench.core.images import to_float
-from hbench.core.intervals import wilson
+from hbench.core.intervals import in_words, wilson
 from hbench.core.sampler import Sampler
 from hbench.errors import check_at_least, check_seed, check_type
 from hbench.evaluation.balance import Balance, balances
@@ -169,7 +169,7 @@ class Quality(Result):
     def summary(self) -> str:
         """Return a line for each number of steps, the floors, and the classes that are off at the steps shown."""
         lines = [self._line(each) for each in self.steps]
-        halves, pr = _words(self.halves, self.halves_interval), self.perfect
+        halves, pr = in_words(self.halves, self.halves_interval), self.perfect
         real = f", precision {pr.precision:.3f}, recall {pr.recall:.3f} of real images" if pr else ""
         lines.append(f"floor   {self.metric} {halves} between halves of {self.n_real // 2:,} real images{real}")
         lines += [_balance_words(each, self.shown) for each in self.at_shown.balances]
@@ -183,16 +183,21 @@ class Quality(Result):
     def _line(self, each: QualityAt) -> str:
         d = each.distance
         parts = [
-            f"M = {each.M:<3} {self.metric} {_words(d.fd, d.interval)}, {each.multiple:.1f} times the floor, "
-            f"{_words(d.infinity, d.infinity_interval)} at infinite n"
+            f"M = {each.M:<3} {self.metric} {in_words(d.fd, d.interval)}, {each.multiple:.1f} times the floor, "
+            f"{in_words(d.infinity, d.infinity_interval, unknown='not known')} at infinite n"
         ]
         if pr := each.precision_recall:
-            parts.append(f"precision {_words(pr.precision, pr.precision_interval)}")
-            parts.append(f"recall {_words(pr.recall, pr.recall_interval)}")
-        if each.nearest:
-            parts.append(f"very near a training image {_words(each.nearest.near, each.nearest.near_interval)}")
+            parts.append(f"precision {in_words(pr.precision, pr.precision_interval)}{self._fewer(pr.n)}")
+            parts.append(f"recall {in_words(pr.recall, pr.recall_interval)}{self._fewer(pr.n)}")
+        if near := each.nearest:
+            share = in_words(near.near, near.near_interval)
+            parts.append(f"very near a training image {share}{self._fewer(near.n)}")
         parts.append(f"outside {each.outside:.2%}")
         return f"{', '.join(parts)}, n = {self.n:,}"
+
+    def _fewer(self, n: int) -> str:
+        """Return the n of a number that is not of all samples."""
+        return f" of {n:,}" if n < self.n else ""
 
     def table(self) -> "DataFrame":
         """Return the numbers, a row for each number of steps and a last one, "real", for the floors."""
@@ -387,13 +392,6 @@ def _pictures(images: Tensor, real: Originals, nearest: Found | None) -> Picture
     return Pictures(images[:SHOWN], None if theirs is None else theirs[:SHOWN], beside, distances)
 
 
-def _words(value: float | None, interval: Interval | None) -> str:
-    """Return a number with its interval."""
-    if value is None:
-        return "not known"
-    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-
 def _balance_words(balance: Balance, M: int) -> str:
     """Return the balance of a factor in a line: its distance, and the classes that are most off."""
     most, least = (
@@ -401,7 +399,7 @@ def _balance_words(balance: Balance, M: int) -> str:
         for i in (balance.most, balance.least)
     )
     return (
-        f"{balance.factor} at M = {M}: shares are off by {_words(balance.distance, balance.distance_interval)}, by "
+        f"{balance.factor} at M = {M}: shares are off by {in_words(balance.distance, balance.distance_interval)}, by "
         f"chance {balance.floor:.3f}; too many {most}, too few {least}"
     )
 

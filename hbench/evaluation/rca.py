@@ -10,11 +10,11 @@ import torch
 
 from hbench.core.domain import Look, neighbours, outside
 from hbench.core.images import soft_clip
-from hbench.core.intervals import mean_of, student, wilson
+from hbench.core.intervals import in_words, mean_of, student, wilson
 from hbench.core.sampler import BATCH
 from hbench.errors import HBenchError, check_at_least, check_seed, check_type, counted
 from hbench.evaluation.sampling import Pairs, batches_of, draw_pairs
-from hbench.evaluation.visible import OLD_VISIBLE, VISIBLE, enough, in_most, look
+from hbench.evaluation.visible import OLD_VISIBLE, VISIBLE, enough, in_most, look, older_rule
 from hbench.models.discriminator import judge
 from hbench.runtime.distributed import all_gather, turns
 from hbench.runtime.progress import progress
@@ -111,8 +111,10 @@ class RCA(Result):
             found.append(
                 f"{len(hidden)} of {counted(len(self.per_direction), 'direction')} cannot be seen: "
                 f"{', '.join(map(str, hidden))}"
-                + (f"; over the others RCA is {self.accuracy_visible:.3f}" if self.visible else "")
+                + (f"; over the others RCA is {in_words(self.accuracy_visible)}" if self.visible else "")
             )
+        if self.n_visible is not None and self.visible_from is not None and self.visible_in_most is None:
+            found.append(older_rule(self.visible_from))
         if self.outside >= MANY_OUTSIDE:
             found.append(
                 f"{self.outside:.0%} of the shifted samples leave the image domain: the directions destroy images, "
@@ -158,6 +160,11 @@ class RCA(Result):
         hidden = self.invisible
         return [k for k in range(len(self.per_direction)) if k not in hidden]
 
+    @property
+    def pairs_visible(self) -> int:
+        """Number of pairs of visible directions, those behind ``accuracy_visible``."""
+        return sum(sum(self.confusion[k]) for k in self.visible)
+
     def ranking(self) -> list[int]:
         """Return the directions, most accurate first, and those that nobody sees after the others."""
         hidden, accuracy = self.invisible, np.nan_to_num(self.per_direction).tolist()
@@ -180,11 +187,10 @@ class RCA(Result):
         """Return the accuracy over visible directions in a line; nothing where that was not measured."""
         if self.n_visible is None:
             return ""
-        (low, high), K = self.accuracy_visible_interval, len(self.per_direction)
-        return (
-            f"\nvisible directions {len(self.visible)} of {K}: RCA {self.accuracy_visible:.4f}  "
-            f"95% [{low:.4f}, {high:.4f}]"
-        )
+        (low, high), seen = self.accuracy_visible_interval, f"{len(self.visible)} of {len(self.per_direction)}"
+        if not (n := self.pairs_visible):
+            return f"\nvisible directions {seen}"
+        return f"\nvisible directions {seen}: RCA {self.accuracy_visible:.4f}  95% [{low:.4f}, {high:.4f}]  n {n}"
 
     def table(self) -> "DataFrame":
         """Return accuracy, visible change and oddness of each direction, with n of each, a row a direction."""

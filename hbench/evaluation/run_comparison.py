@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from hbench.core.intervals import in_words
 from hbench.store.records import Interval, Number, Positive, ShareOrNone
 from hbench.store.results import Result
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
 
 Verdict = Literal["better", "worse", "differs", "no difference", "not comparable"]
 """What is certain about a run beside the first one."""
+
+
+OF_DIRECTIONS = ("share of visible directions", "visible change", "oddness")
+"""Metrics whose units are the directions of a run; those of the others are its pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,10 @@ class Measured:
     interval: Interval
     n: Positive
     """Number of pairs, or of directions."""
+
+    def in_words(self) -> str:
+        """Return the value with its interval."""
+        return in_words(self.value, self.interval)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +111,10 @@ class RunComparison(Result):
         first, *others = self.runs
         lines = []
         for metric in self.metrics:
-            row = {"": metric, first: _words(self.value(first, metric))}
+            row = {"": metric, first: self.value(first, metric).in_words()}
             for other in others:
                 found = next(each for each in self.differences if (each.run, each.metric) == (other, metric))
-                row |= {other: _words(self.value(other, metric)), f"{other} is": found.verdict}
+                row |= {other: self.value(other, metric).in_words(), f"{other} is": found.verdict}
             lines.append(row)
         certain = [
             f"{each.run}: {each.verdict} in {each.metric}, {each.difference:+.3f} [{each.interval[0]:+.3f}, "
@@ -134,8 +143,3 @@ class RunComparison(Result):
             f"compared: {reason}"
             for run, reason in reasons
         ]
-
-
-def _words(each: Measured) -> str:
-    low, high = each.interval
-    return f"{each.value:.3f} [{low:.3f}, {high:.3f}]"

@@ -53,6 +53,14 @@ def in_most(change: Array) -> Array:
     return quartile
 
 
+def older_rule(visible_from: float) -> str:
+    """Return the caution about directions that were called visible by their mean change, as older versions did."""
+    return (
+        f"visible by the rule of an older version, a mean change beyond {visible_from:g} of the range, and not beyond "
+        f"{VISIBLE:g} in {MOST_SAMPLES:.0%} of the samples: measure again to compare with newer results"
+    )
+
+
 class Seen(NamedTuple):
     """What is seen of K directions on n samples, [n, K] each."""
 

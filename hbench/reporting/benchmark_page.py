@@ -36,7 +36,7 @@ class Cell(NamedTuple):
 
 
 NUMBERS = (
-    Line("visible_change", "visible change", "median between -S and S, made equal", 0),
+    Line("visible_change", "visible change", "median between -S and S, equal for all searches", 0),
     Line("rca", "RCA", "share of pairs that a fresh reconstructor recognises", 1),
     Line("rca_visible", "RCA, visible", "the same over directions that a person sees", 1),
     Line("visible", "visible", "directions that a person sees", 1),
@@ -53,6 +53,8 @@ NUMBERS = (
     Line("memory_mib", "MiB", "of the search", -1),
 )
 """Lines of the table."""
+OF_K = ("rca", "rca_visible", "visible", "distinct", "named", "effective_rank")
+"""Numbers that depend on the number of directions, and compare only between methods with the same."""
 
 
 def write_page(result: Benchmark, folder: Path) -> Path:
@@ -81,8 +83,9 @@ def write_page(result: Benchmark, folder: Path) -> Path:
 
 
 def cells(line: Line, methods: list[MeasuredMethod]) -> list[Cell]:
-    """Return a number of each method, the best one marked; a dash where it was not measured."""
+    """Return a number of each method, the best one marked, where they compare; a dash where it was not measured."""
     values = [_number(line, each) for each in methods]
+    compares = line.field not in OF_K or len({each.K for each in methods}) == 1
     known = [line.better * value for value in values if value is not None]
     made = []
     for each, value in zip(methods, values, strict=True):
@@ -91,7 +94,7 @@ def cells(line: Line, methods: list[MeasuredMethod]) -> list[Cell]:
         words = "–" if value is None else f"{value:,.0f}" if value == int(value) and value > 1 else f"{value:.3f}"
         if line.field == "visible":
             words = f"{len(each.visible)} of {each.K}"
-        is_best = bool(line.better) and value is not None and line.better * value == max(known)
+        is_best = bool(line.better) and compares and value is not None and line.better * value == max(known)
         made.append(Cell(words, detail, is_best))
     return made
 

@@ -134,6 +134,7 @@ def explore(
             "measured": found,
             "left_out": left_out,
             "is_known": visible is not None,
+            "by_visibility": visible is not None and directions is None,
             "samples": [(each, sprite(each.original[None])) for each in explored],
             "credit": credit_of(run.experiment.data),
             "provenance": origin,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from hbench.config import Paper
-from hbench.core.intervals import median_interval
+from hbench.core.intervals import in_words, median_interval
 from hbench.errors import counted
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.edit import EditedImages
@@ -54,11 +54,12 @@ def attribute_highlights(result: Attributes, paper: Paper) -> list[Highlight]:
     """Return how many directions a person sees, with RCA over these."""
     K, n = len(result.directions), counted(result.n, "sample")
     kinds = f"{result.distinct} distinct, {len(result.proposed_names)} named"
+    rca = in_words(result.accuracy_visible, result.accuracy_visible_interval)
     return [
         Highlight(
             "Visible directions",
             f"{len(result.visible)} of {K}",
-            f"RCA over these {number(result.accuracy_visible)} {interval(result.accuracy_visible_interval)}, n = {n}",
+            f"n = {n}" + f"; RCA over these {rca}, of {result.pairs:,} pairs" * bool(result.visible),
             f"directions of which a person sees something: {kinds}",
         ),
     ]
@@ -76,27 +77,29 @@ def fidelity_highlights(result: Fidelity, paper: Paper) -> list[Highlight]:
             f"{result.metric}, raw → shifted samples",
             f"{number(result.raw.fd)} → {number(result.shifted.fd)}",
             f"shifted / raw {result.ratio:.2f} {bounds}, n = {result.shifted.n:,} of each kind{infinite}{theirs}",
-            "distance to real images in the features of a classifier; it is 0 for images of the same distribution",
+            "distance between the features of samples and of real images; it is 0 for images of the same distribution",
         )
     ]
 
 
 def mos_highlights(result: MosScore, paper: Paper) -> list[Highlight]:
-    """Return the opinion score of the first run."""
-    run = result.runs[0]
-    if run.mos.mean is None:
-        return []
-    floor = f", untrained directions {number(run.floor.mean)}" if run.floor.mean is not None else ""
-    theirs = f", paper {published_number(paper.mos)}" if paper.mos is not None else ""
-    assessors = counted(result.sheets, "assessor")
-    return [
-        Highlight(
-            "MOS",
-            number(run.mos.mean),
-            f"{_bounds(run.mos.interval)}, n = {counted(run.mos.n, 'direction')}, {assessors}{floor}{theirs}",
-            "share of people's marks that call a direction interpretable",
+    """Return the opinion score of each run that has one, of several with their names."""
+    several, assessors = len(result.runs) > 1, counted(result.sheets, "assessor")
+    theirs = f", paper {published_number(paper.mos)}" if paper.mos is not None and not several else ""
+    found = []
+    for run in result.runs:
+        if run.mos.mean is None:
+            continue
+        floor = f", untrained directions {number(run.floor.mean)}" if run.floor.mean is not None else ""
+        found.append(
+            Highlight(
+                f"MOS of {run.run}" if several else "MOS",
+                number(run.mos.mean),
+                f"{_bounds(run.mos.interval)}, n = {counted(run.mos.n, 'direction')}, {assessors}{floor}{theirs}",
+                "share of people's marks that call a direction interpretable",
+            )
         )
-    ]
+    return found
 
 
 def sweep_highlights(result: VramSweep, paper: Paper) -> list[Highlight]:

@@ -22,7 +22,7 @@ from hbench.evaluation.mos.score import MosScore
 from hbench.evaluation.properties import Properties
 from hbench.evaluation.quality import Quality, QualityAt
 from hbench.evaluation.rca import RCA
-from hbench.evaluation.run_comparison import RunComparison
+from hbench.evaluation.run_comparison import OF_DIRECTIONS, RunComparison
 from hbench.evaluation.traverse import Traversal
 from hbench.evaluation.vram_sweep import VramSweep
 
@@ -85,19 +85,19 @@ def rca_rows(result: RCA, paper: Paper) -> list[Row]:
                 ("D on shifted samples", "Fig. 10", "0.5", "D_shifted"),
                 ("share of shifted samples outside the domain", "", "", "outside"),
                 ("share of raw samples outside the domain", "", "", "outside_raw"),
-                *(
-                    [(f"RCA over visible directions ({len(result.visible)} of {K})", "", "", "accuracy_visible")]
-                    if result.n_visible and result.visible
-                    else []
-                ),
             )
         ),
     )
-    return [
+    rows = [
         Row(name, item, theirs, number(value), interval(bounds), n)
         for name, item, theirs, value, bounds in shown
         if value is not None
     ]
+    if result.n_visible and result.visible:
+        name, bounds = f"RCA over visible directions ({len(result.visible)} of {K})", result.accuracy_visible_interval
+        n = counted(result.pairs_visible, "pair")
+        rows.append(Row(name, "", "", number(result.accuracy_visible), interval(bounds), n))
+    return rows
 
 
 def fidelity_rows(result: Fidelity, paper: Paper) -> list[Row]:
@@ -208,9 +208,11 @@ def attribute_rows(result: Attributes, paper: Paper) -> list[Row]:
         Row(f"visible of {K}", "", "", str(len(result.visible)), n=n),
         Row("distinct among the visible", "", "", str(result.distinct), n=n),
         Row("named by an attribute", "", "", str(len(result.proposed_names)), n=n),
-        Row("attributes that lead a visible direction", "", "", ", ".join(result.covered), n=n),
+        Row("attributes that lead a visible direction", "", "", ", ".join(result.covered) or "none", n=n),
         Row("effective rank of the visible", "", "", number(result.effective_rank), n=n),
-        Row(f"RCA over the visible ({chance})", "", "", number(seen[0]), interval(seen[1]), f"{result.pairs:,} pairs"),
+        Row(
+            f"RCA over the visible ({chance})", "", "", number(seen[0]), interval(seen[1]), f"of {result.pairs:,} pairs"
+        ),
         Row("specificity, mean of the visible", "", "", number(result.specificity), n=n),
         Row("oddness, mean of the visible", "", "", number(result.oddness), interval(result.oddness_interval), n),
         Row("classes kept at S/2, visible", "", "", number(result.kept_half), interval(result.kept_half_interval), n),
@@ -220,12 +222,17 @@ def attribute_rows(result: Attributes, paper: Paper) -> list[Row]:
 def comparison_rows(result: RunComparison, paper: Paper) -> list[Row]:
     """Return a row for each certain difference to the first run, or one that says that there is none."""
     first, *others = result.runs
-    n = counted(result.n, "pair")
-    certain = [
-        Row(f"{each.metric}, {each.run} less {first}", "", "", number(each.difference), interval(each.interval), n)
-        for each in result.found
-    ]
-    return certain or [Row(f"certain differences to {' and '.join(others)}", "", "", "none", n=n)]
+    rows = []
+    for each in result.found:
+        if each in result.directions:
+            n = f"of {result.n:,} pairs"
+        else:
+            counts = dict.fromkeys(f"{result.value(run, each.metric).n:,}" for run in (each.run, first))
+            n = f"{' and '.join(counts)} {'directions' if each.metric in OF_DIRECTIONS else 'pairs'}"
+        name = f"{each.metric}, {each.run} less {first}"
+        rows.append(Row(name, "", "", number(each.difference), interval(each.interval), n))
+    none = Row(f"certain differences to {' and '.join(others)}", "", "", "none", n=counted(result.n, "pair"))
+    return rows or [none]
 
 
 def sweep_rows(result: VramSweep, paper: Paper) -> list[Row]:
@@ -268,17 +275,17 @@ def classifier_rows(result: TrainedClassifier, paper: Paper) -> list[Row]:
 
 
 def curve_rows(result: TrainingCurves, paper: Paper) -> list[Row]:
-    """Return the rows of the discriminator in training."""
-    (run, *_) = result.runs
+    """Return the rows of the discriminator in training, of several runs with their names."""
     return [
         Row(
-            f"D on {kind} in training, last third",
+            f"D on {kind} in training, last third" + f" ({run.run})" * (len(result.runs) > 1),
             "Fig. 10",
             "0.5",
             number(value),
             interval(bounds),
             counted(run.n, "step"),
         )
+        for run in result.runs
         for kind, value, bounds in (
             ("raw", run.D_raw, (run.D_raw_low, run.D_raw_high)),
             ("shifted", run.D_shifted, (run.D_shifted_low, run.D_shifted_high)),
@@ -409,15 +416,18 @@ def variants(result: Ablations) -> Comparison:
         "D_shifted": "D on shifted",
     }
     chances = {run.variant: number(run.chance) for run in result.runs}
+    seeds = max(line.seeds for line in result.means)
     cells = {}
     for line in result.means:
         # no training changes the raw samples
         bounds = "" if line.metric in ("kid_raw", "fd_raw") else interval([line.low, line.high], _digits(line))
-        cells[line.variant, line.metric] = f"{_mean(line)} {bounds}".rstrip()
+        fewer = f"(of {line.seeds})" if line.seeds < seeds else ""  # it is not defined in the other trainings
+        cells[line.variant, line.metric] = " ".join(filter(None, [_mean(line), bounds, fewer]))
     metrics = [metric for metric in names if any(of == metric for _, of in cells)]
-    seeds = max(line.seeds for line in result.means)
     if seeds > 1:
-        scales = "on logits of shares, and logarithms of FD and |s_hat - s|"
+        scales = (
+            "on logits of RCA and D, and logarithms of FD and |s_hat - s|; those of other shares are cut at 0 and 1"
+        )
         mean = f"Mean over {seeds} trainings and 95 % t-interval, {scales}"
     else:
         mean = "One training each, so no interval"

@@ -72,7 +72,7 @@ def share(
     Raises:
         TypeError: not a run.
         HBenchError: no licence by its form, the run has no folder of its own, a result is damaged, or ``out`` holds
-            something else.
+            something else, such as the run itself.
     """
     check_type(Run, "as load_run returns it", run=run)
     check_has_files(run)
@@ -82,7 +82,10 @@ def share(
     check_licence(licence)
     out, directions = Path(out), Path(directions)
     found = results_of(run, [*map(Path, results), run.folder])
-    with claimed_folder(out, overwrite=overwrite):
+    is_run, is_shared = any((out / file).is_file() for file in FILES), (out / CARD).is_file()
+    if out.resolve() == run.folder.resolve() or (is_run and not is_shared):
+        raise HBenchError(f"{out}: holds a run that is not a shared one: choose another `out`")
+    with claimed_folder(out, overwrite=overwrite, of_training=True):
         for old in {*FILES, *(f"{kind}{WEIGHTS}" for kind in ("mean", "global")), CARD, PREVIEW}:
             (out / old).unlink(missing_ok=True)
         for file in (*(run.folder / each for each in FILES), directions):

@@ -23,6 +23,8 @@ CHECKPOINT = "checkpoint.json"
 
 WORTH_KEEPING = ("provenance.json", CHECKPOINT, "samples.json", "search.json")
 """Names of files that vouch for finished work, or for the part that is done."""
+OF_TRAINING = (CHECKPOINT, "shift_block.safetensors")
+"""Names of files by which the folder of a training is known."""
 
 LOCK = ".hbench.lock"
 """Name of the file that is locked while a process writes to its folder."""
@@ -31,7 +33,9 @@ CACHE_TAG = "CACHEDIR.TAG"
 
 
 @contextmanager
-def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
+def claimed_folder(
+    folder: Path, *, overwrite: bool = False, resume: bool = False, of_training: bool = False
+) -> Iterator[None]:
     """Claim an output folder for this process of hbench while the block runs.
 
     The folder is made where it is missing, with its parents, and they are removed again where they stay empty. Where
@@ -42,13 +46,14 @@ def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = Fals
         folder: folder to claim.
         overwrite: accept a folder that already holds something.
         resume: accept only a folder in which a training has begun.
+        of_training: accept one that holds a training, whose provenance any other result would replace by its own.
 
     Raises:
         HBenchError: the folder holds something else, cannot be made, is in use, has a link that leads out of it, or
             would hide a shipped run.
     """
     folder = a_path(folder)
-    _check_claim(folder, overwrite, resume)
+    _check_claim(folder, overwrite, resume, of_training)
     refuse_to_hide(folder)
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -58,7 +63,7 @@ def claimed_folder(folder: Path, *, overwrite: bool = False, resume: bool = Fals
     refuse_links(folder)
     try:
         with _lock(folder), _leaving_nothing_half_done(folder):
-            _check_claim(folder, overwrite, resume)  # another process may have come and gone since
+            _check_claim(folder, overwrite, resume, of_training)  # another process may have come and gone since
             remove_leftovers(folder)
             yield
     finally:
@@ -87,10 +92,12 @@ def held_in(folder: Path) -> set[str]:
     return {name for name in held if name != LOCK and writer_of(name) is None}
 
 
-def _check_claim(folder: Path, overwrite: bool, resume: bool) -> None:
+def _check_claim(folder: Path, overwrite: bool, resume: bool, of_training: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise HBenchError(f"{folder}: is a file, not a folder: choose another `out`")
     held = held_in(folder)
+    if held & {*OF_TRAINING} and not of_training:
+        raise HBenchError(f"{folder}: holds a training, in the place of which no result may be: choose another `out`")
     if resume and (not folder.is_dir() or (held and EXPERIMENT not in held)):
         raise HBenchError(f"{folder}: nothing to resume there: leave `resume=True` out, or give its `out`")
     if held and not overwrite and not resume:

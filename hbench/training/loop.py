@@ -132,7 +132,7 @@ def started(
     if images and len(set(distributed.all_gather([images.sha256]))) > 1:
         raise HBenchError("the processes read different images: give all of them the same folder as `data_root`")
     with (
-        claimed_folder(out, overwrite=overwrite, resume=resume) if rank() == 0 else nullcontext(),
+        claimed_folder(out, overwrite=overwrite, resume=resume, of_training=True) if rank() == 0 else nullcontext(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
         origin = provenance(experiment, device, seed, **details)

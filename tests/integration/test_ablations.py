@@ -504,6 +504,13 @@ def test_summary_has_the_t_interval_over_seeds():
     assert found["a", "outside"].high == pytest.approx(0.06 + 4.302653 * 0.09 / 3)
     assert math.isnan(found["b", "rca"].high)
     assert math.isnan(found["b", "outside"].low)
+    seen = [replace(run, rca_visible=value) for run, value in zip(runs, (0.99, 1.0, math.nan, 0.5), strict=True)]
+    (of_seen,) = (mean for mean in summarise(seen) if (mean.variant, mean.metric) == ("a", "rca_visible"))
+    assert of_seen.high == 1  # Student's own interval ends above it
+    table = variants(Ablations(runs=seen, means=summarise(seen)))
+    cells = dict(zip(table.columns, table.lines[0], strict=True))
+    assert cells["RCA, visible ones"].endswith("(of 2)")
+    assert not cells["RCA"].endswith(")")
     guessing, distances, *_ = Ablations(runs=runs, means=summarise(runs)).cautions()
     assert "RCA of 4 of 4 trainings (a-seed0, a-seed1, a-seed2, b-seed0) does not lie above chance" in guessing
     assert distances.startswith("the FDs compare only")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +13,15 @@ from committed import RESULTS, V01
 from PIL import Image
 
 import hbench
+from hbench.config import Paper
 from hbench.errors import HBenchError
 from hbench.evaluation import evaluate
 from hbench.evaluation.attributes.attributes import attributes
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.visible import VISIBLE, Seen, in_most, jpeg, oddness, random_change, visible_change
+from hbench.reporting.artifacts import artifact_of
 from hbench.reporting.grids import draw_strip, name_of
+from hbench.reporting.rows import rca_rows
 from hbench.store.directions import DirectionSource
 from hbench.store.run import load_run
 
@@ -99,6 +103,47 @@ def test_a_traversal_shows_invisible_directions_last_and_says_so(run, monkeypatc
     assert [each.label.endswith(", invisible") for each in found.directions] == [False, True, True]
     hbench.plot(found, tmp_path / "directions.png")
     assert (tmp_path / "directions.png").is_file()
+
+
+def with_nothing_to_see(found):
+    """Return a committed measurement as it would be if nobody saw any of its directions."""
+    unknown = {"accuracy_visible": math.nan, "accuracy_visible_interval": (math.nan, math.nan)}
+    if isinstance(found, evaluate.RCA):
+        return replace(found, visible_in_most=[0.0] * len(found.confusion), **unknown)
+    hidden = [replace(each, visible=False, proposed="", cluster=None) for each in found.directions]
+    unknown |= {"oddness": math.nan, "oddness_interval": (math.nan, math.nan), "specificity": math.nan}
+    unknown |= {"kept_half": math.nan, "kept_half_interval": (math.nan, math.nan)}
+    numbers = [each.direction for each in hidden]
+    return replace(found, directions=hidden, invisible=numbers, distinct=0, effective_rank=0.0, **unknown)
+
+
+@pytest.mark.parametrize("kind", [Attributes, evaluate.RCA])
+def test_where_nobody_sees_a_direction_no_number_stands_for_those_that_are_seen(kind):
+    found = with_nothing_to_see(kind.load(RESULTS / "faces16" / kind.NAME))
+    artifact = artifact_of(found)
+    rows = artifact.rows(found, Paper())
+    said = [found.summary(), *found.cautions(), *(row.ours for row in rows)]
+    said += [f"{each.value} {each.detail}" for each in artifact.highlights(found, Paper())]
+    assert not any(re.search(r"\bnan\b|  of|RCA over these", words) for words in said)
+    assert all(row.ours for row in rows)
+    assert found.cautions()[0].startswith("16 of 16 directions cannot be seen")
+
+
+def test_rca_over_visible_directions_has_the_n_of_their_pairs():
+    found = evaluate.RCA.load(RESULTS / "faces16" / "rca")
+    pairs = sum(sum(row) for k, row in enumerate(found.confusion) if k not in found.invisible)
+    assert 0 < pairs < found.n
+    (row,) = [row for row in rca_rows(found, Paper()) if row.artifact.startswith("RCA over visible")]
+    assert row.n == f"{pairs:,} pairs"
+    assert f"n {pairs}" in found.summary()
+
+
+def test_an_older_rule_of_what_is_visible_is_named():
+    assert "a mean change beyond 0.25 of the range" in Attributes.load(V01 / "attributes").cautions()[-1]
+    newer = evaluate.RCA.load(RESULTS / "faces16" / "rca")
+    assert not any("older version" in said for said in newer.cautions())
+    older = replace(newer, visible_in_most=None, visible_from=0.3)
+    assert "a mean change beyond 0.3 of the range" in older.cautions()[-1]
 
 
 def test_rca_of_an_older_version_knows_nothing_of_what_is_seen():

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from processes import start_command
 import hbench
 import hbench.evaluation.benchmark.benchmark as module
 from hbench.errors import HBenchError
+from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.benchmark.benchmark import Counts, benchmark, factors_found
 from hbench.evaluation.benchmark.result import Benchmark
 from hbench.experiments import override
@@ -195,6 +197,46 @@ def test_each_factor_has_the_direction_that_moves_it_most_or_none():
         )
         assert each.interval[0] <= each.effect <= each.interval[1]
         assert each.factor not in each.also
+
+
+def committed():
+    return Benchmark.load(RESULTS / "bench-faces16")
+
+
+def test_numbers_that_depend_on_K_have_no_best_one_among_methods_of_other_K():
+    first, other, *_ = committed().methods
+    for K, is_marked in ((first.K, True), (first.K + 1, False)):
+        marked = {
+            line.field for line in NUMBERS if any(cell.best for cell in cells(line, [first, replace(other, K=K)]))
+        }
+        assert ({"rca", "visible", "named"} <= marked) == is_marked
+        assert {"fd_ratio", "seconds"} <= marked
+
+
+def test_directions_that_change_nothing_are_no_error():
+    found = committed()
+    still = replace(found.methods[0], visible_change=0.0)
+    (said,) = replace(found, methods=[still, found.methods[1]], factors=[]).cautions()
+    assert said.startswith(f"{found.methods[1].name}: of another visible change than {still.name}")
+
+
+def test_a_result_of_another_classifier_or_size_is_measured_again(tmp_path):
+    folder = shutil.copytree(RESULTS / "faces16" / "attributes", tmp_path / "attributes")
+    before = Attributes.load(folder)
+    wanted = {name: before.detail(name) for name in ("n", "pairs", "classifier_sha256")}
+    wanted["seed"] = before.provenance.seed
+    run = SimpleNamespace(hashes=before.detail("weights_sha256"))
+    asked = []
+
+    def measure():
+        asked.append(True)
+        return before
+
+    assert module._once(Attributes, folder, run, wanted, measure) == before
+    assert not asked
+    for name, other in (("classifier_sha256", None), ("pairs", 7), ("seed", 1)):
+        module._once(Attributes, folder, run, wanted | {name: other}, measure)
+        assert asked.pop()
 
 
 def test_the_page_marks_the_best_number_of_each_line(tiny_run, tmp_path):

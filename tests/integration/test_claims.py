@@ -52,6 +52,20 @@ def test_a_folder_that_the_user_made_stays(tmp_path):
     assert (tmp_path / "x").is_file()
 
 
+@pytest.mark.parametrize("name", ["shift_block.safetensors", "checkpoint.json"])
+def test_no_result_takes_the_place_of_a_training_whatever_is_asked_for(tmp_path, name):
+    for file in (name, "provenance.json", "experiment.json"):
+        (tmp_path / file).touch()
+    before = snapshot(tmp_path)
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(HBenchError, match="holds a training, .*: choose another `out`"):
+            with claimed_folder(tmp_path, **options):
+                (tmp_path / "provenance.json").write_text("of a result")
+    assert snapshot(tmp_path) == before
+    with claimed_folder(tmp_path, overwrite=True, of_training=True):
+        pass
+
+
 @pytest.mark.parametrize(
     "words",
     [

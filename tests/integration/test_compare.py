@@ -10,12 +10,15 @@ import torch
 from command_line import invoke, refused, tiny_options
 
 import hbench.evaluation.compare as module
+from hbench.config import Paper
 from hbench.evaluation.compare import compare, difference_of_means, not_comparable, same_pairs
 from hbench.evaluation.run_comparison import RunComparison
 from hbench.evaluation.sampling import draw_pairs
 from hbench.evaluation.visible import Seen
 from hbench.experiments import override
 from hbench.reporting.artifacts import plot
+from hbench.reporting.rows import comparison_rows
+from hbench.store.files import sha256
 from hbench.store.run import load_run
 from hbench.store.shipped import shipped_runs
 
@@ -107,6 +110,35 @@ def test_a_share_of_none_has_an_interval(run):
     low, high = found.interval
     assert 0 <= low <= found.value <= high <= 1
     assert high - low > 0.2  # of three directions
+
+
+def test_one_classifier_measures_all_runs_wherever_it_lies(run, classifier_file, monkeypatch):
+    files = iter([None, classifier_file])
+    monkeypatch.setattr(module, "classifier_for", lambda experiment, folder: next(files))
+    result = compare({"a": run, "b": run}, pairs=4)
+    assert result.value("a", "share of classes kept") == replace(result.value("b", "share of classes kept"), run="a")
+    assert result.detail("classifier_sha256") == sha256(classifier_file)
+
+
+def test_a_metric_has_the_n_of_its_units(run, monkeypatch):
+    def look(run, source, samples, seed):
+        return Seen(np.full((2, 3), 0.9), np.array([[1.0, 0.5, np.nan]] * 2))
+
+    monkeypatch.setattr(module, "look", look)
+    result = compare({"a": run, "b": run}, pairs=4)
+    assert result.value("a", "visible change").n == 3
+    assert result.value("a", "oddness").n == 2  # one of the directions changes nothing
+    certain = replace(result.differences[0], metric="oddness", difference=0.5, verdict="better")
+    paired = replace(certain, metric="RCA")
+    rows = comparison_rows(replace(result, differences=[certain, paired], directions=[]), Paper())
+    assert [row.n for row in rows] == ["2 directions", "4 pairs"]
+
+
+@pytest.mark.parametrize("tests", [1, 42, 124, 125, 1000])
+def test_the_smallest_p_survives_the_correction_for_any_number_of_tests(tests):
+    n = module.resamples_for(tests)
+    assert tests * 2 / (n + 1) < module.ALPHA
+    assert n == 4999 or tests > 124
 
 
 @pytest.mark.slow

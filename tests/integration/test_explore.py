@@ -245,6 +245,8 @@ def test_the_command_writes_a_page_of_what_can_be_seen(measured):
     assert result.exit_code == 0, result.output
     assert re.search(r"13 pictures: about \d+ s and 0\.\d MB", result.output)  # 1 + 2 * 4 + 4
     assert data_of(measured / "explore-2" / "explore.html")["directions"] == [0, 2]
+    assert "The most visible first." in text
+    assert "most visible first" not in (measured / "explore-2" / "explore.html").read_text()  # in the order asked for
 
 
 def test_where_nobody_sees_a_direction_the_command_says_so(measured):

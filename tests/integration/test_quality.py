@@ -1,12 +1,14 @@
 """``hbench quality``: models whose samples are known, and the command."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from command_line import invoke, refused
+from committed import RESULTS
 
 import hbench
 from hbench.core.images import to_float, to_uint8
@@ -46,6 +48,13 @@ def measured(tiny, model, classifier_file, tmp_path, monkeypatch):
         return quality(model, tiny, cache=tmp_path / "cache", **settings)
 
     return measure
+
+
+def test_a_number_of_fewer_samples_has_its_own_n():
+    found = Quality.load(RESULTS / "faces16" / "quality")
+    near = found.steps[0].nearest
+    assert near.n < found.n
+    assert re.search(rf"very near a training image .*\] of {near.n:,}, outside", found.summary().splitlines()[0])
 
 
 def test_a_model_that_repeats_training_images_is_caught(measured, tiny):

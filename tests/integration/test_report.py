@@ -12,12 +12,14 @@ from committed import V01
 
 from hbench.config import Paper
 from hbench.errors import HBenchError, counted
+from hbench.evaluation.curves import TrainingCurves
 from hbench.evaluation.fid import Fidelity
+from hbench.evaluation.mos.score import Estimate, MosScore, RunScore
 from hbench.evaluation.vram_sweep import VramSweep
 from hbench.reporting.artifacts import ARTIFACTS
-from hbench.reporting.highlights import sweep_highlights
+from hbench.reporting.highlights import fidelity_highlights, mos_highlights, sweep_highlights
 from hbench.reporting.report import REASONS, collect, distinct_names, head, redraw, write_pages
-from hbench.reporting.rows import fidelity_rows
+from hbench.reporting.rows import curve_rows, fidelity_rows
 from hbench.store.provenance import FILE as PROVENANCE
 
 
@@ -316,6 +318,28 @@ def test_of_several_results_that_of_most_samples_is_in_the_head(results):
         [each.name for each in rca.highlights], "9"
     )
     assert "x" in found
+
+
+def test_only_numbers_of_a_classifier_are_called_so():
+    found = Fidelity.load(V01 / "fid-lenet-digits")
+    for metric in ("FID", "FD (random ResNet-18)"):
+        (told,) = fidelity_highlights(replace(found, metric=metric), Paper())
+        assert "classifier" not in told.meaning
+
+
+def test_numbers_of_several_runs_have_their_names():
+    curves = TrainingCurves.load(V01 / "train-curves")
+    two = replace(curves, runs=[curves.runs[0], replace(curves.runs[0], run="other")])
+    assert [row.artifact.partition("last third")[2] for row in curve_rows(two, Paper())] == [
+        *[f" ({curves.runs[0].run})"] * 2,
+        *[" (other)"] * 2,
+    ]
+    share = Estimate(mean=0.5, interval=(0.4, 0.6), n=9)
+    runs = [RunScore(run=name, title="T", mos=share, floor=share, marks=9) for name in ("a", "b")]
+    rest = {"directions": [], "alpha": None, "self_agreement": share, "self_agreement_by_assessor": {}}
+    of_two = MosScore(runs=runs, sheets=2, sheets_made=2, seed=0, **rest)
+    assert [each.name for each in mos_highlights(of_two, Paper())] == ["MOS of a", "MOS of b"]
+    assert [each.name for each in mos_highlights(replace(of_two, runs=runs[:1]), Paper())] == ["MOS"]
 
 
 def test_at_most_five_numbers_of_a_run_are_in_the_head():

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import pytest
 import torch
 import yaml
-from command_line import copy_of_weights, invoke, refused
+from command_line import copy_of_weights, invoke, refused, snapshot
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
@@ -17,7 +18,8 @@ from safetensors.torch import load_file
 import hbench
 from hbench.errors import HBenchError
 from hbench.evaluation.rca import RCA
-from hbench.reporting.share import FILES, share
+from hbench.models.shift import FixedDirections
+from hbench.reporting.share import FILES, card, share
 from hbench.store import hub
 from hbench.store.directions_file import read_directions
 from hbench.store.run import ROLES, add_names, load_run
@@ -143,6 +145,24 @@ def test_results_of_other_weights_are_left_out(measured, tiny_run, tmp_path):
     share(run, out, measured / "export" / "mean.safetensors", results=[measured], licence="cc0-1.0", overwrite=True)
     assert card_of(out).data.license == "cc0-1.0"
     assert not (out / "names.txt").exists()
+
+
+def test_no_run_is_replaced_by_a_shared_one(measured, tmp_path):
+    run, other = load_run(measured, device="cpu"), copy_of_weights(measured, tmp_path / "other")
+    for out in (measured, other):
+        before = snapshot(out)
+        with pytest.raises(HBenchError, match="holds a run that is not a shared one: choose another `out`"):
+            share(run, out, measured / "export" / "mean.safetensors", overwrite=True)
+        assert snapshot(out) == before
+
+
+def test_the_card_does_not_call_given_directions_found(measured):
+    run = load_run(measured, device="cpu")
+    given = replace(run, shift_block=FixedDirections(torch.zeros(run.K, 1, *run.model.h_shape), (0,)))
+    said = [" ".join(card(each, [], "mean.safetensors", "x", "mit", 0).split()) for each in (run, given)]
+    assert "grey. [hbench](https://github.com/hbench/hbench) found them without labels by [Unsupervised" in said[0]
+    assert "found them" not in said[1]
+    assert "They were given as a file, and [hbench]" in said[1]
 
 
 @pytest.mark.parametrize("name", ["faces16", "mnist16"])

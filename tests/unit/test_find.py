@@ -16,9 +16,11 @@ from hbench.evaluation.find import jacobian, labels, pca
 from hbench.evaluation.find.find import LOOKED_AT, checked, find, make_search
 from hbench.evaluation.find.method import Found, Search, chained
 from hbench.evaluation.find.methods import METHODS, known_methods, method_named
+from hbench.experiments import override
 from hbench.models import build_model
 from hbench.runtime.progress import show_progress
 from hbench.store.labels import Factor
+from hbench.store.weights import read_written_experiment, write_experiment
 
 CPU = torch.device("cpu")
 
@@ -166,6 +168,14 @@ def test_a_method_of_another_package_is_found(search, tiny, monkeypatch, tmp_pat
     assert found.about.details["visible_change"] == pytest.approx(0.05, rel=0.05)
 
 
+def test_a_search_does_not_go_on_with_other_settings(search, tiny, tmp_path):
+    write_experiment(tmp_path, tiny)
+    other = override(tiny, ["discovery.t_shift=600"])
+    with pytest.raises(HBenchError, match="was started with other settings: choose another `out`"):
+        find(search.sampler.backbone, other, "random", tmp_path, k=2, device=CPU, resume=True)
+    assert read_written_experiment(tmp_path / "experiment.json") == tiny
+
+
 @pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on(search, tiny, monkeypatch, tmp_path):
     model = search.sampler.backbone
@@ -197,6 +207,8 @@ def test_a_search_that_was_stopped_goes_on(search, tiny, monkeypatch, tmp_path):
     }
     again = find(model, tiny, "jacobian", tmp_path / "part", **settings, resume=True)
     assert again.sha256 == resumed.sha256
+    with pytest.raises(HBenchError, match="holds another search: choose another `out`"):
+        find(model, tiny, "jacobian", tmp_path / "part", **settings, visible_change=0.1, resume=True)
     with pytest.raises(HBenchError, match="already holds results"):
         find(model, tiny, "jacobian", tmp_path / "part", **settings)
 

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hbench.core.intervals import in_words
 from hbench.errors import counted
-from hbench.evaluation.visible import OLD_VISIBLE
+from hbench.evaluation.visible import OLD_VISIBLE, older_rule
 from hbench.store.records import Aside, Count, Interval, Nonnegative, Number, Positive, Share, ShareOrNone
 from hbench.store.results import Result
 
@@ -206,29 +207,36 @@ class Attributes(Result):
         return [each.name for j, each in enumerate(self.attributes) if j in leading]
 
     def cautions(self) -> list[str]:
-        """Return what a reader must know: directions that nobody sees, and what of RCA rests on them."""
-        if not self.invisible:
-            return []
-        K, hidden = len(self.directions), len(self.invisible)
-        return [
-            f"{hidden} of {counted(K, 'direction')} cannot be seen: {', '.join(map(str, self.invisible))}; RCA is "
-            f"{self.accuracy:.3f} over all and {self.accuracy_visible:.3f} over the visible ones"
-        ]
+        """Return what a reader must know: directions that nobody sees, what of RCA rests on them, and an older rule."""
+        found = []
+        if self.invisible:
+            K, hidden = len(self.directions), len(self.invisible)
+            visible = f" and {in_words(self.accuracy_visible)} over the visible ones" if self.visible else ""
+            found.append(
+                f"{hidden} of {counted(K, 'direction')} cannot be seen: {', '.join(map(str, self.invisible))}; RCA is "
+                f"{self.accuracy:.3f} over all{visible}"
+            )
+        return [*found, older_rule(self.visible_from)] if self.is_by_mean else found
+
+    @property
+    def is_by_mean(self) -> bool:
+        """True if the mean change tells what is visible, as in older versions, and not that of most samples."""
+        return any(math.isnan(each.visible_in_most) for each in self.directions)
 
     def summary(self) -> str:
         """Return the numbers of the run, and a line for each visible direction, the most visible first."""
         K = len(self.directions)
-        where = "the mean" if math.isnan(self.directions[0].visible_in_most) else "most samples"
+        where = "the mean" if self.is_by_mean else "most samples"
         lines = [
             f"{self.brief}; effective rank {self.effective_rank:.1f}",
-            f"visible beyond {self.visible_from:g} in {where}, random images differ by {self.random_change:.3f}, "
-            f"JPEG changes {self.jpeg_change:.3f}",
+            f"visible beyond {self.visible_from:g} in {where}, random images differ by {in_words(self.random_change)}, "
+            f"JPEG changes {in_words(self.jpeg_change)}",
             f"attributes: {', '.join(self.covered) or 'none'}",
-            f"RCA {_words(self.accuracy, self.accuracy_interval)} over all, "
-            f"{_words(self.accuracy_visible, self.accuracy_visible_interval)} over the visible ones, "
-            f"n = {self.pairs:,}, chance {1 / K:.3f}",
-            f"specificity {self.specificity:.2f}, oddness {_words(self.oddness, self.oddness_interval)}, "
-            f"kept at S/2 {_words(self.kept_half, self.kept_half_interval)}",
+            f"RCA {in_words(self.accuracy, self.accuracy_interval)} over all, n = {self.pairs:,}, "
+            f"{in_words(self.accuracy_visible, self.accuracy_visible_interval)} over the visible ones among these, "
+            f"chance {1 / K:.3f}",
+            f"specificity {in_words(self.specificity)}, oddness {in_words(self.oddness, self.oddness_interval)}, "
+            f"kept at S/2 {in_words(self.kept_half, self.kept_half_interval)}",
         ]
         seen = sorted((each for each in self.directions if each.visible), key=lambda each: -each.visible_change)
         return "\n".join([*lines, *map(self._line, seen)])
@@ -267,10 +275,3 @@ class Attributes(Result):
             **{f"{one.of}: {one.name}": value for one, value in zip(self.attributes, each.effects.effect, strict=True)},
             "n": self.n,
         }
-
-
-def _words(value: float, interval: tuple[float, float]) -> str:
-    """Return a number with its interval."""
-    if math.isnan(value):
-        return "not measured"
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -7,7 +7,7 @@ and says the same for all. What is done is kept in the folder, and is not done a
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from hbench.runtime.progress import duration, is_asked_for
 from hbench.store.classifier import classifier_for
 from hbench.store.directions import direction_source, experiment_with
 from hbench.store.directions_file import StoredDirections, model_sha256, read_directions
+from hbench.store.files import sha256
 from hbench.store.model import load_model, model_experiment
 from hbench.store.places import TRAINED as WEIGHTS_FILE
 from hbench.store.provenance import FILE as PROVENANCE
@@ -308,13 +309,14 @@ def _measure(
     if judged is None:
         return None
     run = replace(judged, names=entry.run.names, folder=entry.run.folder or judged.folder)
-    ranking = _kept(RCA, folder / "rca", run, seed, counts.pairs, lambda: rca(run, pairs=counts.pairs, seed=seed))
-    effects = _kept(
+    wanted: dict[str, int | str | None] = {"seed": seed, "n": counts.pairs}
+    ranking = _once(RCA, folder / "rca", run, wanted, lambda: rca(run, pairs=counts.pairs, seed=seed))
+    file = classifier_for(run.experiment, run.folder)
+    effects = _once(
         Attributes,
         folder / "attributes",
         run,
-        seed,
-        counts.samples,
+        {"seed": seed, "n": counts.samples, "pairs": counts.pairs, "classifier_sha256": sha256(file) if file else None},
         lambda: attributes(run, samples=counts.samples, seed=seed, ranking=ranking),
     )
     metric, distances, spread = "", None, None
@@ -331,7 +333,8 @@ def _measure(
             download=download,
             seed=seed,
         )
-        distances = _kept(Fidelity, folder / f"fid-{chosen.name}", run, seed, counts.images, made)
+        wanted = {"seed": seed, "n": counts.images, "extractor_sha256": chosen.sha256}
+        distances = _once(Fidelity, folder / f"fid-{chosen.name}", run, wanted, made)
         metric, spread = distances.metric, _precision_recall(run, chosen, counts.images, cache, seed)
     numbers = MeasuredMethod(
         name=entry.name,
@@ -374,12 +377,21 @@ def _digest(entry: Entry) -> str:
     return entry.run.hashes["shift_block"][:8]
 
 
-def _kept(kind: type[R], folder: Path, run: Run, seed: int, n: int, measure: Callable[[], R]) -> R:
-    """Return a result: that in a folder, where it is of the same directions, seed and size, or else measured now."""
+def _once(kind: type[R], folder: Path, run: Run, wanted: Mapping[str, int | str | None], measure: Callable[[], R]) -> R:
+    """Return a result: that in a folder, where it is of the same directions and of what is wanted, or measured now.
+
+    Args:
+        kind: class of the result.
+        folder: folder of the result.
+        run: run with the directions.
+        wanted: seed, and details of the provenance that must be the same, such as n.
+        measure: function that measures it.
+    """
     done = [False]
     if rank() == 0 and (folder / PROVENANCE).is_file():
         found = Provenance.read(folder / PROVENANCE)
-        done = [found.is_of(run.hashes) and (found.seed, found.details.get("n")) == (seed, n)]
+        known = {"seed": found.seed, **{name: found.details.get(name) for name in wanted if name != "seed"}}
+        done = [found.is_of(run.hashes) and known == wanted]
     if all_gather(done)[0]:
         return kind.load(folder)
     result = measure()

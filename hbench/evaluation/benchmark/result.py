@@ -171,7 +171,7 @@ class Benchmark(Result):
     def cautions(self) -> list[str]:
         """Return which methods could not be brought to the same change."""
         wanted = self.methods[0].visible_change
-        off = [each.name for each in self.methods if abs(each.visible_change / wanted - 1) > 0.2]
+        off = [each.name for each in self.methods if abs(each.visible_change - wanted) > 0.2 * wanted]
         return (
             [f"{', '.join(off)}: of another visible change than {self.methods[0].name}: see the table"] if off else []
         )

@@ -1,6 +1,7 @@
 """Directions found without a shift block, as a file: ``METHOD.safetensors``."""
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError, check_at_least, check_seed, check_type, counted
 from hbench.evaluation.find.method import Found, Method, Search
 from hbench.evaluation.find.methods import method_named
-from hbench.evaluation.visible import scaled_to
+from hbench.evaluation.visible import NEAR_ENOUGH, scaled_to
 from hbench.models.shift import FixedDirections
 from hbench.runtime import distributed
 from hbench.runtime.device import pick_device
@@ -32,12 +33,12 @@ from hbench.runtime.memory import MIB, watch_resident
 from hbench.store.classifier import classifier_for, load_classifier
 from hbench.store.directions_file import StoredDirections, model_sha256, read_directions, write_directions
 from hbench.store.files import replacing, sha256
-from hbench.store.folders import claimed_folder
+from hbench.store.folders import EXPERIMENT, claimed_folder
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import provenance
 from hbench.store.records import Count, Positive, Record
 from hbench.store.run import Run
-from hbench.store.weights import write_experiment
+from hbench.store.weights import read_written_experiment, write_experiment
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def find(
         TypeError: not an experiment or not a model.
         ValueError: a number out of range.
         HBenchError: no such method, it finds too few directions or ones that are not finite, or ``out`` holds something
-            else.
+            else, or a search of other settings.
     """
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_type(Backbone, "as load_model returns it", model=model)
@@ -114,11 +115,17 @@ def find(
     claim = claimed_folder(out, overwrite=overwrite, resume=resume) if rank() == 0 else nullcontext()
     with claim:
         count = chosen.samples and (samples or chosen.samples)
+        asked_for = {"k": k, "samples": count, "seed": seed}
+        if resume and (out / EXPERIMENT).is_file():
+            begun = read_written_experiment(out / EXPERIMENT)
+            if begun.model_dump(mode="json") != experiment.model_dump(mode="json"):
+                raise HBenchError(f"{out}: was started with other settings: choose another `out`")
         if all(all_gather([resume and (out / PROVENANCE).is_file()])):
             stored = read_directions(file)
             stored.check_fits(model)
-            asked_for = {"k": k, "samples": count, "seed": seed}
-            if {name: stored.about.details.get(name) for name in asked_for} != asked_for:
+            details = stored.about.details
+            is_scaled = math.isclose(details.get("wanted_change", visible_change), visible_change, rel_tol=NEAR_ENOUGH)
+            if {name: details.get(name) for name in asked_for} != asked_for or not is_scaled:
                 raise HBenchError(f"{out}: holds another search: choose another `out`")
             return stored
         if rank() == 0:
@@ -147,7 +154,13 @@ def find(
                 S=experiment.discovery.S,
                 method=method,
                 names=found.names,
-                details={"k": k, "samples": count, "seed": seed, **facts, "visible_change": reached, **found.details},
+                details={
+                    **asked_for,
+                    "wanted_change": visible_change,
+                    **facts,
+                    "visible_change": reached,
+                    **found.details,
+                },
                 experiment=experiment,
             )
             origin.finished(**facts, visible_change=reached, **{f"{method}_sha256": sha256(file)}).write(

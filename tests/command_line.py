@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from hbench.cli import main
 from hbench.store.files import sha256
-from hbench.store.run import ROLES
+from hbench.store.run_files import ROLES
 
 TINY = [
     "model.channel_mult=[1,2]",

@@ -57,7 +57,7 @@ def attributes(run: Path, samples: int, measured: Path | None, propose_names: bo
     """
     from hbench.evaluation.attributes.attributes import attributes as measure
     from hbench.evaluation.rca import read_rca
-    from hbench.store.run import add_names, check_takes_names
+    from hbench.store.names import add_names, check_takes_names
 
     if propose_names:
         check_takes_names(run)

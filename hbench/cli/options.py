@@ -83,8 +83,7 @@ class Options:
     @property
     def file(self) -> Path | None:
         """File whose directions take the place of the run's own; None for the run's own, or their means."""
-        is_other = isinstance(self.directions, Path) and self.direction_source == "own"
-        return self.directions if is_other and isinstance(self.directions, Path) else None
+        return self.directions if isinstance(self.directions, Path) and self.direction_source == "own" else None
 
     def load(self, run: Path) -> "Run":
         """Return the run on the device, or the one that --directions makes on its diffusion model."""

@@ -73,7 +73,7 @@ def _job(source: str, run: Path | None, from_scratch: bool, options: Options, se
     from hbench.experiments import load_experiment
     from hbench.store.places import TRAINED, experiment_folder
     from hbench.store.registry import check_data
-    from hbench.store.run import locate
+    from hbench.store.run_files import locate
     from hbench.store.shipped import shipped_runs
 
     if run and from_scratch:
@@ -105,7 +105,7 @@ def _as_trained(experiment: "Experiment", source: str, run: Path, options: Optio
     """
     from hbench.experiments import changes, override
     from hbench.store.places import TRAINED
-    from hbench.store.run import locate
+    from hbench.store.run_files import locate
     from hbench.store.weights import read_experiment
 
     trained = read_experiment(locate(run) / TRAINED)
@@ -126,7 +126,7 @@ def _as_trained(experiment: "Experiment", source: str, run: Path, options: Optio
 
 def _made_of(job: Job) -> "Reproduced":
     from hbench.reporting.report import Reproduced
-    from hbench.store.run import run_hashes
+    from hbench.store.run_files import run_hashes
 
     hashes = {} if job.run is None else run_hashes(job.run)
     return Reproduced(experiment=job.experiment.model_dump(mode="json"), weights_sha256=hashes)
@@ -187,7 +187,7 @@ def done(job: Job, task: Task) -> str | None:
     from hbench.reporting.artifacts import ARTIFACTS
     from hbench.reporting.lookup import other_settings
     from hbench.store.provenance import FILE, Provenance
-    from hbench.store.run import run_hashes
+    from hbench.store.run_files import run_hashes
 
     file = job.place(task.folder) / FILE
     if not file.is_file():

@@ -63,8 +63,8 @@ def train(experiment: "Experiment", model: Path | None, options: Options) -> Non
     from hbench.reporting.charts.training import draw_curves
     from hbench.store.directions_file import read_directions
     from hbench.store.model import model_to_train_on
+    from hbench.store.names import add_names
     from hbench.store.places import experiment_folder
-    from hbench.store.run import add_names
     from hbench.training.discover import train as discover
 
     folder = options.out or experiment_folder(experiment.name) / "train"

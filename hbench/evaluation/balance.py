@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -95,12 +94,6 @@ def balances(samples: Labels, real: Sequence[Tensor], seed: int) -> list[Balance
             )
         )
     return found
-
-
-def counts_of(labels: Labels) -> list[Tensor]:
-    """Return the number of images of each class, int64 [classes] for each factor."""
-    sizes = [len(factor.classes) for factor in labels.factors]
-    return [torch.bincount(column, minlength=size) for column, size in zip(labels.values.T, sizes, strict=True)]
 
 
 def _counts(values: Tensor, size: int) -> NDArray[np.int64]:

@@ -339,18 +339,12 @@ def with_real_images(trained: Classifier, learned: Labels, images: Tensor, label
         reference.n,
         reference.halves,
         reference.halves_interval,
-        _counts(learned),
-        _counts(labels),
+        learned.counts(),
+        labels.counts(),
         (found[:KEPT] / scale).round().clamp(0, 255).to(torch.uint8),
         scale,
     )
     return Classifier(trained.network, trained.factors, trained.data, real)
-
-
-def _counts(labels: Labels) -> tuple[Tensor, ...]:
-    """Return the number of images of each class, int64 [classes] for each factor."""
-    columns = zip(labels.values.T, labels.factors, strict=True)
-    return tuple(column.bincount(minlength=len(factor.classes)) for column, factor in columns)
 
 
 @torch.no_grad()

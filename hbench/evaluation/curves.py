@@ -21,7 +21,7 @@ from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import REMEDY, provenance
 from hbench.store.records import Aside, Number, Positive, ShareOrNone
 from hbench.store.results import Result
-from hbench.store.run import locate, origin_of_training
+from hbench.store.run_files import locate, origin_of_training
 from hbench.store.weights import read_written_experiment
 
 if TYPE_CHECKING:

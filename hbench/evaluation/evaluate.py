@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from hbench.evaluation.compare import compare as compare
     from hbench.evaluation.curves import TrainingCurves as TrainingCurves
     from hbench.evaluation.curves import train_curves as train_curves
-    from hbench.evaluation.edit import EditedImages as EditedImages
     from hbench.evaluation.edit import edit as edit
+    from hbench.evaluation.edited_images import EditedImages as EditedImages
     from hbench.evaluation.fid import Fidelity as Fidelity
     from hbench.evaluation.fid import fid as fid
     from hbench.evaluation.gradient import Gradients as Gradients
@@ -59,7 +59,7 @@ _HOME = {
     "properties": "hbench.evaluation.properties",
     "Properties": "hbench.evaluation.properties",
     "edit": "hbench.evaluation.edit",
-    "EditedImages": "hbench.evaluation.edit",
+    "EditedImages": "hbench.evaluation.edited_images",
     "fid": "hbench.evaluation.fid",
     "Fidelity": "hbench.evaluation.fid",
     "train_curves": "hbench.evaluation.curves",

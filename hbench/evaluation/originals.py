@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hbench.config import Data
-from hbench.evaluation.balance import counts_of
 from hbench.evaluation.features import Extractor
 from hbench.evaluation.frechet import Reference, halves_of
 from hbench.evaluation.nearest import find_nearest
@@ -76,7 +75,7 @@ def originals(
     is_mixed = data_set(data.dataset).compared_whole
     test = load_set(data, data_root, "test", download).images if is_mixed else reference.images
     tested = find_nearest(test[:TESTED], train.images, device, mirror=data.flip).distance
-    counts = counts_of(predicted(classifier, reference.features)) if classifier else None
+    counts = predicted(classifier, reference.features).counts() if classifier else None
     read |= {"train_data": train.account.to_json()}
     return Originals(reference, classifier, halves_of(reference.features), counts, train.images, tested), read
 

@@ -57,9 +57,9 @@ def untrained(run: Run, samples: int, pairs: int, seed: int, M: int | None = Non
         M: number of generation steps; the run's by default.
 
     Returns:
-        The numbers of the run's own block with random output convolutions, so on the same features; of fixed directions
-        they are Gaussian ones. And those of
-        wholly untrained blocks: initialised as for training, but for the outputs, which would be zero.
+        The numbers of the run's own block with random output convolutions, so on the same features (of fixed
+        directions, those of Gaussian ones), and those of wholly untrained blocks: initialised as for training, but for
+        the outputs, which would be zero.
     """
     kinds = [_random_outputs(run, seed), _fresh(run, seed)]
     found = _measure(run, [block for kind in kinds for block in kind], samples, pairs, seed, M)

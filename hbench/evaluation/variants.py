@@ -30,7 +30,8 @@ from hbench.runtime.progress import duration, is_asked_for
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance
 from hbench.store.records import Count, Number, Positive, Share, ShareOrNone
-from hbench.store.run import Run, load_run, run_hashes
+from hbench.store.run import Run, load_run
+from hbench.store.run_files import run_hashes
 from hbench.store.weights import tensors_sha256
 from hbench.training.checkpoint import read_checkpoint
 from hbench.training.discover import estimated_seconds, train

@@ -14,7 +14,7 @@ from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.benchmark.result import Benchmark
 from hbench.evaluation.classifier import TrainedClassifier
 from hbench.evaluation.curves import TrainingCurves
-from hbench.evaluation.edit import EditedImages
+from hbench.evaluation.edited_images import EditedImages
 from hbench.evaluation.fid import Fidelity
 from hbench.evaluation.gradient import Gradients
 from hbench.evaluation.mos.score import MosScore

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hbench.core.directions import Edit
     from hbench.evaluation.ablations import Ablations
     from hbench.evaluation.attributes.result import Attributes
-    from hbench.evaluation.edit import EditedImages
+    from hbench.evaluation.edited_images import EditedImages
     from hbench.evaluation.properties import Properties
     from hbench.evaluation.sample import Samples
     from hbench.evaluation.traverse import Traversal

@@ -8,7 +8,7 @@ from hbench.config import Paper
 from hbench.core.intervals import in_words, median_interval
 from hbench.errors import counted
 from hbench.evaluation.attributes.result import Attributes
-from hbench.evaluation.edit import EditedImages
+from hbench.evaluation.edited_images import EditedImages
 from hbench.evaluation.fid import Fidelity
 from hbench.evaluation.mos.score import MosScore
 from hbench.evaluation.properties import Properties

@@ -36,7 +36,7 @@ from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance
 from hbench.store.records import Record
 from hbench.store.registry import credit_of
-from hbench.store.run import ROLES, WEIGHTS, origin_of_training, run_hashes
+from hbench.store.run_files import ROLES, WEIGHTS, origin_of_training, run_hashes
 
 EXPLORER = "explore.html"
 """Name of the page in which a reader moves directions by sliders."""

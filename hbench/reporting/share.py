@@ -24,7 +24,8 @@ from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance
 from hbench.store.registry import credit_of
 from hbench.store.results import Result
-from hbench.store.run import ROLES, WEIGHTS, Run, check_has_files
+from hbench.store.run import Run, check_has_files
+from hbench.store.run_files import ROLES, WEIGHTS
 from hbench.store.shipped import SHIPPED
 
 FILES = (*(f"{role}{WEIGHTS}" for role in ROLES), PROVENANCE, EXPERIMENT, METRICS, "names.txt")

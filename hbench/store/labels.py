@@ -42,6 +42,11 @@ class Labels:
         """Return the labels of the chosen images: numbers, or a mask [N]."""
         return Labels(self.factors, self.values[chosen])
 
+    def counts(self) -> "tuple[Tensor, ...]":
+        """Return the number of images of each class, int64 [classes] for each factor."""
+        columns = zip(self.values.T, self.factors, strict=True)
+        return tuple(column.bincount(minlength=len(factor.classes)) for column, factor in columns)
+
     def table(self) -> "DataFrame":
         """Return the names of the classes, a row an image, a column a factor."""
         import numpy as np

@@ -19,7 +19,7 @@ from hbench.runtime.device import pick_device
 from hbench.store.foreign import read_state_dict, refuse_elsewhere, refuse_other_files, weights_beside
 from hbench.store.pipeline import experiment_of, find_pipeline, read_unet
 from hbench.store.provenance import checked_sha256
-from hbench.store.run import WEIGHTS, locate
+from hbench.store.run_files import WEIGHTS, locate
 from hbench.store.shipped import shipped, unhiding
 from hbench.store.weights import carries_experiment, load_tensors, load_weights, read_experiment
 

@@ -21,7 +21,7 @@ from hbench.store.folders import refuse_links
 from hbench.store.foreign import WEIGHTS as SUFFIXES
 from hbench.store.foreign import is_hub_id, kind_of, read_json, refuse_other_files
 from hbench.store.hub import STEM, hub_entry, snapshot
-from hbench.store.run import locate
+from hbench.store.run_files import locate
 from hbench.store.weights import carries_experiment, is_safetensors, load_pickled, read_metadata
 
 CONFIG, INDEX, SCHEDULER = "config.json", "model_index.json", "scheduler_config.json"

@@ -24,7 +24,7 @@ from hbench.store.hub import hub_entry
 from hbench.store.metrics import FILE as METRICS
 from hbench.store.pipeline import model_name
 from hbench.store.provenance import FILE as PROVENANCE
-from hbench.store.run import locate
+from hbench.store.run_files import locate
 from hbench.store.shipped import SHIPPED
 
 RUNS = Path("runs")

@@ -1,6 +1,5 @@
 """Runs read back from disk; a name such as "mnist16" stands for a shipped run, an id for one of the Hub."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -9,7 +8,6 @@ from textwrap import shorten
 from typing import get_args
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from hbench.config import Experiment, Precision
@@ -17,33 +15,17 @@ from hbench.core.backbone import DiffusionModel
 from hbench.core.directions import Edit, Source, edited, magnitudes, own_direction
 from hbench.core.sampler import BATCH, Sampler
 from hbench.errors import MOST_COLUMNS, MOST_SEED, HBenchError, check_at_least, check_seed, counted, shown
-from hbench.experiments import parse_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
 from hbench.models.adm import EncoderUNetModel
 from hbench.models.reconstructor import LeNet, ResNet18
-from hbench.models.shift import AnyShift, FixedDirections
+from hbench.models.shift import AnyShift
 from hbench.runtime.device import pick_device
 from hbench.runtime.progress import progress
-from hbench.store.files import a_path, write_text
-from hbench.store.folders import EXPERIMENT, refuse_links
-from hbench.store.foreign import is_hub_id, refuse_elsewhere
-from hbench.store.hub import hub_entry, snapshot
+from hbench.store.names import load_names
 from hbench.store.pictures import Grid
-from hbench.store.provenance import FILE as PROVENANCE
-from hbench.store.provenance import REMEDY, Provenance, checked_sha256
-from hbench.store.shipped import SHIPPED, shipped, unhiding
-from hbench.store.weights import (
-    load_weights,
-    read_experiment,
-    read_metadata,
-    read_written_experiment,
-)
-from hbench.text import read_text
+from hbench.store.run_files import ROLES, WEIGHTS, locate, read_fixed, run_hashes
+from hbench.store.weights import load_weights, read_experiment
 
-ROLES = ("model", "shift_block", "reconstructor", "discriminator")
-"""Networks of a run; each has a file of its name."""
-WEIGHTS = ".safetensors"
-"""Suffix of a file that carries its settings."""
 LARGEST = torch.finfo(torch.float32).max
 """Largest size of a magnitude."""
 
@@ -315,77 +297,6 @@ def check_has_files(run: Run) -> None:
         raise HBenchError("this run is still in training and has no files: finish it, and load it with load_run")
 
 
-def locate(path: str | Path) -> Path:
-    """Return the path itself, or where nothing lies there, the shipped run or the folder of the Hub of that name.
-
-    Raises:
-        HBenchError: no path at all, a link leads out of a folder there, which may have come from anyone, or the Hugging
-            Face Hub has no such id.
-    """
-    path = a_path(path)
-    shipped = SHIPPED / path
-    if not path.exists() and is_hub_id(path):
-        path = snapshot(path.as_posix())
-    if path.is_dir():
-        refuse_links(hub_entry(path) or path)  # those of a snapshot lead to other folders of its entry
-    if not path.exists() and len(path.parts) == 1 and shipped.is_dir():
-        return shipped
-    return path
-
-
-def run_hashes(path: str | Path) -> dict[str, str]:
-    """Return the SHA-256 of each weights file of a run, by role, after comparing them with those of its provenance.
-
-    Raises:
-        HBenchError: not a run folder, unfinished, a damaged provenance, or a file of another training.
-    """
-    folder = locate(path)
-    if not (folder / f"shift_block{WEIGHTS}").is_file():
-        refuse_elsewhere(folder, f"give the folder of a run, which a discovery wrote, or {shipped()}")
-    if folder.is_file():
-        raise HBenchError(f"{path}: is a file, and a run is a folder that a discovery wrote: give one, or {shipped()}")
-    if not folder.is_dir():
-        raise HBenchError(f"{path}: no such run: give the folder of one, or {shipped()}")
-    # the provenance is written last
-    missing = [name for name in (*(f"{role}{WEIGHTS}" for role in ROLES), PROVENANCE) if not (folder / name).is_file()]
-    if missing:
-        remedy = "train it, or resume its training if it was stopped"
-        if (folder / "train" / f"shift_block{WEIGHTS}").is_file():
-            remedy = f"the run is {folder / 'train'}"
-        elif (folder / "samples").is_dir():  # a pretraining has them
-            remedy = "it is a diffusion model, of which directions are to be trained first"
-        raise HBenchError(
-            f"{folder}: no finished discovery there ({missing[0]} is missing): {remedy}{unhiding(folder)}"
-        )
-    files = {role: folder / f"{role}{WEIGHTS}" for role in ROLES}
-    for file in files.values():
-        read_metadata(file)  # what is damaged, or of a newer hbench, is called so
-    origin = origin_of_training(folder)
-    if origin is None or not isinstance(origin.weights, dict) or not origin.weights.keys() >= set(ROLES):
-        raise HBenchError(f"{folder / PROVENANCE}: is not that of a discovery: {REMEDY}")
-    return {role: checked_sha256(file) for role, file in files.items()}
-
-
-def origin_of_training(folder: Path) -> Provenance | None:
-    """Return the provenance of a finished training, after comparing its settings with ``experiment.json``.
-
-    Return None for an unfinished training, which has no provenance yet.
-
-    Raises:
-        HBenchError: one of both is damaged, or they are of different trainings.
-    """
-    if not (folder / PROVENANCE).is_file():
-        return None
-    origin = Provenance.read(folder / PROVENANCE, REMEDY)
-    file = folder / EXPERIMENT
-    if file.is_file() and origin.experiment is not None:
-        trained = parse_experiment(origin.experiment, str(folder / PROVENANCE))
-        written = read_written_experiment(file)
-        if written.model_copy(update={"paper": trained.paper}) != trained:
-            raise HBenchError(f"{file}: is not the file that {PROVENANCE} beside it was written with: {REMEDY}")
-    return origin
-
-
 @torch.random.fork_rng(devices=[])
 def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
     """Return the run in a folder, the shipped one of that name, or one of the Hugging Face Hub.
@@ -418,85 +329,3 @@ def load_run(path: str | Path, *, device: str | torch.device = "auto") -> Run:
         load_weights(folder / f"{role}.safetensors", module, role)
         module.to(device).eval().requires_grad_(False)
     return run
-
-
-def read_fixed(file: Path) -> FixedDirections | None:
-    """Return the fixed directions in the file of a shift block; None where it holds a block.
-
-    Raises:
-        HBenchError: the file is damaged.
-    """
-    with safe_open(file, "pt") as opened:
-        if not {"delta_h", "timesteps"} <= set(opened.keys()):
-            return None
-        delta_h, timesteps = opened.get_tensor("delta_h"), opened.get_tensor("timesteps")
-    if delta_h.ndim != 5 or timesteps.shape != delta_h.shape[1:2] or not timesteps.numel():
-        raise HBenchError(
-            f"{file}: damaged ({list(delta_h.shape)} directions, {list(timesteps.shape)} timesteps): {REMEDY}"
-        )
-    return FixedDirections(delta_h, timesteps.tolist())
-
-
-def load_names(path: str | Path, K: int | None = None) -> dict[int, str]:
-    """Return the names of directions in a run's ``names.txt``, lines of ``index: name``; none without that file.
-
-    Args:
-        path: folder of the run, or the name of a shipped one.
-        K: number of directions that the run has; None to take any index.
-
-    Raises:
-        HBenchError: a line has another form, a direction twice or one that the run lacks, or the file is not UTF-8.
-    """
-    file = locate(path) / "names.txt"
-    names: dict[int, str] = {}
-    if not file.is_file():
-        return names
-    try:
-        lines = read_text(file).splitlines()
-    except UnicodeDecodeError as error:
-        raise HBenchError(f"{file}: not UTF-8: save it as UTF-8") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        index, colon, name = line.partition(":")
-        if not (colon and re.fullmatch("[0-9]{1,9}", index.strip())):
-            raise HBenchError(f'{file}, line {number}: write "index: name", for example "3: thickness"')
-        k = int(index)
-        if k in names:
-            raise HBenchError(f"{file}, line {number}: direction {k} has a name already: leave one of them out")
-        if K is not None and k >= K:
-            raise HBenchError(f"{file}, line {number}: no direction {k}: the run has 0 to {K - 1}")
-        names[k] = name.strip()
-    return names
-
-
-def add_names(path: str | Path, names: Mapping[int, str]) -> list[int]:
-    """Add lines to a run's ``names.txt`` for directions that have no name there, and return these.
-
-    What somebody wrote stays as it is, a name that was left empty, too.
-
-    Args:
-        path: folder of the run.
-        names: name of each direction.
-
-    Raises:
-        HBenchError: the run is a shipped one, or the file is damaged or cannot be written.
-    """
-    folder = locate(path)
-    check_takes_names(path)
-    known = load_names(folder)
-    added = {k: name for k, name in sorted(names.items()) if k not in known}
-    if added:
-        file = folder / "names.txt"
-        text = read_text(file).rstrip("\n") + "\n" if known else ""
-        write_text(file, text + "".join(f"{k}: {name}\n" for k, name in added.items()))
-    return list(added)
-
-
-def check_takes_names(path: str | Path) -> None:
-    """Raise an HBenchError where a run is a shipped one, or one of the Hub's cache, whose folders stay as they are."""
-    folder = locate(path)
-    if folder.resolve().is_relative_to(SHIPPED.resolve()):
-        raise HBenchError(f"{path}: is shipped with hbench, and keeps its names: copy its folder, and name that")
-    if hub_entry(folder):
-        raise HBenchError(f"{path}: is of the Hugging Face Hub, and keeps its names: copy {folder}, and name that")

@@ -21,7 +21,8 @@ from hbench.runtime.distributed import rank
 from hbench.store.files import sha256
 from hbench.store.metrics import FILE as METRICS
 from hbench.store.provenance import FILE as PROVENANCE
-from hbench.store.run import WEIGHTS, Run
+from hbench.store.run import Run
+from hbench.store.run_files import WEIGHTS
 from hbench.store.weights import load_weights, save_weights, state_sha256, tensors_sha256
 from hbench.training.estimate import announce, discovery_seconds
 from hbench.training.freeze import freeze

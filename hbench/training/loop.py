@@ -32,7 +32,7 @@ from hbench.store.files import sha256
 from hbench.store.folders import CHECKPOINT, claimed_folder
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance, checked_sha256, provenance
-from hbench.store.run import ROLES, WEIGHTS
+from hbench.store.run_files import ROLES, WEIGHTS
 from hbench.store.weights import save_weights, write_experiment
 from hbench.training.checkpoint import Metrics, Saved, Stage, TrainedOn, load_checkpoint, save_checkpoint
 from hbench.training.estimate import Parts

@@ -8,7 +8,8 @@ from hbench.experiments import parse_experiment
 from hbench.runtime import distributed
 from hbench.runtime.distributed import all_gather, main_process_first, rank
 from hbench.store.folders import EXPERIMENT
-from hbench.store.run import Run, add_names, load_run
+from hbench.store.names import add_names
+from hbench.store.run import Run, load_run
 from hbench.training.discover import train
 
 STEPS = 500

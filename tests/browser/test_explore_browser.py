@@ -11,7 +11,7 @@ import hbench
 from hbench.core.images import to_uint8
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.sampling import choose_x_T
-from hbench.store.run import load_names
+from hbench.store.names import load_names
 
 playwright = pytest.importorskip("playwright.sync_api")
 

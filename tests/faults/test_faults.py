@@ -29,7 +29,7 @@ from hbench.store.files import sha256, temporary_name
 from hbench.store.folders import LOCK, claimed_folder
 from hbench.store.model import load_model
 from hbench.store.provenance import provenance
-from hbench.store.run import ROLES
+from hbench.store.run_files import ROLES
 from hbench.store.weights import FORMAT, save_weights
 from hbench.training import discover as module
 from hbench.training import step as training_step

@@ -20,7 +20,9 @@ from hbench.evaluation.sample_cache import image_folder, pngs, sample_folders
 from hbench.reporting.report import collect
 from hbench.store.directions import load_directions
 from hbench.store.metrics import read_metrics
-from hbench.store.run import ROLES, load_names, load_run, run_hashes
+from hbench.store.names import load_names
+from hbench.store.run import load_run
+from hbench.store.run_files import ROLES, run_hashes
 
 OTHER = "is not the file that provenance.json beside it was written with: bring it back from a copy, or train again"
 

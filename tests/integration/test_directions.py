@@ -20,12 +20,12 @@ from hbench.evaluation.edit import (
     caption,
     edit_each,
     grid,
-    label,
     mean_square_error,
     psnr,
     singly_and_together,
     sweep,
 )
+from hbench.evaluation.edited_images import label
 from hbench.evaluation.estimates import Measured, Numbers, _summarise, jackknife_of
 from hbench.evaluation.mean_directions import compare, mean_directions
 from hbench.evaluation.properties import Properties, properties

@@ -12,14 +12,15 @@ from command_line import TINY, invoke, refused, snapshot, tiny_options
 from safetensors.torch import load_file
 
 import hbench.evaluation.attributes.attributes as attributes_module
-import hbench.evaluation.gradient as module
+import hbench.evaluation.gradient_costs as module
 import hbench.evaluation.variants as variants_module
 from hbench.core.chain import backpropagate
 from hbench.core.directions import own_direction
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.evaluation.agreement import ANOTHER, Batch, contributions
-from hbench.evaluation.gradient import EXACT, STAGES, Gradients, changed, default_last_steps, gradient, seconds_of
+from hbench.evaluation.gradient import STAGES, Gradients, default_last_steps, gradient
+from hbench.evaluation.gradient_costs import EXACT, changed, seconds_of
 from hbench.evaluation.sweep_cells import Row
 from hbench.experiments import load_experiment, override
 from hbench.models.shift import randomise_outputs

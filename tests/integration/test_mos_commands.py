@@ -12,7 +12,8 @@ from hbench.evaluation.mos.marks import read_marks
 from hbench.evaluation.mos.score import MosScore, mos_score
 from hbench.evaluation.mos.study import Direction, Key, Study, delta_h_rms, guarded, mos_study, pictures, untrained
 from hbench.reporting.sheets import refuse_marked, write_sheets
-from hbench.store.run import load_names, load_run
+from hbench.store.names import load_names
+from hbench.store.run import load_run
 
 
 def test_untrained_directions_are_as_large_as_the_trained(tiny_run):

@@ -8,7 +8,8 @@ from PIL import Image
 
 from hbench.config import Data
 from hbench.errors import HBenchError
-from hbench.evaluation.edit import EditedImages, edit
+from hbench.evaluation.edit import edit
+from hbench.evaluation.edited_images import EditedImages
 from hbench.evaluation.rca import RCA, rca
 from hbench.store.datasets import load_images, read_images
 from hbench.store.model import load_model

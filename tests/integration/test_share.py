@@ -22,7 +22,9 @@ from hbench.models.shift import FixedDirections
 from hbench.reporting.share import FILES, card, share
 from hbench.store import hub
 from hbench.store.directions_file import read_directions
-from hbench.store.run import ROLES, add_names, load_run
+from hbench.store.names import add_names
+from hbench.store.run import load_run
+from hbench.store.run_files import ROLES
 from hbench.store.shipped import SHIPPED
 
 NAMES = {0: "a | b", 1: '<img src=x onerror="alert(1)"> [x](http://x) `c`', 2: "größer → 大"}

@@ -18,8 +18,10 @@ from hbench.reporting.report import collect
 from hbench.store import shipped as shipped_names
 from hbench.store.folders import claimed_folder
 from hbench.store.model import load_model
+from hbench.store.names import load_names
 from hbench.store.provenance import Provenance
-from hbench.store.run import ROLES, load_names, load_run, run_hashes
+from hbench.store.run import load_run
+from hbench.store.run_files import ROLES, run_hashes
 from hbench.store.shipped import SHIPPED, shipped, shipped_runs
 from hbench.store.weights import tensors_sha256
 

@@ -19,7 +19,7 @@ from hbench.evaluation.mos.study import Key, assign, shuffle
 from hbench.reporting.charts.mos import draw_mos
 from hbench.reporting.sheets import draw_grid, refuse_marked, write_sheets
 from hbench.store.files import write_json
-from hbench.store.run import load_names
+from hbench.store.names import load_names
 from hbench.text import decoded
 
 hypothesis = pytest.importorskip("hypothesis")

@@ -11,7 +11,7 @@ from committed import RESULTS, V01
 from hbench.errors import HBenchError
 from hbench.evaluation.ablations import Ablations
 from hbench.evaluation.curves import TrainingCurves
-from hbench.evaluation.edit import EditedImages
+from hbench.evaluation.edited_images import EditedImages
 from hbench.evaluation.fid import Fidelity
 from hbench.evaluation.properties import Properties
 from hbench.evaluation.rca import RCA

@@ -7,7 +7,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from hbench.core.images import to_float
 from hbench.errors import HBenchError
 from hbench.evaluation import nearest
-from hbench.evaluation.balance import balances, counts_of
+from hbench.evaluation.balance import balances
 from hbench.evaluation.nearest import SAME, find_nearest, summarised, threshold_of
 from hbench.evaluation.precision_recall import precision_recall
 from hbench.store.labels import Factor, Labels
@@ -68,7 +68,7 @@ def drawn(n, shares, seed):
 def test_classes_that_are_too_frequent_are_found_and_chance_is_not():
     real = labels(drawn(3000, [0.5, 0.3, 0.2], 0), drawn(3000, [0.8, 0.2], 1))
     samples = labels(drawn(1000, [0.2, 0.3, 0.5], 2), drawn(1000, [0.8, 0.2], 3))
-    counts = counts_of(real)
+    counts = real.counts()
     assert ([len(each) for each in counts], [int(each.sum()) for each in counts]) == ([3, 2], [3000, 3000])
     colour, hat = balances(samples, counts, seed=0)
     assert (colour.factor, colour.classes[colour.most], colour.classes[colour.least]) == ("colour", "blue", "red")
@@ -83,7 +83,7 @@ def test_classes_that_are_too_frequent_are_found_and_chance_is_not():
 
 def test_few_samples_are_far_off_by_chance_alone():
     real = labels(drawn(3000, [0.5, 0.3, 0.2], 0), drawn(3000, [0.8, 0.2], 1))
-    (few, _), (many, _) = (balances(real.of(torch.arange(n)), counts_of(real), seed=0) for n in (20, 2000))
+    (few, _), (many, _) = (balances(real.of(torch.arange(n)), real.counts(), seed=0) for n in (20, 2000))
     assert few.floor > 5 * many.floor
     assert not few.is_off
 

@@ -6,7 +6,7 @@ import pytest
 
 from hbench.experiments import experiments_folder, load_experiment
 from hbench.store.files import read_json
-from hbench.store.run import load_names
+from hbench.store.names import load_names
 from hbench.text import decoded
 
 PRESET = (experiments_folder() / "digits16.toml").read_text(encoding="utf-8")

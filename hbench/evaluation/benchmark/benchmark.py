@@ -47,7 +47,8 @@ from hbench.store.places import TRAINED as WEIGHTS_FILE
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.provenance import Provenance, provenance
 from hbench.store.results import Result
-from hbench.store.run import Run, load_run, locate, origin_of_training
+from hbench.store.run import Run, load_run
+from hbench.store.run_files import locate, origin_of_training
 from hbench.store.shipped import refuse_to_hide
 from hbench.training.checkpoint import WITHOUT_EFFECT
 from hbench.training.reconstruct import STEPS, reconstruct

@@ -216,19 +216,17 @@ def mos_study(
     check_type(Mapping, "from names to runs", runs=runs)
     for name, run in runs.items():
         check_type(Run, "as load_run returns it", **{f"runs[{name!r}]": run})
-    check_at_least(0, examples=examples, controls=controls)
-    check_at_least(0, most=MOST_ASSESSORS, assessors=assessors)
+    check_at_least(0, controls=controls)
+    check_at_least(1, examples=examples)
+    check_at_least(1, most=MOST_ASSESSORS, assessors=assessors)
     check_at_least(0, most=MOST_COLUMNS, samples=samples)
     check_seed(seed)
     votes = assessors if votes is None else votes
     for wrong, message in (
         (not runs, "need at least one run"),
-        (assessors < 1, f"assessors must be at least 1, got {assessors}"),
         (not 1 <= votes <= assessors, f"votes must be 1 to {assessors}, the number of assessors, got {votes}"),
-        (examples < 1, f"examples must be at least 1, got {examples}"),
         (samples < 3 or samples % 2 == 0, f"samples must be odd and at least 3, got {samples}"),
         (not 0 <= repeats <= 0.5, f"repeats must be 0 to 0.5, got {repeats}"),
-        (controls < 0, f"controls must be at least 0, got {controls}"),
     ):
         if wrong:
             raise ValueError(message)

@@ -7,7 +7,8 @@ import numpy as np
 
 from hbench.errors import counted
 from hbench.evaluation.agreement import ANOTHER
-from hbench.evaluation.gradient import EXACT, NODE, STAGES
+from hbench.evaluation.gradient import STAGES
+from hbench.evaluation.gradient_costs import EXACT, NODE
 from hbench.reporting.charts.figure import COLORS, save_figure, styled
 
 if TYPE_CHECKING:

@@ -88,7 +88,7 @@ class Gradients(Result):
     def cautions(self) -> list[str]:
         """Return which gradients are none, and what is to be said of the trainings."""
         nothing = self.without_gradient()
-        found = [f"{', '.join(nothing)}: no gradient, since none of these steps is shifted"] if nothing else []
+        found = [f"{method}: {self.whole(method)[-1].reason}" for method in nothing]
         failed = [cost for cost in self.costs if cost.reason and cost.method not in nothing]
         found += [f"{cost.method} by {cost.strategy} was not trained: {cost.reason}" for cost in failed]
         return found + self.trainings.cautions()

@@ -1,6 +1,7 @@
 """Grids of images along every direction of a run, most recognisable first (Figs. 1 and 5 to 7)."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -74,8 +75,9 @@ class Traversal(Result):
 
 
 def direction_label(k: int, accuracy: float, name: str = "", *, is_hidden: bool = False) -> str:
-    """Return a direction's index, its name if it has one, and its accuracy; and that nobody sees it."""
-    label = f"{k}: {name} ({accuracy:.2f})" if name else f"{k} ({accuracy:.2f})"
+    """Return a direction's index, its name if it has one, its accuracy if it was drawn, and that nobody sees it."""
+    share = "not drawn" if math.isnan(accuracy) else f"{accuracy:.2f}"
+    label = f"{k}: {name} ({share})" if name else f"{k} ({share})"
     return f"{label}, invisible" if is_hidden else label
 
 

@@ -228,7 +228,7 @@ ARTIFACTS = (
         benchmark_rows,
         {"benchmark.png": draw_benchmark, "methods.png": draw_methods},
         caption=(
-            "Methods that find directions, brought to the same visible change on the same diffusion model; a fresh "
+            "Methods that find directions on the same diffusion model, searches at the same visible change; a fresh "
             "reconstructor of the same budget tells each one's directions apart, precision is the share of shifted "
             "samples that lie among the model's raw ones, and recall the reverse."
         ),

@@ -18,6 +18,7 @@ from hbench.errors import HBenchError
 from hbench.evaluation import evaluate
 from hbench.evaluation.attributes.attributes import attributes
 from hbench.evaluation.attributes.result import Attributes
+from hbench.evaluation.traverse import direction_label
 from hbench.evaluation.visible import VISIBLE, Seen, in_most, jpeg, oddness, random_change, visible_change
 from hbench.reporting.artifacts import artifact_of
 from hbench.reporting.grids import draw_strip, name_of
@@ -127,6 +128,11 @@ def test_where_nobody_sees_a_direction_no_number_stands_for_those_that_are_seen(
     assert not any(re.search(r"\bnan\b|  of|RCA over these", words) for words in said)
     assert all(row.ours for row in rows)
     assert found.cautions()[0].startswith("16 of 16 directions cannot be seen")
+
+
+def test_a_direction_that_was_never_drawn_has_no_accuracy_in_its_label():
+    assert direction_label(3, math.nan, "slant") == "3: slant (not drawn)"
+    assert direction_label(3, 0.5) == "3 (0.50)"
 
 
 def test_rca_over_visible_directions_has_the_n_of_their_pairs():

@@ -61,7 +61,7 @@ def folder(tmp_path_factory, tiny_model):
     out = tmp_path_factory.mktemp("gradient") / "out"
     result = invoke(*command(out, tiny_model))
     assert result.exit_code == 0, result.output
-    assert "truncated-1: no gradient, since none of these steps is shifted" in result.stderr
+    assert "truncated-1: no gradient: none of its steps is shifted" in result.stderr
     return out
 
 

@@ -1,5 +1,6 @@
 """Pictures of what directions do: effects beside images, and curves of the best directions."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,10 +134,10 @@ def _in_order(result: "Attributes") -> list[int]:
 
 
 def _label(result: "Attributes", k: int) -> str:
-    """Return index, name by eye and accuracy of a direction."""
+    """Return index, name by eye and accuracy of a direction, if it was drawn."""
     each = result.directions[k]
     name = f" {plain(each.name)}" if each.name else ""
-    return f"{k}{name} ({each.accuracy:.2f})"
+    return f"{k}{name}" if math.isnan(each.accuracy) else f"{k}{name} ({each.accuracy:.2f})"
 
 
 def _leading_effect(each: "MeasuredDirection") -> float:

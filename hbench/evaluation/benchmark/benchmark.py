@@ -337,11 +337,22 @@ def _measure(
         wanted = {"seed": seed, "n": counts.images, "extractor_sha256": chosen.sha256}
         distances = _once(Fidelity, folder / f"fid-{chosen.name}", run, wanted, made)
         metric, spread = distances.metric, _precision_recall(run, chosen, counts.images, cache, seed)
-    numbers = MeasuredMethod(
+    numbers = _numbers(entry, ranking, effects, distances, spread)
+    best = sorted(effects.directions, key=lambda each: (not each.visible, -each.visible_change))[:SHOWN]
+    images = run.traverse([each.direction for each in best], examples=EXAMPLES, samples=COLUMNS, seed=seed).images
+    labels = [f"{entry.name} {each.direction}: {each.proposed or 'no name'}" for each in best]
+    return _Of(numbers, factors_found(entry.name, effects), metric, (images, labels))
+
+
+def _numbers(
+    entry: Entry, ranking: RCA, effects: Attributes, distances: Fidelity | None, spread: PrecisionRecall | None
+) -> MeasuredMethod:
+    """Return the line of numbers of one entry; distances, precision and recall are nan where they were not measured."""
+    return MeasuredMethod(
         name=entry.name,
         found_by=entry.found_by,
         title=entry.title,
-        K=run.K,
+        K=entry.run.K,
         directions_sha256=entry.run.hashes["shift_block"],
         seconds=entry.seconds,
         memory_mib=entry.memory_mib,
@@ -368,10 +379,6 @@ def _measure(
         recall=spread.recall if spread else math.nan,
         recall_interval=spread.recall_interval if spread else NO_INTERVAL,
     )
-    best = sorted(effects.directions, key=lambda each: (not each.visible, -each.visible_change))[:SHOWN]
-    images = run.traverse([each.direction for each in best], examples=EXAMPLES, samples=COLUMNS, seed=seed).images
-    labels = [f"{entry.name} {each.direction}: {each.proposed or 'no name'}" for each in best]
-    return _Of(numbers, factors_found(entry.name, effects), metric, (images, labels))
 
 
 def _digest(entry: Entry) -> str:

@@ -1,15 +1,16 @@
 """Charts of the measurements of one run: accuracy, distances and properties."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hbench.errors import counted
 from hbench.reporting.charts.figure import at_hand, legend_below, save_figure, show_pixels, styled, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
     from hbench.evaluation.estimates import Estimate
     from hbench.evaluation.fid import Fidelity
@@ -113,83 +114,96 @@ def draw_properties(result: "Properties", path: Path) -> None:
     Numbers beside the last panel name the directions whose s_hat has a correlation with s below 0.5, the highest line
     first.
     """
-    import numpy as np
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 10), layout="constrained")
     (homogeneity, consistency), (distance, linearity) = figure.subplots(2, 2)
-    overall = {"color": "black", "linewidth": 2, "capsize": 3, "marker": "o", "markersize": 4}
+    _draw_homogeneity(homogeneity, result)
+    figure.colorbar(_draw_consistency(consistency, result), ax=consistency)
+    _draw_distance(distance, result)
+    _draw_linearity(linearity, result)
+    samples = counted(result.n, "sample")
+    figure.suptitle(f"{title_of(result)}: {samples}, means over {counted(result.n_mean, 'other')}, 95 % intervals")
+    save_figure(figure, path)
 
-    _draw_estimates(homogeneity, result.timesteps, result.homogeneity_at, overall)
+
+def _draw_homogeneity(axis: "Axes", result: "Properties") -> None:
+    """Draw the homogeneity over time, with that of blocks that nobody trained."""
+    _draw_estimates(axis, result.timesteps, result.homogeneity_at)
     floors = (
         (result.random_outputs, "random outputs on the same features", "--"),
         (result.untrained, "untrained blocks", ":"),
     )
     for floor, name, style in floors:
         if floor:
-            homogeneity.plot(result.timesteps, floor.homogeneity_at, color="C1", linestyle=style, label=name)
-    homogeneity.invert_xaxis()
-    homogeneity.set(
-        title="homogeneity: cosine of own and mean direction", xlabel="t, as generation goes", ylim=(None, 1.02)
-    )
-    legend_below(homogeneity, columns=2)
+            axis.plot(result.timesteps, floor.homogeneity_at, color="C1", linestyle=style, label=name)
+    axis.invert_xaxis()
+    axis.set(title="homogeneity: cosine of own and mean direction", xlabel="t, as generation goes", ylim=(None, 1.02))
+    legend_below(axis, columns=2)
+
+
+def _draw_consistency(axis: "Axes", result: "Properties") -> "AxesImage":
+    """Draw the consistency between timesteps as a heat map, and return that for its colours."""
+    import numpy as np
 
     between = np.array(result.consistency_between)
-    picture = consistency.imshow(between, cmap="viridis", vmin=min(0.0, float(between.min())), vmax=1, aspect="auto")
+    picture = axis.imshow(between, cmap="viridis", vmin=min(0.0, float(between.min())), vmax=1, aspect="auto")
     step = max(1, len(between) // 16)
     ticks = range(0, len(between), step)
-    for set_ticks in (consistency.set_xticks, consistency.set_yticks):
+    for set_ticks in (axis.set_xticks, axis.set_yticks):
         set_ticks(ticks, [str(result.timesteps[i]) for i in ticks], fontsize=8)
     if len(between) <= 10:
         for row, column in np.ndindex(between.shape):
             shade = "white" if between[row, column] < 0.6 else "black"
-            consistency.text(column, row, f"{between[row, column]:.2f}", ha="center", va="center", color=shade)
+            axis.text(column, row, f"{between[row, column]:.2f}", ha="center", va="center", color=shade)
     beside = f" (untrained {result.untrained.consistency:.2f})" if result.untrained else ""
-    consistency.set(
+    axis.set(
         title=f"consistency: cosine of mean directions between timesteps, {result.consistency.value[-1]:.2f}{beside}",
         xlabel="t",
         ylabel="t",
     )
-    figure.colorbar(picture, ax=consistency)
+    return picture
 
-    K = len(result.slope.value) - 1
+
+def _draw_distance(axis: "Axes", result: "Properties") -> None:
+    """Draw how far mean and time-invariant edits are from the own ones, for each direction."""
+    import numpy as np
+
     for offset, name, estimate in (
         (-0.15, "mean", result.distance_mean),
         (0.15, "time-invariant", result.distance_global),
     ):
-        value, low, high = (np.array(v[:K]) for v in (estimate.value, estimate.low, estimate.high))
-        distance.errorbar(
-            np.arange(K) + offset, value, yerr=[value - low, high - value], fmt="o", markersize=4, capsize=2, label=name
-        )
-    distance.set(
+        value, low, high = (np.array(v[: result.K]) for v in (estimate.value, estimate.low, estimate.high))
+        x, error = np.arange(result.K) + offset, [value - low, high - value]
+        axis.errorbar(x, value, yerr=error, fmt="o", markersize=4, capsize=2, label=name)
+    axis.set(
         title="distance of an edit from the own edit, in sizes of the own edit", xlabel="direction", ylim=(0, None)
     )
-    ticks = range(0, K, max(1, K // 32))
-    distance.set_xticks(ticks, [str(k) for k in ticks], fontsize=8, rotation=90 * (K > 16))
-    legend_below(distance)
+    ticks = range(0, result.K, max(1, result.K // 32))
+    axis.set_xticks(ticks, [str(k) for k in ticks], fontsize=8, rotation=90 * (result.K > 16))
+    legend_below(axis)
 
-    _draw_estimates(linearity, result.magnitudes, result.s_hat, overall)
-    ends = sorted((result.s_hat[-1].value[k], k) for k in range(K) if result.correlation.value[k] < 0.5)
+
+def _draw_linearity(axis: "Axes", result: "Properties") -> None:
+    """Draw s_hat over s, with the numbers of the directions that bend away from it."""
+    _draw_estimates(axis, result.magnitudes, result.s_hat)
+    last = result.s_hat[-1].value
+    ends = sorted((last[k], k) for k in range(result.K) if result.correlation.value[k] < 0.5)
     if ends:  # one label for all of them, since they end close together
         words = fill(", ".join(str(k) for _, k in reversed(ends)), 10)
         end = (result.magnitudes[-1], sum(value for value, _ in ends) / len(ends))
-        linearity.annotate(words, end, xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
-    linearity.axline((0, 0), slope=1, color="grey", linestyle=":", label="s")
+        axis.annotate(words, end, xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
+    axis.axline((0, 0), slope=1, color="grey", linestyle=":", label="s")
     slope = result.slope
-    linearity.set(
+    axis.set(
         title=f"linearity: slope {slope.value[-1]:.2f} [{slope.low[-1]:.2f}, {slope.high[-1]:.2f}]",
         xlabel="s",
         ylabel="the reconstructor's s_hat",
     )
-    legend_below(linearity)
-    samples = counted(result.n, "sample")
-    figure.suptitle(f"{title_of(result)}: {samples}, means over {counted(result.n_mean, 'other')}, 95 % intervals")
-    save_figure(figure, path)
+    legend_below(axis)
 
 
-def _draw_estimates(
-    axis: "Axes", x: Sequence[float], estimates: "Sequence[Estimate]", overall: Mapping[str, Any]
-) -> None:
+def _draw_estimates(axis: "Axes", x: Sequence[float], estimates: "Sequence[Estimate]") -> None:
     """Draw lines of all directions over x, and their mean with its intervals."""
     for k in range(len(estimates[0].value) - 1):
         (line,) = axis.plot(x, [e.value[k] for e in estimates], linewidth=0.8, alpha=0.5)
@@ -197,4 +211,5 @@ def _draw_estimates(
     value = [e.value[-1] for e in estimates]
     below = [e.value[-1] - e.low[-1] for e in estimates]
     above = [e.high[-1] - e.value[-1] for e in estimates]
-    axis.errorbar(x, value, yerr=[below, above], label="mean of the directions", **overall)
+    style = {"color": "black", "linewidth": 2, "capsize": 3, "marker": "o", "markersize": 4}
+    axis.errorbar(x, value, yerr=[below, above], label="mean of the directions", **style)

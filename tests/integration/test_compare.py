@@ -43,7 +43,7 @@ def damaged(run):
 
 
 def test_a_run_does_not_differ_from_itself(run, monkeypatch):
-    monkeypatch.setattr(module, "RESAMPLES", 99)
+    monkeypatch.setattr(module, "resamples_for", lambda tests: 99)
     for seed in range(20):
         result = compare({"a": run, "b": run}, pairs=4, seed=seed)
         assert result.found == []

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hbench.errors import counted
 from hbench.reporting.charts.figure import at_hand, legend_below, save_figure, show_pixels, styled, title_of
@@ -211,5 +211,5 @@ def _draw_estimates(axis: "Axes", x: Sequence[float], estimates: "Sequence[Estim
     value = [e.value[-1] for e in estimates]
     below = [e.value[-1] - e.low[-1] for e in estimates]
     above = [e.high[-1] - e.value[-1] for e in estimates]
-    style = {"color": "black", "linewidth": 2, "capsize": 3, "marker": "o", "markersize": 4}
+    style: dict[str, Any] = {"color": "black", "linewidth": 2, "capsize": 3, "marker": "o", "markersize": 4}
     axis.errorbar(x, value, yerr=[below, above], label="mean of the directions", **style)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hbench.config import Experiment
 from hbench.core.approximations import check_reached
@@ -23,7 +24,7 @@ from hbench.store.metrics import FILE as METRICS
 from hbench.store.provenance import FILE as PROVENANCE
 from hbench.store.run import Run
 from hbench.store.run_files import WEIGHTS
-from hbench.store.weights import load_weights, save_weights, state_sha256, tensors_sha256
+from hbench.store.weights import load_weights, save_weights, tensors_sha256
 from hbench.training.estimate import announce, discovery_seconds
 from hbench.training.freeze import freeze
 from hbench.training.loop import Start, begin, restore, run_steps, started, stop_requests
@@ -105,6 +106,7 @@ def train(
         stop_requests(max_minutes) as stop_reason,
     ):
         kept = kept_model(start, model)
+        check_directions(start, shift_block)
         if start.is_complete:
             return True
 
@@ -117,11 +119,8 @@ def train(
             log_h_scale(h_deviation(sampler, x_T), experiment.discovery.h_scale)
         if shift_block is not None:
             shift_block = copy.deepcopy(shift_block).to(start.device).requires_grad_(False)
-        before = None if shift_block is None else state_sha256(shift_block)
         trained = initial(experiment, sampler, seed, shift_block)
         restore(start, vars(trained))
-        if before and before != state_sha256(trained.shift_block):
-            raise HBenchError(f"{start.out}: was started with other directions: choose another `out`")
         start = begin(start, kept)
         # nothing in the chain is trained then, so that no graph of it is ever made
         running = (
@@ -200,6 +199,17 @@ def check_shift_interval(experiment: Experiment, M: int | None = None) -> None:
         raise HBenchError(f"discovery.t_shift = {t_shift} shifts no timestep{steps}: need at most {latest}, or more M")
     if M is None:  # others only generate
         check_reached(experiment.discovery, descending)
+
+
+def check_directions(start: Start, shift_block: AnyShift | None) -> None:
+    """Raise an HBenchError where a training that was begun has other directions that stay, or has them alone."""
+    before: dict[str, Tensor] = start.saved.state.get("shift_block", {})
+    same = "delta_h" not in before  # which fixed directions have
+    if shift_block is not None and start.saved.step:
+        now = {name: value.cpu() for name, value in shift_block.state_dict().items()}
+        same = now.keys() == before.keys() and all(torch.equal(now[name], before[name]) for name in now)
+    if not same:
+        raise HBenchError(f"{start.out}: was started with other directions: give those, or choose another `out`")
 
 
 def kept_model(start: Start, model: DiffusionModel) -> DiffusionModel:

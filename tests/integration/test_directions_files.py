@@ -1,8 +1,10 @@
 """Directions as files: written by anybody, measured by every command."""
 
+import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from hbench.evaluation.mean_directions import mean_directions
 from hbench.evaluation.rca import RCA
 from hbench.evaluation.sample_cache import pngs, read_pngs, sample_folders
 from hbench.experiments import experiments_folder
-from hbench.models.shift import FixedDirections
+from hbench.models.shift import FixedDirections, randomise_outputs
 from hbench.store.directions import direction_source, directions_run
 from hbench.store.directions_file import model_sha256, read_directions, write_directions
 from hbench.store.run import load_run
@@ -154,7 +156,11 @@ def test_train_takes_directions_that_stay(file, tiny_model, tmp_path):
     assert found.names == {1: "up"}
     other = write(tmp_path / "other.safetensors", np.ones((3, 2, *H_SHAPE)), timesteps=[999, 665])
     more = ["--set", "discovery.steps=6", "--resume", "--out", out]
-    assert "was started with other directions" in refused(*words, "--directions", other, *more)
+    fewer = write(tmp_path / "fewer.safetensors", np.ones((3, 1, *H_SHAPE)), timesteps=[999])
+    for given in (["--directions", other], ["--directions", fewer], []):
+        line = f"Error: {out}: was started with other directions: give those, or choose another --out"
+        assert refused(*words, *given, *more) == line
+        assert refused(*words, *given, "--resume", "--out", out) == line  # though it is complete
     done(*words, "--directions", file, *more)
 
 
@@ -169,6 +175,9 @@ def test_a_fresh_reconstructor_is_trained_for_any_run(tiny_run, tmp_path):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
         assert not all(torch.equal(ours[name], before[name]) for name in ours)
     assert hbench.reconstruct(run, tmp_path / "a", steps=2).hashes == first.hashes
+    moved = replace(run, shift_block=randomise_outputs(copy.deepcopy(run.shift_block)))
+    with pytest.raises(HBenchError, match="was started with other directions"):
+        hbench.reconstruct(moved, tmp_path / "a", steps=2)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(file, tiny_run, tmp_path):

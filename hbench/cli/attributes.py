@@ -60,6 +60,8 @@ def attributes(run: Path, samples: int, measured: Path | None, propose_names: bo
     from hbench.store.names import add_names, check_takes_names
 
     if propose_names:
+        if options.file:
+            raise click.UsageError("--propose-names names the directions of RUN: leave --directions out")
         check_takes_names(run)
     loaded = options.load(run)
     source = options.source(loaded)

@@ -285,6 +285,12 @@ def test_proposed_names_never_replace_those_of_a_person(tiny_run, tmp_path, monk
     assert load_run(run, device="cpu").names[0] == "thicker"
 
 
+def test_a_run_takes_no_names_of_a_file_s_directions(tiny_run, tmp_path):
+    line = refused("attributes", tiny_run, "--propose-names", "--directions", tmp_path / "pca.safetensors")
+    assert line == "Error: --propose-names names the directions of RUN: leave --directions out"
+    assert not (tiny_run / "names.txt").exists()
+
+
 def test_a_shipped_run_takes_no_names():
     line = refused("attributes", "mnist16", "--propose-names")
     assert "is shipped with hbench, and keeps its names: copy its folder, and name that" in line

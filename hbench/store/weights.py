@@ -98,13 +98,13 @@ def write_experiment(folder: Path, experiment: Experiment) -> None:
     WrittenExperiment(**experiment.model_dump(mode="json")).write(folder / EXPERIMENT)
 
 
-def read_written_experiment(path: Path) -> Experiment:
+def read_written_experiment(path: Path, remedy: str = "train again") -> Experiment:
     """Return the experiment in a file of :func:`write_experiment`.
 
     Raises:
-        HBenchError: damaged, or written by a newer hbench.
+        HBenchError: damaged, or written by a newer hbench; ``remedy`` is the advice about a damaged file.
     """
-    values = WrittenExperiment.read(path, "train again").to_json()
+    values = WrittenExperiment.read(path, remedy).to_json()
     return parse_experiment({key: value for key, value in values.items() if key != "schema"}, str(path))
 
 

@@ -1,6 +1,7 @@
 """Methods that find directions, each against another way to compute the same."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -211,6 +212,19 @@ def test_a_search_that_was_stopped_goes_on(search, tiny, monkeypatch, tmp_path):
         find(model, tiny, "jacobian", tmp_path / "part", **settings, visible_change=0.1, resume=True)
     with pytest.raises(HBenchError, match="already holds results"):
         find(model, tiny, "jacobian", tmp_path / "part", **settings)
+
+
+def test_a_search_goes_on_with_the_same_settings_alone(search, tiny, tmp_path):
+    settings = {"visible_change": 0.05, "device": CPU}
+    found = find(search.sampler.backbone, tiny, "random", tmp_path / "out", **settings)
+    again = partial(find, search.sampler.backbone, method="random", out=tmp_path / "out", resume=True)
+    assert again(tiny, **settings).sha256 == found.sha256
+    with pytest.raises(HBenchError, match="holds another search"):
+        again(tiny, **settings | {"visible_change": 0.1})
+    for setting in ("discovery.M=4", "discovery.t_shift=100", "discovery.S=4", "discovery.K=4"):
+        with pytest.raises(HBenchError, match="was started with another chain, S or K: choose another `out`"):
+            again(override(tiny, [setting]), **settings)
+    assert again(override(tiny, ["discovery.lr=1"]), **settings).sha256 == found.sha256
 
 
 def test_sampler_of_the_search_is_in_float32(search):

@@ -100,7 +100,7 @@ def find(
         TypeError: not an experiment or not a model.
         ValueError: a number out of range.
         HBenchError: no such method, it finds too few directions or ones that are not finite, or ``out`` holds something
-            else, or a search of other settings.
+            else, or a search with other settings.
     """
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_type(Backbone, "as load_model returns it", model=model)
@@ -115,17 +115,15 @@ def find(
     claim = claimed_folder(out, overwrite=overwrite, resume=resume) if rank() == 0 else nullcontext()
     with claim:
         count = chosen.samples and (samples or chosen.samples)
-        asked_for = {"k": k, "samples": count, "seed": seed}
         if resume and (out / EXPERIMENT).is_file():
-            begun = read_written_experiment(out / EXPERIMENT)
-            if begun.model_dump(mode="json") != experiment.model_dump(mode="json"):
-                raise HBenchError(f"{out}: was started with other settings: choose another `out`")
+            _check_experiment(out, experiment, k)
         if all(all_gather([resume and (out / PROVENANCE).is_file()])):
             stored = read_directions(file)
             stored.check_fits(model)
-            details = stored.about.details
-            is_scaled = math.isclose(details.get("wanted_change", visible_change), visible_change, rel_tol=NEAR_ENOUGH)
-            if {name: details.get(name) for name in asked_for} != asked_for or not is_scaled:
+            asked_for, details = {"k": k, "samples": count, "seed": seed}, stored.about.details
+            change = details.get("wanted_change", visible_change)  # files of older versions do not tell
+            is_near = isinstance(change, float) and math.isclose(change, visible_change, rel_tol=NEAR_ENOUGH)
+            if {name: details.get(name) for name in asked_for} != asked_for or not is_near:
                 raise HBenchError(f"{out}: holds another search: choose another `out`")
             return stored
         if rank() == 0:
@@ -154,13 +152,8 @@ def find(
                 S=experiment.discovery.S,
                 method=method,
                 names=found.names,
-                details={
-                    **asked_for,
-                    "wanted_change": visible_change,
-                    **facts,
-                    "visible_change": reached,
-                    **found.details,
-                },
+                details={"k": k, "samples": count, "seed": seed, "wanted_change": visible_change}
+                | {**facts, "visible_change": reached, **found.details},
                 experiment=experiment,
             )
             origin.finished(**facts, visible_change=reached, **{f"{method}_sha256": sha256(file)}).write(
@@ -169,6 +162,18 @@ def find(
             shutil.rmtree(out / PARTS, ignore_errors=True)
         barrier()
     return read_directions(file)
+
+
+def chain_of(experiment: Experiment) -> tuple[Any, ...]:
+    """Return the settings that directions are found for: the noise schedule, the chain, its shift interval, and S."""
+    return experiment.diffusion, experiment.discovery.model_dump(include={"M", "t_shift", "spacing", "S"})
+
+
+def _check_experiment(out: Path, experiment: Experiment, k: int | None) -> None:
+    """Raise an HBenchError where the search in a folder was begun for another chain, or another K by default."""
+    begun = read_written_experiment(out / EXPERIMENT, "search again in another `out`")
+    if chain_of(begun) != chain_of(experiment) or (k is None and begun.discovery.K != experiment.discovery.K):
+        raise HBenchError(f"{out}: was started with another chain, S or K: choose another `out`")
 
 
 def make_search(

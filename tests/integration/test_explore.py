@@ -123,6 +123,17 @@ def test_names_and_file_names_stay_text(run, picture, tmp_path):
     assert "i" not in found.tags
 
 
+def test_names_of_a_file_s_directions_are_not_for_the_folder_of_the_run(run, tmp_path):
+    few = {"directions": VISIBLE[:1], "samples": 1, "magnitudes": 5}
+    own, of_file = (
+        page.explore(each, tmp_path / name, **few).read_text()
+        for each, name in ((run, "own"), (replace(run, folder=None), "file"))
+    )
+    assert "Put the file into the folder of the run" in own
+    assert "put it into no run's folder" in of_file
+    assert "Put the file into the folder of the run" not in of_file
+
+
 def test_a_real_image_is_beside_its_reconstruction(run, picture, tmp_path):
     images = read_images(picture, run.experiment.data)
     path = hbench.explore(run, tmp_path / "out", samples=0, magnitudes=5, directions=[3], images=images, steps=5)

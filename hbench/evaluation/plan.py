@@ -58,7 +58,7 @@ class Plan(Result):
     """Time and memory of the experiment's own discovery, and of its pretraining where it names no model; empty in plans
     of older versions."""
     left_out: list[str]
-    """Reasons why strategies are missing in the predictions, in words."""
+    """What the predictions lack, and why, in words."""
     advice: Aside = field(default=None, compare=False)
     """Settings that would fit, in words, if not even one training step does; else None, as in a plan read back."""
 
@@ -136,7 +136,9 @@ def plan(
                 own = line[-1] if strategy == experiment.discovery.strategy else own
             except HBenchError as error:
                 left_out.append(str(error))
-        if own and experiment.discovery.gradient == "chain":
+        if (gradient := experiment.discovery.gradient) != "chain":
+            left_out.append(f'discovery.gradient = "{gradient}", which takes less than the exact gradient of the table')
+        elif own:
             trainings.append(whole_discovery(probe, experiment, own))
         try:
             if pretrains:

@@ -350,6 +350,15 @@ def test_plan_command_leaves_out_a_strategy_that_fails(probed, monkeypatch):
     assert [line.endswith("<- this M") for line in lines[1:]] == [False, True] * 3
 
 
+def test_plan_command_says_that_its_table_is_of_the_exact_gradient(probed, monkeypatch):
+    line = [Prediction("torch-checkpoint", 3, 0, 1.0, 1.0)]
+    monkeypatch.setattr("hbench.evaluation.plan.measured_line", lambda *_: line)
+    assert "discovery.gradient" not in plan("--steps", "2").stderr
+    said = plan("--steps", "2", "--set", "discovery.gradient=one-step").stderr
+    assert 'not in the table: discovery.gradient = "one-step", which takes less than the exact gradient' in said
+    assert "this training" not in said
+
+
 def test_a_whole_training_by_hand():
     settings = load_experiment("digits16", [*TINY, "pretrain.steps=10", "pretrain.checkpoint_every=4"]).pretrain
     # three steps of 2 s, the checkpoints after steps 8 and 10, the grids after 8 (every 4) and 10

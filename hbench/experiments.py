@@ -239,6 +239,18 @@ def one_at_a_time(over: Sequence[str]) -> dict[str, list[str]]:
     return variants
 
 
+def with_home(path: str | Path) -> Path:
+    """Return a path with the home folder in the place of "~".
+
+    Raises:
+        HBenchError: nobody of that name has one.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise HBenchError(f'{path}: there is no home folder for its "~": write the whole path') from error
+
+
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the paths in the values of a file start at the file's folder, where they are relative.
 
@@ -248,7 +260,7 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         table = values.get(section)
         written = table.get(key) if isinstance(table, dict) else None
         if isinstance(table, dict) and isinstance(written, str) and written:
-            found = folder / Path(written).expanduser()
+            found = folder / with_home(written)
             table[key] = str(found) if section == "data" or found.exists() else written
 
 

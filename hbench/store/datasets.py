@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hbench.config import Data
 from hbench.errors import HBenchError, as_list, check_type, counted
+from hbench.experiments import with_home
 from hbench.store.account import Account, account
 from hbench.store.files import sha256
 from hbench.store.labels import Labels
@@ -116,7 +117,7 @@ def at_hand(data: Data, data_root: str | Path | None = None, download: bool = Fa
 def _known_root(data: Data, data_root: str | Path | None, download: bool) -> Path | None:
     given = (data_root, data.root, os.environ.get("HBENCH_DATA"))
     # an empty variable is an unset one
-    root = next((Path(each).expanduser() for each in given if each is not None and str(each).strip()), None)
+    root = next((with_home(each) for each in given if each is not None and str(each).strip()), None)
     downloaded = data_set(data.dataset).downloads_to
     if root is None and downloaded and (download or any(DOWNLOADS.glob(f"{downloaded}/*"))):
         root = DOWNLOADS

@@ -101,6 +101,9 @@ def test_the_root_of_the_data_starts_at_the_file_and_is_kept_nowhere(tmp_path, m
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "my.toml").write_text(text.replace("[data]", '[data]\nroot = "~/dogs"'))
     assert load_experiment("my.toml").data.root == str(tmp_path / "dogs")
+    (tmp_path / "my.toml").write_text(text.replace("[data]", '[data]\nroot = "~nobody-here/dogs"'))
+    with pytest.raises(HBenchError, match=r'~nobody-here/dogs: there is no home folder for its "~": write the whole'):
+        load_experiment("my.toml")
 
 
 @pytest.mark.parametrize("key", ["data.background=red", "data.background=#12345", "data.root=''", "data.flip=2"])

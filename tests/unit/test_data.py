@@ -80,6 +80,8 @@ def test_mnist_is_never_downloaded_unasked(tmp_path, monkeypatch):
         load_images(data, tmp_path)
     with pytest.raises(HBenchError, match=r"absent: no such folder: .* `data_root`, or add `download=True`"):
         load_images(data, tmp_path / "absent")
+    with pytest.raises(HBenchError, match='~nobody-here/digits: there is no home folder for its "~"'):
+        load_images(data, "~nobody-here/digits")
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 

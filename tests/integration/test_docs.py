@@ -125,6 +125,20 @@ def test_commands_of_the_pages_exist(page):
     assert [(each, unknown(each)) for each in found if unknown(each)] == []
 
 
+def test_cluster_names_the_commands_that_processes_share():
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    shared = [each.name for each in commands(main) if "--processes" in options(each)]
+    assert re.findall(r"`([a-z]+)`", text[: text.index("share their work")]) == shared
+
+
+def test_the_guide_names_every_folder_of_a_run_s_results():
+    row = next(line for line in GUIDE.splitlines() if line.startswith("| every result of a run |"))
+    helps = [each.help for command in commands(main) for each in command.params if each.name == "out"]
+    folders = {re.sub("[A-Z]+$", "…", name) for said in helps for name in re.findall(r"(?:RUN|MODEL)/([\w/-]+)", said)}
+    assert len(folders) > 10
+    assert [name for name in sorted(folders) if f"`{name}`" not in row] == []
+
+
 @pytest.mark.parametrize("page", ["README.md", *GUIDES, "docs", "experiments", "results"])
 def test_links_lead_somewhere(page):
     found = [ROOT / page] if page.endswith(".md") else sorted((ROOT / page).rglob("*.md"))

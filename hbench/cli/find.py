@@ -58,7 +58,8 @@ def find(
     "random" draws Gaussian directions, "axes" coordinate axes of h. "pca" takes the principal components of h over
     whole chains, "pca-each" those at each timestep. "jacobian" takes the directions that change h most for the smallest
     change of x_t, on average over the samples, or with --samples 1 of a single one. "labels" takes the differences of
-    class means, by a classifier of the images. The option --directions of other commands takes the file.
+    class means, by a classifier of the images. Commands that draw, edit or measure take the file in the place of RUN's
+    directions.
 
     \b
     Example:

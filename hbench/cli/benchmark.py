@@ -1,5 +1,6 @@
 """``hbench benchmark``."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from hbench.cli.options import (
     settings_of,
     shared,
 )
+from hbench.errors import HBenchError
 from hbench.runtime.distributed import rank
 
 
@@ -54,7 +56,7 @@ from hbench.runtime.distributed import rank
     show_default=True,
     help="Steps of the reconstructor that is trained for each method.",
 )
-@extractor_options
+@extractor_options("a classifier of the images, else random-resnet18")
 @shared(
     data_options,
     out_of("MODEL/benchmark, of a shipped run runs/shipped-MODEL/benchmark; what it holds already is kept"),
@@ -90,15 +92,21 @@ def benchmark(
     """
     from hbench.evaluation.benchmark.benchmark import Counts
     from hbench.evaluation.benchmark.benchmark import benchmark as measure
+    from hbench.evaluation.benchmark.result import Benchmark
     from hbench.reporting.artifacts import draw
     from hbench.reporting.benchmark_page import write_page
     from hbench.reporting.charts.training import draw_curves
+    from hbench.store.folders import EXPERIMENT, held_in
     from hbench.store.places import run_folder
+    from hbench.store.provenance import FILE as PROVENANCE
     from hbench.training.reconstruct import STEPS
 
     options.torch_device()
     settings = settings_of(model, experiment, [])
     out = options.out or run_folder(model.parent if model.is_file() else model) / "benchmark"
+    if held_in(out) & {PROVENANCE, EXPERIMENT} and not (out / f"{Benchmark.NAME}.json").is_file():
+        raise HBenchError(f"{out}: holds something else than a bench: choose another `out`")
+    replace(options, overwrite=True).claim(out)
     result = measure(
         model,
         out,

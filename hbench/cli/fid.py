@@ -25,7 +25,7 @@ from hbench.cli.options import (
 @run_argument
 @click.option("--samples", type=Count(3), help="Number of samples of each kind [default: the run's].")
 @steps_option
-@extractor_options
+@extractor_options()
 @shared(directions_option, data_options, result_of("fid-EXTRACTOR"), processes_option, run_options)
 def fid(
     run: Path,

@@ -297,6 +297,27 @@ def numbers_of_steps(default: str) -> Decorator[Any]:
     )
 
 
+def extractor_options(default: str = "classifier for labelled images, else inception-v3-compat") -> Decorator[Any]:
+    """Return the options of a command that compares features, with this feature extractor by default."""
+    return combined(
+        click.option(
+            "--feature-extractor",
+            "--extractor",
+            "extractor",
+            cls=Renamed,
+            help="Feature extractor: classifier, one of torch-fidelity's with plain weights, or random-resnet18, "
+            f"without a download [default: {default}].",
+        ),
+        click.option(
+            "--weights",
+            type=a_path,
+            help="Weights of the extractor [default: torch-fidelity's; the shipped classifier, or "
+            "runs/EXPERIMENT/classifier].",
+        ),
+        cache_option,
+    )
+
+
 a_path = FilledPath(path_type=Path)
 run_argument = click.argument("run", type=a_path)
 model_arguments = combined(
@@ -329,23 +350,6 @@ steps_option = click.option("--steps", type=Count(), help="Number of generation 
 
 cache_option = click.option(
     "--cache", type=a_path, default=Path("runs/cache"), show_default=True, help="Folder of images and features."
-)
-extractor_options = combined(
-    click.option(
-        "--feature-extractor",
-        "--extractor",
-        "extractor",
-        cls=Renamed,
-        help="Feature extractor: classifier, one of torch-fidelity's with plain weights, or random-resnet18, without a "
-        "download [default: classifier for labelled images, else inception-v3-compat].",
-    ),
-    click.option(
-        "--weights",
-        type=a_path,
-        help="Weights of the extractor [default: torch-fidelity's; the shipped classifier, or "
-        "runs/EXPERIMENT/classifier].",
-    ),
-    cache_option,
 )
 run_options = combined(device_option, threads_option, seed_option, quiet_option)
 training_options = combined(

@@ -28,7 +28,7 @@ from hbench.cli.options import (
     help="Number of samples for each number of steps [default: 2000, or evaluation.fid_samples where that is less].",
 )
 @numbers_of_steps("M, 2M, 5M of the discovery")
-@extractor_options
+@extractor_options()
 @shared(data_options, result_of("quality", "MODEL"), processes_option, run_options)
 def quality(
     model: Path,

@@ -6,13 +6,14 @@ import re
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from command_line import invoke, refused
-from committed import RESULTS
+from command_line import copy_of_weights, invoke, refused, snapshot
+from committed import RESULTS, V01
 from processes import start_command
 
 import hbench
@@ -21,8 +22,11 @@ from hbench.errors import HBenchError
 from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.benchmark.benchmark import Counts, benchmark, factors_found
 from hbench.evaluation.benchmark.result import Benchmark
+from hbench.evaluation.features import Extractor
+from hbench.evaluation.rca import RCA
 from hbench.experiments import override
 from hbench.reporting.benchmark_page import NUMBERS, cells, write_page
+from hbench.store.directions import directions_run
 from hbench.store.directions_file import write_directions
 from hbench.store.run import load_run
 
@@ -93,6 +97,18 @@ def test_more_seeds_of_a_search_give_intervals_over_them(tiny_run, tmp_path):
     assert "3 seeds" in page
 
 
+def test_files_of_one_method_are_no_seeds_of_it(tiny_run, mine, tmp_path, monkeypatch):
+    own = load_run(tiny_run, device="cpu")
+    other = shutil.copy(mine, tmp_path / "other.safetensors")
+    entries = [module._given(path, own, tiny_run) for path in (mine, other)]
+    assert [(each.found_by, each.title) for each in entries] == [("mine", "mine"), ("other", "mine")]
+    made = replace(own, shift_block=directions_run(mine, tiny_run, device="cpu").shift_block)
+    monkeypatch.setattr(module, "load_run", lambda *_, **__: made)  # a run of the same settings, but of a file
+    entry = module._given(tiny_run, own, tiny_run)
+    assert (entry.found_by, entry.title) == (tiny_run.name, "directions of a file")
+    assert math.isnan(entry.seconds)
+
+
 def test_runs_of_several_seeds_are_of_one_method(tiny_run, tmp_path):
     other = shutil.copytree(tiny_run, tmp_path / "other")
     found = benchmark(tiny_run, tmp_path / "bench", methods=["trained"], add=[other], counts=COUNTS, device="cpu")
@@ -123,6 +139,37 @@ def test_another_seed_is_another_bench(tiny_run, tmp_path):
     benchmark(tiny_run, tmp_path / "bench", methods=["random"], counts=few, device="cpu")
     with pytest.raises(HBenchError, match="holds another search"):
         benchmark(tiny_run, tmp_path / "bench", methods=["random"], counts=few, seed=1, device="cpu")
+
+
+def test_a_page_that_would_lose_methods_says_so(tiny_run, tmp_path, monkeypatch, caplog):
+    out = tmp_path / "bench"
+    out.mkdir()
+    shutil.copy(RESULTS / "bench-faces16" / "provenance.json", out)
+    monkeypatch.setattr(module, "_measure", lambda *_: None)  # as if it was stopped
+    benchmark(tiny_run, out, methods=["trained", "trained"], counts=COUNTS, device="cpu")
+    earlier = [each.name for each in Benchmark.load(RESULTS / "bench-faces16").methods if each.name != "trained"]
+    assert f"{out}: its page has {', '.join(earlier)} too: name them as well, or it loses them" in caplog.text
+
+
+def test_what_is_kept_is_of_the_same_extractor_and_undamaged(tmp_path):
+    result, folder, measured = RCA.load(V01 / "rca"), tmp_path / "rca", []
+    run = SimpleNamespace(hashes=result.provenance.measured)
+
+    def kept(**asked):
+        def measure():
+            measured.append(asked)
+            return result.with_details(**asked)
+
+        return module._kept(RCA, folder, run, result.provenance.seed, measure, **asked)
+
+    assert kept(extractor_sha256="one") == kept(extractor_sha256="one") == kept(extractor_sha256="two") == result
+    assert measured == [{"extractor_sha256": "one"}, {"extractor_sha256": "two"}]
+    (folder / "rca.json").unlink()
+    kept(extractor_sha256="two")
+    assert len(measured) == 3
+    (folder / "rca.json").write_text("{")
+    with pytest.raises(HBenchError, match="remove it, and it is measured anew"):
+        kept(extractor_sha256="two")
 
 
 @pytest.mark.slow
@@ -175,6 +222,36 @@ def test_mistakes_are_refused(tiny_run, tiny_model, mine, tmp_path):
         benchmark(tiny_run, tmp_path / "bench", methods=[], counts=COUNTS, device="cpu")
     said = refused("benchmark", tmp_path / "nothing", "--out", tmp_path / "bench", "--device", "cpu")
     assert "nothing" in said
+
+
+def test_mistakes_are_refused_before_anything_is_searched(tiny_run, mine, tmp_path, monkeypatch):
+    def search(*args, **kwargs):
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(module, "find", search)
+    bench = partial(benchmark, tiny_run, tmp_path / "bench", methods=["random"], counts=COUNTS, device="cpu")
+    with pytest.raises(HBenchError, match="nothing"):
+        bench(add=[tmp_path / "nothing.safetensors"])
+    with pytest.raises(HBenchError, match="two of one name among random, random"):
+        bench(add=[shutil.copy(mine, tmp_path / "random.safetensors")])
+    with pytest.raises(HBenchError, match="no such file"):
+        bench(weights=tmp_path / "classifier.safetensors", counts=replace(COUNTS, images=6))
+    monkeypatch.delenv("HBENCH_DATA", raising=False)
+    own = load_run(tiny_run, device="cpu")
+    pictures = own.experiment.model_copy(update={"data": own.experiment.data.model_copy(update={"dataset": "folder"})})
+    with pytest.raises(HBenchError, match='data set "folder" needs its folder'):
+        module._check_images(Extractor("random-resnet18"), pictures, [tmp_path], None, False)
+    with pytest.raises(HBenchError, match="is a run, with a chain and an S of its own: leave `experiment` out"):
+        bench(experiment=override(own.experiment, ["discovery.M=4"]))
+
+
+def test_a_bench_overwrites_nothing_else(tiny_run, tmp_path):
+    run = copy_of_weights(tiny_run, tmp_path / "run")
+    before = snapshot(run)
+    options = ["--methods", "random", "--pairs", 3, "--samples", 6, "--images", 0, "--reconstructor-steps", 2]
+    said = refused("benchmark", tiny_run, "--out", run, *options, "--device", "cpu", "--quiet")
+    assert said == f"Error: {run}: holds something else than a bench: choose another --out"
+    assert snapshot(run) == before
 
 
 def test_each_factor_has_the_direction_that_moves_it_most_or_none():

@@ -27,18 +27,19 @@ from hbench.evaluation.attributes.result import Attributes
 from hbench.evaluation.benchmark.result import NO_INTERVAL, Benchmark, FactorFound, MeasuredMethod
 from hbench.evaluation.features import CLASSIFIER, Extractor, choose_extractor, features
 from hbench.evaluation.fid import Fidelity, fid
-from hbench.evaluation.find.find import LOOKED_AT, VISIBLE_CHANGE, find
+from hbench.evaluation.find.find import LOOKED_AT, VISIBLE_CHANGE, chain_of, find
 from hbench.evaluation.find.methods import method_named
 from hbench.evaluation.precision_recall import PrecisionRecall, precision_recall
 from hbench.evaluation.random_features import RANDOM
 from hbench.evaluation.rca import RCA, rca
 from hbench.evaluation.sample_cache import pngs, sample_folders
 from hbench.evaluation.visible import look
-from hbench.models.shift import FixedDirections
+from hbench.models.shift import FixedDirections, ShiftBlock
 from hbench.runtime.device import pick_device
 from hbench.runtime.distributed import all_gather, barrier, rank
 from hbench.runtime.progress import duration, is_asked_for
 from hbench.store.classifier import classifier_for
+from hbench.store.datasets import at_hand, load_set
 from hbench.store.directions import direction_source, experiment_with
 from hbench.store.directions_file import StoredDirections, model_sha256, read_directions
 from hbench.store.files import sha256
@@ -122,7 +123,7 @@ def benchmark(
         out: folder of the bench.
         methods: "trained", and names of methods, see docs/directions.md.
         add: files of directions, and runs on the same diffusion model.
-        experiment: experiment of a model whose file carries none.
+        experiment: experiment of a model whose file carries none, or with another chain; a run has its own.
         k: number of directions of the methods that find some; the model's by default.
         counts: sizes of the measurements.
         extractor: feature extractor of the distances, as for :func:`hbench.evaluation.fid.fid`; by default the
@@ -151,38 +152,47 @@ def benchmark(
         check_at_least(0, most=MOST_SEED, search_seeds=each)
     refuse_to_hide(out)  # the same call would find its own results in place of the run
     own = load_run(model, device=device_) if _holds_run(Path(model)) else None
-    if TRAINED in methods and own is None:
-        raise HBenchError(f'{model}: has no directions of its own: leave "{TRAINED}" out, or give a run')
-    for name in methods:
-        if name != TRAINED:
-            method_named(name)
+    methods = list(dict.fromkeys(methods))
     if not methods and not add:
         raise HBenchError("none to measure: name `methods`, or give directions by `add`")
+    _check_asked(model, own, methods, experiment)
     base = own or directionless(model, experiment, device_)
     settings = base.experiment
     origin = provenance(settings, device_, seed, model_sha256=model_sha256(base.model))
-    searches = [(name, each) for name in methods if name != TRAINED for each in dict.fromkeys([seed, *search_seeds])]
-    _announce(base, [name for name, _ in searches], len(add) + (TRAINED in methods), counts)
-    wanted = _own_change(own, seed) if own else VISIBLE_CHANGE
+
+    # What is wrong is refused before anything is searched.
+    searches = {
+        name if each == seed else f"{name}-seed{each}": (name, each)
+        for name in methods
+        if name != TRAINED
+        for each in (seed, *search_seeds)
+    }
     entries = [_trained(TRAINED, own)] if TRAINED in methods and own else []
-    for name, each in searches:
+    given = [_given(Path(path), base, model) for path in add]
+    names = [*(each.name for each in entries), *searches, *(each.name for each in given)]
+    if len({*names}) < len(names):
+        raise HBenchError(f"two of one name among {', '.join(names)}: rename a file or a folder")
+    chosen = _extractor(base, extractor, weights) if counts.images else None
+    if chosen:
+        _check_images(chosen, settings, [out / name for name in names], data_root, download)
+    _tell_left_out(out, names)
+
+    _announce(base, [name for name, _ in searches.values()], len(given) + len(entries), counts)
+    wanted = _own_change(own, seed) if own else VISIBLE_CHANGE
+    for name, (method, each) in searches.items():
         stored = find(
             base.model,
             settings,
-            name,
-            folder := out / (name if each == seed else f"{name}-seed{each}") / "find",
+            method,
+            folder := out / name / "find",
             k=k,
             visible_change=wanted,
             seed=each,
             device=device,
             resume=all(all_gather([folder.is_dir()])),
         )
-        entries.append(_of_file(folder.parent.name, method_named(name).title, stored, base))
-    entries += [_given(Path(path), base, model) for path in add]
-    names = [each.name for each in entries]
-    if len({*names}) < len(names):
-        raise HBenchError(f"two of one name among {', '.join(names)}: rename a file or a folder")
-    chosen = _extractor(base, extractor, weights) if counts.images else None
+        entries.append(_of_file(name, method, method_named(method).title, stored, base))
+    entries += given
     measured, factors, grids, metric = [], [], {}, ""
     for entry in entries:
         found = _measure(entry, out / entry.name, counts, chosen, (Path(cache), data_root, download), seed, draw)
@@ -211,6 +221,35 @@ def benchmark(
             n=counts.samples, directions_sha256={e.name: e.run.hashes["shift_block"] for e in entries}
         ),
     )
+
+
+def _check_asked(model: str | Path, own: Run | None, methods: Sequence[str], experiment: Experiment | None) -> None:
+    """Raise an HBenchError where a method is unknown, or not one of this model, or a run gets another chain."""
+    if TRAINED in methods and own is None:
+        raise HBenchError(f'{model}: has no directions of its own: leave "{TRAINED}" out, or give a run')
+    if own and experiment and chain_of(experiment) != chain_of(own.experiment):
+        raise HBenchError(f"{model}: is a run, with a chain and an S of its own: leave `experiment` out")
+    for name in methods:
+        if name != TRAINED:
+            method_named(name)
+
+
+def _check_images(
+    chosen: Extractor, settings: Experiment, folders: Sequence[Path], data_root: str | Path | None, download: bool
+) -> None:
+    """Raise an HBenchError where a distance that is still to be measured needs real images that are not at hand."""
+    needed = any(not (folder / f"fid-{chosen.name}" / PROVENANCE).is_file() for folder in folders)
+    if needed and not chosen.is_classifier and not at_hand(settings.data, data_root, download):
+        load_set(settings.data, data_root, "reference", download)  # it says what is missing
+
+
+def _tell_left_out(out: Path, names: Sequence[str]) -> None:
+    """Warn of methods that the page in a folder has, and that these would leave out of it."""
+    if not (out / PROVENANCE).is_file():
+        return
+    before = Provenance.read(out / PROVENANCE, "remove it").details.get("directions_sha256")
+    if left_out := [name for name in before or () if name not in names]:
+        log.warning("%s: its page has %s too: name them as well, or it loses them", out, ", ".join(left_out))
 
 
 # Entries ------------------------------------------------------------------------------------------------------------
@@ -242,11 +281,13 @@ def _given(path: Path, base: Run, model: str | Path) -> Entry:
         HBenchError: of another diffusion model, or neither.
     """
     if not _holds_run(path):
-        return _of_file(path.stem, "", read_directions(path), base)
+        stored = read_directions(path)
+        return _of_file(path.stem, path.stem, stored.method, stored, base)
     run = load_run(path, device=base.device)
     if model_sha256(run.model) != model_sha256(base.model):
         raise HBenchError(f"{path}: is of another diffusion model than {model}: give runs on the same one")
-    name, alike = path.resolve().name, _settings(run) == _settings(base)
+    name = path.resolve().name
+    alike = isinstance(run.shift_block, ShiftBlock) and _settings(run) == _settings(base)
     return _trained(name, run, TRAINED if alike else name)
 
 
@@ -256,13 +297,15 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _trained(name: str, run: Run, found_by: str = TRAINED) -> Entry:
-    """Return a run's own directions, with the time of its training."""
+    """Return a run's own directions, with the time of its training; those of a file were found before it."""
+    if not isinstance(run.shift_block, ShiftBlock):
+        return Entry(name, found_by, "directions of a file", run)
     origin = origin_of_training(run.folder) if run.folder else None
     seconds = origin.wall_seconds if origin and origin.wall_seconds is not None else math.nan
     return Entry(name, found_by, "shift block of a discovery, a function of the sample", run, seconds)
 
 
-def _of_file(name: str, title: str, stored: StoredDirections, base: Run) -> Entry:
+def _of_file(name: str, found_by: str, title: str, stored: StoredDirections, base: Run) -> Entry:
     """Return the directions of a file, on the bench's model."""
     stored.check_fits(base.model)
     run = Run(
@@ -275,7 +318,7 @@ def _of_file(name: str, title: str, stored: StoredDirections, base: Run) -> Entr
     )
     details = stored.about.details
     known = {key: float(details[key]) for key in ("seconds", "memory_mib") if isinstance(details.get(key), int | float)}
-    return Entry(name, stored.method, title or stored.method, run, **known)
+    return Entry(name, found_by, title, run, **known)
 
 
 # Measurements -------------------------------------------------------------------------------------------------------
@@ -310,15 +353,17 @@ def _measure(
     if judged is None:
         return None
     run = replace(judged, names=entry.run.names, folder=entry.run.folder or judged.folder)
-    wanted: dict[str, int | str | None] = {"seed": seed, "n": counts.pairs}
-    ranking = _once(RCA, folder / "rca", run, wanted, lambda: rca(run, pairs=counts.pairs, seed=seed))
+    ranking = _kept(RCA, folder / "rca", run, seed, lambda: rca(run, pairs=counts.pairs, seed=seed), n=counts.pairs)
     file = classifier_for(run.experiment, run.folder)
-    effects = _once(
+    effects = _kept(
         Attributes,
         folder / "attributes",
         run,
-        {"seed": seed, "n": counts.samples, "pairs": counts.pairs, "classifier_sha256": sha256(file) if file else None},
+        seed,
         lambda: attributes(run, samples=counts.samples, seed=seed, ranking=ranking),
+        n=counts.samples,
+        pairs=counts.pairs,
+        classifier_sha256=sha256(file) if file else None,
     )
     metric, distances, spread = "", None, None
     if chosen:
@@ -334,8 +379,8 @@ def _measure(
             download=download,
             seed=seed,
         )
-        wanted = {"seed": seed, "n": counts.images, "extractor_sha256": chosen.sha256}
-        distances = _once(Fidelity, folder / f"fid-{chosen.name}", run, wanted, made)
+        place, asked = folder / f"fid-{chosen.name}", {"n": counts.images, "extractor_sha256": chosen.sha256}
+        distances = _kept(Fidelity, place, run, seed, made, **asked)
         metric, spread = distances.metric, _precision_recall(run, chosen, counts.images, cache, seed)
     numbers = _numbers(entry, ranking, effects, distances, spread)
     best = sorted(effects.directions, key=lambda each: (not each.visible, -each.visible_change))[:SHOWN]
@@ -385,23 +430,15 @@ def _digest(entry: Entry) -> str:
     return entry.run.hashes["shift_block"][:8]
 
 
-def _once(kind: type[R], folder: Path, run: Run, wanted: Mapping[str, int | str | None], measure: Callable[[], R]) -> R:
-    """Return a result: that in a folder, where it is of the same directions and of what is wanted, or measured now.
-
-    Args:
-        kind: class of the result.
-        folder: folder of the result.
-        run: run with the directions.
-        wanted: seed, and details of the provenance that must be the same, such as n.
-        measure: function that measures it.
-    """
-    done = [False]
-    if rank() == 0 and (folder / PROVENANCE).is_file():
-        found = Provenance.read(folder / PROVENANCE)
-        known = {"seed": found.seed, **{name: found.details.get(name) for name in wanted if name != "seed"}}
-        done = [found.is_of(run.hashes) and known == wanted]
+def _kept(kind: type[R], folder: Path, run: Run, seed: int, measure: Callable[[], R], **asked: Any) -> R:
+    """Return a result: that in a folder, where it is of the same directions, seed and details, or else measured now."""
+    done, remedy = [False], "remove it, and it is measured anew"
+    if rank() == 0 and all((folder / name).is_file() for name in (PROVENANCE, f"{kind.NAME}.json")):
+        found = Provenance.read(folder / PROVENANCE, remedy)
+        is_same = found.seed == seed and {name: found.details.get(name) for name in asked} == asked
+        done = [is_same and found.is_of(run.hashes)]
     if all_gather(done)[0]:
-        return kind.load(folder)
+        return kind.load(folder, remedy)
     result = measure()
     if rank() == 0:
         result.save(folder, overwrite=True)

@@ -15,7 +15,7 @@ demo's experiment.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 
 from hbench.store.folders import EXPERIMENT, held_in
@@ -153,18 +153,19 @@ def _natural(path: Path) -> tuple[str, int, str]:
 def free(folder: Path, is_same: Callable[[Path], bool], *, replace: bool = False) -> Path:
     """Return the folder for a result: the given one, or the next number where results of other options are.
 
+    A result of the same options comes first, then one that is unfinished, or somebody's: the claim refuses them unless
+    they are to be replaced or to go on.
+
     Args:
         folder: folder without a number.
         is_same: function of a folder with a complete result; True if it is of the same options.
-        replace: choose an old result: that of the same options, or else the one without a number.
+        replace: choose the one without a number where there is neither.
     """
-    for path in _numbered(folder):
-        if not held_in(path):
-            return folder if replace else path
-        is_complete = (path / PROVENANCE).is_file()
-        if is_same(path) if is_complete else not replace:
-            return path  # what is half-written, or somebody's, is refused by the claim
-    raise AssertionError  # numbers never end
+    held = list(takewhile(held_in, _numbered(folder)))
+    complete = [path for path in held if (path / PROVENANCE).is_file()]
+    old = [path for path in complete if is_same(path)] + [path for path in held if path not in complete]
+    new = folder if replace else next(path for path in _numbered(folder) if path not in held)
+    return next(iter(old), new)
 
 
 def _numbered(folder: Path) -> Iterator[Path]:

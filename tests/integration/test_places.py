@@ -248,6 +248,16 @@ def test_numbers_are_in_order(tmp_path):
     assert free(tmp_path / "edit", lambda path: False, replace=True) == tmp_path / "edit"
 
 
+def test_what_goes_on_or_is_replaced_is_unfinished_rather_than_of_other_options(tmp_path):
+    for number, file in {"": "provenance.json", "-2": "experiment.json", "-3": "provenance.json"}.items():
+        (tmp_path / f"find-pca{number}").mkdir()
+        (tmp_path / f"find-pca{number}" / file).touch()
+    for replace in (False, True):
+        assert free(tmp_path / "find-pca", lambda path: False, replace=replace) == tmp_path / "find-pca-2"
+        found = free(tmp_path / "find-pca", lambda path: path.name == "find-pca-3", replace=replace)
+        assert found == tmp_path / "find-pca-3"
+
+
 def defaults():
     """Return the default folder of every command, as its help tells it."""
     found = {}

@@ -9,8 +9,9 @@ from hbench.core.domain import h_deviation
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.runtime.device import pick_device
-from hbench.store.model import load_model, model_experiment
+from hbench.store.model import load_model, model_experiment, model_file
 from hbench.store.pipeline import experiment_of, find_pipeline, model_name
+from hbench.store.weights import carries_experiment
 
 SAMPLES, STEPS = 2, 10
 """Samples over which the size of h_t is measured, and their generation steps."""
@@ -41,6 +42,11 @@ def import_model(
     """
     name, device = name or model_name(path), pick_device(device)
     pipeline = find_pipeline(path)
+    if not pipeline and not carries_experiment(model_file(path)):
+        raise HBenchError(
+            f"{path}: a state dict does not know its settings: write its experiment by hand, from the flags of its "
+            "training, as docs/guide.md shows"
+        )
     found = experiment_of(pipeline, name, class_label) if pipeline else model_experiment(path)
     found = found.model_copy(update={"name": name, "model": found.model.model_copy(update={"path": str(path)})})
     model = load_model(path, found, device=device)

@@ -17,6 +17,7 @@ from hbench.errors import HBenchError
 from hbench.experiments import filled_in, load_experiment, override
 from hbench.models import build_model
 from hbench.models.guided_diffusion import SILENT, silent_settings, with_its_defaults
+from hbench.store.imported import import_model
 from hbench.store.model import load_model, model_experiment, model_to_train_on
 from hbench.store.run import load_run
 from hbench.store.weights import read_written_experiment, write_experiment
@@ -217,6 +218,8 @@ def test_safetensors_without_settings_are_state_dicts(name, weights, tmp_path):
     assert load_model(tmp_path / name, experiment()).config.num_heads == 4
     with pytest.raises(HBenchError, match="does not know its settings: name its `experiment`"):
         load_model(tmp_path / name)
+    with pytest.raises(HBenchError, match="write its experiment by hand, from the flags of its training"):
+        import_model(tmp_path / name)
 
 
 @pytest.mark.parametrize("average", ["ema", "ema_model", "model_ema.module", "ema_0.9999", "average.module"])

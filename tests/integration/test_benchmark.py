@@ -301,7 +301,6 @@ def test_a_result_of_another_classifier_or_size_is_measured_again(tmp_path):
     folder = shutil.copytree(RESULTS / "faces16" / "attributes", tmp_path / "attributes")
     before = Attributes.load(folder)
     wanted = {name: before.detail(name) for name in ("n", "pairs", "classifier_sha256")}
-    wanted["seed"] = before.provenance.seed
     run = SimpleNamespace(hashes=before.detail("weights_sha256"))
     asked = []
 
@@ -309,10 +308,10 @@ def test_a_result_of_another_classifier_or_size_is_measured_again(tmp_path):
         asked.append(True)
         return before
 
-    assert module._once(Attributes, folder, run, wanted, measure) == before
+    assert module._kept(Attributes, folder, run, 0, measure, **wanted) == before
     assert not asked
-    for name, other in (("classifier_sha256", None), ("pairs", 7), ("seed", 1)):
-        module._once(Attributes, folder, run, wanted | {name: other}, measure)
+    for seed, changed in ((0, {"classifier_sha256": None}), (0, {"pairs": 7}), (1, {})):
+        module._kept(Attributes, folder, run, seed, measure, **wanted | changed)
         assert asked.pop()
 
 

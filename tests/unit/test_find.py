@@ -21,7 +21,6 @@ from hbench.experiments import override
 from hbench.models import build_model
 from hbench.runtime.progress import show_progress
 from hbench.store.labels import Factor
-from hbench.store.weights import read_written_experiment, write_experiment
 
 CPU = torch.device("cpu")
 
@@ -167,14 +166,6 @@ def test_a_method_of_another_package_is_found(search, tiny, monkeypatch, tmp_pat
     found = find(search.sampler.backbone, tiny, "channels", tmp_path / "out", k=2, visible_change=0.05, device=CPU)
     assert found.names == {0: "channel 0", 1: "channel 1"}
     assert found.about.details["visible_change"] == pytest.approx(0.05, rel=0.05)
-
-
-def test_a_search_does_not_go_on_with_other_settings(search, tiny, tmp_path):
-    write_experiment(tmp_path, tiny)
-    other = override(tiny, ["discovery.t_shift=600"])
-    with pytest.raises(HBenchError, match="was started with other settings: choose another `out`"):
-        find(search.sampler.backbone, other, "random", tmp_path, k=2, device=CPU, resume=True)
-    assert read_written_experiment(tmp_path / "experiment.json") == tiny
 
 
 @pytest.mark.slow

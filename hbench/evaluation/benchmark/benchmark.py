@@ -7,7 +7,7 @@ and says the same for all. What is done is kept in the folder, and is not done a
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path

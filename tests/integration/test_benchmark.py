@@ -116,6 +116,14 @@ def test_runs_of_several_seeds_are_of_one_method(tiny_run, tmp_path):
     assert {(each.method, each.seeds) for each in found.over_seeds()} == {("trained", 2)}
 
 
+def test_runs_that_are_all_called_train_have_the_names_of_their_experiments(tiny_run, tmp_path):
+    own = load_run(tiny_run, device="cpu")
+    for name in ("mine", "yours"):
+        shutil.copytree(tiny_run, tmp_path / name / "train")
+    names = [module._given(tmp_path / name / "train", own, tiny_run).name for name in ("mine", "yours")]
+    assert names == ["mine", "yours"]
+
+
 def test_discoveries_of_other_settings_are_no_seeds_of_the_run(tiny_run, tmp_path, monkeypatch):
     own = load_run(tiny_run, device="cpu")
     monkeypatch.setattr(module, "_holds_run", lambda path: True)

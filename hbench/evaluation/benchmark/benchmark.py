@@ -286,7 +286,8 @@ def _given(path: Path, base: Run, model: str | Path) -> Entry:
     run = load_run(path, device=base.device)
     if model_sha256(run.model) != model_sha256(base.model):
         raise HBenchError(f"{path}: is of another diffusion model than {model}: give runs on the same one")
-    name = path.resolve().name
+    place = path.resolve()
+    name = place.parent.name if place.name == "train" else place.name  # hbench train calls every run so
     alike = isinstance(run.shift_block, ShiftBlock) and _settings(run) == _settings(base)
     return _trained(name, run, TRAINED if alike else name)
 

@@ -105,7 +105,7 @@ def test_files_of_one_method_are_no_seeds_of_it(tiny_run, mine, tmp_path, monkey
     made = replace(own, shift_block=directions_run(mine, tiny_run, device="cpu").shift_block)
     monkeypatch.setattr(module, "load_run", lambda *_, **__: made)  # a run of the same settings, but of a file
     entry = module._given(tiny_run, own, tiny_run)
-    assert (entry.found_by, entry.title) == (tiny_run.name, "directions of a file")
+    assert (entry.found_by, entry.title) == (tiny_run.parent.name, "directions of a file")
     assert math.isnan(entry.seconds)
 
 

@@ -17,9 +17,9 @@ class Failed(Exception):
     pass
 
 
-def fail_in(folder, *names, overwrite=False):
+def fail_in(folder, *names, **options):
     """Claim a folder, write files there, and fail."""
-    with claimed_folder(folder, overwrite=overwrite):
+    with claimed_folder(folder, **options):
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text("half")
@@ -34,12 +34,12 @@ def test_a_claim_that_fails_leaves_nothing_half_done(tmp_path):
         assert not (tmp_path / "new").exists()
     for name in ("provenance.json", "checkpoint.json", "deeper/samples.json"):  # some of the work is done
         with pytest.raises(Failed):
-            fail_in(folder, name, "picture.png", overwrite=True)
+            fail_in(folder, name, "picture.png", overwrite=True, of_training=True)
         assert (folder / name).is_file()
         assert (folder / "picture.png").is_file()
     before = snapshot(folder)
     with pytest.raises(Failed):
-        fail_in(folder, overwrite=True)  # what was there before is never touched
+        fail_in(folder, overwrite=True, of_training=True)  # what was there before is never touched
     assert snapshot(folder) == before
 
 

@@ -108,19 +108,38 @@ def test_exported_marks_are_read_in_again_and_taken_back(page, study, tmp_path):
     marks = read_marks([export(page, tmp_path / "all.csv")], key)
     assert [mark.mark for mark in marks] == [1, 0, 0, 0, 0, 0]
     assert marks[0].name == '=1+1 "dünn, 10"'
-    other = tmp_path / "other.csv"
     page.click("#instructions")
-    for text in (first.read_text().replace(key.sheets[0].sheet, "another"), "<html>\n<p>", "a\nb"):
+    for name, text in {
+        "another.csv": first.read_text().replace(key.sheets[0].sheet, "another"),
+        "page.csv": "<html>\n<p>",
+        "letters.csv": "a\nb",
+    }.items():
+        other = tmp_path / name  # each has its own: a file that changes while the page reads it is not read
         other.write_text(text)
         page.set_input_files("#file", other)
         playwright.expect(page.locator("#warning")).to_have_text(
-            "other.csv holds no marks of this sheet: open the one that was exported from it."
+            f"{name} holds no marks of this sheet: open the one that was exported from it."
         )
         playwright.expect(page.locator("#count")).to_have_text("6 of 6 marked")
     spreadsheet = tmp_path / "spreadsheet.csv"  # saves quotes only where they are needed
     spreadsheet.write_text(first.read_text().replace('""', "").replace(",\n", ',""\n'))
     page.set_input_files("#file", spreadsheet)
     playwright.expect(page.locator("#warning")).to_be_hidden()
+
+
+def test_a_file_that_cannot_be_read_is_said_and_changes_nothing(page, tmp_path):
+    page.click("#start")
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    page.click("#instructions")
+    page.evaluate("() => { File.prototype.text = () => Promise.reject(new DOMException('', 'NotReadableError')); }")
+    locked = tmp_path / "marks.csv"
+    locked.write_text("anything")
+    page.set_input_files("#file", locked)
+    playwright.expect(page.locator("#warning")).to_have_text(
+        "marks.csv cannot be read: it was moved, changed or locked since it was chosen. Choose it again."
+    )
+    playwright.expect(page.locator("#count")).to_have_text("1 of 6 marked")
 
 
 def test_keys_in_the_name_do_not_mark_and_held_keys_mark_once(page):

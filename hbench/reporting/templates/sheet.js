@@ -208,7 +208,14 @@ function read(text) {
 }
 
 async function open(file) {
-  const saved = read(await file.text());
+  let text;
+  try {
+    text = await file.text();
+  } catch {
+    warn(`${file.name} cannot be read: it was moved, changed or locked since it was chosen. Choose it again.`);
+    return;
+  }
+  const saved = read(text);
   if (!saved) {
     warn(`${file.name} holds no marks of this sheet: open the one that was exported from it.`);
     return;

@@ -127,8 +127,8 @@ def benchmark(
     )
     if result is None or rank():
         return
+    result.write_into(out)  # before the pictures: one that cannot be drawn loses no number
     draw(result, out)
-    result.write_into(out)
     click.echo(result.summary())
     for caution in result.cautions():
         click.echo(f"caution: {caution}", err=True)

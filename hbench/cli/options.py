@@ -531,13 +531,16 @@ def directions_named(run: "Run", words: Iterable[str], option: str) -> list[int]
 
 
 def publish(result: "Result", folder: Path) -> None:
-    """Draw a result, write it into its claimed folder, and print its summary; the main process does it for all."""
+    """Write a result into its claimed folder, draw it, and print its summary; the main process does it for all.
+
+    The numbers come first: a picture that cannot be drawn loses none of them.
+    """
     from hbench.reporting.artifacts import draw
 
     if rank():
         return
-    pictures = draw(result, folder)
     result.write_into(folder)
+    pictures = draw(result, folder)
     click.echo(result.summary())
     for caution in result.cautions():
         click.echo(f"caution: {caution}", err=True)

@@ -95,8 +95,8 @@ def vram_sweep(experiment: "Experiment", options: Options, **settings: Any) -> N
     def save(sweep: VramSweep) -> None:
         write_experiment(folder, experiment)  # first, so that a resume knows the folder
         if sweep.cells:
-            draw(sweep, folder)
             sweep.write_into(folder)
+            draw(sweep, folder)
 
     earlier = VramSweep.load(folder) if has_begun else None
     result = measure(

@@ -9,6 +9,7 @@ from command_line import invoke, refused, snapshot, tiny_options
 import hbench
 from hbench import load_model
 from hbench.errors import HBenchError
+from hbench.evaluation.rca import RCA
 from hbench.experiments import load_experiment
 from hbench.store.folders import claimed_folder
 
@@ -186,3 +187,13 @@ def test_the_longest_time_of_ablations_may_end_before_the_first_step(tmp_path, t
 def test_a_dry_run_shows_that_bounds_are_wide():
     assert invoke("train", "mnist16", "--dry-run", "--set", "discovery.steps=1000000000").exit_code == 0
     assert load_experiment("mnist16", "model.num_head_channels=32").model.num_head_channels == 32
+
+
+def test_a_picture_that_cannot_be_drawn_loses_no_number(tiny_run, tmp_path, monkeypatch):
+    def full(result, folder):
+        raise HBenchError("no room for the picture")
+
+    monkeypatch.setattr("hbench.reporting.artifacts.draw", full)
+    said = refused("rca", tiny_run, "--pairs", "4", "--out", tmp_path / "rca", "--device", "cpu", "--quiet")
+    assert said == "Error: no room for the picture"
+    assert RCA.load(tmp_path / "rca").provenance.details["result_sha256"]

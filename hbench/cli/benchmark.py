@@ -90,8 +90,8 @@ def benchmark(
         hbench benchmark mnist16 --methods trained,pca,random,labels
         hbench benchmark mnist16 --add mine.safetensors
     """
-    from hbench.evaluation.benchmark.benchmark import Counts
     from hbench.evaluation.benchmark.benchmark import benchmark as measure
+    from hbench.evaluation.benchmark.measure import Counts
     from hbench.evaluation.benchmark.result import Benchmark
     from hbench.reporting.artifacts import draw
     from hbench.reporting.benchmark_page import write_page

@@ -10,7 +10,7 @@ from hbench.core.diffusion import alpha_bar_schedule
 from hbench.core.sampler import Sampler
 from hbench.errors import HBenchError
 from hbench.evaluation.attributes import attributes
-from hbench.evaluation.benchmark.benchmark import Counts
+from hbench.evaluation.benchmark.measure import Counts
 from hbench.experiments import override
 from hbench.models import build_model
 from hbench.store.weights import save_weights

@@ -17,10 +17,11 @@ from committed import RESULTS, V01
 from processes import start_command
 
 import hbench
-import hbench.evaluation.benchmark.benchmark as module
 from hbench.errors import HBenchError
 from hbench.evaluation.attributes.result import Attributes
-from hbench.evaluation.benchmark.benchmark import Counts, benchmark, factors_found
+from hbench.evaluation.benchmark.benchmark import _check_images, benchmark
+from hbench.evaluation.benchmark.entries import given
+from hbench.evaluation.benchmark.measure import Counts, Distances, factors_found, kept
 from hbench.evaluation.benchmark.result import Benchmark
 from hbench.evaluation.features import Extractor
 from hbench.evaluation.rca import RCA
@@ -60,11 +61,14 @@ def test_methods_are_measured_alike_and_once(tiny_run, mine, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         for name in ("rca", "attributes"):
-            patch.setattr(module, name, again)
+            patch.setattr(f"hbench.evaluation.benchmark.measure.{name}", again)
         assert benchmark(tiny_run, out, methods=["trained", "random"], counts=COUNTS, device="cpu") == found
 
     measured = []
-    monkeypatch.setattr(module, "rca", lambda run, **kwargs: measured.append(run) or hbench.evaluate.rca(run, **kwargs))
+    monkeypatch.setattr(
+        "hbench.evaluation.benchmark.measure.rca",
+        lambda run, **kwargs: measured.append(run) or hbench.evaluate.rca(run, **kwargs),
+    )
     more = benchmark(tiny_run, out, methods=["trained", "random"], add=[mine], counts=COUNTS, device="cpu")
     assert len(measured) == 1
     assert more.to_json()["methods"][:2] == found.to_json()["methods"]
@@ -100,11 +104,13 @@ def test_more_seeds_of_a_search_give_intervals_over_them(tiny_run, tmp_path):
 def test_files_of_one_method_are_no_seeds_of_it(tiny_run, mine, tmp_path, monkeypatch):
     own = load_run(tiny_run, device="cpu")
     other = shutil.copy(mine, tmp_path / "other.safetensors")
-    entries = [module._given(path, own, tiny_run) for path in (mine, other)]
+    entries = [given(path, own, tiny_run) for path in (mine, other)]
     assert [(each.found_by, each.title) for each in entries] == [("mine", "mine"), ("other", "mine")]
     made = replace(own, shift_block=directions_run(mine, tiny_run, device="cpu").shift_block)
-    monkeypatch.setattr(module, "load_run", lambda *_, **__: made)  # a run of the same settings, but of a file
-    entry = module._given(tiny_run, own, tiny_run)
+    monkeypatch.setattr(
+        "hbench.evaluation.benchmark.entries.load_run", lambda *_, **__: made
+    )  # a run of the same settings, but of a file
+    entry = given(tiny_run, own, tiny_run)
     assert (entry.found_by, entry.title) == (tiny_run.parent.name, "directions of a file")
     assert math.isnan(entry.seconds)
 
@@ -120,17 +126,20 @@ def test_runs_that_are_all_called_train_have_the_names_of_their_experiments(tiny
     own = load_run(tiny_run, device="cpu")
     for name in ("mine", "yours"):
         shutil.copytree(tiny_run, tmp_path / name / "train")
-    names = [module._given(tmp_path / name / "train", own, tiny_run).name for name in ("mine", "yours")]
+    names = [given(tmp_path / name / "train", own, tiny_run).name for name in ("mine", "yours")]
     assert names == ["mine", "yours"]
 
 
 def test_discoveries_of_other_settings_are_no_seeds_of_the_run(tiny_run, tmp_path, monkeypatch):
     own = load_run(tiny_run, device="cpu")
-    monkeypatch.setattr(module, "_holds_run", lambda path: True)
+    monkeypatch.setattr("hbench.evaluation.benchmark.entries.holds_run", lambda path: True)
     for setting, found_by in {"keep=1": "trained", "lambda_adv=7": "run"}.items():
         experiment = override(own.experiment, ["discovery.strategy=node", f"discovery.{setting}"])
-        monkeypatch.setattr(module, "load_run", lambda *_, found=experiment, **__: replace(own, experiment=found))
-        assert module._given(tmp_path / "run", own, tiny_run).found_by == found_by
+        monkeypatch.setattr(
+            "hbench.evaluation.benchmark.entries.load_run",
+            lambda *_, found=experiment, **__: replace(own, experiment=found),
+        )
+        assert given(tmp_path / "run", own, tiny_run).found_by == found_by
 
 
 def test_counts_over_seeds_stay_within_K_and_other_K_apart(tiny_run, tmp_path):
@@ -153,7 +162,7 @@ def test_a_page_that_would_lose_methods_says_so(tiny_run, tmp_path, monkeypatch,
     out = tmp_path / "bench"
     out.mkdir()
     shutil.copy(RESULTS / "bench-faces16" / "provenance.json", out)
-    monkeypatch.setattr(module, "_measure", lambda *_: None)  # as if it was stopped
+    monkeypatch.setattr("hbench.evaluation.benchmark.benchmark.measure", lambda *_: None)  # as if it was stopped
     benchmark(tiny_run, out, methods=["trained", "trained"], counts=COUNTS, device="cpu")
     earlier = [each.name for each in Benchmark.load(RESULTS / "bench-faces16").methods if each.name != "trained"]
     assert f"{out}: its page has {', '.join(earlier)} too: name them as well, or it loses them" in caplog.text
@@ -163,21 +172,21 @@ def test_what_is_kept_is_of_the_same_extractor_and_undamaged(tmp_path):
     result, folder, measured = RCA.load(V01 / "rca"), tmp_path / "rca", []
     run = SimpleNamespace(hashes=result.provenance.measured)
 
-    def kept(**asked):
+    def found(**asked):
         def measure():
             measured.append(asked)
             return result.with_details(**asked)
 
-        return module._kept(RCA, folder, run, result.provenance.seed, measure, **asked)
+        return kept(RCA, folder, run, result.provenance.seed, measure, **asked)
 
-    assert kept(extractor_sha256="one") == kept(extractor_sha256="one") == kept(extractor_sha256="two") == result
+    assert found(extractor_sha256="one") == found(extractor_sha256="one") == found(extractor_sha256="two") == result
     assert measured == [{"extractor_sha256": "one"}, {"extractor_sha256": "two"}]
     (folder / "rca.json").unlink()
-    kept(extractor_sha256="two")
+    found(extractor_sha256="two")
     assert len(measured) == 3
     (folder / "rca.json").write_text("{")
     with pytest.raises(HBenchError, match="remove it, and it is measured anew"):
-        kept(extractor_sha256="two")
+        found(extractor_sha256="two")
 
 
 @pytest.mark.slow
@@ -236,7 +245,7 @@ def test_mistakes_are_refused_before_anything_is_searched(tiny_run, mine, tmp_pa
     def search(*args, **kwargs):
         raise AssertionError("searched")
 
-    monkeypatch.setattr(module, "find", search)
+    monkeypatch.setattr("hbench.evaluation.benchmark.benchmark.find", search)
     bench = partial(benchmark, tiny_run, tmp_path / "bench", methods=["random"], counts=COUNTS, device="cpu")
     with pytest.raises(HBenchError, match="nothing"):
         bench(add=[tmp_path / "nothing.safetensors"])
@@ -248,7 +257,7 @@ def test_mistakes_are_refused_before_anything_is_searched(tiny_run, mine, tmp_pa
     own = load_run(tiny_run, device="cpu")
     pictures = own.experiment.model_copy(update={"data": own.experiment.data.model_copy(update={"dataset": "folder"})})
     with pytest.raises(HBenchError, match='data set "folder" needs its folder'):
-        module._check_images(Extractor("random-resnet18"), pictures, [tmp_path], None, False)
+        _check_images(Distances(Extractor("random-resnet18"), tmp_path, None, False), pictures, [tmp_path])
     with pytest.raises(HBenchError, match="is a run, with a chain and an S of its own: leave `experiment` out"):
         bench(experiment=override(own.experiment, ["discovery.M=4"]))
 
@@ -316,10 +325,10 @@ def test_a_result_of_another_classifier_or_size_is_measured_again(tmp_path):
         asked.append(True)
         return before
 
-    assert module._kept(Attributes, folder, run, 0, measure, **wanted) == before
+    assert kept(Attributes, folder, run, 0, measure, **wanted) == before
     assert not asked
     for seed, changed in ((0, {"classifier_sha256": None}), (0, {"pairs": 7}), (1, {})):
-        module._kept(Attributes, folder, run, seed, measure, **wanted | changed)
+        kept(Attributes, folder, run, seed, measure, **wanted | changed)
         assert asked.pop()
 
 

@@ -355,6 +355,8 @@ class Pretrain(Section):
     """Largest norm of the gradient."""
     precision: Precision = "bfloat16"
     """Precision of the passes: bfloat16 is autocast with float32 weights."""
+    capture: Literal["auto", "never"] = "auto"
+    """Replay of the pass forward and backward as a CUDA graph: on CUDA, by "auto", of models without dropout."""
     weights: Literal["float32", "float16"] = "float32"
     """Storage of the exported weights."""
     checkpoint_every: Count = 500

@@ -22,6 +22,7 @@ from hbench.core.images import to_float
 from hbench.core.sampler import Sampler
 from hbench.errors import check_type
 from hbench.models import build_model
+from hbench.runtime.capture import Graphs, graphs_of
 from hbench.runtime.device import autocast, wall_seconds
 from hbench.runtime.distributed import all_reduce_mean, average_gradients, rank, shard, world_size
 from hbench.store.account import Account, content_sha256
@@ -137,7 +138,16 @@ def pretrain(
         sampler = grid_sampler(experiment, trained, start.device)
 
         # Train.
-        take_step = partial(train_step, settings, trained, sampler, images, seed, flip=experiment.data.flip)
+        take_step = partial(
+            train_step,
+            settings,
+            trained,
+            sampler,
+            images,
+            seed,
+            flip=experiment.data.flip,
+            graphs=recordings(settings, trained.model, start.device),
+        )
 
         announce(
             settings,
@@ -197,6 +207,15 @@ def grid_sampler(experiment: Experiment, trained: Pretrained, device: torch.devi
     )
 
 
+def recordings(settings: Pretrain, model: DiffusionModel, device: torch.device) -> Graphs | None:
+    """Return a place for the recording of a step; None where steps run as they are.
+
+    With dropout they do: a recording would draw other masks than the step that it replaces.
+    """
+    drops = any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
+    return None if settings.capture == "never" or drops else graphs_of(device)
+
+
 def train_step(
     settings: Pretrain,
     trained: Pretrained,
@@ -206,10 +225,12 @@ def train_step(
     step: int,
     *,
     flip: bool = False,
+    graphs: Graphs | None = None,
 ) -> dict[str, float]:
     """Take step ``step`` of pretraining and return its loss; everything random in it follows from (seed, step).
 
-    Each process takes it on its slice of the batch; the loss is that of the whole batch.
+    Each process takes it on its slice of the batch; the loss is that of the whole batch. What ``graphs`` has recorded
+    is replayed: the pass forward and backward, not what the processes say to each other, nor the optimiser.
     """
     model, optimizer = trained.model, trained.optimizer
     alpha_bar, device = sampler.alpha_bar, sampler.device
@@ -223,12 +244,14 @@ def train_step(
         x_0 = flipped(x_0, seed, step)
     x_0, t, eps = (shard(v) for v in (x_0, *draw_noise(x_0, len(alpha_bar))))
 
-    # Accumulate gradients.
+    # Compute gradients.
     if world_size() > 1:
         torch.manual_seed(seeds.dropout(seed, step, rank()))  # other masks on each process
-    loss = prediction_mse(model, alpha_bar, x_0.to(device), t, eps.to(device), settings)
-    optimizer.zero_grad()
-    loss.backward()
+    work = partial(_loss_and_gradients, model, settings)
+    inputs = [v.to(device) for v in (x_0, eps, t, alpha_bar[t].float()[:, None, None, None])]
+    loss, *gradients = graphs.run("pretraining", work, inputs) if graphs else work(*inputs)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
     average_gradients(model.parameters())
 
     # Update weights.
@@ -238,7 +261,7 @@ def train_step(
     # Update the moving average.
     trained.average.update_parameters(model)
 
-    return all_reduce_mean({"loss": loss.item()})  # the step's only reading from the device
+    return all_reduce_mean({"loss": cast(Tensor, loss).item()})  # the step's only reading from the device
 
 
 def flipped(x_0: Tensor, seed: int, step: int) -> Tensor:
@@ -259,15 +282,21 @@ def draw_noise(x_0: Tensor, T: int) -> tuple[Tensor, Tensor]:
 
 
 def prediction_mse(
-    model: DiffusionModel, alpha_bar: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, settings: Pretrain
+    model: DiffusionModel, settings: Pretrain, x_0: Tensor, eps: Tensor, t: Tensor, alpha_bar_t: Tensor
 ) -> Tensor:
-    """Return the mean squared error of the prediction at the timesteps t [B], which are on the CPU; scalar."""
-    alpha_bar_t = alpha_bar[t].float().to(x_0.device)[:, None, None, None]
+    """Return the mean squared error of the prediction at the timesteps t [B], with their alpha_bar [B, 1, 1, 1]."""
     x_t = alpha_bar_t.sqrt() * x_0 + (1 - alpha_bar_t).sqrt() * eps
     with autocast(x_0.device, settings.precision):
-        output = model.decode(*model.encode(x_t, t.to(x_0.device)))
+        output = model.decode(*model.encode(x_t, t))
     target = training_target(model, x_0, eps, alpha_bar_t)
     return nn.functional.mse_loss(output[:, : x_0.shape[1]].float(), target)
+
+
+@torch.enable_grad()
+def _loss_and_gradients(model: DiffusionModel, settings: Pretrain, *inputs: Tensor) -> list[Tensor | None]:
+    """Return :func:`prediction_mse`, and its gradient by each of the model's parameters, None where there is none."""
+    loss = prediction_mse(model, settings, *inputs)
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
 
 
 def lr_factor(settings: Pretrain, step: int) -> float:

@@ -7,8 +7,8 @@
 | curves | the losses of a short discovery with the model of mnist16 |
 | pretraining | steps of pretraining a second, on random images |
 
-All but the last by both values of ``discovery.capture``, of which "auto" replays on CUDA alone. With ``--small`` it
-takes a tiny network and few repeats.
+All by both values of ``discovery.capture`` or ``pretrain.capture``, of which "auto" replays on CUDA alone. With
+``--small`` it takes a tiny network and few repeats.
 """
 
 import argparse
@@ -147,16 +147,17 @@ def curves(asked: argparse.Namespace, device: torch.device) -> Iterator[Row]:
 
 def pretraining(asked: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     """Time steps of pretraining."""
-    experiment = experiment_of(asked)
-    settings, repeats = experiment.pretrain, 2 if asked.small else 30
-    if asked.small:
-        settings = settings.model_copy(update={"batch_size": 4})
-    trained = pretrain.initial(experiment, 0, device)
-    sampler = pretrain.grid_sampler(experiment, trained, device)
-    images = torch.randint(256, (1000, *experiment.data.image_shape), dtype=torch.uint8)
-    step = partial(pretrain.train_step, settings, trained, sampler, images, 0, 0)
-    row = timed(step, device, repeats)
-    yield {"batch": settings.batch_size, **row, "steps_per_second": 1 / row["median"]}
+    repeats = 2 if asked.small else 30
+    for capture in CAPTURES:
+        small = ["pretrain.batch_size=4"] if asked.small else []
+        experiment = experiment_of(asked, f"pretrain.capture={capture}", *small)
+        settings, trained = experiment.pretrain, pretrain.initial(experiment, 0, device)
+        sampler = pretrain.grid_sampler(experiment, trained, device)
+        graphs = pretrain.recordings(settings, trained.model, device)
+        images = torch.randint(256, (1000, *experiment.data.image_shape), dtype=torch.uint8)
+        step = partial(pretrain.train_step, settings, trained, sampler, images, 0, 0, graphs=graphs)
+        row = timed(step, device, repeats)
+        yield {"capture": capture, "batch": settings.batch_size, **row, "steps_per_second": 1 / row["median"]}
 
 
 def shown(value: object) -> str:

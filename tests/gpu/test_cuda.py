@@ -12,11 +12,12 @@ from hbench.core.chain import backpropagate
 from hbench.core.directions import draw_shifts, own_direction
 from hbench.core.sampler import Sampler
 from hbench.evaluation import sweep_cells as sweep
-from hbench.experiments import load_experiment
+from hbench.experiments import load_experiment, override
 from hbench.models import build_model
 from hbench.runtime.capture import graphs_of
 from hbench.runtime.device import pick_device
 from hbench.runtime.memory import MIB
+from hbench.training import pretrain
 from hbench.training.cost import predict
 from hbench.training.freeze import freeze
 from hbench.training.probe import measure, measure_apart
@@ -157,6 +158,21 @@ def test_a_replayed_training_goes_the_same_way():
         experiment, sampler = setup(strategy="node", precision="float32", capture=capture, start=1.0)
         trained, draw_raw = initial(experiment, sampler, 0), raw_pairs(experiment, sampler, 0)
         rows[capture] = [train_step(experiment, sampler, trained, draw_raw, 0, i)["loss"] for i in range(20)]
+    assert rows["auto"] == pytest.approx(rows["never"], rel=0.02)
+
+
+@pytest.mark.usefixtures("without_a_word")
+def test_a_replayed_pretraining_goes_the_same_way():
+    rows = {}
+    for capture in ("never", "auto"):
+        experiment = override(load_experiment("digits16", TINY), [f"pretrain.capture={capture}"])
+        settings, trained = experiment.pretrain, pretrain.initial(experiment, 0, CUDA)
+        sampler = pretrain.grid_sampler(experiment, trained, CUDA)
+        images = torch.randint(256, (64, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        graphs = pretrain.recordings(settings, trained.model, CUDA)
+        assert (graphs is None) == (capture == "never")
+        steps = [pretrain.train_step(settings, trained, sampler, images, 0, i, graphs=graphs) for i in range(20)]
+        rows[capture] = [row["loss"] for row in steps]
     assert rows["auto"] == pytest.approx(rows["never"], rel=0.02)
 
 

@@ -89,7 +89,7 @@ def test_pretraining_measures_the_error_of_v(toy):
     a = alpha_bar_schedule()[t].float()[:, None, None, None]
     v = model.decode(*model.encode(a.sqrt() * x_0 + (1 - a).sqrt() * eps, t))
     settings = toy.pretrain.model_copy(update={"precision": "float32"})
-    found = prediction_mse(model, alpha_bar_schedule(), x_0, t, eps, settings)
+    found = prediction_mse(model, settings, x_0, eps, t, a)
     torch.testing.assert_close(found, (v - (a.sqrt() * eps - (1 - a).sqrt() * x_0)).square().mean())
 
 

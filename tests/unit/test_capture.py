@@ -4,6 +4,7 @@ import logging
 import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from hbench.experiments import load_experiment, override
 from hbench.models import build_model
 from hbench.models.shift import FixedDirections, ShiftBlock
 from hbench.runtime.capture import Graphs, graphs_of
+from hbench.training import pretrain
+from hbench.training.estimate import undone
 from hbench.training.freeze import freeze
 from hbench.training.probe import measure
 from hbench.training.step import initial, raw_pairs, run_pairs, train_step
@@ -352,3 +355,37 @@ def test_the_probe_measures_what_will_run(tiny, recorder, monkeypatch):
     plain = measure(override(wanted, ["discovery.capture=never"]), sampler, 0, repeats=0)
     assert plain.shifted.kept is None
     assert plain.shifted.graph_mib == probe.shifted.graph_mib
+
+
+def pretrained(experiment):
+    """Return losses and average weights after four steps of pretraining; the first is taken twice, as an estimate's."""
+    settings, trained = experiment.pretrain, pretrain.initial(experiment, 0, CPU)
+    sampler = pretrain.grid_sampler(experiment, trained, CPU)
+    images = torch.randint(256, (16, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    graphs = pretrain.recordings(settings, trained.model, CPU)
+    step = partial(pretrain.train_step, settings, trained, sampler, images, 0, flip=True, graphs=graphs)
+    with undone(vars(trained)):
+        step(0)
+    return [step(i)["loss"] for i in range(4)], trained.averaged_model.state_dict()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_replayed_pretraining_is_the_same(tiny, monkeypatch, precision):
+    experiment = override(tiny, [f"pretrain.precision={precision}"])
+    losses, weights = pretrained(experiment)
+    recorder = Recorder()
+    monkeypatch.setattr("hbench.training.pretrain.graphs_of", recorder.graphs)
+    again, same = pretrained(experiment)
+    assert (recorder.recorded, recorder.replayed) == (1, 5)
+    assert again == losses
+    for name, value in weights.items():
+        assert torch.equal(same[name], value), name
+
+
+@pytest.mark.parametrize("setting", ["pretrain.capture=never", "model.dropout=0.1"])
+def test_steps_of_pretraining_that_are_not_recorded(tiny, monkeypatch, setting):
+    monkeypatch.setattr("hbench.training.pretrain.graphs_of", Recorder().graphs)
+    for overrides, is_recorded in (([], True), ([setting], False)):
+        experiment = override(tiny, overrides)
+        found = pretrain.recordings(experiment.pretrain, build_model(experiment), CPU)
+        assert (found is not None) == is_recorded

@@ -140,12 +140,11 @@ def test_a_step_of_discovery_needs_no_float64(tiny, on_meta, gradient, pool):
 
 def test_a_step_of_pretraining_needs_no_float64(tiny, on_meta):
     trained = pretrain.initial(tiny, 0, META)
-    sampler = Sampler.of(tiny, trained.averaged_model.eval(), META)
-    images = torch.zeros(4, *tiny.data.image_shape, device=META)
+    images, alpha_bar_t = torch.zeros(4, *tiny.data.image_shape, device=META), torch.rand(4, 1, 1, 1, device=META)
     settings = tiny.pretrain.model_copy(update={"precision": "bfloat16"})
     with NoFloat64():
-        loss = pretrain.prediction_mse(trained.model, sampler.alpha_bar, images, torch.arange(4), images, settings)
-        loss.backward()
+        t = torch.arange(4, device=META)
+        pretrain.prediction_mse(trained.model, settings, images, images, t, alpha_bar_t).backward()
         trained.optimizer.step()
         trained.average.update_parameters(trained.model)
 

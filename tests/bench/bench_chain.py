@@ -373,6 +373,36 @@ def test_layers_on_one_thread(benchmark, alone):
     interleaved(benchmark, contenders, ratios, time.process_time, shape=list(x.shape), precision="bfloat16")
 
 
+@pytest.mark.filterwarnings("default")  # of the compiler's own
+def test_small_functions_on_one_thread(benchmark, alone):
+    """What is left beside convolutions: norm, scale, shift and SiLU as they are and compiled, and the bookkeeping."""
+    benchmark.group = "small functions, bfloat16, one thread, CPU time"
+    norm, emb = torch.ones(64), torch.randn(64, 64, 1, 1).bfloat16()
+
+    def end_of_block(h):
+        return F.silu(F.group_norm(h, 32, norm, norm) * (1 + emb) + emb)
+
+    def start_of_block(h):
+        return F.silu(F.group_norm(h, 32, norm, norm))
+
+    contenders, ratios = {}, {}
+    for function in (start_of_block, end_of_block):
+        for how, call in {"": function, ", compiled": torch.compile(function, dynamic=False)}.items():
+            leaf = torch.randn(64, 64, 16, 16).bfloat16().requires_grad_()
+            name = function.__name__.replace("_", " ")
+            pull = partial(torch.autograd.grad, call(leaf), leaf, torch.ones_like(leaf), retain_graph=True)
+            contenders |= {f"{name}{how}": partial(call, leaf), f"{name} backward{how}": pull}
+            for each in (name, f"{name} backward"):
+                ratios[f"{each}: as it is / compiled"] = (each, f"{each}, compiled")
+    experiment, model = parts()
+    sampler = Sampler.of(experiment, freeze(experiment, model, DEVICE), DEVICE, M=2)
+    x = torch.randn(64, 1, 16, 16)
+    contenders["two steps, no_grad"] = partial(sampler.generate, x)
+    contenders["two steps, inference_mode"] = torch.inference_mode()(partial(sampler.generate, x))
+    ratios["no_grad / inference_mode"] = ("two steps, no_grad", "two steps, inference_mode")
+    interleaved(benchmark, contenders, ratios, time.process_time, shape=[64, 64, 16, 16], precision="bfloat16")
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_sampling_and_inversion_against_diffusers(benchmark, precision):
     """50 steps from x_T, and back, against the loops of diffusers' pipelines with the same UNet and precision."""

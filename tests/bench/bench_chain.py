@@ -373,6 +373,23 @@ def test_layers_on_one_thread(benchmark, alone):
     interleaved(benchmark, contenders, ratios, time.process_time, shape=list(x.shape), precision="bfloat16")
 
 
+def test_operators_of_a_step_on_one_thread(benchmark, alone):
+    """The share of each of PyTorch's operators in a training step's CPU time, its own work without that of others."""
+    benchmark.group = "operators, bfloat16, one thread, CPU time"
+    experiment, model = parts()
+    step = whole_step(experiment, model)
+    benchmark.pedantic(step, rounds=1, warmup_rounds=1, iterations=1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    seconds = {event.key: event.self_cpu_time_total / 1e6 for event in profile.key_averages()}
+    total = sum(seconds.values())
+    shares = {name: value / total for name, value in sorted(seconds.items(), key=lambda each: -each[1])[:12]}
+    origin = replace(provenance(None, DEVICE, 0), command=shlex.join(["pytest", *sys.argv[1:]])).to_json()
+    benchmark.extra_info.update(n=1, seconds=total, shares=shares, provenance=origin)
+    for name, value in shares.items():
+        print(f"  {name:60} {value:6.1%}")
+
+
 @pytest.mark.filterwarnings("default")  # of the compiler's own
 def test_small_functions_on_one_thread(benchmark, alone):
     """What is left beside convolutions: norm, scale, shift and SiLU as they are and compiled, and the bookkeeping."""

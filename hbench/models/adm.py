@@ -422,6 +422,7 @@ class GroupNorm32(nn.GroupNorm):
     """Group norm with 32 groups that accumulates at least in float32, and returns its input's dtype.
 
     Channels that 32 does not divide, which only other networks have, get fewer groups: the largest common divisor.
+    Activations are never copied to float32, which would be most of the time of such a layer.
     """
 
     def __init__(self, channels: int) -> None:
@@ -429,9 +430,18 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [B, C, ...]."""
-        # Float32 parameters with bfloat16 input have a kernel on the CPU, several times faster than casting
-        # the activations up and down; CUDA has none, but there autocast makes the input float32.
-        return super().forward(x).to(x.dtype)
+        # Float32 parameters with bfloat16 input have a kernel on the CPU; CUDA has none, and autocast, which it is
+        # left out for, would make the input float32.
+        return self.with_cast_parameters(x) if x.is_cuda and x.dtype == torch.bfloat16 else super().forward(x)
+
+    def with_cast_parameters(self, x: Tensor) -> Tensor:
+        """Normalise x [B, C, ...] with scale and bias in its own dtype, and statistics in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            # by a layer norm for each group: CUDA's group norm rounds the statistics to bfloat16
+            groups = x.reshape(len(x), self.num_groups, -1)
+            normal = F.layer_norm(groups, groups.shape[2:], eps=self.eps).view_as(x)
+            scale, bias = (v.to(x.dtype).view(-1, *[1] * (x.ndim - 2)) for v in (self.weight, self.bias))
+            return torch.addcmul(bias, normal, scale)
 
 
 def timestep_embedding(t: Tensor, channels: int, max_period: float = 10_000) -> Tensor:

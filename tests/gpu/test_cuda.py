@@ -14,6 +14,7 @@ from hbench.core.sampler import Sampler
 from hbench.evaluation import sweep_cells as sweep
 from hbench.experiments import load_experiment, override
 from hbench.models import build_model
+from hbench.models.adm import GroupNorm32
 from hbench.runtime.capture import graphs_of
 from hbench.runtime.device import pick_device
 from hbench.runtime.memory import MIB
@@ -266,3 +267,18 @@ def test_the_plan_predicts_a_cell_of_the_sweep():
         row = sweep.measure_apart(cell)
         assert row.status == "ok", row.error
         assert predict(probe, experiment, 20, keep, strategy).memory_mib == pytest.approx(row.memory_mib, rel=0.1)
+
+
+def test_a_norm_copies_no_activations_to_float32():
+    norm = GroupNorm32(64).to(CUDA)
+    x, held = torch.randn(4, 64, 16, 16, device=CUDA).bfloat16().requires_grad_(), []
+    with (
+        torch.autocast("cuda", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda v: held.append(v) or v, lambda v: v),
+    ):
+        found = norm(x)
+    assert found.dtype == torch.bfloat16
+    assert {v.numel() for v in held if v.dtype == torch.float32} == {4 * 32}  # a mean and a deviation a group
+    torch.testing.assert_close(found.float(), norm(x.detach().float()), rtol=0.02, atol=0.02)
+    found.sum().backward()
+    assert x.grad.isfinite().all()

@@ -7,7 +7,7 @@ from hbench.core.backbone import Backbone
 from hbench.core.directions import draw_shifts, magnitudes
 from hbench.experiments import load_experiment
 from hbench.models import build_discriminator, build_model, build_reconstructor, build_shift_block
-from hbench.models.adm import ADMConfig, EncoderUNetModel, UNetModel
+from hbench.models.adm import ADMConfig, EncoderUNetModel, GroupNorm32, UNetModel
 from hbench.models.guided_diffusion import config_from_guided_diffusion
 from hbench.models.shift import ShiftBlock
 
@@ -233,3 +233,20 @@ def test_equals_guided_diffusion_for_random_configurations(seed):
         y = (torch.tensor([1, 3]),) if extra.get("num_classes") else ()
         with torch.no_grad():
             torch.testing.assert_close(model(x, t, *y), reference(x, t, *y), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 8, 8), (4, 64, 16), (4, 48, 8, 8)])
+def test_a_norm_with_cast_parameters_is_the_same_up_to_rounding(shape):
+    torch.manual_seed(0)
+    norm = GroupNorm32(shape[1])
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    x = (3 + torch.randn(shape)).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm.with_cast_parameters(x)
+    assert found.dtype == torch.bfloat16
+    exact = norm(y := x.detach().float().requires_grad_())
+    torch.testing.assert_close(found.float(), exact, rtol=0.01, atol=0.02)
+    found.float().square().sum().backward()
+    (pulled,) = torch.autograd.grad(exact.square().sum(), y)
+    assert (x.grad - pulled).abs().max() < 0.02 * pulled.abs().max()

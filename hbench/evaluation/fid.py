@@ -5,6 +5,7 @@ Samples and real images become folders of PNGs in a cache, so that they can be l
 determines them, features by the bytes of the images and of the extractor's weights.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from hbench.core.intervals import in_words, jackknife
-from hbench.errors import check_at_least, check_seed, check_type
+from hbench.errors import as_list, check_at_least, check_seed, check_type
 from hbench.evaluation.features import choose_extractor, features
 from hbench.evaluation.frechet import (
     Distance,
@@ -121,8 +122,10 @@ class Fidelity(Result):
         """Return the table, then the ratio of both distances, and the distance between halves of the real images."""
         ratio, half = in_words(self.ratio, self.ratio_interval), self.n_real // 2
         infinity = in_words(self.ratio_infinity, self.ratio_infinity_interval, unknown="not known")
+        among = self.detail("directions")
+        alone = f"shifted along directions {', '.join(map(str, among))} alone\n" if among else ""
         return (
-            f"{self.table().to_string(index=False)}\n"
+            f"{self.table().to_string(index=False)}\n{alone}"
             f"shifted / raw {ratio} at n = {self.raw.n:,}, {infinity} at infinity\n"
             f"two halves of the real images {self.halves:.3f} at n = {half:,} each, 0 at infinity"
         )
@@ -154,6 +157,7 @@ def fid(
     *,
     samples: int | None = None,
     steps: int | None = None,
+    directions: Sequence[int] | None = None,
     extractor: str | None = None,
     weights: str | Path | None = None,
     cache: str | Path = "runs/cache",
@@ -170,6 +174,7 @@ def fid(
         run: run that generates the samples.
         samples: number of samples of each kind, at least 3; the experiment's by default.
         steps: number of generation steps M, 1..T; the run's by default.
+        directions: directions that samples are shifted along, such as the visible ones; all by default.
         extractor: name of a feature extractor of torch-fidelity that is plain weights, or "classifier"; by default
             Inception, and for labelled images the classifier.
         weights: file of the extractor's weights; by default torch-fidelity's, or the shipped classifier that fits. A
@@ -181,7 +186,7 @@ def fid(
 
     Raises:
         TypeError: not a run.
-        ValueError: fewer than 3 samples, or steps out of range.
+        ValueError: fewer than 3 samples, steps out of range, or no direction.
         HBenchError: no such extractor, no data, or too few images.
     """
     check_type(Run, "as load_run returns it", run=run)
@@ -190,13 +195,17 @@ def fid(
     check_at_least(3, samples=count)
     check_seed(seed)
     check_has_files(run)
+    among = None if directions is None else sorted(set(as_list(directions)))
+    if among is not None:
+        check_at_least(1, directions=len(among))
+        run.check_edit(dict.fromkeys(among, 0.0))
     chosen, cache = choose_extractor(run.experiment.data, extractor, weights), Path(cache)
     origin = provenance(run.experiment, run.device, seed, weights_sha256=run.hashes, M=M)
     reference = None
     if rank() == 0:
         remove_leftovers(cache)
         reference, read = real_images(run.experiment.data, chosen, cache, run.device, data_root, download)
-    folders = sample_folders(run, count, cache, seed, M)
+    folders = sample_folders(run, count, cache, seed, M, among)
     results = []
     if reference:
         raw, shifted = (features(pngs(folder, count), chosen, cache, run.device) for folder in folders)
@@ -207,6 +216,7 @@ def fid(
             extractor_sha256=chosen.sha256,
             reference_sha256=reference.sha256,
             samples={"raw": str(folders[0]), "shifted": str(folders[1])},
+            **({} if among is None else {"directions": among}),
             **read,
         )
         images = tuple(read_pngs(pngs(folder, min(count, EXAMPLES))) for folder in folders)

@@ -59,20 +59,27 @@ class SampleSet(Record):
     device: str
     """Type of the device: "cpu", "cuda" or "mps"."""
     versions: dict[str, str]
+    directions: list[Count] | None = None
+    """Directions that k is drawn from; None for all."""
 
     @property
     def key(self) -> str:
         """Name of the folder: 32 hexadecimal digits."""
         values = self.to_json()
         del values["schema"]  # the form of the file determines no sample
+        if self.directions is None:
+            del values["directions"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None = None) -> tuple[Path, Path]:
+def sample_folders(
+    run: Run, count: int, cache: Path, seed: int, M: int | None = None, directions: Sequence[int] | None = None
+) -> tuple[Path, Path]:
     """Return folders with at least ``count`` raw and shifted samples as PNGs, after making those that are missing.
 
-    Sample i depends only on the run, the number M of generation steps (the run's by default) and (seed, i). Called
-    again after a kill, it goes on where it stopped. Several processes make the samples together.
+    Sample i depends only on the run, the number M of generation steps (the run's by default), the directions that k is
+    drawn from (all by default) and (seed, i). Called again after a kill, it goes on where it stopped. Several processes
+    make the samples together.
 
     Raises:
         HBenchError: the folders cannot be written, hold other samples than their name says or other pictures than were
@@ -88,6 +95,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
         seed=seed,
         device=run.device.type,
         versions=VERSIONS,
+        directions=None if directions is None else list(directions),
     )
     folder = _opened(samples, cache)
     raw, shifted = folder / "raw", folder / "shifted"
@@ -95,7 +103,7 @@ def sample_folders(run: Run, count: int, cache: Path, seed: int, M: int | None =
     with progress(total=sum(map(len, batches)), desc="samples", unit="image") as bar:
         for chosen in batches:
             if not all(_is_kept(kind, i) for kind in (raw, shifted) for i in chosen):
-                pairs = draw_pairs(run, seed, chosen[0], len(chosen), M=M)
+                pairs = draw_pairs(run, seed, chosen[0], len(chosen), M=M, directions=directions)
                 _save_pngs(to_uint8(pairs.x_0), raw, chosen)
                 _save_pngs(to_uint8(pairs.x_0_shifted), shifted, chosen)
             bar.update(len(chosen))

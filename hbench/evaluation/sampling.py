@@ -1,5 +1,6 @@
 """Samples and pairs for measurements, and the samples that pictures show."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -105,7 +106,13 @@ def batches_of(count: int, size: int = BATCH) -> list[range]:
 
 
 def draw_pairs(
-    run: Run, seed: int, first: int, count: int, source: Source | None = None, M: int | None = None
+    run: Run,
+    seed: int,
+    first: int,
+    count: int,
+    source: Source | None = None,
+    M: int | None = None,
+    directions: Sequence[int] | None = None,
 ) -> Pairs:
     """Draw the pairs ``first`` .. ``first + count - 1`` with random k and s; pair i depends only on (seed, i).
 
@@ -118,13 +125,16 @@ def draw_pairs(
         count: number of pairs.
         source: kind of direction; each sample's own by default.
         M: number of generation steps; the run's by default.
+        directions: directions that k is drawn from; all by default.
     """
     source = source or partial(own_direction, run.shift_block)
     settings = run.experiment.discovery
+    among = torch.tensor(range(settings.K) if directions is None else directions)
     shifts = []
     for i in range(first, first + count):
         generator = torch.Generator().manual_seed(seeds.shift_of_pair(seed, i))
-        shifts.append(draw_shifts(1, settings.K, settings.S, settings.min_magnitude, generator))
-    k, s = (torch.cat(values).to(run.device) for values in zip(*shifts, strict=True))
+        shifts.append(draw_shifts(1, len(among), settings.S, settings.min_magnitude, generator))
+    drawn, s = (torch.cat(values) for values in zip(*shifts, strict=True))
+    k, s = among[drawn].to(run.device), s.to(run.device)
     x_T = run.noise(count, seed=seed, first=first)
     return Pairs(*run.sampler.with_steps(M).generate_pairs(x_T, source(k, s)), k, s)

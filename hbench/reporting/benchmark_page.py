@@ -46,7 +46,7 @@ NUMBERS = (
     Line("specificity", "specificity", "leading effect over the mean of the others", 1),
     Line("oddness", "oddness", "1 where the signs do opposite things", 1),
     Line("kept_half", "kept at S/2", "share of samples that keep their classes", 1),
-    Line("fd_ratio", "distance, shifted / raw", "1 where a shift costs no fidelity", -1),
+    Line("fd_ratio", "distance, shifted / raw", "over visible directions; 1 where a shift costs no fidelity", -1),
     Line("precision", "precision", "shifted samples among raw ones", 1),
     Line("recall", "recall", "raw samples among shifted ones", 1),
     Line("seconds", "seconds", "of the search", -1),

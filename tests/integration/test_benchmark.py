@@ -24,6 +24,7 @@ from hbench.evaluation.benchmark.entries import given
 from hbench.evaluation.benchmark.measure import Counts, Distances, factors_found, kept
 from hbench.evaluation.benchmark.result import Benchmark
 from hbench.evaluation.features import Extractor
+from hbench.evaluation.fid import Fidelity
 from hbench.evaluation.rca import RCA
 from hbench.experiments import override
 from hbench.reporting.benchmark_page import NUMBERS, cells, write_page
@@ -73,6 +74,28 @@ def test_methods_are_measured_alike_and_once(tiny_run, mine, tmp_path, monkeypat
     assert len(measured) == 1
     assert more.to_json()["methods"][:2] == found.to_json()["methods"]
     assert more.methods[2].name == "mine"
+
+
+@pytest.mark.parametrize(("seen", "among"), [([0, 2], [0, 2]), ([], None), ([0, 1, 2], None)])
+def test_distances_are_of_samples_along_visible_directions(
+    tiny_run, classifier_file, tmp_path, monkeypatch, seen, among
+):
+    def effects(*args, **kwargs):
+        found = hbench.evaluate.attributes(*args, **kwargs)
+        directions = [replace(each, visible=each.direction in seen) for each in found.directions]
+        return replace(found, directions=directions, invisible=sorted({0, 1, 2} - {*seen}))
+
+    monkeypatch.setattr("hbench.evaluation.benchmark.measure.attributes", effects)
+    counts = replace(COUNTS, images=8)
+    places = {"weights": classifier_file, "cache": tmp_path / "cache"}
+    out = tmp_path / "bench"
+    for _ in range(2):  # the second time of what is there
+        found = benchmark(tiny_run, out, methods=["trained"], counts=counts, device="cpu", **places)
+        (fidelity,) = out.glob("trained/fid-*")
+        distances = Fidelity.load(fidelity)
+        assert distances.detail("directions") == among
+        assert found.methods[0].fd_ratio == distances.ratio
+    assert len(list((tmp_path / "cache/samples").iterdir())) == 1  # those of precision and recall too
 
 
 def test_more_seeds_of_a_search_give_intervals_over_them(tiny_run, tmp_path):

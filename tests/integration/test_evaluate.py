@@ -125,6 +125,13 @@ def test_a_pair_depends_only_on_the_seed_and_its_number(run):
     assert not torch.equal(whole.s, draw_pairs(run, 6, 0, 6).s)
 
 
+def test_pairs_along_some_directions_are_else_the_same(run):
+    some, others = draw_pairs(run, 5, 0, 12, directions=[0, 2]), draw_pairs(run, 5, 0, 12)
+    assert set(some.k.tolist()) == {0, 2}
+    assert torch.equal(some.s, others.s)
+    torch.testing.assert_close(some.x_0, others.x_0)
+
+
 def test_traverse_has_the_original_in_the_middle(run):
     images = run.traverse([2, 0], examples=3, samples=5, seed=4).images
     assert images.shape == (2, 3, 5, 1, 16, 16)

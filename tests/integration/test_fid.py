@@ -151,6 +151,20 @@ def test_samples_of_other_settings_of_the_network_never_share_a_cache(tiny_run, 
     assert of_models[0] != of_models[1]
 
 
+def test_the_distance_of_samples_along_some_directions(tiny_run, classifier_file, tmp_path):
+    run = load_run(tiny_run, device=CPU)
+    keywords = {"samples": 12, "extractor": "classifier", "weights": classifier_file, "cache": tmp_path}
+    whole, some = fid(run, **keywords), fid(run, directions=[2, 0, 2], **keywords)
+    assert whole.raw == some.raw
+    assert some.provenance.details["directions"] == [0, 2]
+    assert "shifted along directions 0, 2 alone" in some.summary()
+    assert "alone" not in whole.summary()
+    assert whole.provenance.details["samples"] != some.provenance.details["samples"]
+    for wrong in ([], [3], [-1]):
+        with pytest.raises(ValueError, match="direction"):
+            fid(run, directions=wrong, **keywords)
+
+
 @pytest.mark.slow
 def test_samples_in_other_numbers_of_steps(tmp_path):
     run = load_run(V01, device=CPU)  # a trained one: what an untrained model makes does not depend on M

@@ -1,7 +1,7 @@
 """What a bench measures of one entry: RCA by a fresh reconstructor, effects on attributes, distances, factors."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -58,11 +58,12 @@ class Distances:
         """Return the folder of the distances in that of an entry."""
         return of_entry / f"fid-{self.extractor.name}"
 
-    def measure(self, run: Run, images: int, seed: int) -> Fidelity:
-        """Measure how far the raw and the shifted images of a run lie from the real ones."""
+    def measure(self, run: Run, images: int, directions: Sequence[int] | None, seed: int) -> Fidelity:
+        """Measure how far raw images, and those shifted along some directions, lie from the real ones."""
         return fid(
             run,
             samples=images,
+            directions=directions,
             extractor=self.extractor.name,
             weights=self.extractor.weights,
             cache=self.cache,
@@ -116,16 +117,18 @@ def measure(
     fidelity, spread = None, None
     if distances:
         features_of = distances.extractor
+        visible = effects.visible if 0 < len(effects.visible) < run.K else None  # what changes nothing costs nothing
         fidelity = kept(
             Fidelity,
             distances.folder(folder),
             run,
             seed,
-            lambda: distances.measure(run, counts.images, seed),
+            lambda: distances.measure(run, counts.images, visible, seed),
             n=counts.images,
+            directions=visible,
             extractor_sha256=features_of.sha256,
         )
-        spread = _precision_recall(run, features_of, counts.images, distances.cache, seed)
+        spread = _precision_recall(run, features_of, counts.images, visible, distances.cache, seed)
     numbers = _numbers(entry, ranking, effects, fidelity, spread)
     best = sorted(effects.directions, key=lambda each: (not each.visible, -each.visible_change))[:SHOWN]
     images = run.traverse([each.direction for each in best], examples=EXAMPLES, samples=COLUMNS, seed=seed).images
@@ -186,12 +189,14 @@ def kept(kind: type[R], folder: Path, run: Run, seed: int, measure: Callable[[],
     return result
 
 
-def _precision_recall(run: Run, chosen: Extractor, count: int, cache: Path, seed: int) -> PrecisionRecall:
+def _precision_recall(
+    run: Run, chosen: Extractor, count: int, directions: Sequence[int] | None, cache: Path, seed: int
+) -> PrecisionRecall:
     """Return how far shifted samples lie among raw ones, and raw ones among shifted ones, in the extractor's features.
 
     The real images play no part: it is the model's own images that a direction should stay among.
     """
-    folders = sample_folders(run, count, cache, seed)
+    folders = sample_folders(run, count, cache, seed, directions=directions)
     found = []
     if rank() == 0:
         raw, shifted = (features(pngs(folder, count), chosen, cache, run.device) for folder in folders)

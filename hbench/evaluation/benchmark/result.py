@@ -69,10 +69,10 @@ class MeasuredMethod:
     """Distance of raw samples to real images; nan where it was not measured, as the next ones."""
     fd_shifted: Nonnegative
     fd_ratio: Nonnegative
-    """Distance of shifted samples over that of raw ones."""
+    """Distance of samples that are shifted along visible directions over that of raw ones."""
     fd_ratio_interval: Interval
     precision: ShareOrNone
-    """Share of shifted samples that lie among the model's raw ones (Kynkaanniemi et al. 2019)."""
+    """Share of these shifted samples that lie among the model's raw ones (Kynkaanniemi et al. 2019)."""
     precision_interval: Interval
     recall: ShareOrNone
     """Share of raw samples that lie among the shifted ones."""

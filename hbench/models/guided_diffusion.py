@@ -35,8 +35,10 @@ def with_its_defaults(experiment: Experiment) -> Experiment:
     return filled_in(experiment, {"model": heads, "diffusion": {"prediction": "eps", "T": 1000, **betas}})
 
 
-def silent_settings(experiment: Experiment, sections: Sequence[str] = tuple(SILENT)) -> str:
-    """Return the settings that no state dict betrays, in words, each with where it comes from."""
+def silent_settings(
+    experiment: Experiment, sections: Sequence[str] = tuple(SILENT), *, with_origin: bool = True
+) -> str:
+    """Return the settings that no state dict betrays, in words, by default each with where it comes from."""
     diffusion, words = experiment.diffusion, []
     without_effect = {
         *(["num_heads"] if experiment.model.num_head_channels != -1 else []),
@@ -48,8 +50,8 @@ def silent_settings(experiment: Experiment, sections: Sequence[str] = tuple(SILE
         for name in SILENT[section]:
             if name in without_effect:
                 continue
-            origin = "given" if name in settings.model_fields_set else "its default"
-            words.append(f"{name} = {str(getattr(settings, name)).lower()} ({origin})")
+            origin = " (given)" if name in settings.model_fields_set else " (its default)"
+            words.append(f"{name} = {str(getattr(settings, name)).lower()}{origin if with_origin else ''}")
     return ", ".join(words)
 
 

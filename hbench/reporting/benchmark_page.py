@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hbench.evaluation.benchmark.result import Benchmark, MeasuredMethod, OverSeeds
+from hbench.evaluation.benchmark.result import COUNTS, Benchmark, MeasuredMethod, OverSeeds
 from hbench.reporting.report import html_template
 from hbench.store.files import write_text
 
@@ -91,7 +91,8 @@ def cells(line: Line, methods: list[MeasuredMethod]) -> list[Cell]:
     for each, value in zip(methods, values, strict=True):
         low, high = getattr(each, f"{line.field}_interval", (math.nan, math.nan))
         detail = "" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"
-        words = "–" if value is None else f"{value:,.0f}" if value == int(value) and value > 1 else f"{value:.3f}"
+        is_count = line.field in COUNTS or (value is not None and value == int(value) and value > 1)
+        words = "–" if value is None else f"{value:,.0f}" if is_count else f"{value:.3f}"
         if line.field == "visible":
             words = f"{len(each.visible)} of {each.K}"
         is_best = bool(line.better) and compares and value is not None and line.better * value == max(known)

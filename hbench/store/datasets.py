@@ -22,7 +22,16 @@ from hbench.store.picture_files import Seen, fit, read_all
 from hbench.store.picture_folders import find_pictures
 from hbench.store.registry import DataSet, Pictures, Split, Wanted, check_data, data_set
 
-DOWNLOADS = Path.home() / ".cache" / "hbench"
+
+def _home() -> Path:
+    """Return the home folder; for a user without any, as containers have them, the one that Docker gives: "/"."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
+DOWNLOADS = _home() / ".cache" / "hbench"
 """Folder of downloads, and of images that are drawn once and kept."""
 
 

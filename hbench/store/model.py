@@ -64,9 +64,10 @@ def load_model(
         load_tensors(model, {f"unet.{name}": value for name, value in read_unet(pipeline).items()}, str(file))
         if pipeline.scheduler is None:
             log.warning(
-                "%s: no scheduler_config.json beside it: read with %s; wrong ones would load as well: look at samples",
+                "%s: no scheduler_config.json beside it: read with %s, diffusers' defaults unless the experiment has "
+                "others; wrong ones would load as well: look at samples",
                 file,
-                silent_settings(settings, ["diffusion"]),
+                silent_settings(settings, ["diffusion"], with_origin=False),
             )
     elif carries_experiment(file):
         checked_sha256(file)

@@ -105,13 +105,14 @@ def model_name(path: str | Path) -> str:
 
 
 def _in_folder(folder: Path, name: str) -> Pipeline | None:
-    _check_parts(read_json(folder / INDEX), name)
+    _check_parts(_settings(folder / INDEX), name)
     inside = folder / "unet"
     unet = inside if (inside / CONFIG).is_file() else folder
-    config = read_json(unet / CONFIG)
+    config = _settings(unet / CONFIG)
     kind = config.get("_class_name")
     if kind != NETWORK:
         if not isinstance(kind, str):
+            _check_alone(inside, folder)
             return None
         raise HBenchError(f"{name}: is {kind[:60]} of diffusers, and hbench takes {NETWORK} alone: give one")
     weights = [unet / f"{STEM}.safetensors", unet / f"{STEM}.bin"]
@@ -120,6 +121,13 @@ def _in_folder(folder: Path, name: str) -> Pipeline | None:
     if found is None:
         raise HBenchError(f"{name}: holds {CONFIG} and no weights: add {weights[0].name} or {weights[1].name}")
     return Pipeline(name, found, config, _scheduler(unet))
+
+
+def _check_alone(*folders: Path) -> None:
+    """Raise an HBenchError where weights of diffusers lie in one of the folders, which have no settings of them."""
+    found = (each for folder in folders for each in sorted(folder.glob(f"{STEM}.*")) if each.suffix in SUFFIXES)
+    if alone := next(found, None):
+        raise HBenchError(f"{alone}: {CONFIG} beside it is missing, or of no network: add the one it was saved with")
 
 
 def _check_parts(index: Mapping[str, Any], name: str) -> None:
@@ -138,7 +146,20 @@ def _check_parts(index: Mapping[str, Any], name: str) -> None:
 def _scheduler(unet: Path) -> dict[str, Any] | None:
     """Return the settings of the noise schedule of the pipeline to which a UNet's folder belongs; None without any."""
     folders = [unet / "scheduler", unet] + ([unet.parent / "scheduler"] if unet.name.startswith("unet") else [])
-    return next((found for folder in folders if (found := read_json(folder / SCHEDULER))), None)
+    return next((found for folder in folders if (found := _settings(folder / SCHEDULER))), None)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return what a file of settings holds; nothing where there is no file.
+
+    Raises:
+        HBenchError: damaged. Defaults in the place of its settings would make other images without a word.
+    """
+    if not path.is_file():
+        return {}
+    if not (found := read_json(path)):
+        raise HBenchError(f"{path}: holds no settings, or is damaged: get the file again")
+    return found
 
 
 # Settings -----------------------------------------------------------------------------------------------------------

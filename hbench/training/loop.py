@@ -36,7 +36,7 @@ from hbench.store.run_files import ROLES, WEIGHTS
 from hbench.store.weights import save_weights, write_experiment
 from hbench.training.checkpoint import Metrics, Saved, Stage, TrainedOn, load_checkpoint, save_checkpoint
 from hbench.training.estimate import Parts
-from hbench.training.tracking import check_log_to, tracking
+from hbench.training.tracking import check_log_to, read_log, tracking
 
 NAMES = {"pretrain": "pretrain", "discovery": "train"}
 """Names of the stages beside the progress bar."""
@@ -116,8 +116,8 @@ def started(
         TypeError: not an experiment.
         ValueError: a seed out of range, or an unknown program.
         HBenchError: the program to log to is not installed, the processes cannot share a batch or read different
-            images, the folder holds something else or is in use, its checkpoint is damaged, of another training or of
-            other images, or the weights of a complete training are not those that it wrote.
+            images, the folder holds something else or is in use, its checkpoint or log is damaged, or the checkpoint
+            of another training or of other images, or the weights of a complete training are not those that it wrote.
     """
     check_type(Experiment, "as load_experiment returns it", experiment=experiment)
     check_seed(seed)
@@ -137,6 +137,8 @@ def started(
     ):
         origin = provenance(experiment, device, seed, **details)
         saved = load_checkpoint(out, experiment, seed, stage, names, images) if resume else Saved()
+        if log_to and rank() == 0:  # a damaged log is refused while the run is still whole
+            read_log(out, log_to, saved.step)
         if device.type == "cpu" and saved.pieces and (before := saved.pieces[-1].threads) != origin.threads:
             log.warning(
                 "%s: began with %s, goes on with %d: it rounds differently", out, counted(before), origin.threads

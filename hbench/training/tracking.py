@@ -53,6 +53,8 @@ class Program:
     """Class of its errors."""
     forgets: bool = False
     """True if it drops the steps from the state's on when it starts."""
+    inside: str = ""
+    """Name of the log in the training's folder; empty where it lies elsewhere."""
 
 
 @contextmanager
@@ -81,10 +83,7 @@ def tracking(
     from accelerate import PartialState
 
     PartialState(cpu=device.type == "cpu")  # accelerate's trackers would take a GPU by themselves
-    program, file = PROGRAMS[log_to], folder / f"log-{log_to}.json"
-    state = Logged.read(file, "remove it for a new log") if step and file.is_file() else Logged(id="", steps=0)
-    if program.forgets:
-        state = replace(state, steps=min(state.steps, step))
+    program, file, state = PROGRAMS[log_to], _state_file(folder, log_to), read_log(folder, log_to, step)
     settings = hyperparameters(experiment, seed)
     with _telling(log_to):
         tracker, name = program.start(folder, f"{experiment.name} {uuid4().hex[:8]}", state, settings)
@@ -106,6 +105,23 @@ def tracking(
     finally:
         with _telling(log_to):
             tracker.finish()
+
+
+def read_log(folder: Path, log_to: str, step: int) -> Logged:
+    """Return the state of a training's log at a checkpoint; a log that is not there, or is no more, has nothing.
+
+    Raises:
+        HBenchError: its file is damaged.
+    """
+    program, file = PROGRAMS[log_to], _state_file(folder, log_to)
+    if not step or not file.is_file() or not (folder / program.inside).exists():
+        return Logged(id="", steps=0)
+    state = Logged.read(file, "remove it for a new log")
+    return replace(state, steps=min(state.steps, step)) if program.forgets else state
+
+
+def _state_file(folder: Path, log_to: str) -> Path:
+    return folder / f"log-{log_to}.json"
 
 
 def check_log_to(log_to: str | None) -> None:
@@ -226,7 +242,7 @@ def _to_mlflow(tracker: Any, file: Path, step: int) -> None:
 
 
 PROGRAMS = {
-    "tensorboard": Program(_tensorboard, _to_tensorboard, forgets=True),
+    "tensorboard": Program(_tensorboard, _to_tensorboard, forgets=True, inside="tensorboard"),
     "wandb": Program(_wandb, _to_wandb, "wandb.errors.Error"),
     "trackio": Program(_trackio, _to_trackio),
     "mlflow": Program(_mlflow, _to_mlflow, "mlflow.exceptions.MlflowException"),

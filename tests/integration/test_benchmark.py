@@ -355,6 +355,12 @@ def test_a_result_of_another_classifier_or_size_is_measured_again(tmp_path):
         assert asked.pop()
 
 
+def test_numbers_of_directions_are_whole_ones():
+    shown = replace(committed().methods[0], distinct=1, named=0, effective_rank=1.0)
+    words = {line.field: cells(line, [shown])[0].value for line in NUMBERS}
+    assert (words["distinct"], words["named"], words["effective_rank"]) == ("1", "0", "1.000")
+
+
 def test_the_page_marks_the_best_number_of_each_line(tiny_run, tmp_path):
     found = benchmark(tiny_run, tmp_path / "bench", methods=["trained", "random"], counts=COUNTS, device="cpu")
     better = replace(found.methods[1], rca=1.0, seconds=0.0, visible_change=9.0)

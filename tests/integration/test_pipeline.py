@@ -239,6 +239,8 @@ def test_without_a_scheduler_the_schedule_is_said(pipeline, tmp_path, caplog):
     load_model(alone, device="cpu")
     (said,) = caplog.messages
     assert "no scheduler_config.json beside it: read with prediction = eps" in said
+    assert "beta_end = 0.02, diffusers' defaults unless the experiment has others; wrong" in said
+    assert "given" not in said
     given = load_experiment("digits16", "diffusion.prediction=v")
     assert model_experiment(alone, given).diffusion.prediction == "v"
 
@@ -356,6 +358,24 @@ def test_what_cannot_be_had_is_refused_by_name(file, values, words, pipeline, tm
     line = refused("import", changed(pipeline, tmp_path, file, **values), "--out", tmp_path / "a.toml")
     assert words in line
     assert not (tmp_path / "a.toml").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"_class_name": "DDIM', "[]"])
+@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json", "model_index.json"])
+def test_damaged_settings_are_not_taken_for_missing_ones(file, content, pipeline, tmp_path):
+    copy = shutil.copytree(pipeline, tmp_path / "copy")
+    (copy / file).write_text(content)
+    line = refused("import", copy, "--out", tmp_path / "a.toml")
+    assert line == f"Error: {copy / file}: holds no settings, or is damaged: get the file again"
+
+
+def test_weights_without_settings_name_the_file_that_is_missing(pipeline, tmp_path):
+    copy = shutil.copytree(pipeline, tmp_path / "copy")
+    (copy / "unet" / "config.json").unlink()
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    words = f"Error: {weights}: config.json beside it is missing, or of no network: add the one it was saved with"
+    for folder in (copy, copy / "unet"):
+        assert refused("import", folder, "--out", tmp_path / "a.toml") == words
 
 
 def test_weights_that_do_not_fit_are_named(pipeline, tmp_path):

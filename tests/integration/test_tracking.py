@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from command_line import TINY, invoke, refused, tiny_options
 
+from hbench.errors import HBenchError
 from hbench.experiments import load_experiment
 from hbench.store.model import load_model
+from hbench.store.run import load_run
 from hbench.training.discover import train
 from hbench.training.tracking import PROGRAMS, check_log_to, hyperparameters
 
@@ -75,6 +77,23 @@ def test_a_log_that_begins_late_gets_the_steps_before_and_one_that_was_killed_wh
     state = out / "log-tensorboard.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"steps": 5}))  # killed before it said that it had 6
     assert_is_of_metrics(trained(8, resume=True), 8)
+
+
+def test_a_log_that_was_removed_is_made_anew(trained):
+    out = trained(4)
+    shutil.rmtree(out / "tensorboard")  # and not what says how much is in it
+    assert_is_of_metrics(trained(6, resume=True), 6)
+
+
+def test_a_damaged_log_leaves_a_finished_run_whole(trained):
+    out = trained(4)
+    (out / "log-tensorboard.json").write_text("{")
+    before = load_run(out, device="cpu").hashes
+    with pytest.raises(HBenchError, match=r"log-tensorboard\.json: cannot be read .*: remove it for a new log"):
+        trained(6, resume=True)
+    assert load_run(out, device="cpu").hashes == before
+    (out / "log-tensorboard.json").unlink()
+    assert_is_of_metrics(trained(6, resume=True), 6)
 
 
 def test_an_overwritten_training_has_a_log_of_its_own(trained):

@@ -1,4 +1,6 @@
+import runpy
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 from hbench.config import Data
 from hbench.core.images import soft_clip, to_float, to_uint8
 from hbench.errors import HBenchError
+from hbench.store import datasets
 from hbench.store.datasets import at_hand, load_images, load_set
 from hbench.store.pictures import save_grid
 
@@ -83,6 +86,15 @@ def test_mnist_is_never_downloaded_unasked(tmp_path, monkeypatch):
     with pytest.raises(HBenchError, match='~nobody-here/digits: there is no home folder for its "~"'):
         load_images(data, "~nobody-here/digits")
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_user_without_a_home_has_the_one_that_docker_gives(monkeypatch):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert runpy.run_path(datasets.__file__)["DOWNLOADS"] == Path("/.cache/hbench")
 
 
 def test_mnist_reads_torchvisions_layout(tmp_path):

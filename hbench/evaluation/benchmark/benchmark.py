@@ -15,7 +15,7 @@ import numpy as np
 from hbench.config import Experiment
 from hbench.core import seeds
 from hbench.core.sampler import BATCH
-from hbench.errors import MOST_SEED, HBenchError, check_at_least, check_seed
+from hbench.errors import MOST_SEED, HBenchError, check_at_least, check_seed, counted
 from hbench.evaluation.attributes.attributes import NATURAL
 from hbench.evaluation.benchmark.entries import TRAINED, directionless, given, holds_run, of_file, trained
 from hbench.evaluation.benchmark.measure import Counts, Distances, measure
@@ -233,4 +233,4 @@ def _announce(base: Run, searches: Sequence[str], others: int, counts: Counts) -
     each += 2 * counts.pairs + 48 * K + 8 * K * counts.samples + NATURAL + 2 * counts.images
     search = sum(method_named(name).samples + 60 * K for name in searches)
     count = len(searches) + others
-    log.info("%d methods: about %s on an empty folder", count, duration(chain * (each * count + search)))
+    log.info("%s: about %s on an empty folder", counted(count, "method"), duration(chain * (each * count + search)))

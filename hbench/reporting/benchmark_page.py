@@ -53,6 +53,8 @@ NUMBERS = (
     Line("memory_mib", "MiB", "of the search", -1),
 )
 """Lines of the table."""
+COSTS = ("seconds", "memory_mib")
+"""Numbers without an interval that span orders of magnitude."""
 OF_K = ("rca", "rca_visible", "visible", "distinct", "named", "effective_rank")
 """Numbers that depend on the number of directions, and compare only between methods with the same."""
 
@@ -91,13 +93,17 @@ def cells(line: Line, methods: list[MeasuredMethod]) -> list[Cell]:
     for each, value in zip(methods, values, strict=True):
         low, high = getattr(each, f"{line.field}_interval", (math.nan, math.nan))
         detail = "" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"
-        is_count = line.field in COUNTS or (value is not None and value == int(value) and value > 1)
-        words = "–" if value is None else f"{value:,.0f}" if is_count else f"{value:.3f}"
+        words = "–" if value is None else f"{value:,.0f}" if _is_whole(line, value) else f"{value:.3f}"
         if line.field == "visible":
             words = f"{len(each.visible)} of {each.K}"
         is_best = bool(line.better) and compares and value is not None and line.better * value == max(known)
         made.append(Cell(words, detail, is_best))
     return made
+
+
+def _is_whole(line: Line, value: float) -> bool:
+    """Return whether a number is shown without decimals: a count, or so large a cost that they say nothing."""
+    return line.field in COUNTS or (line.field in COSTS and value >= 10)
 
 
 def _number(line: Line, each: MeasuredMethod) -> float | None:

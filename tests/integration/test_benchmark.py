@@ -356,9 +356,10 @@ def test_a_result_of_another_classifier_or_size_is_measured_again(tmp_path):
 
 
 def test_numbers_of_directions_are_whole_ones():
-    shown = replace(committed().methods[0], distinct=1, named=0, effective_rank=1.0)
+    shown = replace(committed().methods[0], distinct=1, named=0, effective_rank=1.0, seconds=3307.4, memory_mib=0.1)
     words = {line.field: cells(line, [shown])[0].value for line in NUMBERS}
     assert (words["distinct"], words["named"], words["effective_rank"]) == ("1", "0", "1.000")
+    assert (words["seconds"], words["memory_mib"]) == ("3,307", "0.100")
 
 
 def test_the_page_marks_the_best_number_of_each_line(tiny_run, tmp_path):

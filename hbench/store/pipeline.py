@@ -127,7 +127,10 @@ def _check_alone(*folders: Path) -> None:
     """Raise an HBenchError where weights of diffusers lie in one of the folders, which have no settings of them."""
     found = (each for folder in folders for each in sorted(folder.glob(f"{STEM}.*")) if each.suffix in SUFFIXES)
     if alone := next(found, None):
-        raise HBenchError(f"{alone}: {CONFIG} beside it is missing, or of no network: add the one it was saved with")
+        raise HBenchError(
+            f"{alone}: is of a model of diffusers, and {CONFIG} beside it is missing, or of no network: add the one it "
+            "was saved with"
+        )
 
 
 def _check_parts(index: Mapping[str, Any], name: str) -> None:

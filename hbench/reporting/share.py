@@ -97,7 +97,7 @@ def share(
         grid = run.traverse(shown, examples=EXAMPLES, samples=SAMPLES, seed=seed)
         labels = [f"{k}: {run.names[k]}" if k in run.names else str(k) for k in shown]
         draw_directions(grid.images, labels, run.S, run.experiment.title, out / PREVIEW, columns=2)
-        write_text(out / CARD, card(run, found, directions.name, name, licence, shown[0]))
+        write_text(out / CARD, card(run, found, directions.name, name, licence, shown[0]) + "\n")
     return out
 
 

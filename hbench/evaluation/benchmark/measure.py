@@ -116,7 +116,7 @@ def measure(
     )
     fidelity, spread = None, None
     if distances:
-        features_of = distances.extractor
+        extractor = distances.extractor
         visible = effects.visible if 0 < len(effects.visible) < run.K else None  # what changes nothing costs nothing
         fidelity = kept(
             Fidelity,
@@ -126,9 +126,9 @@ def measure(
             lambda: distances.measure(run, counts.images, visible, seed),
             n=counts.images,
             directions=visible,
-            extractor_sha256=features_of.sha256,
+            extractor_sha256=extractor.sha256,
         )
-        spread = _precision_recall(run, features_of, counts.images, visible, distances.cache, seed)
+        spread = _precision_recall(run, extractor, counts.images, visible, distances.cache, seed)
     numbers = _numbers(entry, ranking, effects, fidelity, spread)
     best = sorted(effects.directions, key=lambda each: (not each.visible, -each.visible_change))[:SHOWN]
     images = run.traverse([each.direction for each in best], examples=EXAMPLES, samples=COLUMNS, seed=seed).images
